@@ -1,0 +1,50 @@
+"""`hpcft collect`: the results table."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hpcft.cli.options import RunNames, RunsDir
+from hpcft.errors import UsageError
+from hpcft.paths import DEFAULT_RUNS
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the verb."""
+
+    @app.command()
+    def collect(
+        runs: RunNames = None,
+        format: Annotated[
+            str, typer.Option("--format", help="table, csv, tsv, json, md or latex.")
+        ] = "table",
+        metric: Annotated[
+            list[str] | None, typer.Option("--metric", "-m", help="Show these metrics.")
+        ] = None,
+        json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+        runs_dir: RunsDir = DEFAULT_RUNS,
+    ) -> None:
+        """Print one table of all results, with the reported numbers beside ours."""
+        from hpcft import collect as collecting
+        from hpcft.cli import console
+        from hpcft.cli.status import chosen
+        from hpcft.report import FORMATS
+
+        wanted = "json" if json else format
+        if wanted not in ("table", "json", *FORMATS):
+            known = ", ".join(["table", "json", *FORMATS])
+            raise UsageError(f"--format {wanted}: expected one of {known}")
+        found = collecting.rows(chosen(runs_dir, runs))
+        if wanted == "json":
+            console.as_json([collecting.as_json(row) for row in found])
+            return
+        if not found:
+            console.say(f"no runs in {runs_dir}")
+            return
+        header, cells = collecting.table(found, metric)
+        if wanted == "table":
+            console.table(header, cells)
+        else:
+            console.data(FORMATS[wanted](header, cells))

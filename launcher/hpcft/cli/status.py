@@ -1,0 +1,60 @@
+"""`hpcft status`: what is known of each run now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpcft.cli.options import Json, RunNames, RunsDir
+from hpcft.errors import UsageError
+from hpcft.monitor import View
+from hpcft.paths import DEFAULT_RUNS, RunPaths
+from hpcft.records import Job
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the verb."""
+
+    @app.command()
+    def status(
+        runs: RunNames = None,
+        watch: Annotated[bool, typer.Option("--watch", "-w", help="Watch until all end.")] = False,
+        json: Json = False,
+        runs_dir: RunsDir = DEFAULT_RUNS,
+    ) -> None:
+        """Show state, progress, loss, speed, memory and time to go of runs."""
+        from hpcft.cli import console
+        from hpcft.cli import watch as watching
+        from hpcft.monitor import as_json
+
+        views = chosen(runs_dir, runs)
+        if watch and views:
+            watching.watch_until_done(runs_dir, [view.job.run_id for view in views])
+        elif json:
+            console.as_json([as_json(view) for view in views])
+        elif views:
+            console.table(*watching.cells(views), right=watching.RIGHT)
+        else:
+            console.say(f"no runs in {runs_dir}")
+
+
+def chosen(root: Path, names: list[str] | None) -> list[View]:
+    """The runs that the user names; all of them without a name.
+
+    Raises:
+        UsageError: a name matches nothing.
+    """
+    from hpcft.monitor import snapshot
+    from hpcft.store import find_run, runs_in
+
+    if not names:
+        return snapshot(runs_in(root))
+    found: dict[Path, tuple[RunPaths, Job]] = {}
+    for name in names:
+        matches = find_run(root, name)
+        if not matches:
+            raise UsageError(f"no run {name!r} in {root}; hpcft status lists them")
+        found |= {paths.folder: (paths, job) for paths, job in matches}
+    return snapshot(found.values())

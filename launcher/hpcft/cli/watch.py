@@ -1,0 +1,81 @@
+"""Watching runs: a live table on a terminal, a line for each change in a pipe."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from hpcft.errors import RunFailed
+from hpcft.monitor import COLUMNS, View
+
+INTERVAL_S = 2.0
+# An unreachable scheduler is waited for; its jobs go on without us.
+UNKNOWN_PATIENCE_S = 900.0
+
+
+def cells(views: list[View]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the status table."""
+    return [c.title for c in COLUMNS], [[c.cell(v) for c in COLUMNS] for v in views]
+
+
+RIGHT = {column.title for column in COLUMNS if column.right}
+
+
+def watch_until_done(root: Path, run_ids: list[str]) -> None:
+    """Shows the runs until none is queued or running.
+
+    Raises:
+        RunFailed: at least one ended without a result.
+    """
+    from rich.live import Live
+
+    from hpcft.cli import console
+    from hpcft.monitor import snapshot
+    from hpcft.store import runs_in
+
+    wanted = set(run_ids)
+    unknown_since: float | None = None
+    said: dict[str, str] = {}
+    live = Live(console=console.talk, auto_refresh=False) if console.talk.is_terminal else None
+    try:
+        if live:
+            live.start()
+        while True:
+            views = snapshot((p, j) for p, j in runs_in(root) if j.run_id in wanted)
+            if live:
+                live.update(console.rich_table(*cells(views), right=RIGHT), refresh=True)
+            else:
+                _say_changes(views, said)
+            unknown = [v for v in views if v.state == "UNKNOWN"]
+            if not unknown:
+                unknown_since = None
+            elif unknown_since is None:
+                unknown_since = time.monotonic()
+            gave_up = unknown_since and time.monotonic() - unknown_since > UNKNOWN_PATIENCE_S
+            if gave_up or not any(v.is_live or v.state == "UNKNOWN" for v in views):
+                break
+            time.sleep(INTERVAL_S)
+    except KeyboardInterrupt:
+        console.say("stopped watching; the runs go on: hpcft status, hpcft cancel")
+        raise
+    finally:
+        if live:
+            live.stop()
+    bad = [v for v in views if v.state != "COMPLETED"]
+    if bad:
+        raise RunFailed("\n".join(f"{v.job.run_id} {v.state}: {v.note}" for v in bad))
+
+
+def _say_changes(views: list[View], said: dict[str, str]) -> None:
+    from hpcft.cli import console
+
+    for view in views:
+        p = view.progress
+        tenth = int(10 * p.step / p.total_steps) if p and p.total_steps else -1
+        key = f"{view.state} {p.phase if p else ''} {tenth}"
+        if said.get(view.job.run_id) == key:
+            continue
+        said[view.job.run_id] = key
+        parts = [c.cell(view) for c in COLUMNS if c.title not in ("cluster", "note")]
+        parts.append(p.phase if p and view.is_live else view.note)
+        console.say("  ".join(part for part in parts if part))

@@ -1,0 +1,1 @@
+"""Clusters: profiles, Slurm through submitit, this machine; the only callers of a scheduler."""

@@ -1,0 +1,11 @@
+"""What submitit starts on every rank: importable by name, takes only the run folder's path."""
+
+from __future__ import annotations
+
+import importlib
+
+
+def start(run_folder: str) -> str:
+    """Runs this process as one rank of the run; the result is in the run folder, not returned."""
+    importlib.import_module("hpcft.train.rank").main(run_folder)
+    return run_folder

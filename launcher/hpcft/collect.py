@@ -1,0 +1,162 @@
+"""Records to tables: a row a run, repeats as mean ± spread, the baseline beside ours."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpcft.errors import StoreError
+from hpcft.monitor import View, point_text
+from hpcft.recipe import FullRecipe
+from hpcft.records import RunRecord
+from hpcft.store import read_if_there
+from hpcft.units import format_bytes, format_count, format_seconds
+
+SEED = "train.seed"
+# Shown first, in this order, if a run has them; the rest only in JSON and CSV, or on request.
+HEADLINE = ("accuracy", "majority", "f1", "exact_match", "perplexity", "completion_loss")
+
+
+@dataclass
+class Row:
+    """One line of the results table: a run, or several that differ in their seed only."""
+
+    recipe: str
+    point: dict[str, Any]
+    run_ids: list[str]
+    state: str
+    note: str = ""
+    split: str = ""
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    before: dict[str, list[float]] = field(default_factory=dict)
+    baseline: dict[str, float] = field(default_factory=dict)
+    baseline_source: str = ""
+    baseline_outcome: str = ""
+    total_parameters: int | None = None
+    trainable_parameters: int | None = None
+    wall_s: list[float] = field(default_factory=list)
+    gpu_hours: list[float] = field(default_factory=list)
+    predicted_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def rows(views: Iterable[View]) -> list[Row]:
+    """The table of the given runs, completed or not: what is missing is said, not left out."""
+    groups: dict[str, Row] = {}
+    for view in views:
+        point = {key: value for key, value in view.job.point.items() if key != SEED}
+        repeat = SEED in view.job.point and view.state == "COMPLETED"
+        same = [view.job.recipe, view.job.sweep_id, point] if repeat else [view.job.run_id]
+        key = json.dumps(same, sort_keys=True)
+        row = groups.get(key)
+        if row is None:
+            shown = point if repeat else dict(view.job.point)
+            row = groups[key] = Row(view.job.recipe, shown, [], view.state, view.note)
+            _add_baseline(row, view)
+        row.run_ids.append(view.job.run_id)
+        if view.record is not None:
+            _add_record(row, view.record)
+    return list(groups.values())
+
+
+def _add_baseline(row: Row, view: View) -> None:
+    try:
+        recipe = read_if_there(view.paths.recipe, FullRecipe)
+    except StoreError:
+        return
+    if recipe and recipe.baseline:
+        row.baseline = dict(recipe.baseline.metrics)
+        row.baseline_source = recipe.baseline.source
+        row.baseline_outcome = recipe.baseline.outcome or ""
+
+
+def _add_record(row: Row, record: RunRecord) -> None:
+    row.split = record.split
+    for name, value in record.metrics.items():
+        row.metrics.setdefault(name, []).append(value)
+    for name, value in record.metrics_before.items():
+        row.before.setdefault(name, []).append(value)
+    row.notes += [note for note in record.notes if note not in row.notes]
+    row.predicted_memory_bytes = record.predicted_memory_bytes
+    if record.parameters:
+        row.total_parameters = record.parameters.total
+        row.trainable_parameters = record.parameters.trainable
+    if record.measured:
+        row.wall_s.append(record.measured.wall_s)
+        row.gpu_hours.append(record.measured.gpu_hours)
+        row.peak_memory_bytes = max(row.peak_memory_bytes or 0, record.measured.peak_memory_bytes)
+
+
+def mean_spread(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and the sample standard deviation where there are two values or more."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return statistics.fmean(values), spread
+
+
+def number(values: list[float], digits: int = 4) -> str:
+    """`0.8421`, or `0.8421 ± 0.0102 (n=3)` over repeats."""
+    mean, spread = mean_spread(values)
+    return (
+        f"{mean:.{digits}f}"
+        if spread is None
+        else (f"{mean:.{digits}f} ± {spread:.{digits}f} (n={len(values)})")
+    )
+
+
+def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the results table as text; columns that no row fills are left out."""
+    present = {name for row in found for name in (*row.metrics, *row.baseline)}
+    names = metrics or [name for name in HEADLINE if name in present]
+    if not names:
+        names = sorted(present)[:4]
+    header = ["recipe", "point", "state", "split"]
+    body = [
+        [row.recipe, point_text(row.point),
+         row.state, row.split]
+        for row in found
+    ]  # fmt: skip
+    for name in names:
+        columns = [
+            (name, [number(row.metrics[name]) if name in row.metrics else "" for row in found]),
+            (f"{name} before",
+             [number(row.before[name]) if name in row.before else "" for row in found]),
+            (f"{name} reported",
+             [f"{row.baseline[name]:.4f}" if name in row.baseline else "" for row in found]),
+        ]  # fmt: skip
+        for title, cells in columns:
+            header.append(title)
+            for line, cell in zip(body, cells, strict=True):
+                line.append(cell)
+    rest: dict[str, Callable[[Row], str]] = {
+        "reported outcome": lambda r: r.baseline_outcome,
+        "parameters": lambda r: format_count(r.total_parameters),
+        "trainable": lambda r: format_count(r.trainable_parameters),
+        "time": lambda r: format_seconds(sum(r.wall_s) / len(r.wall_s)) if r.wall_s else "",
+        "GPU hours": lambda r: f"{sum(r.gpu_hours):.4f}" if r.gpu_hours else "",
+        "memory predicted": lambda r: format_bytes(r.predicted_memory_bytes),
+        "memory measured": lambda r: format_bytes(r.peak_memory_bytes),
+        "source": lambda r: r.baseline_source,
+        "note": lambda r: r.note or "; ".join(r.notes),
+    }
+    for title, shown in rest.items():
+        header.append(title)
+        for line, row in zip(body, found, strict=True):
+            line.append(shown(row))
+    used = [i for i, _ in enumerate(header) if any(line[i] for line in body) or i == 0]
+    return [header[i] for i in used], [[line[i] for i in used] for line in body]
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A row for programs: every metric with its mean, spread and single values."""
+
+    def summary(metrics: dict[str, list[float]]) -> dict[str, Any]:
+        return {
+            name: {"mean": mean_spread(v)[0], "stdev": mean_spread(v)[1], "values": v}
+            for name, v in metrics.items()
+        }
+
+    return {**vars(row), "metrics": summary(row.metrics), "before": summary(row.before)}

@@ -1,0 +1,135 @@
+"""Evidence to a named class, a sentence and a next step."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from hpcft.cluster.states import JobState
+from hpcft.errors import StoreError
+from hpcft.paths import RunPaths
+from hpcft.records import Attempt, Record
+from hpcft.store import read
+
+TAIL_BYTES = 40_000
+
+
+class RankError(Record):
+    """What a rank wrote about its own end."""
+
+    rank: int
+    """Global rank."""
+    node: str
+    """Node that it ran on."""
+    at: float
+    """Unix time in seconds."""
+    kind: str
+    """Class of the exception."""
+    message: str
+    """Its text."""
+    traceback: str = Field(default="")
+    """For developers; shown by `hpcft logs`."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run has no result."""
+
+    name: str
+    """Class, for example `gpu_oom`."""
+    sentence: str
+    """What happened, with the decisive line of evidence."""
+    next_step: str
+    """What to do."""
+
+    def __str__(self) -> str:
+        return f"{self.sentence}; {self.next_step}"
+
+
+# Class, pattern in what a rank or Slurm said, what to do. The first that matches wins, so the
+# narrower stand above the wider.
+_CLASSES = (
+    ("foreign_memory", r"Process \d+ has [\d.]+ [GM]iB memory in use",
+     "other processes hold the GPU: go to another node, a smaller batch would not help"),
+    ("gpu_oom", r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
+     "lower train.per_device_train_batch_size or set train.gradient_checkpointing: true"),
+    ("host_oom", r"oom[-_ ]?kill|Out Of Memory|OUT_OF_MEMORY|exceeded memory limit|MemoryError",
+     "the node's memory was not enough: lower the ranks per node or offload less"),
+    ("disk", r"No space left on device|Disk quota exceeded", "make room, then submit again"),
+    ("bad_node", r"uncorrectable ECC|\bXid\b", "tell the site and submit again"),
+    ("access", r"offline mode|GatedRepo|401 Client Error|LocalEntryNotFound|OfflineModeIsEnabled",
+     "a model or data set is not in the local cache: fetch it on the login node first"),
+    ("nccl", r"NCCL (error|WARN)|ProcessGroupNCCL.*timeout|Connection closed by peer|gloo.*timeout",
+     "a rank or the network between nodes died: look at the other ranks' logs"),
+    ("nan", r"loss is (nan|inf)|not finite", "lower train.learning_rate, or use bf16 or fp32"),
+)  # fmt: skip
+
+_STATES = {
+    "TIMEOUT": ("timeout", "the time limit was reached", "raise resources.time_min"),
+    "OUT_OF_MEMORY": ("host_oom", "Slurm ended it for using more host memory than --mem",
+                      "lower the ranks per node or offload less"),
+    "CANCELLED": ("cancelled", "it was cancelled", "submit it again when wanted"),
+    "NODE_FAIL": ("infrastructure", "its node failed", "submit it again"),
+    "BOOT_FAIL": ("infrastructure", "its node did not boot", "submit it again"),
+    "PREEMPTED": ("infrastructure", "it was preempted by another job", "submit it again"),
+    "DEADLINE": ("timeout", "its deadline passed", "submit it again"),
+}  # fmt: skip
+
+
+def explain(paths: RunPaths, attempt: Attempt | None, state: JobState) -> Failure:
+    """Why a run that ended has no result."""
+    errors = rank_errors(paths)
+    evidence = [f"{e.kind}: {e.message}" for e in errors]
+    if attempt and attempt.job_id:
+        evidence += _log_tails(Path(attempt.logs), attempt.job_id)
+    for text in evidence:
+        for name, pattern, step in _CLASSES:
+            match = re.search(pattern, text)
+            if match:
+                return Failure(name, _line_of(text, match.start()), step)
+    if errors:
+        first = errors[0]
+        where = f"rank {first.rank} on {first.node}"
+        return Failure("user", f"{where}: {_first_line(first)}", "see hpcft logs")
+    if state.state in _STATES:
+        name, sentence, step = _STATES[state.state]
+        return Failure(name, sentence, step)
+    if state.reason:
+        return Failure("unknown", state.reason, "see hpcft logs")
+    code = f" (exit code {state.exit_code})" if state.exit_code else ""
+    return Failure("rank_died", f"a rank ended without a word{code}", "see hpcft logs --stderr")
+
+
+def rank_errors(paths: RunPaths) -> list[RankError]:
+    """What ranks wrote about their own end, the earliest first: the others only followed it."""
+    found = []
+    for file in paths.errors.glob("*.json") if paths.errors.is_dir() else ():
+        try:
+            found.append(read(file, RankError))
+        except StoreError:
+            continue
+    return sorted(found, key=lambda error: error.at)
+
+
+def _log_tails(logs: Path, job_id: str) -> list[str]:
+    tails = []
+    for file in sorted(logs.glob(f"{job_id}_*_log.err"))[:64]:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
+            tails.append(stream.read().decode(errors="replace"))
+    return tails
+
+
+def _line_of(text: str, position: int) -> str:
+    start = text.rfind("\n", 0, position) + 1
+    end = text.find("\n", position)
+    return text[start : end if end >= 0 else None].strip()[:300]
+
+
+def _first_line(error: RankError) -> str:
+    line = (error.message.strip().splitlines() or [""])[0]
+    plain = error.kind in ("DataError", "UsageError", "InputError", "HpcftError")
+    return line[:300] if plain else f"{error.kind}: {line[:300]}"

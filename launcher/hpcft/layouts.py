@@ -1,0 +1,215 @@
+"""Which layouts a recipe and a profile allow, and what the recipe asks in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hpcft.document import Loc
+from hpcft.recipe import FullRecipe
+from hpcft.records import Cluster, Layout, ModelFacts, Precision
+
+BF16_CAPABILITY = 8.0  # Ampere; NVIDIA CUDA C++ Programming Guide, arithmetic throughput
+MAX_MICRO_BATCH = 64
+
+# ZeRO stage, optimizer offload, parameter offload, in the order of what they cost in speed.
+_RUNGS: tuple[tuple[int, Any, Any], ...] = (
+    (0, "none", "none"),
+    (1, "none", "none"),
+    (2, "none", "none"),
+    (3, "none", "none"),
+    (2, "cpu", "none"),
+    (3, "cpu", "none"),
+    (3, "cpu", "cpu"),
+    (3, "nvme", "none"),
+    (3, "nvme", "nvme"),
+)
+
+
+def problems(recipe: FullRecipe, cluster: Cluster, facts: ModelFacts) -> list[tuple[Loc, str, str]]:
+    """What the recipe asks that the cluster or the model does not have: field, what, fix."""
+    found: list[tuple[Loc, str, str]] = []
+    wanted = recipe.resources
+    at = ("resources",)
+    if wanted.nodes != "auto" and wanted.nodes > cluster.max_nodes:
+        found.append(
+            (
+                (*at, "nodes"),
+                f"expected at most {cluster.max_nodes} ({cluster.name}'s "
+                f"max_nodes), got {wanted.nodes}",
+                "lower it or correct the profile",
+            )
+        )
+    per_node = cluster.gpus_per_node or cluster.cores_per_node
+    unit = "GPUs" if cluster.gpus_per_node else "cores"
+    if wanted.gpus_per_node != "auto" and wanted.gpus_per_node > per_node:
+        found.append(
+            (
+                (*at, "gpus_per_node"),
+                f"expected at most {per_node}: a node of {cluster.name} "
+                f"has {per_node} {unit}, got {wanted.gpus_per_node}",
+                "lower it or add nodes",
+            )
+        )
+    if wanted.time_min != "auto" and wanted.time_min > cluster.time_limit_min:
+        found.append(
+            (
+                (*at, "time_min"),
+                f"expected at most {cluster.time_limit_min} ({cluster.name}'s "
+                f"time_limit_min), got {wanted.time_min}",
+                "lower it",
+            )
+        )
+    if wanted.partition and wanted.partition not in (cluster.partition, *cluster.partitions):
+        known = (
+            ", ".join(
+                dict.fromkeys(
+                    [*([cluster.partition] if cluster.partition else []), *cluster.partitions]
+                )
+            )
+            or "none"
+        )
+        found.append(
+            (
+                (*at, "partition"),
+                f"{cluster.name} has no partition {wanted.partition!r}",
+                f"its profile lists: {known}",
+            )
+        )
+    for part in ("offload_optimizer", "offload_param"):
+        if getattr(wanted, part) == "nvme" and not cluster.node_disk_path:
+            found.append(((*at, part), f"{cluster.name} has no node-local disk", "use cpu"))
+    if wanted.zero_stage != "auto" and wanted.zero_stage not in recipe.method.zero_stages:
+        stages = ", ".join(map(str, recipe.method.zero_stages))
+        found.append(
+            (
+                (*at, "zero_stage"),
+                f"{recipe.method.name} works with stages {stages}, got {wanted.zero_stage}",
+                "use auto",
+            )
+        )
+    if wanted.zero_stage in (0, 1, 2) and wanted.offload_param in ("cpu", "nvme"):
+        found.append(
+            ((*at, "offload_param"), "parameters are offloaded by ZeRO-3 only", "set zero_stage: 3")
+        )
+    has_bf16 = cluster.accelerator == "cpu" or (
+        cluster.gpu is not None and cluster.gpu.compute_capability >= BF16_CAPABILITY
+    )
+    if recipe.train.bf16 is True and not has_bf16:
+        name = cluster.gpu.name if cluster.gpu else cluster.name
+        found.append((("train", "bf16"), f"{name} has no bfloat16", "use auto or fp16: true"))
+    if recipe.train.fp16 is True and cluster.accelerator == "cpu":
+        found.append((("train", "fp16"), "a CPU does not train in float16", "use auto"))
+    if facts.max_positions and recipe.task.max_length > facts.max_positions:
+        found.append(
+            (
+                ("task", "max_length"),
+                f"the model takes at most {facts.max_positions} tokens, "
+                f"got {recipe.task.max_length}",
+                "lower it",
+            )
+        )
+    return found
+
+
+def layouts(recipe: FullRecipe, cluster: Cluster) -> Iterator[Layout]:
+    """The layouts that recipe and profile allow: fewest GPUs, then least offloading, first."""
+    wanted, train = recipe.resources, recipe.train
+    most = cluster.gpus_per_node if cluster.accelerator == "cuda" else 1
+    ranks = [wanted.gpus_per_node] if wanted.gpus_per_node != "auto" else doubling(most)
+    nodes = [wanted.nodes] if wanted.nodes != "auto" else doubling(cluster.max_nodes)
+    if wanted.gpus_per_node == "auto" and wanted.nodes != "auto" and wanted.nodes > 1:
+        ranks = [most]  # who asks for several nodes means whole ones
+    shapes = sorted(
+        {(n, r) for n in nodes for r in ranks if n == 1 or r == ranks[-1]},
+        key=lambda shape: (shape[0] * shape[1], shape[0]),
+    )
+    checkpointing = (
+        [False, True] if train.gradient_checkpointing == "auto" else [train.gradient_checkpointing]
+    )
+    for n, r in shapes:
+        for stage, optimizer, param in _RUNGS:
+            if not _allowed(recipe, cluster, stage, optimizer, param, n * r):
+                continue
+            for recompute in checkpointing:
+                for micro in _micro_batches(recipe, n * r):
+                    yield Layout(
+                        nodes=n,
+                        ranks_per_node=r,
+                        per_device_train_batch_size=micro,
+                        gradient_accumulation_steps=train.global_batch_size // (micro * n * r),
+                        gradient_checkpointing=recompute,
+                        zero_stage=stage,
+                        offload_optimizer=optimizer,
+                        offload_param=param,
+                    )
+
+
+def _allowed(
+    recipe: FullRecipe, cluster: Cluster, stage: int, optimizer: str, param: str, world: int
+) -> bool:
+    wanted = recipe.resources
+    if stage not in recipe.method.zero_stages:
+        return False
+    if wanted.zero_stage not in ("auto", stage) or (
+        wanted.zero_stage == "auto" and stage and world == 1 and optimizer == "none"
+    ):
+        return False  # sharding over one rank gains nothing
+    if wanted.offload_optimizer not in ("auto", optimizer) or wanted.offload_param not in (
+        "auto",
+        param,
+    ):
+        return False
+    if optimizer != "none" and recipe.train.optim not in ("adamw_torch", "adamw_torch_fused"):
+        return False  # offloading runs DeepSpeed's own CPU Adam
+    if "nvme" in (optimizer, param) and not cluster.node_disk_path:
+        return False
+    offload_asked = "auto" not in (wanted.offload_optimizer, wanted.offload_param)
+    return cluster.accelerator == "cuda" or optimizer == param == "none" or offload_asked
+
+
+def doubling(most: int) -> list[int]:
+    """1, 2, 4, … and `most` itself."""
+    return sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
+
+
+def _micro_batches(recipe: FullRecipe, world: int) -> list[int]:
+    """Micro-batches that make up the global batch exactly, largest first."""
+    train = recipe.train
+    if train.global_batch_size % world:
+        return []
+    each = train.global_batch_size // world
+    sizes = [b for b in range(min(each, MAX_MICRO_BATCH), 0, -1) if each % b == 0]
+    fixed = train.per_device_train_batch_size
+    return sizes if fixed == "auto" else [b for b in [fixed] if each % b == 0]
+
+
+def precision_of(recipe: FullRecipe, cluster: Cluster) -> Precision:
+    """bf16 where the hardware has it, else fp16; fp32 on a CPU; or what the recipe says."""
+    train = recipe.train
+    if train.bf16 is True:
+        return "bf16"
+    if train.fp16 is True:
+        return "fp16"
+    if cluster.accelerator == "cpu" or (train.bf16 is False and train.fp16 is False):
+        return "fp32"
+    assert cluster.gpu is not None
+    if train.bf16 != False and cluster.gpu.compute_capability >= BF16_CAPABILITY:  # noqa: E712
+        return "bf16"
+    return "fp32" if train.fp16 is False else "fp16"
+
+
+def describe(layout: Layout) -> str:
+    """A layout in a line: `2 nodes × 4 GPUs, ZeRO-3, micro-batch 1, checkpointing`."""
+    parts = [
+        f"{layout.nodes} node{'s' * (layout.nodes > 1)} × {layout.ranks_per_node}",
+        f"ZeRO-{layout.zero_stage}" if layout.zero_stage else "no sharding",
+        f"micro-batch {layout.per_device_train_batch_size}",
+    ]
+    if layout.gradient_checkpointing:
+        parts.append("checkpointing")
+    if layout.offload_optimizer != "none":
+        parts.append(f"optimizer on {layout.offload_optimizer}")
+    if layout.offload_param != "none":
+        parts.append(f"parameters on {layout.offload_param}")
+    return ", ".join(parts)

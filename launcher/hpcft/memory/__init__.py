@@ -1,0 +1,1 @@
+"""Memory rules: each a small function with its formula, unit and source."""

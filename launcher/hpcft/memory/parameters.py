@@ -1,0 +1,159 @@
+"""Exact parameter counts from a configuration, on the meta device: no weights, no memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from hpcft.errors import DataError
+from hpcft.methods import AnyMethod
+from hpcft.paths import cache_folder
+from hpcft.records import ModelFacts, ModelSpec, ParameterCount
+from hpcft.tasks import AnyTask
+
+
+def model_config(model: ModelSpec, task: AnyTask) -> Any:
+    """The `transformers` configuration of the model with the task's head.
+
+    A local folder's own configuration counts first, then `model.config`, then the hub cache, then
+    (on a login node with network) the hub.
+
+    Raises:
+        DataError: there is none, or `transformers` does not know it.
+    """
+    from transformers import AutoConfig
+
+    head = dict(task.head().config)
+    described = dict(model.config or {})
+    try:
+        if model.path and (model.path.startswith("/") or not described):
+            config = AutoConfig.from_pretrained(model.path, revision=model.revision, **head)
+        else:
+            config = AutoConfig.for_model(described.pop("model_type"), **described)
+            config.update(head)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"model: no usable configuration of {model.path or described}: {reason}\n"
+            "  use a local folder, or describe the architecture in model.config"
+        ) from None
+    if getattr(config, "num_labels", None) and task.head().outputs is None:
+        config.is_decoder = getattr(config, "is_decoder", False)
+    return config
+
+
+def model_class(task: AnyTask) -> Any:
+    """The `transformers` Auto class of the task's head."""
+    import transformers
+
+    return getattr(transformers, task.head().auto_class)
+
+
+def facts(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
+    """What planning has to know of a model; counted once, then read from the cache."""
+    key = json.dumps(
+        [
+            model.model_dump(mode="json", exclude={"tokenizer"}),
+            _content(model),
+            task.head().auto_class,
+            dict(task.head().config),
+            method.model_dump(mode="json"),
+        ],
+        sort_keys=True,
+    )
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    file = cache_folder() / "facts" / f"{name}.json"
+    try:
+        return ModelFacts.model_validate_json(file.read_text())
+    except (OSError, ValueError):
+        pass
+    counted = _count(model, task, method)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{hash(key) & 0xFFFF}.tmp")
+        temporary.write_text(counted.model_dump_json())
+        temporary.replace(file)
+    except OSError:
+        pass  # a cache that cannot be written costs seconds, not correctness
+    return counted
+
+
+def largest_weight_file_bytes(model: ModelSpec, facts: ModelFacts) -> int:
+    """What a rank reads at once when loading: the largest weight file, else 5 GiB or the model.
+
+    5 GiB is the shard size at which published models are commonly split.
+    """
+    folder = Path(model.path or "")
+    if model.path and folder.is_dir():
+        return max((f.stat().st_size for f in folder.glob("*.safetensors")), default=0)
+    return min(4 * facts.parameters.total, 5 * 2**30)
+
+
+def _content(model: ModelSpec) -> str:
+    file = Path(model.path or "") / "config.json"
+    return file.read_text() if model.path and file.is_file() else ""
+
+
+def _count(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
+    import torch
+
+    config = model_config(model, task)
+    try:
+        with torch.device("meta"):
+            bare = model_class(task).from_config(config, dtype=torch.float32)
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f"model: {config.model_type} has no {task.head().auto_class}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    quantised = method.quantised_parameters(bare)
+    before = _total(bare)
+    largest = max(
+        sum(p.numel() for p in module.parameters(recurse=False)) for module in bare.modules()
+    )
+    head_only = _head_parameters(bare) if task.head().outputs is not None else 0
+    try:
+        wrapped = method.wrap(bare, causal=task.causal, checkpointing=False)
+    except ValueError as error:
+        raise DataError(f"method.{method.name}: {str(error).splitlines()[0]}") from None
+    text = config.get_text_config()
+    return ModelFacts(
+        model_type=config.model_type,
+        parameters=ParameterCount(
+            total=_total(wrapped),
+            trainable=sum(p.numel() for p in wrapped.parameters() if p.requires_grad),
+            added=_total(wrapped) - before + head_only,
+            largest_layer=largest,
+            quantised=quantised,
+        ),
+        layers=_first(text, "num_hidden_layers", "n_layers", "n_layer"),
+        hidden_size=_first(text, "hidden_size", "dim", "n_embd", "d_model"),
+        intermediate_size=_first(text, "intermediate_size", "hidden_dim", "ffn_dim", "n_inner")
+        or 4 * _first(text, "hidden_size", "dim", "n_embd", "d_model"),
+        attention_heads=_first(text, "num_attention_heads", "n_heads", "n_head"),
+        vocab_size=_first(text, "vocab_size"),
+        logits_width=task.head().outputs or _first(text, "vocab_size"),
+        logits_positions=task.head().positions,
+        max_positions=getattr(text, "max_position_embeddings", None),
+    )
+
+
+def _total(model: Any) -> int:
+    """All parameters; `parameters()` gives a tied weight once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _head_parameters(model: Any) -> int:
+    """Parameters outside the base model: those that the task's head adds."""
+    base = getattr(model, model.base_model_prefix, None)
+    return _total(model) - _total(base) if base is not None and base is not model else 0
+
+
+def _first(config: Any, *names: str) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return 0

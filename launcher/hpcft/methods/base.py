@@ -1,0 +1,36 @@
+"""What every method answers: how the model is loaded, what it trains, what it needs in memory."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from hpcft.records import Method, Precision
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+class MethodBase(Method):
+    """A method with its behaviour."""
+
+    zero_stages: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
+    """ZeRO stages that it works with; the planner tries no others."""
+    adapter: ClassVar[bool] = False
+    """Whether the weights that come out are an adapter beside the base model."""
+
+    def load_options(self, precision: Precision, zero_stage: int) -> dict[str, Any]:
+        """Arguments of `from_pretrained`. Imports torch."""
+        import torch
+
+        # With plain data parallelism in mixed precision the weights stay fp32 and autocast casts;
+        # DeepSpeed keeps its own fp32 master copy, so the model itself is in the compute type.
+        name = DTYPES[precision] if zero_stage > 0 or self.adapter else "float32"
+        return {"dtype": getattr(torch, name)}
+
+    @abstractmethod
+    def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
+        """The model with adapters added and the rest frozen, as this method asks."""
+
+    def quantised_parameters(self, model: Any) -> int:
+        """Weights that are held in 4 bits; `model` may be on the meta device."""
+        return 0

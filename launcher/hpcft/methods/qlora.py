@@ -1,0 +1,78 @@
+"""QLoRA: LoRA over a base held in 4-bit NormalFloat (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from hpcft.methods.base import DTYPES
+from hpcft.methods.lora import LoRA
+from hpcft.records import Precision
+
+# bitsandbytes leaves the output layer in 16 bits; transformers names it in these ways.
+NOT_QUANTISED = ("lm_head", "score", "classifier", "qa_outputs", "embed_out")
+
+
+class QLoRA(LoRA):
+    """Train low-rank updates over a 4-bit base; names as in PEFT and `BitsAndBytesConfig`."""
+
+    # ZeRO-3 would first load the whole base on every GPU: no gain over ZeRO-2 (HF documentation).
+    zero_stages: ClassVar[tuple[int, ...]] = (0, 1, 2)
+
+    name: Literal["qlora"]  # type: ignore[assignment]
+    """`qlora`."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit type."""
+    bnb_4bit_use_double_quant: bool = True
+    """Quantise the scales too: 0.516 instead of 0.563 bytes a parameter."""
+
+    def load_options(self, precision: Precision, zero_stage: int) -> dict[str, Any]:
+        """A 4-bit base on this rank's own device."""
+        import os
+
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        compute = getattr(torch, DTYPES[precision])
+        here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        return {
+            "dtype": compute,
+            "device_map": {"": here},
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=self.bnb_4bit_quant_type,
+                bnb_4bit_use_double_quant=self.bnb_4bit_use_double_quant,
+                bnb_4bit_compute_dtype=compute,
+                bnb_4bit_quant_storage=compute,
+            ),
+        }
+
+    def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
+        """LoRA layers over the quantised base, prepared for training in 4 bits."""
+        from peft import prepare_model_for_kbit_training
+
+        if getattr(model, "is_loaded_in_4bit", False):
+            _keep_differentiable(model)
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+        return super().wrap(model, causal=causal, checkpointing=checkpointing)
+
+    def quantised_parameters(self, model: Any) -> int:
+        """Weights of all linear layers but the output layer."""
+        import torch
+
+        return sum(
+            module.weight.numel()
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and name.rsplit(".", 1)[-1] not in NOT_QUANTISED
+        )
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights for CPU inference.
+
+    On a CPU with AVX512-BF16 the first evaluation repacks them for a kernel without a backward
+    pass; training that goes on afterwards gets no gradient through them, with a mere warning (seen
+    in bitsandbytes 0.50). On a GPU the attribute does nothing.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,198 @@
+"""Run folders and one look at the scheduler make rows: what is known of each run now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hpcft.cluster import local, slurm
+from hpcft.cluster.states import PENDING, UNKNOWN, JobState
+from hpcft.errors import ClusterError, StoreError
+from hpcft.failures import explain
+from hpcft.paths import RunPaths
+from hpcft.records import Attempt, Job, Plan, Progress, RunRecord
+from hpcft.store import read_if_there
+from hpcft.units import format_bytes, format_seconds
+
+# A live run rewrites its heartbeat every few seconds; shared file systems may lag by half a minute.
+FRESH_S = 60.0
+
+
+@dataclass(frozen=True)
+class View:
+    """What is known of a run."""
+
+    paths: RunPaths
+    job: Job
+    state: str
+    """PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT …; UNKNOWN when nobody can say."""
+    note: str = ""
+    """Why it pends, failed or is unknown."""
+    job_id: str = ""
+    nodes: str = ""
+    elapsed_s: float | None = None
+    progress: Progress | None = None
+    record: RunRecord | None = None
+    plan: Plan | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is queued or runs."""
+        return self.state in ("PENDING", "RUNNING")
+
+
+def look(paths: RunPaths, job: Job) -> View:
+    """What is known of one run."""
+    return snapshot([(paths, job)])[0]
+
+
+def snapshot(runs: Iterable[tuple[RunPaths, Job]]) -> list[View]:
+    """What is known of many runs, with one look at each scheduler."""
+    listed = [(paths, job, job.attempts[-1] if job.attempts else None) for paths, job in runs]
+    asked: dict[str, str] = {}
+    trouble = ""
+    for paths, job, attempt in listed:
+        # Of a run with a result there is nothing left to ask.
+        if job.scheduler == "slurm" and attempt and not paths.result.exists():
+            try:
+                job_id = attempt.job_id or slurm.find_by_token(attempt.token, attempt.array_index)
+            except ClusterError as error:
+                job_id, trouble = None, str(error)
+            if job_id:
+                asked[attempt.token + str(attempt.array_index)] = job_id
+    answers = slurm.states(sorted(set(asked.values())))
+    views = []
+    for paths, job, attempt in listed:
+        if attempt is None:
+            state, job_id = JobState("FAILED", "was never submitted"), ""
+        elif job.scheduler == "local":
+            state, job_id = local.state(attempt), attempt.job_id or ""
+        else:
+            job_id = asked.get(attempt.token + str(attempt.array_index), attempt.job_id or "")
+            missing = (
+                JobState(UNKNOWN, trouble)
+                if trouble
+                else JobState("FAILED", "was not queued: the submitting command was interrupted")
+            )
+            state = answers.get(job_id, missing)
+        views.append(_view(paths, job, attempt, job_id, state))
+    return views
+
+
+def _view(paths: RunPaths, job: Job, attempt: Attempt | None, job_id: str, state: JobState) -> View:
+    try:
+        record = read_if_there(paths.result, RunRecord)
+        progress = read_if_there(paths.progress, Progress)
+        plan = read_if_there(paths.plan, Plan)
+    except StoreError as error:
+        return View(paths, job, "FAILED", str(error), job_id)
+    word, note = state.state, state.reason
+    if record is not None:
+        word, note = "COMPLETED", ""
+    elif state.state in PENDING:
+        word = "PENDING"
+    elif state.is_live:
+        word = "RUNNING"
+        note = "" if state.state == "RUNNING" else state.state.lower()
+    elif state.is_over:
+        word = "FAILED" if state.state == "COMPLETED" else state.state
+        note = str(explain(paths, attempt, state))
+    elif progress is not None and time.time() - progress.updated_at < FRESH_S:
+        word, note = "RUNNING", f"heartbeat is fresh; {state.reason}"
+    elapsed = record.measured.wall_s if record and record.measured else state.elapsed_s
+    nodes = state.nodes or (progress.node if progress else "")
+    return View(paths, job, word, note, job_id, nodes, elapsed, progress, record, plan)
+
+
+# ---------------------------------------------------------------- the status table
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of `hpcft status`."""
+
+    title: str
+    cell: Callable[[View], str]
+    right: bool = False
+
+
+def point_text(values: dict[str, Any]) -> str:
+    """The swept values of a run in a line: `learning_rate=1e-4 seed=2`."""
+    return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items())
+
+
+def _step(view: View) -> str:
+    p = view.progress
+    if p is None or view.record is not None:
+        return ""
+    return f"{p.step}/{p.total_steps}" if p.total_steps else p.phase
+
+
+def _bar(view: View) -> str:
+    share = done_share(view)
+    if share is None:
+        return ""
+    filled = round(share * 10)
+    return "█" * filled + "░" * (10 - filled) + f" {share:4.0%}"
+
+
+def done_share(view: View) -> float | None:
+    """Share of the optimizer steps that are done, from 0 to 1."""
+    if view.record is not None:
+        return 1.0
+    p = view.progress
+    return p.step / p.total_steps if p and p.total_steps else None
+
+
+def _of_progress(name: str, shown: Callable[[Any], str]) -> Callable[[View], str]:
+    def cell(view: View) -> str:
+        value = getattr(view.progress, name, None) if view.progress else None
+        return "" if value is None else shown(value)
+
+    return cell
+
+
+def _memory(view: View) -> str:
+    p = view.progress
+    if p is None or p.memory_bytes is None:
+        return ""
+    return f"{format_bytes(p.memory_bytes)} ({format_bytes(p.peak_memory_bytes)})"
+
+
+COLUMNS = (
+    Column("run", lambda v: f"{v.job.recipe}/{v.job.run_id}"),
+    Column("point", lambda v: point_text(v.job.point)),
+    Column("cluster", lambda v: v.job.cluster),
+    Column("job", lambda v: v.job_id),
+    Column("state", lambda v: v.state),
+    Column("nodes", lambda v: v.nodes),
+    Column("elapsed", lambda v: format_seconds(v.elapsed_s), right=True),
+    Column("progress", _bar),
+    Column("step", _step, right=True),
+    Column("loss", _of_progress("loss", lambda x: f"{x:.4f}"), right=True),
+    Column("tokens/s", _of_progress("tokens_per_s", lambda x: f"{x:,.0f}"), right=True),
+    Column("memory (peak)", _memory, right=True),
+    Column("ETA", lambda v: format_seconds(v.progress.eta_s) if v.is_live and v.progress else "",
+           right=True),
+    Column("note", lambda v: v.note),
+)  # fmt: skip
+
+
+def as_json(view: View) -> dict[str, Any]:
+    """A view for programs."""
+    return {
+        "run_id": view.job.run_id,
+        "recipe": view.job.recipe,
+        "point": view.job.point,
+        "sweep_id": view.job.sweep_id,
+        "cluster": view.job.cluster,
+        "job_id": view.job_id,
+        "state": view.state,
+        "note": view.note,
+        "nodes": view.nodes,
+        "elapsed_s": view.elapsed_s,
+        "folder": str(view.paths.folder),
+        "progress": view.progress.model_dump(mode="json") if view.progress else None,
+    }

@@ -1,0 +1,374 @@
+"""YAML to Recipe: extends, overrides, sweeps, paths, and all problems at once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from hpcft import document, validation
+from hpcft.document import Document, Loc, Origin, dotted
+from hpcft.errors import InputError, Problem
+from hpcft.methods import AnyMethod
+from hpcft.paths import shipped
+from hpcft.records import Recipe
+from hpcft.tasks import AnyTask
+
+MAX_EXTENDS = 8
+MAX_POINTS = 5000
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+
+
+class FullRecipe(Recipe):
+    """A recipe whose task and method are those that hpcft knows."""
+
+    task: AnyTask
+    """The task and its data."""
+    method: AnyMethod
+    """The training method."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a recipe: the swept values and the recipe with them filled in."""
+
+    values: dict[str, JsonValue]
+    recipe: FullRecipe
+    document: Document
+
+    def where(self, loc: Loc) -> str:
+        """File and line, or option, that a field was written in."""
+        return str(self.document.origin_of(loc))
+
+
+def available() -> list[Path]:
+    """The shipped recipes, by name."""
+    return sorted(shipped("recipes").glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one."""
+    given = Path(name).expanduser()
+    if given.exists():
+        return given
+    by_name = shipped("recipes") / f"{given.stem}.yaml"
+    # `recipes/x.yaml` works outside the checkout too, where the wheel brings the recipes.
+    if by_name.is_file() and str(given) in (given.stem, given.name, f"recipes/{given.name}"):
+        return by_name
+    return given
+
+
+def load(name: str, overrides: list[str] | None = None) -> list[Point]:
+    """The runs that a recipe describes: one, or one for each point of its sweep.
+
+    Args:
+        name: path, or name of a shipped recipe.
+        overrides: `dotted.field=value` texts from the command line.
+
+    Raises:
+        InputError: with all problems found, each with file, line, what was got and what to write.
+    """
+    path = find(name)
+    doc = _with_extends(path, str(path) if Path(name).exists() else path.name)
+    for text in overrides or []:
+        doc = doc.merged(_override(text))
+    if not isinstance(doc.value, dict):
+        raise InputError(
+            [Problem(str(doc.origin_of(())), "", "expected a mapping with `name`, `model`, …")]
+        )
+    doc = _with_absolute_paths(doc)
+    recipe = _validated(doc)
+    if recipe.sweep is None:
+        return [Point({}, recipe, doc)]
+    points = []
+    for values in _sweep_points(recipe, doc):
+        at_point = doc
+        for key, value in values.items():
+            at_point = at_point.merged(_nested(key, value, doc.origin_of(("sweep",))))
+        at_point = _with_absolute_paths(at_point)
+        point = _validated(at_point).model_copy(update={"sweep": None})
+        points.append(Point(values, point, at_point))
+    return points
+
+
+def _with_extends(path: Path, shown_as: str, seen: tuple[Path, ...] = ()) -> Document:
+    doc = document.load(path, shown_as)
+    parent = doc.value.pop("extends", None) if isinstance(doc.value, dict) else None
+    if parent is None:
+        return doc
+    where = str(doc.origin_of(("extends",)))
+    if not isinstance(parent, str):
+        raise InputError([Problem(where, "extends", "expected a recipe's file or name")])
+    beside = path.parent / parent
+    base = beside if beside.is_file() else find(parent)
+    if base.resolve() in (*seen, path.resolve()) or len(seen) >= MAX_EXTENDS:
+        raise InputError([Problem(where, "extends", f"{parent} extends this recipe in a circle")])
+    if not base.is_file():
+        raise InputError([Problem(where, "extends", f"there is no recipe {parent!r}")])
+    return _with_extends(base, str(base), (*seen, path.resolve())).merged(doc)
+
+
+def _override(text: str) -> Document:
+    key, equals, value = text.partition("=")
+    origin = Origin(f"-o {text}", None, Path.cwd())
+    if not equals or not re.fullmatch(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*", key):
+        raise InputError(
+            [Problem(str(origin), "", "expected dotted.field=value", "for example train.seed=1")]
+        )
+    return _nested(key, document.parse(value, origin).value, origin)
+
+
+def _nested(key: str, value: Any, origin: Origin) -> Document:
+    """`a.b` and a value as a document."""
+    parts = key.split(".")
+    for part in reversed(parts):
+        value = {part: value}
+    return Document(value, {tuple(parts[:n]): origin for n in range(1, len(parts) + 1)})
+
+
+def _sweep_points(recipe: Recipe, doc: Document) -> list[dict[str, JsonValue]]:
+    sweep = recipe.sweep
+    assert sweep is not None
+    where = str(doc.origin_of(("sweep",)))
+    axes: list[list[dict[str, JsonValue]]] = [
+        [{key: value} for value in values] for key, values in sweep.grid.items()
+    ]
+    if sweep.zip:
+        if len({len(values) for values in sweep.zip.values()}) > 1:
+            sizes = ", ".join(f"{key}: {len(values)}" for key, values in sweep.zip.items())
+            raise InputError(
+                [Problem(where, "sweep.zip", f"expected lists of equal length, got {sizes}")]
+            )
+        rows = zip(*sweep.zip.values(), strict=True)
+        axes.append([dict(zip(sweep.zip, row, strict=True)) for row in rows])
+    if sweep.list:
+        axes.append(list(sweep.list))
+    if sweep.seeds:
+        axes.append([{"train.seed": seed} for seed in sweep.seeds])
+    count = 1
+    for axis in axes:
+        count *= len(axis)
+    if not axes or not 0 < count <= MAX_POINTS:
+        raise InputError(
+            [
+                Problem(
+                    where, "sweep", f"expected 1 to {MAX_POINTS} points, got {count if axes else 0}"
+                )
+            ]
+        )
+    points = [
+        {k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)
+    ]
+    for key in {key for point in points for key in point}:
+        if not re.fullmatch(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*", key) or key.startswith("sweep"):
+            raise InputError(
+                [Problem(where, f"sweep: {key}", "expected a dotted field of the recipe")]
+            )
+    return points
+
+
+# ---------------------------------------------------------------- paths and checks across fields
+
+
+def _path_locs(value: dict[str, Any]) -> list[Loc]:
+    locs: list[Loc] = [("model", "path"), ("model", "tokenizer")]
+    data = _get(value, ("task", "data", "files"))
+    return (
+        [*locs, *(("task", "data", "files", split) for split in data)]
+        if isinstance(data, dict)
+        else locs
+    )
+
+
+def _get(value: Any, loc: Loc) -> Any:
+    for part in loc:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _with_absolute_paths(doc: Document) -> Document:
+    """Relative paths made absolute: from the file that they stand in, or the current folder."""
+    for loc in _path_locs(doc.value):
+        text = _get(doc.value, loc)
+        if not isinstance(text, str) or not text or "\0" in text:
+            continue
+        origin = doc.origin_of(loc)
+        target = (origin.folder or Path.cwd()) / Path(text).expanduser()
+        is_path = loc[0] == "task" or text.startswith(("/", "./", "../", "~")) or target.is_dir()
+        if is_path:
+            doc = doc.merged(_nested(dotted(loc), str(target.resolve()), origin))
+    return doc
+
+
+def _validated(doc: Document) -> FullRecipe:
+    recipe = validation.validate(doc, FullRecipe)
+    problems = [
+        Problem(str(doc.origin_of(loc)), dotted(loc), what, fix)
+        for loc, what, fix in _cross_checks(recipe)
+    ]
+    if problems:
+        raise InputError(problems)
+    return recipe
+
+
+def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
+    """What is wrong between fields, or between a field and the file system."""
+    found: list[tuple[Loc, str, str]] = []
+    model, data, train = recipe.model, recipe.task.data, recipe.train
+    if model.path is None and model.config is None:
+        found.append((("model",), "needs `path` or `config`", "name a model or describe a new one"))
+    if model.config is not None and not isinstance(model.config.get("model_type"), str):
+        found.append((("model", "config"), "needs `model_type`", "for example model_type: llama"))
+    if model.path is None and model.tokenizer is None:
+        found.append(
+            (
+                ("model", "tokenizer"),
+                "is required for a new model",
+                "name one or describe how to train it",
+            )
+        )
+    if model.path is not None:
+        found += _check_model_folder(
+            ("model", "path"), model.path, tokenizer=model.tokenizer is None
+        )
+    if isinstance(model.tokenizer, str):
+        found += _check_model_folder(
+            ("model", "tokenizer"), model.tokenizer, tokenizer=True, weights=False
+        )
+    if (data.path is None) == (data.files is None):
+        found.append((("task", "data"), "needs either `path` (a hub data set) or `files`", ""))
+    if data.path is not None and not _HUB_NAME.fullmatch(data.path):
+        found.append(
+            (
+                ("task", "data", "path"),
+                f"expected a hub name, got {data.path!r}",
+                "use `files` for local files",
+            )
+        )
+    for split, file in (data.files or {}).items():
+        loc = ("task", "data", "files", split)
+        if not Path(file).is_file():
+            found.append((loc, f"there is no file {file}", ""))
+        elif Path(file).suffix.lower() not in (".csv", ".jsonl", ".json", ".parquet"):
+            found.append(
+                (loc, f"expected .csv, .jsonl, .json or .parquet, got {Path(file).name}", "")
+            )
+    splits: set[str] = set(data.fractions or data.files or ("train", "validation", "test"))
+    if "train" not in splits:
+        found.append((("task", "data"), "has no train split", "add one"))
+    if recipe.evaluation.split not in splits:
+        found.append(
+            (
+                ("evaluation", "split"),
+                f"the data has no {recipe.evaluation.split} split",
+                f"use one of {', '.join(sorted(splits))}",
+            )
+        )
+    if data.fractions and sum(data.fractions.values()) > 1 + 1e-9:
+        found.append(
+            (
+                ("task", "data", "fractions"),
+                f"expected a sum of at most 1, got {sum(data.fractions.values()):g}",
+                "",
+            )
+        )
+    if train.bf16 is True and train.fp16 is True:
+        found.append((("train", "fp16"), "bf16 and fp16 exclude each other", "keep one"))
+    batch = train.per_device_train_batch_size
+    if batch != "auto" and train.global_batch_size % batch:
+        found.append(
+            (
+                ("train", "per_device_train_batch_size"),
+                f"{batch} does not divide global_batch_size {train.global_batch_size}",
+                "",
+            )
+        )
+    if train.load_best_model_at_end and (train.eval_strategy == "no" or "validation" not in splits):
+        found.append(
+            (("train", "load_best_model_at_end"), "needs a validation split and eval_strategy", "")
+        )
+    return found
+
+
+def _check_model_folder(
+    loc: Loc, path: str, *, tokenizer: bool, weights: bool = True
+) -> list[tuple[Loc, str, str]]:
+    if not path.startswith("/"):
+        return (
+            []
+            if _HUB_NAME.fullmatch(path)
+            else [(loc, f"expected a hub name or a folder, got {path!r}", "")]
+        )
+    folder = Path(path)
+    if not folder.is_dir():
+        return [(loc, f"there is no folder {path}", "")]
+    found: list[tuple[Loc, str, str]] = []
+    if weights and not (folder / "config.json").is_file():
+        found.append((loc, f"{path} has no config.json", "name the folder of a saved model"))
+    if weights and not [*folder.glob("*.safetensors")]:
+        found.append((loc, f"{path} has no *.safetensors weights", "save it with save_pretrained"))
+    if tokenizer and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        found.append(
+            (
+                loc,
+                f"{path} has no tokenizer",
+                "save the tokenizer there too, or set model.tokenizer",
+            )
+        )
+    return found
+
+
+# ---------------------------------------------------------------- identity
+
+
+def fingerprints(recipe: FullRecipe) -> dict[str, str]:
+    """Content hashes of the local files that the recipe reads: dotted field to hash.
+
+    Data files and small files are hashed whole. Of files over 64 MiB (weights) the size and the
+    first and last MiB are, which a retrained or truncated file changes.
+    """
+    found = {}
+    for loc in _path_locs(json.loads(recipe.model_dump_json())):
+        text = _get(json.loads(recipe.model_dump_json()), loc)
+        if isinstance(text, str) and text.startswith("/"):
+            found[dotted(loc)] = _hash_path(Path(text), whole=loc[0] == "task")
+    return found
+
+
+def _hash_path(path: Path, *, whole: bool) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode() if path.is_dir() else b"")
+        with file.open("rb") as stream:
+            if whole or size <= 64 * 2**20:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            else:
+                digest.update(stream.read(2**20))
+                stream.seek(-(2**20), 2)
+                digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def run_id(recipe: FullRecipe, cluster_name: str, prints: dict[str, str]) -> str:
+    """The run's identity: a hash of all that decides its result, and of where it runs.
+
+    Descriptions and baselines do not count, and a local file counts by content, not by name.
+    """
+    content = recipe.model_dump(mode="json", exclude={"description", "baseline", "sweep"})
+    for key, value in prints.items():
+        *sections, last = key.split(".")
+        node: Any = content
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    text = json.dumps([content, cluster_name], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

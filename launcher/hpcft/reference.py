@@ -1,0 +1,71 @@
+"""JSON Schema and reference page, both from the records' own fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpcft.recipe import FullRecipe
+from hpcft.records import Cluster
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """The JSON Schema of a recipe or a cluster profile as files hold it."""
+    made = (FullRecipe if kind == "recipe" else Cluster).model_json_schema()
+    if kind == "recipe":
+        made["properties"]["extends"] = {
+            "type": "string",
+            "description": "A recipe's file or name; this one's fields are laid over it.",
+        }
+        made["required"] = []  # a recipe that extends another may leave all out
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def page(found: dict[str, Any]) -> str:
+    """The schema as a Markdown page: a table for each section."""
+    sections = [(found["title"], found), *found.get("$defs", {}).items()]
+    return "\n".join(line for name, part in sections for line in _section(name, part))
+
+
+def _section(name: str, part: dict[str, Any]) -> list[str]:
+    if "properties" not in part:
+        return []
+    required = set(part.get("required", ()))
+    lines = [f"## {name}", "", part.get("description", "").split("\n\n")[0], "",
+             "| field | type | default | meaning |", "| --- | --- | --- | --- |"]  # fmt: skip
+    for field, value in part["properties"].items():
+        default = "required" if field in required else _default(value)
+        meaning = " ".join(value.get("description", "").split()).replace("|", "\\|")
+        lines.append(f"| `{field}` | {_type(value)} | {default} | {meaning} |")
+    return [*lines, ""]
+
+
+def _default(value: dict[str, Any]) -> str:
+    import json
+
+    return f"`{json.dumps(value['default'])}`" if "default" in value else ""
+
+
+def _type(value: dict[str, Any]) -> str:
+    if "$ref" in value:
+        name = value["$ref"].rsplit("/", 1)[-1]
+        return f"[{name}](#{name.lower()})"
+    for key in ("anyOf", "oneOf"):
+        if key in value:
+            return " or ".join(dict.fromkeys(_type(option) for option in value[key]))
+    if "enum" in value:
+        return " or ".join(f"`{option}`" for option in value["enum"])
+    if "const" in value:
+        return f"`{value['const']}`"
+    if value.get("type") == "array":
+        return f"list of {_type(value.get('items', {}))}"
+    kind = str(value.get("type", "anything"))
+    return _WORDS.get(kind, kind)
+
+
+_WORDS = {
+    "integer": "whole number",
+    "string": "text",
+    "object": "mapping",
+    "null": "nothing",
+    "boolean": "true or false",
+}

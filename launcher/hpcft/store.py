@@ -1,0 +1,131 @@
+"""Run folders: created private, read with care, written atomically, locked while they change."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from hpcft.errors import StoreError
+from hpcft.paths import RunPaths
+from hpcft.records import Job, Record
+
+R = TypeVar("R", bound=Record)
+MAX_RECORD_BYTES = 20_000_000
+
+
+def create_folder(folder: Path) -> None:
+    """Makes a folder of mode 0700, parents as the umask says.
+
+    Raises:
+        StoreError: it exists and others may write to it, or it cannot be made.
+    """
+    if any(mark in str(folder) for mark in ("%", "\n", "\r", "\0")):
+        raise StoreError(
+            f"{folder!s}: a runs folder may not have % or line breaks in its path "
+            "(Slurm replaces %j and the like in file names)"
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be made: {error.strerror}") from None
+    check_private(folder)
+
+
+def check_private(folder: Path) -> None:
+    """Refuses a run folder that others may write to: what it holds would run in your name."""
+    try:
+        info = folder.stat()
+    except OSError as error:
+        raise StoreError(f"{folder}: {error.strerror}") from None
+    if info.st_uid not in (os.getuid(), 0) or stat.S_IMODE(info.st_mode) & 0o022:
+        raise StoreError(f"{folder}: others may write to it; chmod 700 it if its content is yours")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old or the new text, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def write(path: Path, record: Record) -> None:
+    """Writes a record as JSON, atomically."""
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes plain JSON for people, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read(path: Path, kind: type[R]) -> R:
+    """The record in a file.
+
+    Raises:
+        StoreError: it is missing, huge or damaged.
+    """
+    try:
+        if path.stat().st_size > MAX_RECORD_BYTES:
+            raise StoreError(f"{path}: too large for a record; the run folder is damaged")
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise StoreError(f"{path}: is damaged ({place}: {first['msg']})") from None
+
+
+def read_if_there(path: Path, kind: type[R]) -> R | None:
+    """The record in a file, or None where there is no such file."""
+    return read(path, kind) if path.exists() else None
+
+
+@contextlib.contextmanager
+def locked(paths: RunPaths) -> Iterator[None]:
+    """Holds the run folder's lock, so that of two submissions at once one waits for the other."""
+    with paths.lock.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def runs_in(root: Path) -> Iterator[tuple[RunPaths, Job]]:
+    """Every run below `root` with its job record, oldest first; damaged ones are left out."""
+    found = []
+    for file in root.glob("*/*/job.json"):
+        try:
+            found.append((RunPaths(file.parent), read(file, Job)))
+        except StoreError:
+            continue
+    found.sort(key=lambda pair: pair[1].attempts[0].submitted_at if pair[1].attempts else 0.0)
+    yield from found
+
+
+def find_run(root: Path, name: str) -> list[tuple[RunPaths, Job]]:
+    """The runs that a user means: a run id (or its beginning), a recipe, a sweep or a job id."""
+    return [
+        (paths, job)
+        for paths, job in runs_in(root)
+        if job.run_id.startswith(name)
+        or name in (job.recipe, job.sweep_id, str(paths.folder), f"{job.recipe}/{job.run_id}")
+        or any(name == attempt.job_id for attempt in job.attempts)
+        or Path(name).absolute() == paths.folder.absolute()
+    ]

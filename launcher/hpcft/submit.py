@@ -1,0 +1,328 @@
+"""Plan to Job: check all, find the earlier run, write the folder, then queue it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hpcft import plan as planner
+from hpcft import recipe as recipes
+from hpcft import store
+from hpcft.cluster import local, profile, rank_entry, slurm
+from hpcft.cluster.profile import Profile
+from hpcft.document import dotted
+from hpcft.errors import InputError, Problem, UsageError
+from hpcft.layouts import problems
+from hpcft.memory import parameters
+from hpcft.monitor import look, point_text
+from hpcft.paths import RunPaths
+from hpcft.recipe import Point
+from hpcft.records import Attempt, Fingerprints, Job, Plan
+from hpcft.tasks import rows
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to be submitted: nothing is written yet."""
+
+    point: Point
+    plan: Plan
+    run_id: str
+    prints: Fingerprints
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What became of one run of a submission."""
+
+    run_id: str
+    folder: Path
+    outcome: Literal["submitted", "running", "completed"]
+    job_id: str
+
+
+def prepare(
+    recipe_name: str,
+    cluster_name: str | None,
+    overrides: list[str],
+    *,
+    check_data: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[Profile, list[Prepared]]:
+    """Reads, checks and plans every run of a recipe; touches no run folder.
+
+    Raises:
+        InputError: the recipe, the profile or the data is wrong, with all problems found.
+        DoesNotFit: a run does not fit the cluster.
+    """
+    points = recipes.load(recipe_name, overrides)
+    site = profile.load(cluster_name or profile.detect())
+    prepared = []
+    checked: set[str] = set()
+    for number, point in enumerate(points, 1):
+        if len(points) > 1:
+            say(f"planning {number} of {len(points)}: {point_text(point.values)}")
+        plan = plan_point(point, site)
+        data = point.recipe.task.model_dump_json()
+        if check_data and data not in checked:
+            checked.add(data)
+            rows.check_local_files(point.recipe.task)
+        prints = recipes.fingerprints(point.recipe)
+        run_id = recipes.run_id(point.recipe, site.cluster.name, prints)
+        prepared.append(Prepared(point, plan, run_id, Fingerprints(files=prints)))
+    ids = [p.run_id for p in prepared]
+    if len(set(ids)) < len(ids):
+        where = points[0].where(("sweep",))
+        raise InputError(
+            [Problem(where, "sweep", "two points are the same run", "vary the values")]
+        )
+    return site, prepared
+
+
+def plan_point(point: Point, site: Profile) -> Plan:
+    """The plan of one run.
+
+    Raises:
+        InputError: it asks for what the cluster or the model does not have.
+        DoesNotFit: no layout fits.
+    """
+    recipe = point.recipe
+    facts = parameters.facts(recipe.model, recipe.task, recipe.method)
+    found = problems(recipe, site.cluster, facts)
+    if found:
+        raise InputError(
+            [Problem(point.where(loc), dotted(loc), what, fix) for loc, what, fix in found]
+        )
+    load_bytes = parameters.largest_weight_file_bytes(recipe.model, facts)
+    return planner.make(recipe, site.cluster, facts, load_bytes=load_bytes)
+
+
+def sweep_id(prepared: list[Prepared]) -> str:
+    """Identity of a sweep: of the runs that it is made of."""
+    text = " ".join(sorted(item.run_id for item in prepared))
+    return "sweep-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def dry_run(site: Profile, prepared: list[Prepared], root: Path) -> dict[str, Any]:
+    """Exactly what would be submitted: resolved recipe, plan, DeepSpeed configuration, script."""
+    jobs = []
+    for group in _groups(prepared):
+        script = _script(site, group, root) if site.cluster.scheduler == "slurm" else None
+        jobs.append({"runs": [item.run_id for item in group], "sbatch_script": script})
+    return {
+        "cluster": site.cluster.model_dump(mode="json"),
+        "runs": [
+            {
+                "run_id": item.run_id,
+                "point": item.point.values,
+                "recipe": item.point.recipe.model_dump(mode="json", exclude_none=True),
+                "plan": item.plan.model_dump(mode="json", exclude={"ds_config"}),
+                "ds_config": item.plan.ds_config,
+            }
+            for item in prepared
+        ],
+        "jobs": jobs,
+    }
+
+
+def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) -> list[Submitted]:
+    """Submits what is not already there; a sweep as one job array.
+
+    Args:
+        site: the profile.
+        prepared: from `prepare`.
+        root: the runs folder.
+        again: run a completed run once more instead of finding it.
+
+    Returns:
+        One entry for each run, in order.
+    """
+    if site.cluster.scheduler == "slurm":
+        for group in _groups(prepared):
+            _check_with_slurm(site, group, root)
+    done: dict[str, Submitted] = {}
+    fresh: list[Prepared] = []
+    for item in prepared:
+        earlier = _earlier(item, root, again=again)
+        if earlier:
+            done[item.run_id] = earlier
+        else:
+            fresh.append(item)
+    for group in _groups(fresh):
+        for item, entry in zip(group, _submit_group(site, group, prepared, root), strict=True):
+            done[item.run_id] = entry
+    return [done[item.run_id] for item in prepared]
+
+
+def _groups(prepared: list[Prepared]) -> list[list[Prepared]]:
+    """Runs that can share a job array: those that ask for the same nodes and ranks."""
+    groups: dict[tuple[int, int, str | None], list[Prepared]] = {}
+    for item in prepared:
+        layout = item.plan.layout
+        shape = (layout.nodes, layout.ranks_per_node, item.plan.partition)
+        groups.setdefault(shape, []).append(item)
+    return list(groups.values())
+
+
+def _run_folder(root: Path, item: Prepared) -> Path:
+    return root.absolute() / item.point.recipe.name / item.run_id
+
+
+def _submission_folder(root: Path, group: list[Prepared]) -> Path:
+    first = _run_folder(root, group[0])
+    return RunPaths(first).logs if len(group) == 1 else first.parent / sweep_id(group)
+
+
+def _options(site: Profile, group: list[Prepared], token: str) -> dict[str, Any]:
+    """Submitit's parameters; of an array, the most that any of its runs needs."""
+    most = group[0].plan.model_copy(
+        update={
+            "mem_mib": max(item.plan.mem_mib for item in group),
+            "time_min": max(item.plan.time_min for item in group),
+        }
+    )
+    name = group[0].point.recipe.name
+    return slurm.parameters(site.cluster, most, name, token)
+
+
+def _token(group: list[Prepared], root: Path) -> str:
+    """Names this attempt at these runs in this runs folder, the same for a dry run of it."""
+    first = _run_folder(root, group[0])
+    job = store.read_if_there(RunPaths(first).job, Job)
+    number = len(job.attempts) if job else 0
+    name = group[0].run_id if len(group) == 1 else sweep_id(group)
+    return f"hpcft-{name}-{number}-{zlib.crc32(str(first).encode()):08x}"
+
+
+def _script(site: Profile, group: list[Prepared], root: Path) -> str:
+    options = _options(site, group, _token(group, root))
+    folder = _submission_folder(root, group)
+    return slurm.sbatch_script(folder, options, site.cluster, len(group))
+
+
+def _check_with_slurm(site: Profile, group: list[Prepared], root: Path) -> None:
+    try:
+        slurm.check(_script(site, group, root))
+    except slurm.Refused as refused:
+        where = str(site.document.origin_of((refused.key,)))
+        problem = Problem(
+            where, refused.key, f"Slurm refuses the job: {refused.reason}", refused.fix
+        )
+        raise InputError([problem]) from None
+
+
+def _earlier(item: Prepared, root: Path, *, again: bool) -> Submitted | None:
+    """The earlier run of the same content, if it need not be submitted now."""
+    folder = _run_folder(root, item)
+    paths = RunPaths(folder)
+    if not paths.job.exists():
+        return None
+    store.check_private(folder)
+    job = store.read(paths.job, Job)
+    view = look(paths, job)
+    if view.job_id and job.attempts[-1].job_id is None:
+        # The command that submitted it died between sbatch and its note: adopt the job.
+        adopted = job.attempts[-1].model_copy(update={"job_id": view.job_id})
+        with store.locked(paths):
+            attempts = [*job.attempts[:-1], adopted]
+            store.write(paths.job, job.model_copy(update={"attempts": attempts}))
+    if view.state in ("PENDING", "RUNNING"):
+        return Submitted(item.run_id, folder, "running", view.job_id)
+    if view.state == "COMPLETED" and not again:
+        return Submitted(item.run_id, folder, "completed", view.job_id)
+    if view.state == "UNKNOWN":
+        raise UsageError(
+            f"{item.run_id}: an earlier job of this run may still be alive, but its state is not "
+            f"known ({view.note}); try later or cancel it: hpcft cancel {item.run_id}"
+        )
+    return None
+
+
+def _submit_group(
+    site: Profile, group: list[Prepared], whole: list[Prepared], root: Path
+) -> list[Submitted]:
+    token = _token(group, root)
+    sweep = sweep_id(whole) if len(whole) > 1 else None
+    is_slurm = site.cluster.scheduler == "slurm"
+    shared_logs = _submission_folder(root, group)
+    folders = [_run_folder(root, item) for item in group]
+    logs = [shared_logs if is_slurm else RunPaths(folder).logs for folder in folders]
+    indices = list(range(len(group))) if is_slurm and len(group) > 1 else [None] * len(group)
+    for item, folder, log, index in zip(group, folders, logs, indices, strict=True):
+        _write_folder(site, item, folder)
+        store.create_folder(log)
+        _note(site, item, folder, _attempt(None, token, log, index), sweep)
+    if is_slurm:
+        options = _options(site, group, token)
+        ids = slurm.submit(shared_logs, options, site.cluster, rank_entry.start, folders)
+        started: list[float | None] = [None] * len(ids)
+    else:
+        begun = [
+            local.submit(log, site.cluster, item.plan, rank_entry.start, folder)
+            for item, folder, log in zip(group, folders, logs, strict=True)
+        ]
+        ids, started = [job_id for job_id, _ in begun], [time_s for _, time_s in begun]
+    for item, folder, log, index, job_id, time_s in zip(
+        group, folders, logs, indices, ids, started, strict=True
+    ):
+        _note(site, item, folder, _attempt(job_id, token, log, index, time_s), sweep)
+    return [
+        Submitted(item.run_id, folder, "submitted", job_id)
+        for item, folder, job_id in zip(group, folders, ids, strict=True)
+    ]
+
+
+def _attempt(
+    job_id: str | None,
+    token: str,
+    logs: Path,
+    array_index: int | None,
+    process_started: float | None = None,
+) -> Attempt:
+    return Attempt(
+        job_id=job_id,
+        token=token,
+        array_index=array_index,
+        submitted_at=time.time(),
+        logs=str(logs),
+        host=os.uname().nodename,
+        process_started=process_started,
+    )
+
+
+def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
+    """All that the job needs, written before it is queued; results of an earlier attempt go."""
+    store.create_folder(folder.parent)
+    store.create_folder(folder)
+    paths = RunPaths(folder)
+    with store.locked(paths):
+        for stale in (paths.result, paths.progress):
+            stale.unlink(missing_ok=True)
+        store.write(paths.recipe, item.point.recipe)
+        store.write(paths.cluster, site.cluster)
+        store.write(paths.plan, item.plan)
+        store.write(paths.fingerprints, item.prints)
+        if item.plan.ds_config is not None:
+            store.write_json(paths.ds_config, item.plan.ds_config)
+
+
+def _note(site: Profile, item: Prepared, folder: Path, attempt: Attempt, sweep: str | None) -> None:
+    """Writes the attempt into job.json: first with its token, then again with its job id."""
+    paths = RunPaths(folder)
+    with store.locked(paths):
+        job = store.read_if_there(paths.job, Job) or Job(
+            run_id=item.run_id,
+            recipe=item.point.recipe.name,
+            cluster=site.cluster.name,
+            scheduler=site.cluster.scheduler,
+            point=item.point.values,
+            sweep_id=sweep,
+        )
+        others = [a for a in job.attempts if a.token != attempt.token]
+        store.write(paths.job, job.model_copy(update={"attempts": [*others, attempt]}))

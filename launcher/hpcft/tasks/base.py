@@ -1,0 +1,131 @@
+"""What every task answers: which columns it needs, what head, what features and what metrics."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from hpcft.errors import Problem
+from hpcft.records import Task
+
+Example = dict[str, Any]
+Features = dict[str, Any]
+
+
+class BadRow(Exception):
+    """A row that the task cannot use; `field` names the column, `what` says why."""
+
+    def __init__(self, field: str, what: str, fix: str = "", *, empty: bool = False) -> None:
+        super().__init__(what)
+        self.problem = Problem("", field, what, fix)
+        self.empty = empty
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output that a task puts on the model."""
+
+    auto_class: str
+    """Name of the `transformers` Auto class."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration fields that go with it (`num_labels`, `id2label`)."""
+    outputs: int | None = None
+    """Outputs per position; None: the vocabulary."""
+    positions: Literal["tokens", "sequence"] = "tokens"
+    """Whether there is an output for each token or one for the sequence."""
+
+
+class TaskBase(Task):
+    """A task with its behaviour. A row becomes a checked Example, an Example becomes Features."""
+
+    causal: ClassVar[bool] = False
+    """Whether the model reads from left to right; decides the PEFT task type and the padding."""
+
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """Columns that every row has to have."""
+
+    @abstractmethod
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """The checked content of a row.
+
+        Raises:
+            BadRow: the row cannot be used.
+        """
+
+    @abstractmethod
+    def texts(self, example: Example) -> list[str]:
+        """The texts of an example, to train a tokenizer on."""
+
+    @abstractmethod
+    def head(self) -> Head:
+        """The model's output for this task."""
+
+    @abstractmethod
+    def training_features(self, example: Example, tokenizer: Any) -> Features:
+        """Token ids and labels of one training example."""
+
+    @abstractmethod
+    def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
+        """Token ids and labels of the rows that score one example; several if it has choices."""
+
+    @abstractmethod
+    def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
+        """Cross-entropy summed over this micro-batch and divided by `items`.
+
+        Args:
+            logits: (B, S, V) or (B, C).
+            labels: (B, S) or (B,).
+            items: labels that count in the whole global batch, over all ranks and micro-batches;
+                None: in this micro-batch. Dividing by it makes the gradient that of the global
+                batch, however it is split. (The models' own loss is a mean over the micro-batch,
+                which `Trainer` then scales by the number of ranks: twice the gradient on two.)
+            smoothing: label smoothing, 0 to 1.
+        """
+
+    @abstractmethod
+    def reduce_logits(self, logits: Any, labels: Any) -> Any:
+        """What is kept of a scored batch on the device, before anything is gathered.
+
+        Args:
+            logits: (B, S, V) or (B, C).
+            labels: (B, S) or (B,).
+
+        Returns:
+            A small tensor whose first dimension is B.
+        """
+
+    @abstractmethod
+    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:
+        """Metric names and values of a scored split; `reduced` are rows of `reduce_logits`."""
+
+
+def summed_cross_entropy(logits: Any, targets: Any, items: Any, smoothing: float) -> Any:
+    """Cross-entropy in fp32 of logits (N, C) against targets (N,), summed, over `items`."""
+    import torch
+
+    total = torch.nn.functional.cross_entropy(
+        logits.float(), targets, reduction="sum", label_smoothing=smoothing
+    )
+    return total / (max(targets.numel(), 1) if items is None else items)
+
+
+def text_of(row: Mapping[str, Any], column: str) -> str:
+    """The text in a column.
+
+    Raises:
+        BadRow: it is missing, empty or not text.
+    """
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise BadRow(
+            column,
+            "the text is empty",
+            "fill it in, or set task.data.drop_empty: true",
+            empty=True,
+        )
+    if not isinstance(value, str | int | float):
+        raise BadRow(column, f"expected text, got {type(value).__name__}")
+    return str(value)

@@ -1,0 +1,161 @@
+"""Instruction tuning of causal models: a prompt, and a completion that alone carries the loss."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from hpcft.records.base import OneLine
+from hpcft.tasks.base import (
+    BadRow,
+    Example,
+    Features,
+    Head,
+    TaskBase,
+    summed_cross_entropy,
+    text_of,
+)
+
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
+
+class Instruction(TaskBase):
+    """Complete a prompt; with `choices`, also pick the likeliest of them and report accuracy."""
+
+    causal: ClassVar[bool] = True
+
+    name: Literal["instruction"]
+    """`instruction`."""
+    prompt: str = Field(min_length=1)
+    """Prompt with `{column}` where a column's text goes; `{{` is a brace."""
+    completion: str = Field(min_length=1)
+    """Completion with `{column}` likewise; the end-of-text token is added."""
+    choices: list[OneLine] = Field(default_factory=list, max_length=1000)
+    """The completions that are possible: scored by their likelihood given the prompt."""
+    length_normalised: bool = False
+    """Divide a choice's log-likelihood by its tokens before comparing."""
+
+    @model_validator(mode="after")
+    def _check_templates(self) -> Self:
+        for template in (self.prompt, self.completion):
+            try:
+                parts = list(string.Formatter().parse(template))
+            except ValueError as error:
+                raise ValueError(f"template {template!r} is malformed: {error}") from None
+            for _, name, spec, conversion in parts:
+                if name is not None and (not name or spec or conversion or set(name) & set(".[]")):
+                    raise ValueError(
+                        f"template may only hold plain {{column}} fields, not {name!r}"
+                    )
+        return self
+
+    def _fields(self, template: str) -> list[str]:
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+
+    def columns(self) -> list[str]:
+        """Columns that the templates name."""
+        return list(dict.fromkeys(self._fields(self.prompt) + self._fields(self.completion)))
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """`prompt` and `completion`, filled in."""
+        values = {column: text_of(row, column) for column in self.columns()}
+        example = {
+            "prompt": self.prompt.format_map(values),
+            "completion": self.completion.format_map(values),
+        }
+        if self.choices and example["completion"] not in self.choices:
+            raise BadRow(
+                ", ".join(self._fields(self.completion)),
+                f"expected a completion among {', '.join(self.choices)}, "
+                f"got {example['completion']!r}",
+                "correct the row or add it to task.choices",
+            )
+        return example
+
+    def texts(self, example: Example) -> list[str]:
+        """Prompt and completion together."""
+        return [example["prompt"] + example["completion"]]
+
+    def head(self) -> Head:
+        """The language model's own head."""
+        return Head("AutoModelForCausalLM")
+
+    def _features(self, prompt: str, completion: str, tokenizer: Any, *, end: bool) -> Features:
+        """Prompt and completion tokenised as one text, so that no token differs from its use later.
+
+        The first token of the completion is found by the characters that it covers. Too long a
+        prompt loses its front, never the completion.
+        """
+        encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
+        ids = list(encoded["input_ids"])
+        offsets = encoded["offset_mapping"]
+        if end and tokenizer.eos_token_id is not None:
+            ids.append(tokenizer.eos_token_id)
+        start = next(
+            (i for i, (left, right) in enumerate(offsets) if right > len(prompt) and right > left),
+            len(offsets),
+        )
+        labels = [IGNORED] * start + ids[start:]
+        surplus = max(0, len(ids) - self.max_length)
+        surplus = min(surplus, max(start - 1, 0))
+        keep_first = 1 if surplus and offsets and offsets[0][0] == offsets[0][1] else 0  # BOS stays
+        ids = ids[:keep_first] + ids[keep_first + surplus :]
+        labels = labels[:keep_first] + labels[keep_first + surplus :]
+        ids, labels = ids[: self.max_length], labels[: self.max_length]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+
+    def training_features(self, example: Example, tokenizer: Any) -> Features:
+        """Token ids with the end of text, and labels that are ignored on the prompt."""
+        return self._features(example["prompt"], example["completion"], tokenizer, end=True)
+
+    def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
+        """One row a choice, without the end of text; without choices, the row itself."""
+        if not self.choices:
+            return [self.training_features(example, tokenizer)]
+        return [self._features(example["prompt"], c, tokenizer, end=False) for c in self.choices]
+
+    def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
+        """Cross-entropy of the completion's tokens, each predicted from the position before it."""
+        # Only the completion's positions are upcast: the whole of (B, S, V) in fp32 would be the
+        # peak of the run for a vocabulary of 256 thousand.
+        targets = labels[:, 1:]
+        counted = targets != IGNORED
+        return summed_cross_entropy(logits[:, :-1][counted], targets[counted], items, smoothing)
+
+    def reduce_logits(self, logits: Any, labels: Any) -> Any:
+        """Log-likelihood and number of the completion's tokens, as (B, 2) in float32 (as nats)."""
+        import torch
+
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        targets = labels[:, 1:]
+        counted = targets != IGNORED
+        chosen = logits[:, :-1][counted].float().log_softmax(-1)
+        picked = chosen.gather(-1, targets[counted].unsqueeze(-1)).squeeze(-1)
+        per_token = torch.zeros(targets.shape, device=logits.device)
+        per_token[counted] = picked
+        return torch.stack([per_token.sum(-1), counted.sum(-1).float()], dim=-1)
+
+    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:
+        """Accuracy among the choices, and loss and perplexity over the true completions' tokens."""
+        from hpcft.metrics import compute
+
+        rows_each = max(1, len(self.choices))
+        scores = reduced.reshape(len(examples), rows_each, 2).astype("float64")
+        truth = [self.choices.index(e["completion"]) if self.choices else 0 for e in examples]
+        likelihood = sum(float(scores[i, t, 0]) for i, t in enumerate(truth))
+        tokens = sum(float(scores[i, t, 1]) for i, t in enumerate(truth))
+        loss = -likelihood / max(tokens, 1.0)
+        result = {"completion_loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        if self.choices:
+            judged = scores[..., 0]
+            if self.length_normalised:
+                judged = judged / scores[..., 1].clip(min=1.0)
+            predictions = judged.argmax(-1).tolist()
+            result |= compute(
+                "classification", predictions=predictions, references=truth, labels=self.choices
+            )
+        return result

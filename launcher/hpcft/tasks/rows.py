@@ -1,0 +1,228 @@
+"""Rows from files or the hub to checked examples; what is wrong names file, row and field."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpcft.errors import DataError, InputError, Problem
+from hpcft.records import DataSpec, Split
+from hpcft.tasks.base import BadRow, Example, TaskBase
+
+MAX_PROBLEMS = 10  # told one by one; the rest is counted
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass
+class Examples:
+    """The checked examples of a run."""
+
+    splits: dict[str, list[Example]]
+    """Our split to its examples."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the result should know, for example rows left out."""
+
+
+def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a CSV, JSONL, JSON or Parquet file with their line (or row) number, from 1.
+
+    Raises:
+        DataError: a line cannot be read.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            yield from _read_parquet(path)
+        elif suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as stream:
+                reader = csv.DictReader(stream)
+                for row in reader:
+                    if None in row:
+                        raise DataError(
+                            f"{path}:{reader.line_num}: more fields than the header has"
+                        )
+                    yield reader.line_num, row
+        elif suffix == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+            if not isinstance(rows, list):
+                raise DataError(f"{path}: expected a list of objects; one a line is .jsonl")
+            yield from ((number, _object(path, number, row)) for number, row in enumerate(rows, 1))
+        else:
+            yield from _read_jsonl(path)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-8 ({error.reason}); convert it, for example with iconv"
+        ) from None
+    except (csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                try:
+                    yield number, _object(path, number, json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise DataError(
+                        f"{path}:{number}: is not JSON: {error.msg}, column {error.colno}"
+                    ) from None
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: is not readable Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _object(path: Path, number: int, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{path}:{number}: expected an object {{…}}, got {type(row).__name__}")
+    return row
+
+
+def read_hub(data: DataSpec, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a split of a hub data set (or of several, joined with `+`), from the local cache.
+
+    Raises:
+        DataError: it is not there.
+    """
+    import datasets
+
+    for part in split.split("+"):
+        try:
+            loaded = datasets.load_dataset(
+                data.path, data.name, revision=data.revision, split=part.strip()
+            )
+        except (OSError, ValueError, ConnectionError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"data set {data.path} ({part}): {first}") from None
+        yield from enumerate(loaded, 1)
+
+
+def load(task: TaskBase) -> Examples:
+    """The examples of every split: read, checked, cut into fractions, sampled and limited.
+
+    Raises:
+        InputError: rows that the task cannot use, each with file, line and field.
+        DataError: a file or data set that cannot be read.
+    """
+    data = task.data
+    notes: list[str] = []
+    problems: list[Problem] = []
+    loaded: dict[str, list[Example]] = {}
+    for split in SPLITS:
+        if data.files is not None and split not in data.files:
+            continue
+        if data.files is not None:
+            path = Path(data.files[split])
+            source, rows = path.name, read_file(path)
+        elif data.fractions is not None and split != "train" and split not in data.splits:
+            continue  # the pool is what `splits` names, by default the source's train split
+        else:
+            name = data.splits.get(split, split)
+            source, rows = f"{data.path}[{name}]", read_hub(data, name)
+        examples, dropped = _check(task, source, rows, problems)
+        if dropped:
+            notes.append(f"{source}: {dropped} rows with empty text left out")
+        if not examples and not problems:
+            raise DataError(f"{source}: has no rows")
+        loaded[split] = examples
+    if problems:
+        hidden = len(problems) - MAX_PROBLEMS
+        more = [Problem(problems[-1].where, "", f"… and {hidden} more rows")] if hidden > 0 else []
+        raise InputError(problems[:MAX_PROBLEMS] + more)
+    if data.fractions is not None:
+        loaded = _cut(loaded, data)
+    return Examples({s: _sampled(s, rows, data, notes) for s, rows in loaded.items()}, notes)
+
+
+def _check(
+    task: TaskBase, source: str, rows: Iterator[tuple[int, dict[str, Any]]], problems: list[Problem]
+) -> tuple[list[Example], int]:
+    examples: list[Example] = []
+    dropped = 0
+    columns = task.columns()
+    for number, row in rows:
+        missing = [column for column in columns if column not in row]
+        if missing:
+            known = ", ".join(map(str, row)) or "none"
+            problems.append(
+                Problem(
+                    f"{source}:{number}",
+                    ", ".join(missing),
+                    "there is no such column",
+                    f"the row has: {known}",
+                )
+            )
+            if len(problems) > MAX_PROBLEMS or not examples:
+                break  # a wrong column name is wrong in every row
+            continue
+        try:
+            examples.append(task.example(row))
+        except BadRow as bad:
+            if task.data.drop_empty and bad.empty:
+                dropped += 1
+                continue
+            p = bad.problem
+            problems.append(Problem(f"{source}:{number}", p.key, p.what, p.fix))
+    return examples, dropped
+
+
+def _cut(loaded: dict[str, list[Example]], data: DataSpec) -> dict[str, list[Example]]:
+    assert data.fractions is not None
+    pool = [example for rows in loaded.values() for example in rows]
+    random.Random(data.seed).shuffle(pool)
+    result: dict[str, list[Example]] = {}
+    start = 0.0
+    for split in SPLITS:
+        share = data.fractions.get(split)
+        if share:
+            first, last = round(start * len(pool)), round((start + share) * len(pool))
+            result[split] = pool[first:last]
+            start += share
+            if not result[split]:
+                raise DataError(
+                    f"task.data.fractions: {share:g} of {len(pool)} rows leave no {split}"
+                )
+    return result
+
+
+def _sampled(split: str, rows: list[Example], data: DataSpec, notes: list[str]) -> list[Example]:
+    share = {**data.sample}.get(split)  # type: ignore[call-overload]
+    limit = {**data.limits}.get(split)  # type: ignore[call-overload]
+    count = len(rows)
+    if share is not None:
+        count = max(1, round(share * count))
+    if limit is not None:
+        count = min(count, limit)
+    if count == len(rows):
+        return rows
+    notes.append(f"{split}: {count} of {len(rows)} rows, sampled with seed {data.seed}")
+    chosen = sorted(random.Random(data.seed).sample(range(len(rows)), count))
+    return [rows[index] for index in chosen]
+
+
+def check_local_files(task: TaskBase) -> None:
+    """Reads and checks local files on the login node, so that bad data is found before queueing.
+
+    Raises:
+        InputError, DataError: as `load`.
+    """
+    if task.data.files is not None:
+        load(task)

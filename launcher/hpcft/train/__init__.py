@@ -1,0 +1,1 @@
+"""The compute-node half: one process per GPU. Nothing outside this folder imports it."""

@@ -1,0 +1,230 @@
+"""From a prepared run to its result: arguments, Trainer, scoring, weights, record."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import time
+from typing import Any
+
+import torch
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+from hpcft.paths import RunPaths
+from hpcft.recipe import FullRecipe
+from hpcft.records import Cluster, Measured, Plan, RunRecord
+from hpcft.store import write
+from hpcft.tasks.instruction import IGNORED
+from hpcft.train import model as models
+from hpcft.train import operators, prepare, start
+from hpcft.train.heartbeat import Heartbeat, host_peak_bytes, memory_peak_bytes
+from hpcft.train.prepare import Split
+from hpcft.train.start import Rank
+
+VERSIONS = ("hpcft", "torch", "transformers", "deepspeed", "peft", "bitsandbytes", "accelerate")
+
+
+class ScoringTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose metrics know the examples of the split that is being scored."""
+
+    scored: Split
+
+    def evaluate(self, eval_dataset: Any = None, **options: Any) -> dict[str, float]:
+        """Scores a split with the task's metrics."""
+        self.scored = eval_dataset if eval_dataset is not None else self.eval_dataset
+        result: dict[str, float] = super().evaluate(eval_dataset, **options)
+        return result
+
+
+def run(paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, me: Rank) -> None:
+    """Trains and scores; rank 0 writes the record."""
+    heartbeat = Heartbeat(paths, me)
+    started = time.time()
+    heartbeat.set(phase="data")
+    if me.is_first:
+        prepare.prepare(paths, recipe)
+        operators.build(plan)
+    start.meet(paths, cluster, me)
+    summary = prepare.summary(paths)
+    tokenizer = prepare.load_tokenizer(paths)
+    train = prepare.load_split(paths, "train")
+    validation = prepare.load_split(paths, "validation")
+    scored = prepare.load_split(paths, recipe.evaluation.split)
+    assert train is not None
+    assert scored is not None
+
+    heartbeat.set(phase="model")
+    arguments = training_arguments(paths, recipe, plan, has_validation=validation is not None)
+    _start_communication(plan)
+    model = models.load(paths, recipe, plan, tokenizer)
+    parameters = models.counted(model, plan.facts)
+    trainer = _trainer(recipe, arguments, model, tokenizer, train, validation, heartbeat)
+    heartbeat.tokens_per_step = (
+        summary.tokens["train"] / summary.examples["train"] * recipe.train.global_batch_size
+    )
+
+    before = {}
+    if recipe.evaluation.before:
+        before = _score(trainer, scored, heartbeat, "before")
+    train_started = time.time()
+    trainer.train()
+    train_s = time.time() - train_started
+    after = _score(trainer, scored, heartbeat, recipe.evaluation.split)
+
+    heartbeat.set(phase="saving")
+    _save(trainer, tokenizer, paths, me)
+    peaks = _gathered((me.node, memory_peak_bytes(), host_peak_bytes()))
+    if me.is_first:
+        nodes: dict[str, int] = {}
+        for node, _, host in peaks:
+            nodes[node] = nodes.get(node, 0) + host
+        wall_s = time.time() - started
+        write(
+            paths.result,
+            RunRecord(
+                run_id=paths.folder.name,
+                recipe=recipe.name,
+                finished_at=time.time(),
+                job_id=me.job_id,
+                split=recipe.evaluation.split,
+                metrics=after,
+                metrics_before=before,
+                examples=summary.examples,
+                notes=summary.notes + plan.warnings,
+                parameters=parameters,
+                predicted_memory_bytes=plan.gpu_peak_bytes,
+                measured=Measured(
+                    wall_s=wall_s,
+                    train_s=train_s,
+                    gpu_hours=wall_s * me.world_size / 3600,
+                    peak_memory_bytes=max(peak for _, peak, _ in peaks),
+                    peak_host_bytes=max(nodes.values()),
+                    tokens_per_s=heartbeat.progress.tokens_per_s,
+                ),
+                versions={name: importlib.metadata.version(name) for name in VERSIONS},
+            ),
+        )
+    heartbeat.set(phase="done")
+
+
+def training_arguments(
+    paths: RunPaths, recipe: FullRecipe, plan: Plan, *, has_validation: bool
+) -> TrainingArguments:
+    """The recipe's fields, which bear the same names, and the plan's layout."""
+    same = recipe.train.model_dump(
+        exclude={"global_batch_size", "per_device_train_batch_size", "bf16", "fp16",
+                 "gradient_checkpointing", "optim", "eval_strategy",
+                 "label_smoothing_factor"}
+    )  # fmt: skip
+    layout = plan.layout
+    on_cpu = plan.accelerator == "cpu"
+    return TrainingArguments(
+        output_dir=str(paths.checkpoints),
+        per_device_train_batch_size=layout.per_device_train_batch_size,
+        gradient_accumulation_steps=layout.gradient_accumulation_steps,
+        gradient_checkpointing=layout.gradient_checkpointing,
+        per_device_eval_batch_size=plan.per_device_eval_batch_size,
+        eval_strategy=recipe.train.eval_strategy if has_validation else "no",
+        optim=plan.optim,
+        bf16=plan.precision == "bf16",
+        fp16=plan.precision == "fp16",
+        deepspeed=plan.ds_config,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu else "nccl",
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=not on_cpu,
+        data_seed=recipe.train.seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        log_level="warning",
+        **same,
+    )
+
+
+def _start_communication(plan: Plan) -> None:
+    """DeepSpeed's communication, which `from_pretrained` needs under ZeRO-3.
+
+    Accelerate leaves it out on a CPU, and the model would be built before there are ranks.
+    """
+    if plan.ds_config is not None:
+        import deepspeed
+
+        deepspeed.init_distributed(
+            dist_backend="gloo" if plan.accelerator == "cpu" else "nccl", verbose=False
+        )
+
+
+def _trainer(
+    recipe: FullRecipe,
+    arguments: TrainingArguments,
+    model: Any,
+    tokenizer: Any,
+    train: Split,
+    validation: Split | None,
+    heartbeat: Heartbeat,
+) -> ScoringTrainer:
+    collator = (
+        DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        if recipe.task.causal
+        else DataCollatorWithPadding(tokenizer)
+    )
+    smoothing = recipe.train.label_smoothing_factor
+    trainer: ScoringTrainer = ScoringTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collator,
+        processing_class=tokenizer,
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: recipe.task.loss(
+            outputs["logits"], labels, num_items_in_batch, smoothing
+        ),
+        compute_metrics=lambda p: recipe.task.metrics(
+            p.predictions, p.label_ids, trainer.scored.examples
+        ),
+        preprocess_logits_for_metrics=recipe.task.reduce_logits,
+        callbacks=[heartbeat],
+    )
+    return trainer
+
+
+def _score(
+    trainer: ScoringTrainer, split: Split, heartbeat: Heartbeat, name: str
+) -> dict[str, float]:
+    heartbeat.set(phase="evaluation")
+    raw = trainer.evaluate(split, metric_key_prefix="score")
+    own = {key.removeprefix("score_"): float(value) for key, value in raw.items()}
+    # The Trainer's own figures (loss over padded batches, speed) are not metrics of the task.
+    timing = ("runtime", "samples_per_second", "steps_per_second", "loss", "epoch",
+              "model_preparation_time", "num_input_tokens_seen")  # fmt: skip
+    metrics = {key: value for key, value in own.items() if key not in timing}
+    heartbeat.log(name, metrics)
+    return metrics
+
+
+def _save(trainer: ScoringTrainer, tokenizer: Any, paths: RunPaths, me: Rank) -> None:
+    """Final weights as safetensors (of an adapter: the adapter), written aside and then named."""
+    aside = paths.folder / "model.part"
+    trainer.save_model(str(aside))
+    if me.is_first:
+        tokenizer.save_pretrained(aside)
+        (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says it all
+        shutil.rmtree(paths.model, ignore_errors=True)  # of an earlier attempt
+        os.replace(aside, paths.model)
+
+
+def _gathered(value: Any) -> list[Any]:
+    """The value of every rank, on every rank."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, value)
+    return every

@@ -1,0 +1,187 @@
+"""What rank 0 makes once for all ranks: tokenizer, features, and the weights of a new model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
+
+from hpcft import recipe as recipes
+from hpcft.errors import DataError
+from hpcft.memory.parameters import model_class, model_config
+from hpcft.paths import RunPaths
+from hpcft.recipe import FullRecipe
+from hpcft.records import Fingerprints, Record, TokenizerTraining
+from hpcft.store import read, write
+from hpcft.tasks import rows
+from hpcft.tasks.base import Example
+
+
+class Summary(Record):
+    """What was prepared; written last."""
+
+    examples: dict[str, int]
+    """Examples of each split."""
+    tokens: dict[str, int]
+    """Tokens of each split, padding left out."""
+    notes: list[str]
+    """What the reader of the result should know."""
+
+
+class Split:
+    """Features of a split for the Trainer, with the examples that its metrics need."""
+
+    def __init__(self, features: Any, examples: list[Example]) -> None:
+        self.features = features
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self.features[index]
+        return row
+
+
+def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
+    """Writes `prepared/`; what an earlier attempt finished is kept."""
+    done = paths.prepared / "summary.json"
+    if done.exists():
+        return
+    _check_unchanged(paths, recipe)
+    shutil.rmtree(paths.prepared, ignore_errors=True)
+    paths.prepared.mkdir(mode=0o700)
+    examples = rows.load(recipe.task)
+    notes = list(examples.notes)
+    tokenizer = _tokenizer(recipe, examples.splits["train"])
+    tokenizer.save_pretrained(paths.prepared / "tokenizer")
+    tokens = {}
+    task = recipe.task
+    for split, found in examples.splits.items():
+        if split == "train":
+            features = [task.training_features(e, tokenizer) for e in found]
+        else:
+            features = [row for e in found for row in task.scoring_features(e, tokenizer)]
+        longest = max(len(row["input_ids"]) for row in features)
+        cut = sum(len(row["input_ids"]) >= task.max_length for row in features)
+        if cut and longest >= task.max_length:
+            notes.append(f"{split}: {cut} of {len(features)} texts reach max_length and may be cut")
+        tokens[split] = sum(len(row["input_ids"]) for row in features)
+        datasets.Dataset.from_list(features).save_to_disk(paths.prepared / split)
+        (paths.prepared / f"{split}.json").write_text(json.dumps(found, ensure_ascii=False))
+    if recipe.model.path is None:
+        _new_weights(recipe, tokenizer, paths.prepared / "model")
+    counts = {split: len(found) for split, found in examples.splits.items()}
+    write(done, Summary(examples=counts, tokens=tokens, notes=notes))
+
+
+def summary(paths: RunPaths) -> Summary:
+    """What rank 0 has prepared."""
+    return read(paths.prepared / "summary.json", Summary)
+
+
+def load_split(paths: RunPaths, split: str) -> Split | None:
+    """A prepared split, memory-mapped; None where the data has no such split."""
+    folder = paths.prepared / split
+    if not folder.is_dir():
+        return None
+    examples = json.loads((paths.prepared / f"{split}.json").read_text())
+    return Split(datasets.Dataset.load_from_disk(folder), examples)
+
+
+def load_tokenizer(paths: RunPaths) -> Any:
+    """The run's tokenizer."""
+    return AutoTokenizer.from_pretrained(paths.prepared / "tokenizer")
+
+
+def _check_unchanged(paths: RunPaths, recipe: FullRecipe) -> None:
+    submitted = read(paths.fingerprints, Fingerprints).files
+    for key, value in recipes.fingerprints(recipe).items():
+        if submitted.get(key) not in (None, value):
+            raise DataError(f"{key}: the files have changed since the run was submitted")
+
+
+def _tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
+    wanted = recipe.model.tokenizer
+    if isinstance(wanted, TokenizerTraining):
+        tokenizer = _trained(wanted, [t for e in train for t in recipe.task.texts(e)])
+        tokenizer.model_max_length = recipe.task.max_length
+    else:
+        name = wanted or recipe.model.path
+        revision = recipe.model.revision if wanted is None else None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True)
+        except (OSError, ValueError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"model: {name} has no usable tokenizer: {first}") from None
+    if tokenizer.pad_token_id is None:
+        # Harmless: padding is masked by position, and labels of real end tokens are kept.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def _trained(wanted: TokenizerTraining, texts: list[str]) -> Any:
+    """A tokenizer trained on the training texts."""
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+
+    if wanted.kind == "wordpiece":
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        core.normalizer = normalizers.BertNormalizer(lowercase=True)
+        core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        core.decoder = decoders.WordPiece()
+        core.train_from_iterator(
+            texts, trainers.WordPieceTrainer(vocab_size=wanted.vocab_size, special_tokens=special)
+        )
+        cls, sep = core.token_to_id("[CLS]"), core.token_to_id("[SEP]")
+        core.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+            sep_token="[SEP]", mask_token="[MASK]",
+        )  # fmt: skip
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=wanted.vocab_size,
+            special_tokens=["<pad>", "<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def _new_weights(recipe: FullRecipe, tokenizer: Any, folder: Path) -> None:
+    """Initial weights from the recipe's seed, on a file: the same for any number of ranks.
+
+    Under `zero.Init` one seed gives other weights for each number of ranks.
+    """
+    config = model_config(recipe.model, recipe.task)
+    if len(tokenizer) > config.vocab_size:
+        raise DataError(
+            f"model.config.vocab_size: {config.vocab_size} is less than the tokenizer's "
+            f"{len(tokenizer)}; raise it or lower model.tokenizer.vocab_size"
+        )
+    config.pad_token_id = tokenizer.pad_token_id
+    set_seed(recipe.train.seed)
+    model_class(recipe.task).from_config(config).save_pretrained(folder)

@@ -1,0 +1,139 @@
+"""Distributed start: who this rank is, where rank 0 listens, and the environment before imports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcft.cluster import slurm
+from hpcft.paths import RunPaths, cache_folder
+from hpcft.records import Cluster, Plan, Record
+from hpcft.store import read, write
+
+# Rank 0 first prepares the data; its death ends the other ranks at once, so waiting costs little.
+MEETING_TIMEOUT_S = 6 * 3600.0
+FIRST_PORT, LAST_PORT = 20_000, 60_000
+
+
+class Rendezvous(Record):
+    """Where rank 0 listens."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    node: str
+    job_id: str
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes the records."""
+        return self.rank == 0
+
+
+def enter(plan: Plan) -> Rank:
+    """Sets the environment of this rank; call it before anything imports torch or transformers."""
+    from submitit import JobEnvironment
+
+    job = JobEnvironment()
+    me = Rank(
+        rank=job.global_rank,
+        world_size=job.num_tasks,
+        local_rank=job.local_rank,
+        node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        job_id=job.job_id,
+    )
+    expected = plan.layout.world_size
+    if me.world_size != expected:
+        raise RuntimeError(f"the plan has {expected} ranks, {me.world_size} were started")
+    _set_environment(me, plan)
+    return me
+
+
+def _set_environment(me: Rank, plan: Plan) -> None:
+    os.environ.update(
+        RANK=str(me.rank),
+        WORLD_SIZE=str(me.world_size),
+        LOCAL_RANK=str(me.local_rank),
+        LOCAL_WORLD_SIZE=str(plan.layout.ranks_per_node),
+        # Compute nodes have no network: without these each look-up hangs before it fails.
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_OFFLINE="1",
+        HF_EVALUATE_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(plan.cpus_per_task))
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
+    if plan.accelerator == "cpu":
+        os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        os.environ.pop(name, None)  # jobs are offline; a token here could only leak
+
+
+def extensions_folder() -> Path:
+    """Where DeepSpeed's compiled operators are kept: apart for each torch, Python and processor."""
+    python = f"py{sys.version_info[0]}{sys.version_info[1]}"
+    torch = importlib.metadata.version("torch")
+    return cache_folder() / "torch_extensions" / f"{python}-torch{torch}-{platform.machine()}"
+
+
+def meet(paths: RunPaths, cluster: Cluster, me: Rank) -> None:
+    """Rank 0, when it is ready, publishes its address and a free port; the others wait for them."""
+    attempt = f"{me.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    file = paths.rendezvous / f"{attempt}.json"
+    if me.is_first:
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        write(file, Rendezvous(address=_address(cluster, me), port=_free_port(me.job_id)))
+    _wait_for(file)
+    where = read(file, Rendezvous)
+    os.environ["MASTER_ADDR"] = where.address
+    os.environ["MASTER_PORT"] = str(where.port)
+
+
+def _address(cluster: Cluster, me: Rank) -> str:
+    if cluster.scheduler == "local":
+        return "127.0.0.1"
+    if cluster.master_address == "hostname":
+        return socket.gethostname()
+    return slurm.node_address(me.node)
+
+
+def _free_port(job_id: str) -> int:
+    """A free port, looked for from a place that the job id decides: jobs on a node rarely meet."""
+    span = LAST_PORT - FIRST_PORT
+    first = zlib.crc32(job_id.encode()) % span
+    for offset in range(200):
+        port = FIRST_PORT + (first + offset) % span
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"no free port found from {FIRST_PORT + first}")
+
+
+def _wait_for(file: Path) -> None:
+    deadline = time.monotonic() + MEETING_TIMEOUT_S
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank 0 was not ready within {MEETING_TIMEOUT_S:.0f} s ({file})")
+        time.sleep(0.1)
+        os.listdir(file.parent.parent)  # asks a network file system to look again

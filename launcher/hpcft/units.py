@@ -1,0 +1,58 @@
+"""GiB, minutes and counts: parsed and printed in one place. GiB is 1024³ bytes."""
+
+from __future__ import annotations
+
+import re
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+
+
+def gib(size_bytes: float) -> float:
+    """Bytes as GiB."""
+    return size_bytes / GIB
+
+
+def format_bytes(size_bytes: float | None) -> str:
+    """Bytes as text with three significant figures: `1.51 GiB`, `312 MiB`, `0 B`."""
+    if size_bytes is None:
+        return ""
+    for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if abs(size_bytes) >= size:
+            return (
+                f"{size_bytes / size:.3g} {unit}"
+                if abs(size_bytes) < 1000 * size
+                else (f"{size_bytes / size:.0f} {unit}")
+            )
+    return f"{size_bytes:.0f} B"
+
+
+def format_seconds(duration_s: float | None) -> str:
+    """Seconds as `h:mm:ss` or `m:ss`; empty when unknown."""
+    if duration_s is None:
+        return ""
+    minutes, seconds = divmod(int(max(duration_s, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def format_count(count: float | None) -> str:
+    """A large count in short: `66.4 M`, `8.54 B`, `4,098`."""
+    if count is None:
+        return ""
+    if count < 100_000:
+        return f"{count:,.0f}"
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def parse_slurm_duration_s(text: str) -> float | None:
+    """Slurm's elapsed time (`1-02:03:04`, `02:03:04`, `03:04`) in seconds; None for other text."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text.strip())
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

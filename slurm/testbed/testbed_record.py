@@ -1,0 +1,150 @@
+"""What a folder remembers of its cluster, and the daemons started and ended by that record."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import testbed_daemons as daemons
+from testbed_daemons import Process
+from testbed_folder import Layout, Shape, TestbedError
+
+
+@dataclass
+class Record:
+    """The content of `testbed.json`."""
+
+    shape: Shape
+    port: int
+    """The first of the cluster's ports: controller, slurmdbd, database, then the nodes."""
+    processes: dict[str, Process] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Record | None:
+        """The record in a file, or None when there is none.
+
+        Raises:
+            TestbedError: the file holds something else.
+        """
+        try:
+            data = json.loads(path.read_text())
+            processes = {name: Process(**values) for name, values in data["processes"].items()}
+            return cls(Shape(**data["shape"]), int(data["port"]), processes)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TestbedError(f"{path}: not a testbed's record ({error})") from error
+
+    def write(self, path: Path) -> None:
+        """Writes the record so that a reader sees the old or the new one, never half of one."""
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        new.replace(path)
+
+
+class Supervisor:
+    """Starts, awaits and ends the daemons of one folder, by its record."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Reads what the folder remembers."""
+        self.layout = layout
+        self._record = Record.read(layout.record)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What Slurm's clients need in their environment to find this cluster."""
+        return {"SLURM_CONF": str(self.layout.slurm_conf)}
+
+    @property
+    def record(self) -> Record:
+        """What the folder remembers.
+
+        Raises:
+            TestbedError: nothing; no cluster was started here.
+        """
+        if self._record is None:
+            raise TestbedError(f"no cluster in {self.layout.root}")
+        return self._record
+
+    def replace(self, record: Record) -> None:
+        """Remembers another cluster from now on."""
+        record.write(self.layout.record)
+        self._record = record
+
+    def states(self) -> dict[str, bool]:
+        """Every daemon that the cluster should have, in starting order, and whether it runs."""
+        if self._record is None:
+            return {}
+        names = ["munged"]
+        names += ["mariadbd", "slurmdbd"] if self._record.shape.accounting else []
+        names += ["slurmctld", *(f"slurmd-{node}" for node in self._record.shape.node_names)]
+        return {name: self.alive(name) for name in names}
+
+    def alive(self, name: str) -> bool:
+        """Whether a daemon runs."""
+        process = self._record.processes.get(name) if self._record else None
+        return process is not None and process.alive()
+
+    def launch(self, name: str, program: str, *options: str) -> None:
+        """Starts a daemon, unless it runs, and records it at once."""
+        if self.alive(name):
+            return
+        argv = [daemons.find_programs([program])[program], *options]
+        output = self.layout.log(name).with_suffix(".out")
+        process = daemons.spawn(argv, daemons.client_env(self.env), output, self.layout.root)
+        self.record.processes[name] = process
+        self.record.write(self.layout.record)
+
+    def wait_ready(self, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
+        """Waits until a daemon is ready.
+
+        Raises:
+            TestbedError: it ended, or the time ran out; the message holds its last words.
+        """
+        up = False
+
+        def settled() -> bool:
+            nonlocal up
+            with contextlib.suppress(TestbedError):  # a client that asked too early
+                up = ready()
+            return up or not self.alive(name)
+
+        daemons.wait_until(settled, timeout_s)
+        if up:
+            return
+        what = f"not ready within {timeout_s:g} s" if self.alive(name) else "ended at once"
+        log = self.layout.log(name)
+        if not log.exists() or not log.stat().st_size:
+            log = log.with_suffix(".out")
+        words = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
+        raise TestbedError("\n  ".join([f"{name}: {what}; the end of {log}:", *words]))
+
+    def end(self, *names: str, timeout_s: float = 20.0) -> None:
+        """Ends daemons, waits for them and forgets them."""
+        known = self.record.processes
+        daemons.terminate([known[name] for name in names if name in known], timeout_s)
+        for name in names:
+            known.pop(name, None)
+        self.record.write(self.layout.record)
+
+    def call(self, program: str, *options: str, timeout_s: float = 20.0) -> str:
+        """What a client of this cluster prints.
+
+        Raises:
+            TestbedError: it failed, or gave no answer in time.
+        """
+        argv = [daemons.find_programs([program])[program], *options]
+        return daemons.call(argv, daemons.client_env(self.env), timeout_s)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other starts and stops of this folder out, and reads what they left."""
+        self.layout.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with self.layout.lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._record = Record.read(self.layout.record)
+            yield
