@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,17 @@ from pydantic import JsonValue
 
 from hpcft import document, validation
 from hpcft.document import Document, Loc, Origin, dotted
-from hpcft.errors import InputError, Problem
+from hpcft.errors import DataError, InputError, Problem
 from hpcft.methods import AnyMethod
 from hpcft.paths import shipped
 from hpcft.records import Recipe
 from hpcft.tasks import AnyTask
+from hpcft.tasks.rows import SPLITS
 
 MAX_EXTENDS = 8
 MAX_POINTS = 5000
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?")
+_DOTTED = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
 
@@ -55,14 +58,16 @@ def available() -> list[Path]:
 
 def find(name: str) -> Path:
     """The file of a recipe: a path, or the name of a shipped one."""
-    given = Path(name).expanduser()
-    if given.exists():
-        return given
-    by_name = shipped("recipes") / f"{given.stem}.yaml"
+    given = Path(os.path.expanduser(name))
+    return given if os.path.exists(given) else _shipped(given) or given
+
+
+def _shipped(given: Path) -> Path | None:
+    """The shipped recipe of that name; None where there is none."""
     # `recipes/x.yaml` works outside the checkout too, where the wheel brings the recipes.
-    if by_name.is_file() and str(given) in (given.stem, given.name, f"recipes/{given.name}"):
-        return by_name
-    return given
+    if str(given) not in (given.stem, given.name, f"recipes/{given.name}"):
+        return None
+    return next((path for path in available() if path.stem == given.stem), None)
 
 
 def load(name: str, overrides: list[str] | None = None) -> list[Point]:
@@ -76,61 +81,69 @@ def load(name: str, overrides: list[str] | None = None) -> list[Point]:
         InputError: with all problems found, each with file, line, what was got and what to write.
     """
     path = find(name)
-    doc = _with_extends(path, str(path) if Path(name).exists() else path.name)
+    doc = _with_extends(path, str(path) if os.path.exists(name) else path.name)
     for text in overrides or []:
         doc = doc.merged(_override(text))
-    if not isinstance(doc.value, dict):
-        raise InputError(
-            [Problem(str(doc.origin_of(())), "", "expected a mapping with `name`, `model`, …")]
-        )
     doc = _with_absolute_paths(doc)
     recipe = _validated(doc)
     if recipe.sweep is None:
         return [Point({}, recipe, doc)]
     points = []
+    problems: dict[Problem, None] = {}
     for values in _sweep_points(recipe, doc):
         at_point = doc
         for key, value in values.items():
-            at_point = at_point.merged(_nested(key, value, doc.origin_of(("sweep",))))
+            part = Document(value, {(): _swept_at(doc, key)})
+            at_point = at_point.merged(part.placed(tuple(key.split("."))))
         at_point = _with_absolute_paths(at_point)
-        point = _validated(at_point).model_copy(update={"sweep": None})
-        points.append(Point(values, point, at_point))
+        try:
+            point = _validated(at_point).model_copy(update={"sweep": None})
+            points.append(Point(values, point, at_point))
+        except InputError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise InputError(list(problems))
     return points
 
 
-def _with_extends(path: Path, shown_as: str, seen: tuple[Path, ...] = ()) -> Document:
+def _with_extends(path: Path, shown_as: str, seen: tuple[str, ...] = ()) -> Document:
     doc = document.load(path, shown_as)
-    parent = doc.value.pop("extends", None) if isinstance(doc.value, dict) else None
+    if not isinstance(doc.value, dict):
+        what = "expected a mapping with `name`, `model`, `task`, …"
+        raise InputError([Problem(str(doc.origin_of(())), "", what)])
+    origins = dict(doc.origins)
+    parent = doc.value.pop("extends", None)
     if parent is None:
         return doc
     where = str(doc.origin_of(("extends",)))
-    if not isinstance(parent, str):
+    if not isinstance(parent, str) or not parent:
         raise InputError([Problem(where, "extends", "expected a recipe's file or name")])
-    beside = path.parent / parent
-    base = beside if beside.is_file() else find(parent)
-    if base.resolve() in (*seen, path.resolve()) or len(seen) >= MAX_EXTENDS:
-        raise InputError([Problem(where, "extends", f"{parent} extends this recipe in a circle")])
-    if not base.is_file():
+    beside = path.parent / os.path.expanduser(parent)
+    base = beside if os.path.isfile(beside) else _shipped(Path(parent))
+    if base is None:
         raise InputError([Problem(where, "extends", f"there is no recipe {parent!r}")])
-    return _with_extends(base, str(base), (*seen, path.resolve())).merged(doc)
+    seen = (*seen, os.path.realpath(path))
+    if os.path.realpath(base) in seen:
+        raise InputError([Problem(where, "extends", f"{parent} extends this recipe in a circle")])
+    if len(seen) > MAX_EXTENDS:
+        raise InputError([Problem(where, "extends", f"more than {MAX_EXTENDS} recipes in a chain")])
+    merged = _with_extends(base, str(base), seen).merged(doc)
+    return Document(merged.value, {**merged.origins, (): origins[()]})
 
 
 def _override(text: str) -> Document:
+    origin = Origin(f"-o {text if text.isprintable() else ascii(text)}", None, Path.cwd())
     key, equals, value = text.partition("=")
-    origin = Origin(f"-o {text}", None, Path.cwd())
-    if not equals or not re.fullmatch(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*", key):
-        raise InputError(
-            [Problem(str(origin), "", "expected dotted.field=value", "for example train.seed=1")]
-        )
-    return _nested(key, document.parse(value, origin).value, origin)
+    if not equals or not _DOTTED.fullmatch(key):
+        what = "expected dotted.field=value"
+        raise InputError([Problem(str(origin), "", what, "for example train.seed=1")])
+    return document.parse(value, origin).placed(tuple(key.split(".")))
 
 
-def _nested(key: str, value: Any, origin: Origin) -> Document:
-    """`a.b` and a value as a document."""
-    parts = key.split(".")
-    for part in reversed(parts):
-        value = {part: value}
-    return Document(value, {tuple(parts[:n]): origin for n in range(1, len(parts) + 1)})
+def _swept_at(doc: Document, key: str) -> Origin:
+    """Where the values of a swept field were written."""
+    axes: list[Loc] = [("sweep", "grid", key), ("sweep", "zip", key)]
+    return doc.origin_of(next((loc for loc in axes if loc in doc.origins), ("sweep",)))
 
 
 def _sweep_points(recipe: Recipe, doc: Document) -> list[dict[str, JsonValue]]:
@@ -167,10 +180,9 @@ def _sweep_points(recipe: Recipe, doc: Document) -> list[dict[str, JsonValue]]:
         {k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)
     ]
     for key in {key for point in points for key in point}:
-        if not re.fullmatch(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*", key) or key.startswith("sweep"):
-            raise InputError(
-                [Problem(where, f"sweep: {key}", "expected a dotted field of the recipe")]
-            )
+        if not _DOTTED.fullmatch(key) or key.split(".")[0] == "sweep":
+            what = "expected a dotted field of the recipe"
+            raise InputError([Problem(str(_swept_at(doc, key)), f"sweep: {key}", what)])
     return points
 
 
@@ -197,13 +209,14 @@ def _with_absolute_paths(doc: Document) -> Document:
     """Relative paths made absolute: from the file that they stand in, or the current folder."""
     for loc in _path_locs(doc.value):
         text = _get(doc.value, loc)
-        if not isinstance(text, str) or not text or "\0" in text:
+        if not isinstance(text, str) or not text:
             continue
         origin = doc.origin_of(loc)
-        target = (origin.folder or Path.cwd()) / Path(text).expanduser()
-        is_path = loc[0] == "task" or text.startswith(("/", "./", "../", "~")) or target.is_dir()
-        if is_path:
-            doc = doc.merged(_nested(dotted(loc), str(target.resolve()), origin))
+        target = (origin.folder or Path.cwd()) / os.path.expanduser(text)
+        is_path = loc[0] == "task" or text.startswith(("/", "./", "../", "~"))
+        if is_path or os.path.isdir(target):
+            absolute = Document(os.path.realpath(target), {(): origin})
+            doc = doc.merged(absolute.placed(loc))
     return doc
 
 
@@ -254,13 +267,13 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
         )
     for split, file in (data.files or {}).items():
         loc = ("task", "data", "files", split)
-        if not Path(file).is_file():
+        if not os.path.isfile(file):
             found.append((loc, f"there is no file {file}", ""))
         elif Path(file).suffix.lower() not in (".csv", ".jsonl", ".json", ".parquet"):
             found.append(
                 (loc, f"expected .csv, .jsonl, .json or .parquet, got {Path(file).name}", "")
             )
-    splits: set[str] = set(data.fractions or data.files or ("train", "validation", "test"))
+    splits: set[str] = set(data.fractions or data.files or SPLITS)
     if "train" not in splits:
         found.append((("task", "data"), "has no train split", "add one"))
     if recipe.evaluation.split not in splits:
@@ -271,6 +284,10 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
                 f"use one of {', '.join(sorted(splits))}",
             )
         )
+    for field in ("sample", "limits"):
+        for split in set(getattr(data, field)) - splits:
+            known = f"it has {', '.join(sorted(splits))}"
+            found.append((("task", "data", field, split), "the data has no such split", known))
     if data.fractions and sum(data.fractions.values()) > 1 + 1e-9:
         found.append(
             (
@@ -307,7 +324,7 @@ def _check_model_folder(
             else [(loc, f"expected a hub name or a folder, got {path!r}", "")]
         )
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return [(loc, f"there is no folder {path}", "")]
     found: list[tuple[Loc, str, str]] = []
     if weights and not (folder / "config.json").is_file():
@@ -335,10 +352,14 @@ def fingerprints(recipe: FullRecipe) -> dict[str, str]:
     first and last MiB are, which a retrained or truncated file changes.
     """
     found = {}
-    for loc in _path_locs(json.loads(recipe.model_dump_json())):
-        text = _get(json.loads(recipe.model_dump_json()), loc)
+    content = recipe.model_dump(mode="json")
+    for loc in _path_locs(content):
+        text = _get(content, loc)
         if isinstance(text, str) and text.startswith("/"):
-            found[dotted(loc)] = _hash_path(Path(text), whole=loc[0] == "task")
+            try:
+                found[dotted(loc)] = _hash_path(Path(text), whole=loc[0] == "task")
+            except OSError as error:
+                raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     return found
 
 

@@ -5,25 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster
+from hpcft.records import Cluster, Record
+
+_MODELS: dict[str, type[Record]] = {"recipe": FullRecipe, "cluster": Cluster}
 
 
 def schema(kind: str) -> dict[str, Any]:
     """The JSON Schema of a recipe or a cluster profile as files hold it."""
-    made = (FullRecipe if kind == "recipe" else Cluster).model_json_schema()
+    made = _MODELS[kind].model_json_schema()
     if kind == "recipe":
+        made["title"] = "Recipe"
         made["properties"]["extends"] = {
             "type": "string",
             "description": "A recipe's file or name; this one's fields are laid over it.",
         }
-        made["required"] = []  # a recipe that extends another may leave all out
+        # A recipe that extends another may leave all else out.
+        made["anyOf"] = [{"required": ["extends"]}, {"required": made.pop("required")}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
 
 
-def page(found: dict[str, Any]) -> str:
-    """The schema as a Markdown page: a table for each section."""
+def page(kind: str) -> str:
+    """The reference page in Markdown: a table for each section."""
+    found = schema(kind)
+    found["required"] = _MODELS[kind].model_json_schema()["required"]
     sections = [(found["title"], found), *found.get("$defs", {}).items()]
-    return "\n".join(line for name, part in sections for line in _section(name, part))
+    lines = [
+        f"# The fields of a {kind}",
+        "",
+        "Made by `make docs` from the records themselves; `hpcft schema` is the same for editors.",
+        "",
+    ]
+    return "\n".join([*lines, *(line for name, part in sections for line in _section(name, part))])
 
 
 def _section(name: str, part: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Callable
@@ -210,11 +211,14 @@ def _check_with_slurm(site: Profile, group: list[Prepared], root: Path) -> None:
     try:
         slurm.check(_script(site, group, root))
     except slurm.Refused as refused:
-        where = str(site.document.origin_of((refused.key,)))
-        problem = Problem(
-            where, refused.key, f"Slurm refuses the job: {refused.reason}", refused.fix
-        )
-        raise InputError([problem]) from None
+        raise _input_error(site, refused) from None
+
+
+def _input_error(site: Profile, refused: slurm.Refused) -> InputError:
+    """A refusal of Slurm's as an error that names the profile's line."""
+    where = str(site.document.origin_of((refused.key,)))
+    what = f"Slurm refuses the job: {refused.reason}"
+    return InputError([Problem(where, refused.key, what, refused.fix)])
 
 
 def _earlier(item: Prepared, root: Path, *, again: bool) -> Submitted | None:
@@ -254,13 +258,19 @@ def _submit_group(
     folders = [_run_folder(root, item) for item in group]
     logs = [shared_logs if is_slurm else RunPaths(folder).logs for folder in folders]
     indices = list(range(len(group))) if is_slurm and len(group) > 1 else [None] * len(group)
+    new = [folder for folder in folders if not folder.exists()]
     for item, folder, log, index in zip(group, folders, logs, indices, strict=True):
         _write_folder(site, item, folder)
         store.create_folder(log)
         _note(site, item, folder, _attempt(None, token, log, index), sweep)
     if is_slurm:
         options = _options(site, group, token)
-        ids = slurm.submit(shared_logs, options, site.cluster, rank_entry.start, folders)
+        try:
+            ids = slurm.submit(shared_logs, options, site.cluster, rank_entry.start, folders)
+        except slurm.Refused as refused:
+            for folder in new:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise _input_error(site, refused) from None
         started: list[float | None] = [None] * len(ids)
     else:
         begun = [

@@ -29,8 +29,8 @@ def validate(document: Document, model: type[M]) -> M:
     try:
         return model.model_validate_json(json.dumps(document.value))
     except ValidationError as error:
-        problems = [_problem(document, model, detail) for detail in error.errors(include_url=False)]
-        raise InputError(list(dict.fromkeys(problems))) from None
+        details = error.errors(include_url=False)
+        raise InputError(_problems(document, model, details)) from None
 
 
 _EXPECTED = {
@@ -48,67 +48,84 @@ _EXPECTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
+_OF_A_KEY = "[key]"  # pydantic's last location part where a key is wrong and not its value
 
 
-def _problem(document: Document, model: type[Any], detail: Any) -> Problem:
-    loc, tail = _in_document(document.value, detail["loc"])
+def _expected(detail: Any) -> str | None:
+    """The kind of value that was expected; None where the kind is right, but the value wrong."""
+    if detail["loc"][-1:] == (_OF_A_KEY,):
+        return None
+    if detail["type"] == "literal_error":
+        words = str(detail["ctx"]["expected"])
+        return f"one of {words}" if " or " in words else words
+    return _EXPECTED.get(detail["type"])
+
+
+def _problems(document: Document, model: type[Any], details: Any) -> list[Problem]:
+    """One problem for each place; what the members of a union expected there is told together."""
+    located = [(_in_document(document.value, detail), detail) for detail in details]
+    expected: dict[Loc, list[str]] = {}
+    for loc, detail in located:
+        if word := _expected(detail):
+            expected.setdefault(loc, []).append(word)
+    # Where a member of a union found something wrong deeper inside, its kind was right.
+    entered = {loc[:length] for loc, _ in located for length in range(len(loc))}
+    problems = []
+    for loc, detail in located:
+        if _expected(detail) is None:
+            problems.append(_problem(document, model, loc, detail))
+        elif loc not in entered:
+            what = f"expected {' or '.join(expected[loc])}, got {_shown(detail['input'])}"
+            fix = (
+                "quote it if text is meant"
+                if "text" in expected[loc] and isinstance(detail["input"], int | float)
+                else ""
+            )
+            problems.append(Problem(str(document.origin_of(loc)), dotted(loc), what, fix))
+    return list(dict.fromkeys(problems))
+
+
+def _problem(document: Document, model: type[Any], loc: Loc, detail: Any) -> Problem:
     kind, context = detail["type"], detail.get("ctx", {})
-    origin = document.origin_of((*loc, *tail))
-    key = dotted((*loc, *tail))
+    where, key = str(document.origin_of(loc)), dotted(loc)
     got = f"got {_shown(detail['input'])}"
     if kind == "missing":
-        return Problem(str(origin), key, "is required", "add it")
+        return Problem(where, key, "is required", "add it")
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(
-            str(loc[-1]), _siblings(model, detail["loc"]), n=3, cutoff=0.5
-        )
-        return Problem(
-            str(origin),
-            key,
-            "unknown key",
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else f"known here: {', '.join(sorted(_siblings(model, detail['loc'])))}",
-        )
-    if kind in ("union_tag_invalid", "literal_error"):
-        expected = str(context.get("expected_tags") or context.get("expected", ""))
-        got = f"got {_shown(context.get('tag', detail['input']))}"
-        return Problem(str(origin), key, f"expected one of {expected}, {got}")
+        known = _siblings(model, detail["loc"])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=3, cutoff=0.5)
+        fix = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
+        return Problem(where, key, "unknown key", fix)
+    if kind == "union_tag_invalid":
+        where = str(document.origin_of((*loc, "name")))
+        what = f"expected one of {context['expected_tags']}, got {_shown(context['tag'])}"
+        return Problem(where, f"{key}.name", what)
     if kind == "union_tag_not_found":
-        return Problem(str(origin), f"{key}.name", "is required", "say which one")
+        return Problem(where, f"{key}.name", "is required", "say which one")
     if kind == "string_pattern_mismatch":
-        return Problem(
-            str(origin),
-            key,
-            f"has characters that are not allowed here, {got}",
-            f"it has to match {context['pattern']}",
-        )
-    fix = (
-        "quote it if text is meant" if kind == "string_type" and detail["input"] is not None else ""
-    )
-    if kind in _EXPECTED:
-        return Problem(str(origin), key, f"expected {_EXPECTED[kind]}, {got}", fix)
+        fix = f"it has to match {context['pattern']}"
+        return Problem(where, key, f"has characters that are not allowed here, {got}", fix)
+    if detail["loc"][-1:] == (_OF_A_KEY,) and kind == "literal_error":
+        return Problem(where, key, "unknown key", f"known here: {context['expected']}")
     message = detail["msg"].removeprefix("Value error, ")
-    return Problem(str(origin), key, f"{message[0].lower()}{message[1:]}, {got}")
+    return Problem(where, key, f"{message[0].lower()}{message[1:]}, {got}")
 
 
-def _in_document(value: Any, loc: Loc) -> tuple[Loc, Loc]:
-    """Splits pydantic's location into the part that exists in the document and a missing key.
+def _in_document(value: Any, detail: Any) -> Loc:
+    """Pydantic's location without what is not in the document, but with a key that is missing.
 
-    Pydantic puts the tags of unions and the names of union members between the keys; they are left
-    out.
+    Pydantic puts the tags of unions and the names of union members between the keys.
     """
     real: list[str | int] = []
-    rest: list[str | int] = []
-    for position, part in enumerate(loc):
+    for part in detail["loc"]:
         in_mapping = isinstance(value, dict) and part in value
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if in_mapping or in_list:
             value = value[part]
             real.append(part)
-        elif isinstance(value, dict) and position == len(loc) - 1:
-            rest.append(part)
-    return tuple(real), tuple(rest)
+    if detail["type"] == "missing":
+        real.append(detail["loc"][-1])
+    return tuple(real)
 
 
 def _siblings(model: type[Any], loc: Loc) -> list[str]:

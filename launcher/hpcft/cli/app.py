@@ -16,6 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: drawing it would cost more than all else in `--help`
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -58,7 +59,7 @@ _register()
 def main() -> None:
     """Runs the command line and exits with the code that errors.py documents."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="hpcft", standalone_mode=False)
     except HpcftError as error:
         from hpcft.cli import console
 

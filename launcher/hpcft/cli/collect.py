@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
         json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
         runs_dir: RunsDir = DEFAULT_RUNS,
     ) -> None:
-        """Print one table of all results, with the reported numbers beside ours."""
+        """Print one table of results, reported beside ours."""
         from hpcft import collect as collecting
         from hpcft.cli import console
         from hpcft.cli.status import chosen

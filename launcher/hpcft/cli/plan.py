@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
         override: Overrides = None,
         json: Json = False,
     ) -> None:
-        """Show how a recipe fits a cluster: layout, memory by component, reasons."""
+        """Show how a recipe would fit a cluster."""
         from hpcft import recipe as recipes
         from hpcft.cli import console
         from hpcft.cluster import profile

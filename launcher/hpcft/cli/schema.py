@@ -29,8 +29,7 @@ def add_to(app: typer.Typer) -> None:
         from hpcft import reference
         from hpcft.cli import console
 
-        found = reference.schema(kind.value)
         if markdown:
-            console.data(reference.page(found))
+            console.data(reference.page(kind.value))
         else:
-            console.as_json(found)
+            console.as_json(reference.schema(kind.value))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpcft.cli.options import Json, RunNames, RunsDir
 from hpcft.errors import UsageError
-from hpcft.monitor import View
-from hpcft.paths import DEFAULT_RUNS, RunPaths
-from hpcft.records import Job
+from hpcft.paths import DEFAULT_RUNS
+
+if TYPE_CHECKING:  # `hpcft --help` reads this file: what is costly to import waits
+    from hpcft.monitor import View
+    from hpcft.paths import RunPaths
+    from hpcft.records import Job
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
         json: Json = False,
         runs_dir: RunsDir = DEFAULT_RUNS,
     ) -> None:
-        """Show state, progress, loss, speed, memory and time to go of runs."""
+        """Show state, progress and speed of runs."""
         from hpcft.cli import console
         from hpcft.cli import watch as watching
         from hpcft.monitor import as_json

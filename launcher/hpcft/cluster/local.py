@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -46,16 +45,17 @@ def submit(folder: Path, cluster: Cluster, plan: Plan, entry: Any, run: Path) ->
                 "HPCFT_LOCAL_QUEUE": str(cache_folder() / "local.lock"),
                 "CUDA_VISIBLE_DEVICES": visible if cluster.accelerator == "cuda" else "",
             }
-            process = subprocess.Popen(
+            # Not Popen: nobody here will ever wait for the controller.
+            pid = os.posix_spawn(
+                sys.executable,
                 [sys.executable, "-m", "hpcft.train.local_controller", str(self.folder)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in (0, 1, 2)
+                ],
+                setsid=True,
             )
-            self.process = process
-            return LocalJob(self.folder, str(process.pid), list(range(ranks)), process)
+            return LocalJob(self.folder, str(pid), list(range(ranks)))
 
     cache_folder().mkdir(parents=True, exist_ok=True)
     executor = Detached(folder=folder)

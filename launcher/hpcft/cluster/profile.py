@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from hpcft import document, validation
 from hpcft.document import Document
 from hpcft.errors import InputError, Problem
 from hpcft.paths import shipped
-from hpcft.records import Cluster
+from hpcft.records import Cluster, Gpu
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,19 @@ def available() -> list[Path]:
 
 def find(name: str) -> Path:
     """The file of a profile: a path, `slurm/<name>.yaml` in this folder, or a shipped one."""
-    given = Path(name).expanduser()
-    if given.suffix in (".yaml", ".yml") and given.is_file():
+    given = Path(os.path.expanduser(name))
+    if given.suffix in (".yaml", ".yml") and os.path.isfile(given):
         return given
     own = Path("slurm") / f"{name}.yaml"
-    if own.is_file():
+    if os.path.isfile(own):
         return own
-    file = shipped("slurm") / f"{given.stem}.yaml"
-    if file.is_file() and given.name in (given.stem, file.name):
-        return file
-    known = ", ".join(path.stem for path in available())
-    problem = Problem(f"--cluster {name}", "", "there is no such profile", f"known: {known}")
+    by_name = {path.stem: path for path in available()}
+    # `slurm/x.yaml` works outside the checkout too, where the wheel brings the profiles.
+    if name in (given.stem, given.name, f"slurm/{given.name}") and given.stem in by_name:
+        return by_name[given.stem]
+    problem = Problem(
+        f"--cluster {name}", "", "there is no such profile", f"known: {', '.join(by_name)}"
+    )
     raise InputError([problem])
 
 
@@ -78,10 +81,10 @@ def _this_machine(cluster: Cluster) -> Cluster:
     gpus = _local_gpus()
     if gpus:
         update |= {"accelerator": "cuda", "gpus_per_node": len(gpus), "gpu": gpus[0]}
-    return Cluster.model_validate(cluster.model_dump() | update)
+    return cluster.model_copy(update=update)
 
 
-def _local_gpus() -> list[dict[str, object]]:
+def _local_gpus() -> list[Gpu]:
     """The GPUs of this machine as nvidia-smi tells them, without importing torch."""
     import subprocess
 
@@ -96,20 +99,16 @@ def _local_gpus() -> list[dict[str, object]]:
         output = subprocess.run(
             query, capture_output=True, text=True, timeout=20, check=True
         ).stdout
-        rows = [
-            [part.strip() for part in line.split(",")]
-            for line in output.splitlines()
-            if line.strip()
-        ]
+        rows = [line.split(",") for line in output.splitlines() if line.strip()]
         return [
-            {
-                "name": row[0].replace(" ", "-"),
-                "memory_gib": float(row[1]) / 1024,
-                "compute_capability": float(row[2]),
-            }
-            for row in rows
+            Gpu(
+                name=re.sub(r"[^A-Za-z0-9_.:+-]+", "-", name.strip()).strip("-"),
+                memory_gib=float(memory) / 1024,
+                compute_capability=float(capability),
+            )
+            for name, memory, capability in rows
         ]
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+    except (OSError, subprocess.SubprocessError, ValueError):
         return []
 
 

@@ -160,11 +160,25 @@ def check(script: str) -> None:
         try:
             _run("sbatch", "--test-only", file.name)
         except ClusterError as error:
-            text = str(error)
-            for said in ("allocation failure:", "submission failed:"):
-                if said in text and "contact" not in text:
-                    raise Refused(text.split(said)[-1].strip(), _asked(script)) from None
-            raise
+            reason = _refusal(str(error))
+            if reason is None:
+                raise
+            # Nodes that are away for now look like nodes that lack something: sbatch, which
+            # refuses only what can never run, then decides.
+            if not (reason.startswith("Requested node") and _nodes_are_away()):
+                raise Refused(reason, _asked(script)) from None
+
+
+def _refusal(said: str) -> str | None:
+    """Why Slurm refuses a job, from what a client printed; None where it is another trouble."""
+    for words in ("allocation failure:", "submission failed:"):
+        if words in said and "contact" not in said:
+            return said.split(words)[-1].strip()
+    return None
+
+
+def _nodes_are_away() -> bool:
+    return bool(_run("sinfo", "-h", "-N", "-t", "down,drain,fail,maint,unk", "-o", "%N").strip())
 
 
 def _asked(script: str) -> str:
@@ -188,6 +202,10 @@ def submit(
 
     Returns:
         A job id for each run, `123` or `123_4`.
+
+    Raises:
+        Refused: Slurm will never run it.
+        ClusterError: sbatch failed otherwise.
     """
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -203,6 +221,9 @@ def submit(
             else executor.map_array(entry, [str(run) for run in runs])
         )
     except (FailedJobError, FailedSubmissionError) as error:
+        reason = _refusal(str(error))
+        if reason is not None:
+            raise Refused(reason.splitlines()[0], "the script of the dry run") from None
         raise ClusterError(f"sbatch failed: {error}") from None
     return [job.job_id for job in jobs]
 

@@ -60,8 +60,7 @@ _REASONS = {
     "PartitionNodeLimit": "asks for more nodes than the partition allows: lower resources.nodes",
     "PartitionConfig": "the partition cannot give what it asks for",
     "ReqNodeNotAvail": "a node that it needs is down or reserved",
-    "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved_for_jobs_in_higher_priority_partitions":
-        "the nodes that it needs are down, drained or reserved",
+    "Nodes required for job are DOWN": "the nodes that it needs are down, drained or reserved",
     "Reservation": "waiting for its reservation",
     "AssocGrpGRES": "your account's GPU limit is reached: wait for other jobs of the account",
     "AssocGrpCpuLimit": "your account's core limit is reached",
@@ -87,5 +86,6 @@ def explained(reason: str) -> str:
     word = reason.strip().strip("()")
     if word in ("", "None"):
         return ""
-    sentence = _REASONS.get(word) or _REASONS.get(word.split(",")[0].replace(" ", "_"))
+    head = word.split(",")[0]
+    sentence = _REASONS.get(word) or _REASONS.get(head) or _REASONS.get(head.replace("_", " "))
     return f"{sentence} ({word})" if sentence else word

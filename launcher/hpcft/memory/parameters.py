@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,10 @@ def facts(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
         return ModelFacts.model_validate_json(file.read_text())
     except (OSError, ValueError):
         pass
-    counted = _count(model, task, method)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it lacks
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the libraries among themselves
+        counted = _count(model, task, method)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{hash(key) & 0xFFFF}.tmp")

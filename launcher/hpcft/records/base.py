@@ -18,12 +18,22 @@ SlurmExpression = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9\[(][A-Za-z0-9_.:,|&*()\[\]-]{0,255}$")
 ]
 OneLine = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4096}$")]
+# A command and its arguments, words apart; `$NAME` is filled in by the job's shell, no more.
+CommandLine = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(\$?[A-Za-z0-9_./:=,@%+~-]|\$\{[A-Za-z0-9_]+\})"
+        r"(\$?[A-Za-z0-9_./:=,@%+~ -]|\$\{[A-Za-z0-9_]+\}){0,4095}$"
+    ),
+]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]{0,4095}$")]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Record(BaseModel):

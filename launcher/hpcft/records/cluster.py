@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hpcft.records.base import (
+    AbsolutePath,
+    CommandLine,
     Name,
     NonNegative,
     OneLine,
@@ -66,7 +68,7 @@ class Cluster(Record):
     """CPU cores of a node that a job may use."""
     host_memory_gib: Annotated[float, Field(gt=0)]
     """Host memory of a node that a job may use, in GiB."""
-    node_disk_path: OneLine | None = None
+    node_disk_path: AbsolutePath | None = None
     """Fast node-local folder (NVMe), for offloading; none when absent."""
     node_disk_gib: NonNegative = 0.0
     """Room in `node_disk_path`, in GiB."""
@@ -74,7 +76,7 @@ class Cluster(Record):
     """Longest time limit that the partition allows."""
     setup: list[OneLine] = Field(default_factory=list)
     """Shell lines before srun: module load, source a venv, conda activate; trusted text."""
-    python: OneLine | None = None
+    python: CommandLine | None = None
     """Command that starts Python on a compute node (`apptainer exec --nv image.sif python`)."""
     srun_args: list[OneLine] = Field(default_factory=list)
     """More arguments of srun, for example pyxis' `--container-image=…`."""

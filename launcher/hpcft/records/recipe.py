@@ -15,6 +15,7 @@ from hpcft.records.base import (
     OneLine,
     PositiveInt,
     Record,
+    Share,
     SlurmWord,
     Split,
 )
@@ -59,7 +60,7 @@ class DataSpec(Record):
     splits: dict[Split, OneLine] = Field(default_factory=dict)
     """Name of the source's split for each of ours where it differs (`validation:
     validation_matched`); several joined with `+`."""
-    fractions: dict[Split, Fraction] | None = None
+    fractions: dict[Split, Share] | None = None
     """Pool all loaded splits, shuffle with `seed`, and cut into these fractions (sum at most 1)."""
     seed: int = 0
     """Seed of shuffling for `fractions` and of sampling for `limits`."""
@@ -67,7 +68,7 @@ class DataSpec(Record):
     """At most this many examples of a split, sampled with `seed`."""
     drop_empty: bool = False
     """Leave out rows whose text is empty instead of refusing them; the table tells how many."""
-    sample: dict[Split, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
+    sample: dict[Split, Share] = Field(default_factory=dict)
     """This share of a split's examples, sampled with `seed` (R3: 3 % of MultiNLI)."""
 
 

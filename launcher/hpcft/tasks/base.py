@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -128,4 +129,24 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
         )
     if not isinstance(value, str | int | float):
         raise BadRow(column, f"expected text, got {type(value).__name__}")
-    return str(value)
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        what = "the text has half of a surrogate pair, which is no letter"
+        raise BadRow(column, what, "it was cut apart in an earlier step: correct the row") from None
+    return text
+
+
+def distinct(words: list[str]) -> list[str]:
+    """The same words; they may not repeat, because the model has one output for each."""
+    twice = [word for word, count in Counter(words).items() if count > 1]
+    if twice:
+        raise ValueError(f"{shortened(twice)} stands there more than once")
+    return words
+
+
+def shortened(words: Sequence[str], most: int = 20) -> str:
+    """The words in a row, the first of them if there are many."""
+    more = f", … ({len(words)} in all)" if len(words) > most else ""
+    return ", ".join(words[:most]) + more

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from hpcft.metrics import compute
 from hpcft.records.base import ColumnName, OneLine
@@ -15,9 +16,13 @@ from hpcft.tasks.base import (
     Features,
     Head,
     TaskBase,
+    distinct,
+    shortened,
     summed_cross_entropy,
     text_of,
 )
+
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 
 class Classification(TaskBase):
@@ -31,7 +36,9 @@ class Classification(TaskBase):
     """Column of the second text (the hypothesis)."""
     label: ColumnName = "label"
     """Column of the label: one of `labels`, or its index."""
-    labels: list[OneLine] = Field(min_length=2, max_length=10_000)
+    labels: Annotated[
+        list[OneLine], Field(min_length=2, max_length=10_000), AfterValidator(distinct)
+    ]
     """The labels in the order of the model's outputs; of two, the second is the positive class."""
 
     def columns(self) -> list[str]:
@@ -46,25 +53,27 @@ class Classification(TaskBase):
 
     def _index(self, row: Mapping[str, Any]) -> int:
         value = row.get(self.label)
-        if isinstance(value, str) and value.strip() in self.labels:
-            return self.labels.index(value.strip())
-        if isinstance(value, str) and value.strip().lstrip("-").isdigit():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
+        text = "" if value is None or isinstance(value, bool | float) else str(value)
+        for name in (text, text.strip()):
+            if name in self.labels:
+                return self.labels.index(name)
+        # An index counts only where it cannot be meant as a label: not for the labels 1 to 5.
+        if not _INTEGER.fullmatch(text.strip()) or any(map(_INTEGER.fullmatch, self.labels)):
             raise BadRow(
                 self.label,
-                f"expected one of {', '.join(self.labels)}, got {value!r}",
+                f"expected one of {shortened(self.labels)}, got {value!r:.80}",
                 "correct the row or add the label to task.labels",
             )
-        if value == -1:
+        index = int(text)
+        if index == -1:
             raise BadRow(
                 self.label,
                 "the row has no label (-1, as in GLUE's test splits)",
                 "use a labelled split, for example evaluation.split: validation",
             )
-        if not 0 <= value < len(self.labels):
-            raise BadRow(self.label, f"expected an index below {len(self.labels)}, got {value}")
-        return value
+        if not 0 <= index < len(self.labels):
+            raise BadRow(self.label, f"expected an index below {len(self.labels)}, got {index}")
+        return index
 
     def texts(self, example: Example) -> list[str]:
         """The text, and the second one of a pair."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from hpcft.records.base import OneLine
 from hpcft.tasks.base import (
@@ -16,6 +16,8 @@ from hpcft.tasks.base import (
     Features,
     Head,
     TaskBase,
+    distinct,
+    shortened,
     summed_cross_entropy,
     text_of,
 )
@@ -34,27 +36,32 @@ class Instruction(TaskBase):
     """Prompt with `{column}` where a column's text goes; `{{` is a brace."""
     completion: str = Field(min_length=1)
     """Completion with `{column}` likewise; the end-of-text token is added."""
-    choices: list[OneLine] = Field(default_factory=list, max_length=1000)
+    choices: Annotated[
+        list[OneLine], Field(default_factory=list, max_length=1000), AfterValidator(distinct)
+    ]
     """The completions that are possible: scored by their likelihood given the prompt."""
     length_normalised: bool = False
     """Divide a choice's log-likelihood by its tokens before comparing."""
 
-    @model_validator(mode="after")
-    def _check_templates(self) -> Self:
-        for template in (self.prompt, self.completion):
-            try:
-                parts = list(string.Formatter().parse(template))
-            except ValueError as error:
-                raise ValueError(f"template {template!r} is malformed: {error}") from None
-            for _, name, spec, conversion in parts:
-                if name is not None and (not name or spec or conversion or set(name) & set(".[]")):
-                    raise ValueError(
-                        f"template may only hold plain {{column}} fields, not {name!r}"
-                    )
-        return self
+    @field_validator("prompt", "completion")
+    @classmethod
+    def _check_template(cls, template: str) -> str:
+        try:
+            parts = list(string.Formatter().parse(template))
+        except ValueError as error:
+            raise ValueError(f"the template is malformed: {error}") from None
+        for _, name, spec, conversion in parts:
+            if name is not None and (not name or spec or conversion):
+                raise ValueError(f"a template may only hold plain {{column}} fields, not {name!r}")
+        return template
 
     def _fields(self, template: str) -> list[str]:
         return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+
+    def _filled(self, template: str, values: Mapping[str, str]) -> str:
+        # Not `str.format`: to it the column `a.b` is an attribute, here it is a name.
+        parts = string.Formatter().parse(template)
+        return "".join(text + (values[name] if name else "") for text, name, _, _ in parts)
 
     def columns(self) -> list[str]:
         """Columns that the templates name."""
@@ -64,14 +71,14 @@ class Instruction(TaskBase):
         """`prompt` and `completion`, filled in."""
         values = {column: text_of(row, column) for column in self.columns()}
         example = {
-            "prompt": self.prompt.format_map(values),
-            "completion": self.completion.format_map(values),
+            "prompt": self._filled(self.prompt, values),
+            "completion": self._filled(self.completion, values),
         }
         if self.choices and example["completion"] not in self.choices:
             raise BadRow(
                 ", ".join(self._fields(self.completion)),
-                f"expected a completion among {', '.join(self.choices)}, "
-                f"got {example['completion']!r}",
+                f"expected a completion among {shortened(self.choices)}, "
+                f"got {example['completion']!r:.80}",
                 "correct the row or add it to task.choices",
             )
         return example
@@ -93,7 +100,7 @@ class Instruction(TaskBase):
         encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
         ids = list(encoded["input_ids"])
         offsets = encoded["offset_mapping"]
-        if end and tokenizer.eos_token_id is not None:
+        if end and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
             ids.append(tokenizer.eos_token_id)
         start = next(
             (i for i, (left, right) in enumerate(offsets) if right > len(prompt) and right > left),

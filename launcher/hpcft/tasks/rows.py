@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from hpcft.errors import DataError, InputError, Problem
 from hpcft.records import DataSpec, Split
-from hpcft.tasks.base import BadRow, Example, TaskBase
+from hpcft.tasks.base import BadRow, Example, TaskBase, shortened
 
 MAX_PROBLEMS = 10  # told one by one; the rest is counted
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -34,46 +35,66 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: a line cannot be read.
     """
-    suffix = path.suffix.lower()
+    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_json}
     try:
-        if suffix == ".parquet":
-            yield from _read_parquet(path)
-        elif suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream)
-                for row in reader:
-                    if None in row:
-                        raise DataError(
-                            f"{path}:{reader.line_num}: more fields than the header has"
-                        )
-                    yield reader.line_num, row
-        elif suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(rows, list):
-                raise DataError(f"{path}: expected a list of objects; one a line is .jsonl")
-            yield from ((number, _object(path, number, row)) for number, row in enumerate(rows, 1))
-        else:
-            yield from _read_jsonl(path)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not UTF-8 ({error.reason}); convert it, for example with iconv"
-        ) from None
-    except (csv.Error, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        yield from readers.get(path.suffix.lower(), _read_jsonl)(path)
+    except UnicodeDecodeError:
+        fix = "convert it, for example with iconv"
+        raise DataError(f"{path}:{_first_line_not_utf8(path)}: is not UTF-8; {fix}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _first_line_not_utf8(path: Path) -> int:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # the default of 131,072 is less than a long text
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        # Strict: else a quote that is never closed swallows the rest of the file without a word.
+        reader = csv.DictReader(stream, strict=True)
+        try:
+            twice = [n for n, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise DataError(f"{path}:1: the column {shortened(twice)} stands there twice")
+            for row in reader:
+                if None in row:
+                    raise DataError(f"{path}:{reader.line_num}: more fields than the header has")
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: is not CSV: {error}") from None
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = _parsed(path, 1, path.read_text(encoding="utf-8-sig"))
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a list of objects; one a line is .jsonl")
+    yield from ((number, _object(path, number, row)) for number, row in enumerate(rows, 1))
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                try:
-                    yield number, _object(path, number, json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{path}:{number}: is not JSON: {error.msg}, column {error.colno}"
-                    ) from None
+                yield number, _object(path, number, _parsed(path, number, line))
+
+
+def _parsed(path: Path, first_line: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        what = f"is not JSON: {error.msg}, column {error.colno}"
+        raise DataError(f"{path}:{line}: {what}") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 100,000 brackets
+        raise DataError(f"{path}:{first_line}: cannot be read: {error}") from None
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -131,7 +152,7 @@ def load(task: TaskBase) -> Examples:
             continue
         if data.files is not None:
             path = Path(data.files[split])
-            source, rows = path.name, read_file(path)
+            source, rows = str(path), read_file(path)
         elif data.fractions is not None and split != "train" and split not in data.splits:
             continue  # the pool is what `splits` names, by default the source's train split
         else:
@@ -139,9 +160,9 @@ def load(task: TaskBase) -> Examples:
             source, rows = f"{data.path}[{name}]", read_hub(data, name)
         examples, dropped = _check(task, source, rows, problems)
         if dropped:
-            notes.append(f"{source}: {dropped} rows with empty text left out")
+            notes.append(f"{split}: {dropped} rows with empty text left out")
         if not examples and not problems:
-            raise DataError(f"{source}: has no rows")
+            raise DataError(f"{source}: has no rows" + (" with text" if dropped else ""))
         loaded[split] = examples
     if problems:
         hidden = len(problems) - MAX_PROBLEMS
@@ -161,7 +182,7 @@ def _check(
     for number, row in rows:
         missing = [column for column in columns if column not in row]
         if missing:
-            known = ", ".join(map(str, row)) or "none"
+            known = shortened([str(column) for column in row]) or "none"
             problems.append(
                 Problem(
                     f"{source}:{number}",

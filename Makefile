@@ -1,0 +1,97 @@
+# Two commands do all: `make demo` and `make test`. Both set up what is missing first.
+#
+#   make demo       train the quickstart recipe here and show the results table
+#   make test       the tests, the real Slurm ones included (what CI runs)
+#   make test-all   the nightly tier too (slow tests; GPU tests where there is a GPU)
+#   make lint       ruff and mypy
+#   make slurm      start a real Slurm of four nodes on this machine to try things on
+#   make slurm-stop stop it
+#   make docs       regenerate the reference pages
+#   make clean      remove the environment and what was built
+
+SHELL := bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+HPCFT := $(VENV)/bin/hpcft
+
+# The newest Python from 3.11 on that is here; override with `make PYTHON=…`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+# With an NVIDIA GPU the newest torch with CUDA is installed, without one a version known to work
+# on CPUs. pip decides which build that is by its configured indexes: point PIP_INDEX_URL at a CPU
+# index to save gigabytes. Override with `make TORCH='torch==…'`.
+HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+TORCH ?= $(if $(HAS_GPU),torch>=2.8,torch==2.13.0)
+
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+
+.PHONY: help setup system slurm-packages demo test test-all lint docs slurm slurm-stop clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(VENV)/.ready
+
+# A compiler for DeepSpeed's operators, and venv where the distribution splits it off.
+system:
+	@if [ -n "$(AS_ROOT)" ] && ! { command -v c++ && $(PYTHON) -c 'import ensurepip, venv' && \
+	    [ -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]; \
+	  } >/dev/null 2>&1; then \
+	  echo "==> installing a compiler, Python headers and venv"; \
+	  apt-get update -qq && $(APT_INSTALL) g++ python3-dev python3-venv; \
+	fi
+
+$(VENV)/.ready: pyproject.toml | system
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@echo "==> setting up $(VENV) with $(PYTHON), $(TORCH) ($(if $(HAS_GPU),a GPU is here,no GPU here))"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q "$(TORCH)"
+	$(PY) -m pip install -q -e '.[dev]'
+	@$(if $(HAS_GPU),true,echo "==> compiling DeepSpeed's CPU operators"; $(PY) -m hpcft.train.operators)
+	@touch $@
+
+demo: setup
+	@echo "==> training: recipes/quickstart.yaml"
+	$(HPCFT) submit recipes/quickstart.yaml --cluster local --watch
+	@echo "==> results"
+	$(HPCFT) collect quickstart
+
+slurm-packages:
+	@if ! command -v slurmctld slurmd munged slurmdbd mariadbd >/dev/null 2>&1 && \
+	    ! PATH=$$PATH:/usr/sbin command -v slurmctld slurmdbd >/dev/null 2>&1; then \
+	  if [ -n "$(AS_ROOT)" ]; then \
+	    echo "==> installing Slurm"; apt-get update -qq && $(APT_INSTALL) $(SLURM_PACKAGES); \
+	  else \
+	    echo "no Slurm here, and only root can install it: apt-get install $(SLURM_PACKAGES)"; \
+	  fi; \
+	fi
+
+test: setup slurm-packages
+	$(PY) -m pytest -m 'not slow and not gpu'
+
+test-all: setup slurm-packages
+	$(PY) -m pytest $(if $(HAS_GPU),,-m 'not gpu')
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+docs: setup
+	$(HPCFT) schema recipe --markdown > docs/recipe.md
+	$(HPCFT) schema cluster --markdown > docs/cluster.md
+
+slurm: setup slurm-packages
+	$(PY) slurm/testbed/testbed.py start
+
+slurm-stop:
+	$(PY) slurm/testbed/testbed.py stop
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

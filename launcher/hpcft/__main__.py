@@ -1,0 +1,5 @@
+"""`python -m hpcft` is `hpcft`."""
+
+from hpcft.cli.app import main
+
+main()

@@ -1,0 +1,146 @@
+"""Shared fixtures: the command line in this process, data to vary, one Slurm a session."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command line printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads the user's settings; plans are cached for the session only."""
+    monkeypatch.delenv("HPCFT_CLUSTER", raising=False)
+    monkeypatch.delenv("HPCFT_RUNS_DIR", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs `hpcft …` in this process, as `main()` would, and returns what it said."""
+
+    def run(*arguments: object) -> Said:
+        from hpcft.cli.app import main
+
+        monkeypatch.setattr(sys, "argv", ["hpcft", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        code = ended.value.code
+        return Said(code if isinstance(code, int) else 0, out, err)
+
+    return run
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+RECIPE = """\
+name: tiny
+model:
+  config:
+    model_type: bert
+    vocab_size: 400
+    hidden_size: 32
+    num_hidden_layers: 1
+    num_attention_heads: 2
+    intermediate_size: 64
+    max_position_embeddings: 64
+  tokenizer: { kind: wordpiece, vocab_size: 400 }
+task:
+  name: classification
+  data:
+    files: { train: train.jsonl, test: test.jsonl }
+  labels: [bad, good]
+  max_length: 32
+method: { name: full }
+train:
+  global_batch_size: 4
+  max_steps: 3
+resources: { nodes: 1, gpus_per_node: 1, time_min: 10 }
+"""
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes a JSONL file."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def tiny(workplace: Path) -> Path:
+    """A valid recipe of a tiny model with its data beside it; tests vary its text."""
+    rows = [{"text": f"a {word} film number {i}", "label": label}
+            for i in range(12) for word, label in (("fine", "good"), ("poor", "bad"))]  # fmt: skip
+    write_rows(workplace / "train.jsonl", rows)
+    write_rows(workplace / "test.jsonl", rows[:8])
+    path = workplace / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+# ---------------------------------------------------------------- a real Slurm
+
+
+SLURM_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "slurmdbd", "mariadbd")
+
+
+@pytest.fixture(scope="session")
+def testbed() -> Iterator[Any]:
+    """A real Slurm of four nodes, one for the whole session; its environment is exported."""
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    missing = [name for name in SLURM_PROGRAMS if shutil.which(name, path=path) is None]
+    if missing:
+        reason = f"no Slurm on this machine ({', '.join(missing)}): `make slurm-packages` as root"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    import tempfile
+
+    from testbed import Testbed
+
+    folder = Path(tempfile.mkdtemp(prefix="hpcft-tb-"))
+    with Testbed(folder) as running:
+        before = {name: os.environ.get(name) for name in running.env}
+        os.environ.update(running.env)
+        try:
+            yield running
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,195 @@
+"""Real runs on this machine through the command line: training, results, identity, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, Cli, write_rows
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart recipe, submitted and watched as `make demo` does; its run folder."""
+    runs = tmp_path_factory.mktemp("a runs 'folder' ü")  # a path as users have them
+    command = [sys.executable, "-m", "hpcft", "submit", str(ROOT / "recipes/quickstart.yaml"),
+               "--cluster", "local", "--watch", "--runs-dir", str(runs)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "600/600" in done.stderr, "progress is told while it runs"
+    (folder,) = runs.glob("quickstart/*")
+    return folder
+
+
+def test_quickstart_learns(trained: Path, cli: Cli) -> None:
+    said = cli("collect", "--json", "--runs-dir", trained.parents[1])
+    (row,) = said.json
+    assert row["state"] == "COMPLETED"
+    assert row["metrics"]["majority"]["mean"] == pytest.approx(0.2)
+    assert row["metrics"]["accuracy"]["mean"] > 0.7
+    assert row["total_parameters"] == row["trainable_parameters"] == 240_901
+    assert 0 < row["peak_memory_bytes"] < 4 * 2**30
+
+
+def test_losses_are_on_the_scale_of_cross_entropy(trained: Path) -> None:
+    """Two ranks start at ln 5, not at twice that, which the Trainer makes of a model's own."""
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[0] == pytest.approx(1.609, abs=0.1)
+    assert losses[-1] < 0.5
+
+
+def test_weights_load_back_and_answer(trained: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    files = {file.name for file in (trained / "model").iterdir()}
+    assert "model.safetensors" in files
+    assert not [name for name in files if name.endswith((".bin", ".pkl", ".pt"))]
+    model = AutoModelForSequenceClassification.from_pretrained(trained / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    held_out = [json.loads(line) for line in
+                (ROOT / "recipes/data/helpdesk/test.jsonl").read_text().splitlines()]  # fmt: skip
+    batch = tokenizer([row["text"] for row in held_out], padding=True, truncation=True,
+                      max_length=64, return_tensors="pt")  # fmt: skip
+    answers = model(**batch).logits.argmax(-1).tolist()
+    right = sum(model.config.id2label[a] == row["label"]
+                for a, row in zip(answers, held_out, strict=True))  # fmt: skip
+    result = json.loads((trained / "result.json").read_text())
+    assert right / len(held_out) == pytest.approx(result["metrics"]["accuracy"], abs=1e-6)
+
+
+def test_heartbeat_tells_all_that_status_shows(trained: Path, cli: Cli) -> None:
+    (view,) = cli("status", "--json", "--runs-dir", trained.parents[1]).json
+    progress = view["progress"]
+    assert progress["step"] == progress["total_steps"] == 600
+    for field in ("epoch", "loss", "learning_rate", "tokens_per_s", "memory_bytes",
+                  "peak_memory_bytes", "eta_s"):  # fmt: skip
+        assert progress[field] is not None, field
+    assert cli("logs", "quickstart", "--rank", 1, "--runs-dir", trained.parents[1]).code == 0
+
+
+def test_run_folder_is_private_and_holds_no_pickle_to_read(trained: Path) -> None:
+    assert (trained.stat().st_mode & 0o777) == 0o700
+    readable = {"recipe", "plan", "job", "progress", "result", "cluster", "ds_config"}
+    for name in readable:
+        json.loads((trained / f"{name}.json").read_text())
+
+
+def test_user_data_trains_and_is_found_again(tiny: Path, cli: Cli) -> None:
+    """Unusual columns, unicode, empty and long rows, a label that occurs once."""
+    rows = [{"Текст 📄": f"отзыв {i} " + "очень " * (i % 7), "my label": ["да", "no"][i % 2]}
+            for i in range(16)]  # fmt: skip
+    rows += [{"Текст 📄": "", "my label": "no"}, {"Текст 📄": "a" * 100_000, "my label": "да"},
+             {"Текст 📄": "שלום e\u0301 👩‍👩‍👧", "my label": "maybe"}]  # fmt: skip
+    write_rows(tiny.parent / "train.jsonl", rows)
+    write_rows(tiny.parent / "test.jsonl", rows[:6])
+    change = ["-o", "task.text=Текст 📄", "-o", "task.label=my label",
+              "-o", "task.labels=[да, no, maybe]"]  # fmt: skip
+    refused = cli("submit", tiny, "-c", "local", *change)
+    assert refused.code == 2
+    assert "train.jsonl:17 Текст 📄: the text is empty" in refused.err
+    change += ["-o", "task.data.drop_empty=true"]
+    done = cli("submit", tiny, "-c", "local", *change, "--watch")
+    assert done.code == 0, done.err
+    (row,) = cli("collect", "--json").json
+    assert any("1 rows with empty text left out" in note for note in row["notes"])
+    found = cli("submit", tiny, "-c", "local", *change)
+    assert "has completed already" in found.err
+    assert len(cli("status", "--json").json) == 1
+
+
+def test_adapter_loads_back(workplace: Path, cli: Cli) -> None:
+    """QLoRA from a local folder on two ranks: NF4 base, adapter out, scored before and after."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from safetensors.torch import load_file
+
+    from tiny_models import llama_folder
+
+    llama_folder(workplace / "base")
+    rows = [{"q": f"is {n} even", "a": "yes" if n % 2 == 0 else "no"} for n in range(24)]
+    write_rows(workplace / "d.jsonl", rows)
+    (workplace / "q.yaml").write_text("""\
+name: tiny_qlora
+model: { path: base }
+task:
+  name: instruction
+  data: { files: { train: d.jsonl, test: d.jsonl } }
+  prompt: "{q}?"
+  completion: " {a}"
+  choices: [" yes", " no"]
+  max_length: 64
+method: { name: qlora, r: 4, target_modules: all-linear }
+train: { global_batch_size: 4, max_steps: 4, learning_rate: 1e-3, optim: paged_adamw_8bit }
+evaluation: { before: true }
+resources: { gpus_per_node: 2, time_min: 10 }
+""")
+    done = cli("submit", "q.yaml", "-c", "local", "--watch")
+    assert done.code == 0, done.err
+    (folder,) = (workplace / "runs/tiny_qlora").glob("*")
+    record = json.loads((folder / "result.json").read_text())
+    assert record["metrics_before"]["perplexity"] != record["metrics"]["perplexity"]
+    adapter = load_file(folder / "model/adapter_model.safetensors")
+    assert any(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    trainable = record["parameters"]["trainable"]
+    assert sum(tensor.numel() for tensor in adapter.values()) == trainable
+    model = AutoPeftModelForCausalLM.from_pretrained(folder / "model")
+    assert model(torch.tensor([[1, 2, 3]])).logits.shape[-1] == model.config.vocab_size
+
+
+def _submit_long(tiny: Path, cli: Cli) -> Path:
+    """A run of two ranks that would train for minutes; its folder, once it is training."""
+    said = cli("submit", tiny, "-c", "local", "-o", "train.max_steps=100000",
+               "-o", "resources.gpus_per_node=2", "--json")  # fmt: skip
+    assert said.code == 0, said.err
+    folder = Path(said.json[0]["folder"])
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        file = folder / "progress.json"
+        if file.exists() and json.loads(file.read_text())["step"] > 0:
+            return folder
+        time.sleep(0.2)
+    raise AssertionError("did not start training")
+
+
+def _processes(folder: Path, module: str) -> list[int]:
+    import psutil
+
+    found = [(p.pid, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    return [pid for pid, command in found if module in command and str(folder / "logs") in command]
+
+
+def _ranks(folder: Path) -> list[int]:
+    return _processes(folder, "submitit.core._submit")
+
+
+def _wait_until_gone(folder: Path, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while _ranks(folder) or _processes(folder, "hpcft.train.local_controller"):
+        assert time.monotonic() < deadline, "ranks outlived the dead one"
+        time.sleep(0.1)
+
+
+def test_one_dead_rank_ends_the_others(tiny: Path, cli: Cli) -> None:
+    folder = _submit_long(tiny, cli)
+    ranks = _ranks(folder)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    _wait_until_gone(folder, 10)
+    (view,) = cli("status", "--json").json
+    assert view["state"] == "FAILED"
+    assert view["note"]
+
+
+def test_cancel_leaves_no_process(tiny: Path, cli: Cli) -> None:
+    folder = _submit_long(tiny, cli)
+    assert "cancelled" in cli("cancel", "tiny").err
+    _wait_until_gone(folder, 5)
+    assert "has ended already" in cli("cancel", "tiny").err
