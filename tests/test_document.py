@@ -111,8 +111,9 @@ def test_every_duplicate_key_is_named_with_both_lines() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "what"),
     [
-        ("a: &x 1\nb: *x", 2, "aliases"),
-        ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", 2, "aliases"),
+        ("a: 1\nb: *x", 2, "aliases"),
+        ("a: &x 1\nb: *x", 1, "aliases"),
+        ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", 1, "aliases"),
         ("a: 1\nb: !!str 1", 2, "tags"),
         ("a: !!python/object/apply:os.system ['touch canary']", 1, "tags"),
         ("a: 1\nb: ! x", 2, "tags"),

@@ -103,6 +103,13 @@ def test_user_data_trains_and_is_found_again(tiny: Path, cli: Cli) -> None:
     found = cli("submit", tiny, "-c", "local", *change)
     assert "has completed already" in found.err
     assert len(cli("status", "--json").json) == 1
+    (folder,) = (tiny.parent / "runs/tiny").glob("*")
+    before = (folder / "result.json").read_text()
+    assert cli("submit", tiny, "-c", "local", *change, "--again", "--watch").code == 0
+    assert (folder / "earlier/0/result.json").read_text() == before, "nothing is lost"
+    first, second = (json.loads(text)["metrics"] for text in
+                     (before, (folder / "result.json").read_text()))  # fmt: skip
+    assert first == second, "a fixed seed gives the same number twice"
 
 
 def test_adapter_loads_back(workplace: Path, cli: Cli) -> None:
@@ -142,6 +149,69 @@ resources: { gpus_per_node: 2, time_min: 10 }
     assert sum(tensor.numel() for tensor in adapter.values()) == trainable
     model = AutoPeftModelForCausalLM.from_pretrained(folder / "model")
     assert model(torch.tensor([[1, 2, 3]])).logits.shape[-1] == model.config.vocab_size
+
+
+PARITY = """\
+name: parity
+model: { path: base }
+task:
+  name: classification
+  data: { files: { train: d.jsonl, validation: d.jsonl, test: d.jsonl } }
+  labels: [bad, good]
+  max_length: 48
+method: { name: full }
+train:
+  global_batch_size: 4
+  num_train_epochs: 1
+  logging_steps: 1
+  gradient_checkpointing: true
+  save_strategy: epoch
+  load_best_model_at_end: true
+  metric_for_best_model: accuracy
+evaluation: { before: true }
+resources: { gpus_per_node: 2, zero_stage: 0, time_min: 10 }
+"""
+
+
+OFFLOADED = {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("method", "sharded"),
+    [
+        ("full", {"zero_stage": 3}),
+        ("lora", {"zero_stage": 3}),
+        ("qlora", {"zero_stage": 2}),
+        pytest.param("full", OFFLOADED, marks=pytest.mark.slow),  # compiles CPU Adam, 90 s
+    ],
+)
+def test_zero_stages_agree_with_plain_data_parallelism(
+    workplace: Path, cli: Cli, method: str, sharded: dict[str, object]
+) -> None:
+    """The same losses and the same number, however states are sharded; all features turned on."""
+    from tiny_models import llama_folder
+
+    llama_folder(workplace / "base")
+    rows = [{"text": f"a {word} film number {i}", "label": label}
+            for i in range(8) for word, label in (("fine", "good"), ("poor", "bad"))]  # fmt: skip
+    write_rows(workplace / "d.jsonl", rows)
+    (workplace / "parity.yaml").write_text(PARITY)
+    results, losses = [], []
+    for resources in ({"zero_stage": 0}, sharded):
+        name = f"{method}{resources['zero_stage']}"
+        change = ["-o", f"name={name}", "-o", f"method.name={method}"]
+        for key, value in resources.items():
+            change += ["-o", f"resources.{key}={value}"]
+        done = cli("submit", "parity.yaml", "-c", "local", *change, "--watch")
+        assert done.code == 0, done.err
+        (folder,) = (workplace / "runs" / name).glob("*")
+        results.append(json.loads((folder / "result.json").read_text()))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert len(losses[0]) == 4
+    for key in ("metrics", "metrics_before"):
+        assert results[0][key] == pytest.approx(results[1][key], abs=1e-6)
 
 
 def _submit_long(tiny: Path, cli: Cli) -> Path:

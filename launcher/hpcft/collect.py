@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcft.errors import StoreError
+from hpcft.errors import StoreError, UsageError
 from hpcft.monitor import View, point_text
-from hpcft.recipe import FullRecipe
-from hpcft.records import RunRecord
+from hpcft.recipe import FullRecipe, run_id
+from hpcft.records import Fingerprints, Plan, RunRecord
 from hpcft.store import read_if_there
 from hpcft.units import format_bytes, format_count, format_seconds
 
@@ -48,30 +47,47 @@ def rows(views: Iterable[View]) -> list[Row]:
     """The table of the given runs, completed or not: what is missing is said, not left out."""
     groups: dict[str, Row] = {}
     for view in views:
-        point = {key: value for key, value in view.job.point.items() if key != SEED}
-        repeat = SEED in view.job.point and view.state == "COMPLETED"
-        same = [view.job.recipe, view.job.sweep_id, point] if repeat else [view.job.run_id]
-        key = json.dumps(same, sort_keys=True)
+        recipe, key = _recipe_and_experiment(view)
         row = groups.get(key)
         if row is None:
-            shown = point if repeat else dict(view.job.point)
-            row = groups[key] = Row(view.job.recipe, shown, [], view.state, view.note)
-            _add_baseline(row, view)
+            row = groups[key] = Row(
+                view.job.recipe, dict(view.job.point), [], view.state, view.note
+            )
+            if view.plan:
+                _add_plan(row, view.plan)
+            if recipe and recipe.baseline:
+                row.baseline = dict(recipe.baseline.metrics)
+                row.baseline_source = recipe.baseline.source
+                row.baseline_outcome = recipe.baseline.outcome or ""
+        else:
+            row.point.pop(SEED, None)
         row.run_ids.append(view.job.run_id)
         if view.record is not None:
             _add_record(row, view.record)
     return list(groups.values())
 
 
-def _add_baseline(row: Row, view: View) -> None:
+def _recipe_and_experiment(view: View) -> tuple[FullRecipe | None, str]:
+    """The run's recipe, and what it shares with its repeats: its identity but for the seed.
+
+    By content, not by sweep: a sweep that was enlarged later is still one experiment.
+    """
     try:
         recipe = read_if_there(view.paths.recipe, FullRecipe)
+        prints = read_if_there(view.paths.fingerprints, Fingerprints)
     except StoreError:
-        return
-    if recipe and recipe.baseline:
-        row.baseline = dict(recipe.baseline.metrics)
-        row.baseline_source = recipe.baseline.source
-        row.baseline_outcome = recipe.baseline.outcome or ""
+        return None, view.job.run_id
+    if recipe is None or view.state != "COMPLETED":
+        return recipe, view.job.run_id
+    seedless = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 0})})
+    same = run_id(seedless, view.job.cluster, prints.files if prints else {})
+    return recipe, f"experiment {same}"
+
+
+def _add_plan(row: Row, plan: Plan) -> None:
+    row.predicted_memory_bytes = plan.gpu_peak_bytes
+    row.total_parameters = plan.facts.parameters.total
+    row.trainable_parameters = plan.facts.parameters.trainable
 
 
 def _add_record(row: Row, record: RunRecord) -> None:
@@ -81,7 +97,8 @@ def _add_record(row: Row, record: RunRecord) -> None:
     for name, value in record.metrics_before.items():
         row.before.setdefault(name, []).append(value)
     row.notes += [note for note in record.notes if note not in row.notes]
-    row.predicted_memory_bytes = record.predicted_memory_bytes
+    if record.predicted_memory_bytes is not None:
+        row.predicted_memory_bytes = record.predicted_memory_bytes
     if record.parameters:
         row.total_parameters = record.parameters.total
         row.trainable_parameters = record.parameters.trainable
@@ -108,8 +125,16 @@ def number(values: list[float], digits: int = 4) -> str:
 
 
 def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the results table as text; columns that no row fills are left out."""
+    """Header and cells of the results table as text; columns that no row fills are left out.
+
+    Raises:
+        UsageError: a metric is asked for that no run has.
+    """
     present = {name for row in found for name in (*row.metrics, *row.baseline)}
+    absent = [name for name in metrics or () if name not in present]
+    if absent:
+        known = ", ".join(sorted(present)) or "none"
+        raise UsageError(f"no run has the metric {', '.join(absent)}; there are: {known}")
     names = metrics or [name for name in HEADLINE if name in present]
     if not names:
         names = sorted(present)[:4]

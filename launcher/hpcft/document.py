@@ -181,9 +181,9 @@ def _out_of_bounds(events: Any) -> Iterator[tuple[int, str]]:
     depth = nodes = 0
     for event in events:
         line = event.start_mark.line + 1 if event.start_mark else 1
-        if isinstance(event, ev.AliasEvent):
-            yield line, "aliases (`*name`) are not accepted"
-        elif isinstance(event, ev.CollectionEndEvent):
+        if getattr(event, "anchor", None) is not None:  # an anchor, or the alias that names one
+            yield line, "aliases (`&name`, `*name`) are not accepted"
+        if isinstance(event, ev.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, ev.NodeEvent):
             nodes += 1
@@ -192,7 +192,7 @@ def _out_of_bounds(events: Any) -> Iterator[tuple[int, str]]:
             yield line, f"YAML {'.'.join(map(str, event.version))} is not accepted, only 1.2"
         tag = getattr(event, "tag", None)
         if tag is not None:
-            yield line, f"tags ({tag}) are not accepted"
+            yield line, f"tags ({str(tag)[:40]}) are not accepted"
         if depth > MAX_DEPTH:
             yield line, f"nested deeper than {MAX_DEPTH} levels"
         if nodes > MAX_NODES:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from hpcft.errors import UsageError
-from hpcft.memory.states import reduce_bucket_elements
+from hpcft.memory.states import reduce_bucket_elements, swap_buffer_elements
 from hpcft.paths import shipped
 from hpcft.records import Cluster, Layout, ModelFacts, Precision, Train
 
@@ -50,6 +50,8 @@ def build(
             zero[part] = _template(f"{part}_{where}")
             if where == "nvme":
                 zero[part]["nvme_path"] = cluster.node_disk_path
+    if layout.offload_param == "nvme":
+        zero["offload_param"]["buffer_size"] = swap_buffer_elements(facts, layout)
     config["bf16"] = {"enabled": precision == "bf16"}
     config["fp16"] = {**config.get("fp16", {}), "enabled": precision == "fp16"}
     config["gradient_clipping"] = train.max_grad_norm

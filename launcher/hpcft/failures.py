@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,22 +50,35 @@ class Failure:
         return f"{self.sentence}; {self.next_step}"
 
 
+# Torch lists every process on the GPU. In a container it cannot tell which of them it is itself,
+# and names itself by number too: others are there only if it names more than one.
+_OTHERS = (
+    r"(this process|Process \d+) has [^\n]*Process \d+ has|Process \d+ has [^\n]*this process has"
+)
+
 # Class, pattern in what a rank or Slurm said, what to do. The first that matches wins, so the
 # narrower stand above the wider.
 _CLASSES = (
-    ("foreign_memory", r"Process \d+ has [\d.]+ [GM]iB memory in use",
+    ("timeout", r"not requeued because: timed-out", "raise resources.time_min"),
+    ("foreign_memory", _OTHERS,
      "other processes hold the GPU: go to another node, a smaller batch would not help"),
     ("gpu_oom", r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
      "lower train.per_device_train_batch_size or set train.gradient_checkpointing: true"),
-    ("host_oom", r"oom[-_ ]?kill|Out Of Memory|OUT_OF_MEMORY|exceeded memory limit|MemoryError",
+    ("host_oom", r"oom[-_ ]?kill|Out Of Memory|OUT_OF_MEMORY|exceeded memory limit|MemoryError|"
+     r"an't allocate memory|annot allocate memory|DataLoader worker .* killed by signal: Killed",
      "the node's memory was not enough: lower the ranks per node or offload less"),
     ("disk", r"No space left on device|Disk quota exceeded", "make room, then submit again"),
     ("bad_node", r"uncorrectable ECC|\bXid\b", "tell the site and submit again"),
     ("access", r"offline mode|GatedRepo|401 Client Error|LocalEntryNotFound|OfflineModeIsEnabled",
      "a model or data set is not in the local cache: fetch it on the login node first"),
-    ("nccl", r"NCCL (error|WARN)|ProcessGroupNCCL.*timeout|Connection closed by peer|gloo.*timeout",
-     "a rank or the network between nodes died: look at the other ranks' logs"),
     ("nan", r"loss is (nan|inf)|not finite", "lower train.learning_rate, or use bf16 or fp32"),
+)  # fmt: skip
+
+# What a rank says when a peer is gone: of use only where nothing tells why the peer went.
+_FOLLOWED = (
+    ("nccl", r"NCCL (error|WARN)|ProcessGroupNCCL.*timeout|Connection (closed|reset) by peer|"
+     r"gloo.*[Tt]imed? ?out",
+     "a rank or the network between nodes died: look at the other ranks' logs"),
 )  # fmt: skip
 
 _STATES = {
@@ -82,25 +96,39 @@ _STATES = {
 def explain(paths: RunPaths, attempt: Attempt | None, state: JobState) -> Failure:
     """Why a run that ended has no result."""
     errors = rank_errors(paths)
-    evidence = [f"{e.kind}: {e.message}" for e in errors]
+    evidence = [_said(error) for error in errors]
     if attempt and attempt.job_id:
         evidence += _log_tails(Path(attempt.logs), attempt.job_id)
-    for text in evidence:
-        for name, pattern, step in _CLASSES:
-            match = re.search(pattern, text)
-            if match:
-                return Failure(name, _line_of(text, match.start()), step)
-    if errors:
-        first = errors[0]
-        where = f"rank {first.rank} on {first.node}"
-        return Failure("user", f"{where}: {_first_line(first)}", "see hpcft logs")
+    cause = _first_match(_CLASSES, evidence)
+    if cause:
+        return cause
+    own = [error for error in errors if not _first_match(_FOLLOWED, [_said(error)])]
+    if own:
+        where = f"rank {own[0].rank} on {own[0].node}"
+        return Failure("user", f"{where}: {_first_line(own[0])}", "see hpcft logs")
     if state.state in _STATES:
-        name, sentence, step = _STATES[state.state]
-        return Failure(name, sentence, step)
+        return Failure(*_STATES[state.state])
+    consequence = _first_match(_FOLLOWED, evidence)
+    if consequence:
+        return consequence
     if state.reason:
         return Failure("unknown", state.reason, "see hpcft logs")
     code = f" (exit code {state.exit_code})" if state.exit_code else ""
     return Failure("rank_died", f"a rank ended without a word{code}", "see hpcft logs --stderr")
+
+
+def _said(error: RankError) -> str:
+    return f"{error.kind}: {error.message}"
+
+
+def _first_match(classes: Sequence[tuple[str, str, str]], evidence: list[str]) -> Failure | None:
+    """The class of the first text that is evidence of any."""
+    for text in evidence:
+        for name, pattern, step in classes:
+            match = re.search(pattern, text)
+            if match:
+                return Failure(name, _line_of(text, match.start()), step)
+    return None
 
 
 def rank_errors(paths: RunPaths) -> list[RankError]:

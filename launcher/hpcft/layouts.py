@@ -92,6 +92,19 @@ def problems(recipe: FullRecipe, cluster: Cluster, facts: ModelFacts) -> list[tu
         found.append(
             ((*at, "offload_param"), "parameters are offloaded by ZeRO-3 only", "set zero_stage: 3")
         )
+    if not found and not any(_rungs(recipe, cluster)):
+        asked = ", ".join(
+            f"{part} {getattr(wanted, part)}"
+            for part in ("zero_stage", "offload_optimizer", "offload_param")
+        )
+        found.append(
+            (
+                at,
+                f"no layout of {recipe.method.name} with {recipe.train.optim} has {asked}",
+                "leave one of them to auto: offloading needs ZeRO-2 or 3 and adamw_torch, and "
+                "parameters follow the optimizer",
+            )
+        )
     has_bf16 = cluster.accelerator == "cpu" or (
         cluster.gpu is not None and cluster.gpu.compute_capability >= BF16_CAPABILITY
     )
@@ -128,9 +141,9 @@ def layouts(recipe: FullRecipe, cluster: Cluster) -> Iterator[Layout]:
         [False, True] if train.gradient_checkpointing == "auto" else [train.gradient_checkpointing]
     )
     for n, r in shapes:
-        for stage, optimizer, param in _RUNGS:
-            if not _allowed(recipe, cluster, stage, optimizer, param, n * r):
-                continue
+        for stage, optimizer, param in _rungs(recipe, cluster):
+            if wanted.zero_stage == "auto" and stage and n * r == 1 and optimizer == "none":
+                continue  # sharding over one rank gains nothing
             for recompute in checkpointing:
                 for micro in _micro_batches(recipe, n * r):
                     yield Layout(
@@ -145,27 +158,23 @@ def layouts(recipe: FullRecipe, cluster: Cluster) -> Iterator[Layout]:
                     )
 
 
-def _allowed(
-    recipe: FullRecipe, cluster: Cluster, stage: int, optimizer: str, param: str, world: int
-) -> bool:
+def _rungs(recipe: FullRecipe, cluster: Cluster) -> Iterator[tuple[int, Any, Any]]:
+    """The combinations of ZeRO stage and offloading that recipe and profile allow."""
     wanted = recipe.resources
-    if stage not in recipe.method.zero_stages:
-        return False
-    if wanted.zero_stage not in ("auto", stage) or (
-        wanted.zero_stage == "auto" and stage and world == 1 and optimizer == "none"
-    ):
-        return False  # sharding over one rank gains nothing
-    if wanted.offload_optimizer not in ("auto", optimizer) or wanted.offload_param not in (
-        "auto",
-        param,
-    ):
-        return False
-    if optimizer != "none" and recipe.train.optim not in ("adamw_torch", "adamw_torch_fused"):
-        return False  # offloading runs DeepSpeed's own CPU Adam
-    if "nvme" in (optimizer, param) and not cluster.node_disk_path:
-        return False
-    offload_asked = "auto" not in (wanted.offload_optimizer, wanted.offload_param)
-    return cluster.accelerator == "cuda" or optimizer == param == "none" or offload_asked
+    for stage, optimizer, param in _RUNGS:
+        moved = {"offload_optimizer": optimizer, "offload_param": param}
+        places = {place for place in moved.values() if place != "none"}
+        asked = [getattr(wanted, part) for part, place in moved.items() if place != "none"]
+        if (
+            stage in recipe.method.zero_stages
+            and wanted.zero_stage in ("auto", stage)
+            and all(getattr(wanted, part) in ("auto", place) for part, place in moved.items())
+            # Offloading runs DeepSpeed's own CPU Adam, and from a CPU nothing is gained by it.
+            and (not places or recipe.train.optim in ("adamw_torch", "adamw_torch_fused"))
+            and (cluster.accelerator == "cuda" or "auto" not in asked)
+            and ("nvme" not in places or cluster.node_disk_path is not None)
+        ):
+            yield stage, optimizer, param
 
 
 def doubling(most: int) -> list[int]:

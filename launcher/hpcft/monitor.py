@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hpcft.cluster import local, slurm
@@ -13,7 +14,7 @@ from hpcft.errors import ClusterError, StoreError
 from hpcft.failures import explain
 from hpcft.paths import RunPaths
 from hpcft.records import Attempt, Job, Plan, Progress, RunRecord
-from hpcft.store import read_if_there
+from hpcft.store import R, read_if_there
 from hpcft.units import format_bytes, format_seconds
 
 # A live run rewrites its heartbeat every few seconds; shared file systems may lag by half a minute.
@@ -50,21 +51,23 @@ def look(paths: RunPaths, job: Job) -> View:
 
 def snapshot(runs: Iterable[tuple[RunPaths, Job]]) -> list[View]:
     """What is known of many runs, with one look at each scheduler."""
-    listed = [(paths, job, job.attempts[-1] if job.attempts else None) for paths, job in runs]
+    listed = [(job, job.attempts[-1] if job.attempts else None, _read(p)) for p, job in runs]
     asked: dict[str, str] = {}
     trouble = ""
-    for paths, job, attempt in listed:
+    for job, attempt, files in listed:
         # Of a run with a result there is nothing left to ask.
-        if job.scheduler == "slurm" and attempt and not paths.result.exists():
+        if job.scheduler == "slurm" and attempt and files.record is None:
+            job_id = attempt.job_id
             try:
-                job_id = attempt.job_id or slurm.find_by_token(attempt.token, attempt.array_index)
+                if job_id is None and not trouble:
+                    job_id = slurm.find_by_token(attempt.token, attempt.array_index)
             except ClusterError as error:
-                job_id, trouble = None, str(error)
+                trouble = str(error)
             if job_id:
                 asked[attempt.token + str(attempt.array_index)] = job_id
     answers = slurm.states(sorted(set(asked.values())))
     views = []
-    for paths, job, attempt in listed:
+    for job, attempt, files in listed:
         if attempt is None:
             state, job_id = JobState("FAILED", "was never submitted"), ""
         elif job.scheduler == "local":
@@ -77,17 +80,38 @@ def snapshot(runs: Iterable[tuple[RunPaths, Job]]) -> list[View]:
                 else JobState("FAILED", "was not queued: the submitting command was interrupted")
             )
             state = answers.get(job_id, missing)
-        views.append(_view(paths, job, attempt, job_id, state))
+        views.append(_view(job, attempt, files, job_id, state))
     return views
 
 
-def _view(paths: RunPaths, job: Job, attempt: Attempt | None, job_id: str, state: JobState) -> View:
-    try:
-        record = read_if_there(paths.result, RunRecord)
-        progress = read_if_there(paths.progress, Progress)
-        plan = read_if_there(paths.plan, Plan)
-    except StoreError as error:
-        return View(paths, job, "FAILED", str(error), job_id)
+@dataclass(frozen=True)
+class _Files:
+    """What a run folder holds, and what of it is damaged."""
+
+    paths: RunPaths
+    record: RunRecord | None
+    progress: Progress | None
+    plan: Plan | None
+    damage: str
+
+
+def _read(paths: RunPaths) -> _Files:
+    damage: list[str] = []
+
+    def part(file: Path, kind: type[R]) -> R | None:
+        try:
+            return read_if_there(file, kind)
+        except StoreError as error:
+            damage.append(str(error))
+            return None
+
+    record = part(paths.result, RunRecord)
+    progress, plan = part(paths.progress, Progress), part(paths.plan, Plan)
+    return _Files(paths, record, progress, plan, "; ".join(damage))
+
+
+def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: JobState) -> View:
+    paths, record, progress = files.paths, files.record, files.progress
     word, note = state.state, state.reason
     if record is not None:
         word, note = "COMPLETED", ""
@@ -98,12 +122,13 @@ def _view(paths: RunPaths, job: Job, attempt: Attempt | None, job_id: str, state
         note = "" if state.state == "RUNNING" else state.state.lower()
     elif state.is_over:
         word = "FAILED" if state.state == "COMPLETED" else state.state
-        note = str(explain(paths, attempt, state))
+        note = "" if files.damage else str(explain(paths, attempt, state))
     elif progress is not None and time.time() - progress.updated_at < FRESH_S:
         word, note = "RUNNING", f"heartbeat is fresh; {state.reason}"
     elapsed = record.measured.wall_s if record and record.measured else state.elapsed_s
     nodes = state.nodes or (progress.node if progress else "")
-    return View(paths, job, word, note, job_id, nodes, elapsed, progress, record, plan)
+    note = "; ".join(part for part in (files.damage, note) if part)
+    return View(paths, job, word, note, job_id, nodes, elapsed, progress, record, files.plan)
 
 
 # ---------------------------------------------------------------- the status table

@@ -104,6 +104,11 @@ class RunPaths:
         return self.folder / "result.json"
 
     @property
+    def earlier(self) -> Path:
+        """Results, metrics and errors of earlier attempts, by number."""
+        return self.folder / "earlier"
+
+    @property
     def errors(self) -> Path:
         """What each failing rank said last."""
         return self.folder / "errors"

@@ -76,7 +76,9 @@ def _priced(
     gpu = states.model_states(facts, recipe.method, layout, precision, recipe.train.optim)
     gpu += activations.activation_items(facts, layout, precision, recipe.task.max_length, sdpa=sdpa)
     gpu.append(activations.fragmentation(gpu))
-    host = states.host_states(facts, layout, load_bytes=load_bytes)
+    if on_gpu:
+        load_bytes = states.loading_bytes(facts, recipe.method, layout, precision, load_bytes)
+    host = states.host_states(facts, recipe.method, layout, precision, load_bytes=load_bytes)
     host_capacity = int(cluster.host_memory_gib * GIB)
     if on_gpu:
         assert cluster.gpu is not None
@@ -191,6 +193,7 @@ _FREEABLE = {
     "train.gradient_checkpointing": ("train", "gradient_checkpointing"),
     "resources.zero_stage": ("resources", "zero_stage"),
     "resources.offload_optimizer": ("resources", "offload_optimizer"),
+    "resources.offload_param": ("resources", "offload_param"),
     "resources.gpus_per_node": ("resources", "gpus_per_node"),
     "resources.nodes": ("resources", "nodes"),
 }
@@ -218,7 +221,7 @@ def _smallest_change(
             found = _first_fit(free, wider, facts, load_bytes)
             if found:
                 allowed = f"{cluster.name} allows {cluster.max_nodes}"
-                return f"{nodes} nodes ({allowed}): {describe(found.layout)}"
+                return f"{found.layout.nodes} nodes ({allowed}): {describe(found.layout)}"
     if best.gpu_peak_bytes <= best.gpu_capacity_bytes:
         return f"nodes with {format_bytes(best.host_peak_bytes)} of host memory"
     return (

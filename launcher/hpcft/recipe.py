@@ -142,7 +142,8 @@ def _override(text: str) -> Document:
 
 def _swept_at(doc: Document, key: str) -> Origin:
     """Where the values of a swept field were written."""
-    axes: list[Loc] = [("sweep", "grid", key), ("sweep", "zip", key)]
+    repeats: list[Loc] = [("sweep", "seeds")] if key == "train.seed" else []
+    axes = [("sweep", "grid", key), ("sweep", "zip", key), *repeats, ("sweep", "list")]
     return doc.origin_of(next((loc for loc in axes if loc in doc.origins), ("sweep",)))
 
 

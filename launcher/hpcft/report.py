@@ -42,7 +42,8 @@ def as_latex(header: Header, cells: Cells) -> str:
     """A booktabs table."""
 
     def line(parts: list[str]) -> str:
-        return " & ".join("".join(_LATEX.get(ch, ch) for ch in part) for part in parts) + r" \\"
+        cells = ["".join(_LATEX.get(ch, ch) for ch in " ".join(part.split())) for part in parts]
+        return " & ".join(cells) + r" \\"
 
     columns = "l" * len(header)
     return "\n".join(

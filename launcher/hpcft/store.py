@@ -20,6 +20,7 @@ from hpcft.records import Job, Record
 
 R = TypeVar("R", bound=Record)
 MAX_RECORD_BYTES = 20_000_000
+SHORTEST = 4  # characters of a run id that name it
 
 
 def create_folder(folder: Path) -> None:
@@ -52,17 +53,24 @@ def check_private(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old or the new text, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes a file so that a reader sees the old or the new text, never a part.
+
+    Raises:
+        OSError: it cannot be written (no room, no permission); names the file.
+    """
+    name = ""
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -120,12 +128,22 @@ def runs_in(root: Path) -> Iterator[tuple[RunPaths, Job]]:
 
 
 def find_run(root: Path, name: str) -> list[tuple[RunPaths, Job]]:
-    """The runs that a user means: a run id (or its beginning), a recipe, a sweep or a job id."""
-    return [
-        (paths, job)
-        for paths, job in runs_in(root)
-        if job.run_id.startswith(name)
-        or name in (job.recipe, job.sweep_id, str(paths.folder), f"{job.recipe}/{job.run_id}")
-        or any(name == attempt.job_id for attempt in job.attempts)
-        or Path(name).absolute() == paths.folder.absolute()
-    ]
+    """The runs that a user means: a recipe, a sweep, a run's id or folder, a job or array id.
+
+    The beginning of a run id will do where nothing bears the name itself, so that a job's number
+    never means a run whose id happens to begin with it.
+    """
+    runs = list(runs_in(root))
+    named = [(paths, job) for paths, job in runs if name in _names(job) or _is(paths, name)]
+    begun = [(p, j) for p, j in runs if len(name) >= SHORTEST and j.run_id.startswith(name)]
+    return named or begun
+
+
+def _names(job: Job) -> set[str | None]:
+    ids = {attempt.job_id for attempt in job.attempts if attempt.job_id}
+    arrays = {job_id.partition("_")[0] for job_id in ids}
+    return {job.recipe, job.sweep_id, job.run_id, f"{job.recipe}/{job.run_id}", *ids, *arrays}
+
+
+def _is(paths: RunPaths, name: str) -> bool:
+    return bool(name) and "\0" not in name and Path(name).resolve() == paths.folder.resolve()

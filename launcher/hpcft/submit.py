@@ -307,19 +307,29 @@ def _attempt(
 
 
 def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
-    """All that the job needs, written before it is queued; results of an earlier attempt go."""
+    """All that the job needs, written before it is queued; earlier results are set aside."""
     store.create_folder(folder.parent)
     store.create_folder(folder)
     paths = RunPaths(folder)
     with store.locked(paths):
-        for stale in (paths.result, paths.progress):
-            stale.unlink(missing_ok=True)
+        _set_aside(paths)
         store.write(paths.recipe, item.point.recipe)
         store.write(paths.cluster, site.cluster)
         store.write(paths.plan, item.plan)
         store.write(paths.fingerprints, item.prints)
         if item.plan.ds_config is not None:
             store.write_json(paths.ds_config, item.plan.ds_config)
+
+
+def _set_aside(paths: RunPaths) -> None:
+    """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost."""
+    written = (paths.result, paths.progress, paths.metrics, paths.errors)
+    stale = [path for path in written if path.exists()]
+    if stale:
+        aside = paths.earlier / str(sum(1 for _ in paths.earlier.glob("*")))
+        aside.mkdir(mode=0o700, parents=True)
+        for path in stale:
+            path.rename(aside / path.name)
 
 
 def _note(site: Profile, item: Prepared, folder: Path, attempt: Attempt, sweep: str | None) -> None:

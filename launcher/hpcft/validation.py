@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, TypeVar
 
-from hpcft.document import Document, Loc, dotted
+from hpcft.document import Document, Loc, Origin, dotted
 from hpcft.errors import InputError, Problem
 
 M = TypeVar("M")
@@ -64,6 +64,7 @@ def _expected(detail: Any) -> str | None:
 def _problems(document: Document, model: type[Any], details: Any) -> list[Problem]:
     """One problem for each place; what the members of a union expected there is told together."""
     located = [(_in_document(document.value, detail), detail) for detail in details]
+    located.sort(key=lambda pair: _place(document.origin_of(pair[0])))
     expected: dict[Loc, list[str]] = {}
     for loc, detail in located:
         if word := _expected(detail):
@@ -83,6 +84,10 @@ def _problems(document: Document, model: type[Any], details: Any) -> list[Proble
             )
             problems.append(Problem(str(document.origin_of(loc)), dotted(loc), what, fix))
     return list(dict.fromkeys(problems))
+
+
+def _place(origin: Origin) -> tuple[str, int]:
+    return origin.source, origin.line or 0
 
 
 def _problem(document: Document, model: type[Any], loc: Loc, detail: Any) -> Problem:

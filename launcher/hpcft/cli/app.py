@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hpcft import __version__
-from hpcft.errors import EXIT_INTERRUPTED, EXIT_OK, HpcftError
+from hpcft.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, HpcftError
 
 app = typer.Typer(
     name="hpcft",
@@ -72,6 +72,11 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away (`hpcft status | head`): nothing to complain of
         sys.exit(EXIT_OK)
+    except OSError as error:
+        from hpcft.cli import console
+
+        console.error(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        sys.exit(EXIT_USAGE)
     except Exception as error:
         if not hasattr(error, "format_message"):  # one of click's usage errors has it
             raise

@@ -6,7 +6,8 @@ import json
 import sys
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -42,28 +43,61 @@ def as_json(value: Any) -> None:
 
 
 def table(header: list[str], cells: list[list[str]], *, right: set[str] | None = None) -> None:
-    """A table on a terminal, tab-separated lines in a pipe."""
-    if out.is_terminal:
+    """A table on a terminal, tab-separated lines in a pipe.
+
+    Where the terminal is too narrow for the table, each line becomes a block of its own.
+    """
+    if not out.is_terminal:
+        data(as_tsv(header, cells))
+    elif _width(header, cells) <= out.width:
         out.print(rich_table(header, cells, right=right), soft_wrap=False)
     else:
-        data(as_tsv(header, cells))
+        longest = max(map(len, header))
+        for line in cells:
+            out.print(f"[bold]{escape(line[0])}[/]")
+            for title, cell in zip(header[1:], line[1:], strict=True):
+                if cell:
+                    out.print(f"  {title:{longest}}  {escape(cell)}")
 
 
 def rich_table(
-    header: list[str], cells: list[list[str]], *, right: set[str] | None = None
+    header: list[str],
+    cells: list[list[str]],
+    *,
+    right: set[str] | None = None,
+    drop: tuple[str, ...] = (),
 ) -> Table:
-    """The table to draw; columns that are empty throughout are left out."""
-    used = [i for i in range(len(header)) if i == 0 or any(line[i] for line in cells)]
+    """The table to draw; columns that are empty throughout are left out.
+
+    Args:
+        header: titles.
+        cells: text.
+        right: titles of the columns that are aligned to the right.
+        drop: titles of columns to leave out, one after the other, while the table is too wide.
+    """
+    used = _used(header, cells)
+    for title in drop:
+        kept = [i for i in used if header[i] != title]
+        shown = [[line[i] for i in used] for line in cells]
+        if _width([header[i] for i in used], shown) > talk.width:
+            used = kept
     drawn = Table(box=None, header_style="bold", pad_edge=False)
     for i in used:
-        drawn.add_column(
-            header[i],
-            justify="right" if header[i] in (right or set()) else "left",
-            overflow="fold",
-        )
+        justify: JustifyMethod = "right" if header[i] in (right or set()) else "left"
+        drawn.add_column(header[i], justify=justify, overflow="fold")
     for line in cells:
         drawn.add_row(*(escape(line[i]) for i in used))
     return drawn
+
+
+def _used(header: list[str], cells: list[list[str]]) -> list[int]:
+    return [i for i in range(len(header)) if i == 0 or any(line[i] for line in cells)]
+
+
+def _width(header: list[str], cells: list[list[str]]) -> int:
+    """Columns of the terminal that the table takes without folding."""
+    columns = [[header[i], *(line[i] for line in cells)] for i in _used(header, cells)]
+    return sum(max(map(cell_len, column)) + 2 for column in columns) - 2
 
 
 def raw(block: bytes) -> None:

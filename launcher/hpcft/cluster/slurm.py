@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hpcft.cluster.states import JobState, explained, normalised
+from hpcft.cluster.states import PENDING, JobState, explained, normalised
 from hpcft.errors import ClusterError
 from hpcft.records import Cluster, Plan
 from hpcft.units import parse_slurm_duration_s
@@ -135,13 +135,19 @@ class Refused(Exception):
         self.fix = "correct the profile, or the recipe's resources"
 
 
+# Word in a refusal to the profile's field; the first that matches wins.
 _BLAME = (
+    ("accounting/qos policy", "qos"),
     ("account", "account"),
     ("partition", "partition"),
     ("qos", "qos"),
     ("feature", "constraint"),
     ("time limit", "time_limit_min"),
     ("memory", "host_memory_gib"),
+    ("processors", "cores_per_node"),
+    ("cpu count", "cores_per_node"),
+    ("generic resource", "gpu_request"),
+    ("trackable resource", "gpu_request"),
     ("node configuration", "gpus_per_node"),
     ("node count", "max_nodes"),
 )
@@ -268,7 +274,7 @@ def parse_squeue(text: str, wanted: set[str]) -> dict[str, JobState]:
         job_id, state, elapsed, nodes, reason = [*line.split("|", 4), "", "", "", ""][:5]
         if job_id in wanted:
             word = normalised(state)
-            why = explained(reason) if word == "PENDING" else ""
+            why = explained(reason) if word in PENDING else ""
             found[job_id] = JobState(word, why, nodes, parse_slurm_duration_s(elapsed))
     return found
 
@@ -284,12 +290,25 @@ def parse_sacct(text: str, wanted: set[str]) -> dict[str, JobState]:
     """States from lines of `sacct -X -P -n -o JobID,State,ExitCode,Elapsed,NodeList`."""
     found = {}
     for line in text.splitlines():
-        job_id, state, exit_code, elapsed, nodes = [*line.split("|"), "", "", "", ""][:5]
-        if job_id in wanted:
+        name, state, exit_code, elapsed, nodes = [*line.split("|"), "", "", "", ""][:5]
+        for job_id in _elements(name) & wanted:
             found[job_id] = JobState(
                 normalised(state), "", nodes, parse_slurm_duration_s(elapsed), exit_code
             )
     return found
+
+
+def _elements(name: str) -> set[str]:
+    """Job ids behind a JobID of sacct, which keeps waiting elements together: `12_[3-5,8%2]`."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", name)
+    if not match:
+        return {name}
+    spans = [part.partition("-") for part in match[2].split(",")]
+    return {
+        f"{match[1]}_{index}"
+        for first, _, last in spans
+        for index in range(int(first), int(last or first) + 1)
+    }
 
 
 def find_by_token(token: str, array_index: int | None = None) -> str | None:

@@ -76,16 +76,18 @@ _REASONS = {
     "InvalidQOS": "the QOS is not valid: correct it in the profile",
     "BadConstraints": "no node has the features that the profile's constraint names",
     "JobArrayTaskLimit": "waiting for other points of the sweep",
-    "launch_failed_requeued_held": "could not start on its node and is held: scontrol release",
+    "launch failed requeued held": "could not start on its node and is held: scontrol release",
     "Licenses": "waiting for a licence",
 }  # fmt: skip
 
 
 def explained(reason: str) -> str:
     """A pending reason in plain words; Slurm's own word when it has no sentence here."""
-    word = reason.strip().strip("()")
+    word = reason.strip()
+    if word.startswith("(") and word.endswith(")"):
+        word = word[1:-1]
     if word in ("", "None"):
         return ""
-    head = word.split(",")[0]
-    sentence = _REASONS.get(word) or _REASONS.get(head) or _REASONS.get(head.replace("_", " "))
+    # Some versions print a sentence's words apart, some joined; a list may follow a comma.
+    sentence = _REASONS.get(word.split(",")[0].replace("_", " "))
     return f"{sentence} ({word})" if sentence else word

@@ -7,7 +7,7 @@ outputs per position.
 
 from __future__ import annotations
 
-from hpcft.memory.states import COMPUTE_BYTES
+from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.records import Layout, MemoryItem, ModelFacts, Precision
 
 # Allocated blocks do not tile the device: what is lost between them, as a share of all else.

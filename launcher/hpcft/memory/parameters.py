@@ -15,6 +15,8 @@ from hpcft.paths import cache_folder
 from hpcft.records import ModelFacts, ModelSpec, ParameterCount
 from hpcft.tasks import AnyTask
 
+COUNTING = 2  # raised when what is counted changes, so that earlier cache files are not read
+
 
 def model_config(model: ModelSpec, task: AnyTask) -> Any:
     """The `transformers` configuration of the model with the task's head.
@@ -35,10 +37,9 @@ def model_config(model: ModelSpec, task: AnyTask) -> Any:
         else:
             config = AutoConfig.for_model(described.pop("model_type"), **described)
             config.update(head)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # a stranger's fields meet a stranger's class: anything is raised
         raise DataError(
-            f"model: no usable configuration of {model.path or described}: {reason}\n"
+            f"model: no usable configuration of {model.path or described}: {_reason(error)}\n"
             "  use a local folder, or describe the architecture in model.config"
         ) from None
     if getattr(config, "num_labels", None) and task.head().outputs is None:
@@ -57,6 +58,7 @@ def facts(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
     """What planning has to know of a model; counted once, then read from the cache."""
     key = json.dumps(
         [
+            COUNTING,
             model.model_dump(mode="json", exclude={"tokenizer"}),
             _content(model),
             task.head().auto_class,
@@ -96,6 +98,12 @@ def largest_weight_file_bytes(model: ModelSpec, facts: ModelFacts) -> int:
     return min(4 * facts.parameters.total, 5 * 2**30)
 
 
+def _reason(error: Exception) -> str:
+    """What an error of a library says, in a line."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
+
+
 def _content(model: ModelSpec) -> str:
     file = Path(model.path or "") / "config.json"
     return file.read_text() if model.path and file.is_file() else ""
@@ -108,28 +116,29 @@ def _count(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
     try:
         with torch.device("meta"):
             bare = model_class(task).from_config(config, dtype=torch.float32)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # as above
         raise DataError(
-            f"model: {config.model_type} has no {task.head().auto_class}: "
-            f"{str(error).splitlines()[0]}"
+            f"model: {config.model_type} makes no {task.head().auto_class}: {_reason(error)}"
         ) from None
     quantised = method.quantised_parameters(bare)
-    before = _total(bare)
     largest = max(
         sum(p.numel() for p in module.parameters(recurse=False)) for module in bare.modules()
     )
     head_only = _head_parameters(bare) if task.head().outputs is not None else 0
     try:
         wrapped = method.wrap(bare, causal=task.causal, checkpointing=False)
-    except ValueError as error:
-        raise DataError(f"method.{method.name}: {str(error).splitlines()[0]}") from None
+    except (ValueError, TypeError) as error:
+        raise DataError(f"method.{method.name}: {_reason(error)}") from None
+    trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     text = config.get_text_config()
     return ModelFacts(
         model_type=config.model_type,
         parameters=ParameterCount(
             total=_total(wrapped),
-            trainable=sum(p.numel() for p in wrapped.parameters() if p.requires_grad),
-            added=_total(wrapped) - before + head_only,
+            trainable=trainable,
+            # Beside a frozen base all that is new is trained: PEFT's updates, and its copy of the
+            # head (the head itself stays, frozen and unused, and counts in `total` only).
+            added=trainable if method.adapter else head_only,
             largest_layer=largest,
             quantised=quantised,
         ),
@@ -141,7 +150,7 @@ def _count(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
         vocab_size=_first(text, "vocab_size"),
         logits_width=task.head().outputs or _first(text, "vocab_size"),
         logits_positions=task.head().positions,
-        max_positions=getattr(text, "max_position_embeddings", None),
+        max_positions=_max_positions(bare, getattr(text, "max_position_embeddings", None)),
     )
 
 
@@ -154,6 +163,15 @@ def _head_parameters(model: Any) -> int:
     """Parameters outside the base model: those that the task's head adds."""
     base = getattr(model, model.base_model_prefix, None)
     return _total(model) - _total(base) if base is not None and base is not model else 0
+
+
+def _max_positions(model: Any, declared: int | None) -> int | None:
+    """Tokens that fit: RoBERTa and its kin count positions from behind the padding's own one."""
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if declared and padding is not None and name.endswith("position_embeddings"):
+            return declared - int(padding) - 1
+    return declared
 
 
 def _first(config: Any, *names: str) -> int:

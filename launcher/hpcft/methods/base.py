@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from hpcft.records import Method, Precision
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+COMPUTE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 class MethodBase(Method):
@@ -17,6 +18,8 @@ class MethodBase(Method):
     """ZeRO stages that it works with; the planner tries no others."""
     adapter: ClassVar[bool] = False
     """Whether the weights that come out are an adapter beside the base model."""
+    loads_on_device: ClassVar[bool] = False
+    """Whether weights go to the GPU as they are read, instead of through host memory as a whole."""
 
     def load_options(self, precision: Precision, zero_stage: int) -> dict[str, Any]:
         """Arguments of `from_pretrained`. Imports torch."""
@@ -30,6 +33,10 @@ class MethodBase(Method):
     @abstractmethod
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
         """The model with adapters added and the rest frozen, as this method asks."""
+
+    def frozen_bytes(self, precision: Precision, zero_stage: int) -> int:
+        """Bytes of a weight that is neither trained nor quantised."""
+        return COMPUTE_BYTES[precision]
 
     def quantised_parameters(self, model: Any) -> int:
         """Weights that are held in 4 bits; `model` may be on the meta device."""

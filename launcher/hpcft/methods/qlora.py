@@ -8,8 +8,9 @@ from hpcft.methods.base import DTYPES
 from hpcft.methods.lora import LoRA
 from hpcft.records import Precision
 
-# bitsandbytes leaves the output layer in 16 bits; transformers names it in these ways.
-NOT_QUANTISED = ("lm_head", "score", "classifier", "qa_outputs", "embed_out")
+# Heads stay out of 4 bits: they are trained. Transformers' own choice keeps a decoder's `score` but
+# quantises the `classifier` of BERT, RoBERTa and DistilBERT (seen in 5.23), hence by name.
+NOT_QUANTISED = ("lm_head", "embed_out", "score", "classifier", "pre_classifier", "qa_outputs")
 
 
 class QLoRA(LoRA):
@@ -17,6 +18,7 @@ class QLoRA(LoRA):
 
     # ZeRO-3 would first load the whole base on every GPU: no gain over ZeRO-2 (HF documentation).
     zero_stages: ClassVar[tuple[int, ...]] = (0, 1, 2)
+    loads_on_device: ClassVar[bool] = True
 
     name: Literal["qlora"]  # type: ignore[assignment]
     """`qlora`."""
@@ -43,6 +45,7 @@ class QLoRA(LoRA):
                 bnb_4bit_use_double_quant=self.bnb_4bit_use_double_quant,
                 bnb_4bit_compute_dtype=compute,
                 bnb_4bit_quant_storage=compute,
+                llm_int8_skip_modules=list(NOT_QUANTISED),  # of 4-bit loading too, despite its name
             ),
         }
 
@@ -55,14 +58,18 @@ class QLoRA(LoRA):
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
         return super().wrap(model, causal=causal, checkpointing=checkpointing)
 
+    def frozen_bytes(self, precision: Precision, zero_stage: int) -> int:
+        """Embeddings and head: PEFT's preparation makes them fp32; DeepSpeed casts them back."""
+        return super().frozen_bytes(precision, zero_stage) if zero_stage else 4
+
     def quantised_parameters(self, model: Any) -> int:
-        """Weights of all linear layers but the output layer."""
+        """Weights of all linear layers but those of the head."""
         import torch
 
         return sum(
             module.weight.numel()
             for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and name.rsplit(".", 1)[-1] not in NOT_QUANTISED
+            if isinstance(module, torch.nn.Linear) and not {*name.split(".")} & {*NOT_QUANTISED}
         )
 
 

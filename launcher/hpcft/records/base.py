@@ -22,7 +22,7 @@ OneLine = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4096}$"
 CommandLine = Annotated[
     str,
     StringConstraints(
-        pattern=r"^(\$?[A-Za-z0-9_./:=,@%+~-]|\$\{[A-Za-z0-9_]+\})"
+        pattern=r"^(\$?[A-Za-z0-9_./~]|\$\{[A-Za-z0-9_]+\})"
         r"(\$?[A-Za-z0-9_./:=,@%+~ -]|\$\{[A-Za-z0-9_]+\}){0,4095}$"
     ),
 ]

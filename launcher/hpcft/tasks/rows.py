@@ -69,7 +69,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise DataError(f"{path}:{reader.line_num}: more fields than the header has")
                 yield reader.line_num, row
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: is not CSV: {error}") from None
+            raise DataError(f"{path}:{reader.line_num + 1}: is not CSV: {error}") from None
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

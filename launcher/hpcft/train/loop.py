@@ -13,6 +13,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -42,6 +43,24 @@ class ScoringTrainer(Trainer):  # type: ignore[misc]
         return result
 
 
+class ScoreBefore(TrainerCallback):  # type: ignore[misc]
+    """Scores the model before its first step.
+
+    It does so once training has set up DeepSpeed's engine: an engine made for scoring alone needs
+    ZeRO-3, and cannot train afterwards.
+    """
+
+    def __init__(self, trainer: ScoringTrainer, split: Split, heartbeat: Heartbeat) -> None:
+        self.trainer = trainer
+        self.split = split
+        self.heartbeat = heartbeat
+        self.metrics: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The engine is there, no step is done."""
+        self.metrics = _score(self.trainer, self.split, self.heartbeat, "before")
+
+
 def run(paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, me: Rank) -> None:
     """Trains and scores; rank 0 writes the record."""
     heartbeat = Heartbeat(paths, me)
@@ -69,9 +88,9 @@ def run(paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, me: R
         summary.tokens["train"] / summary.examples["train"] * recipe.train.global_batch_size
     )
 
-    before = {}
+    before = ScoreBefore(trainer, scored, heartbeat)
     if recipe.evaluation.before:
-        before = _score(trainer, scored, heartbeat, "before")
+        trainer.add_callback(before)
     train_started = time.time()
     trainer.train()
     train_s = time.time() - train_started
@@ -94,7 +113,7 @@ def run(paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, me: R
                 job_id=me.job_id,
                 split=recipe.evaluation.split,
                 metrics=after,
-                metrics_before=before,
+                metrics_before=before.metrics,
                 examples=summary.examples,
                 notes=summary.notes + plan.warnings,
                 parameters=parameters,

@@ -36,6 +36,8 @@ def load(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Any
     except OSError as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"model: {source} cannot be loaded: {first}") from None
+    if plan.layout.zero_stage == 3 and not all(hasattr(p, "ds_id") for p in model.parameters()):
+        raise RuntimeError("the model was not sharded while it was loaded")
     checkpointing = plan.layout.gradient_checkpointing
     return recipe.method.wrap(model, causal=recipe.task.causal, checkpointing=checkpointing)
 

@@ -31,9 +31,6 @@ def main(run_folder: str) -> None:
         plan = read(paths.plan, Plan)
         cluster = read(paths.cluster, Cluster)
         me = start.enter(plan)
-        if me.is_first and paths.errors.is_dir():
-            for old in paths.errors.iterdir():
-                old.unlink()
         # Deprecations inside the libraries are for their developers, not for this log.
         warnings.filterwarnings("ignore", category=FutureWarning)
         # Imported here: the environment has to be set before torch and transformers are.

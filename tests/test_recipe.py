@@ -1,0 +1,545 @@
+"""Recipes: extends, overrides, sweeps, paths, problems, identity, and the schema of it all."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from conftest import RECIPE, ROOT, Cli, write_rows
+from hpcft import document, recipe, reference
+from hpcft.errors import InputError
+from hpcft.recipe import FullRecipe
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+PROFILES = sorted((ROOT / "slurm").glob("*.yaml"))
+
+
+def one(*overrides: str, name: str = "tiny.yaml") -> FullRecipe:
+    (point,) = recipe.load(name, list(overrides))
+    return point.recipe
+
+
+def problems(*overrides: str, name: str = "tiny.yaml") -> list[str]:
+    with pytest.raises(InputError) as error:
+        recipe.load(name, list(overrides))
+    return [str(problem) for problem in error.value.problems]
+
+
+def write(name: str, text: str) -> Path:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+# ---------------------------------------------------------------- extends
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_chain_of_recipes_is_laid_one_over_another() -> None:
+    write("a.yaml", "extends: tiny.yaml\nname: a\ntrain: {seed: 1, learning_rate: 1e-3}\n")
+    write("deep/b.yaml", "extends: ../a.yaml\nname: b\ntrain:\n  seed: 2\n")
+    found = one(name="deep/b.yaml")
+    assert (found.name, found.train.seed, found.train.learning_rate) == ("b", 2, 1e-3)
+    assert found.train.max_steps == 3
+    assert found.task.data.files == {
+        "train": str(Path("train.jsonl").resolve()),  # from the folder that says so
+        "test": str(Path("test.jsonl").resolve()),
+    }
+
+
+@pytest.mark.usefixtures("tiny")
+def test_another_task_or_method_takes_no_option_of_the_old_one() -> None:
+    write("a.yaml", "extends: tiny.yaml\nmethod: {name: lora, r: 4}\n")
+    write("b.yaml", "extends: a.yaml\nmethod: {name: qlora}\n")
+    assert one(name="b.yaml").method.model_dump()["r"] == 16
+    write("c.yaml", "extends: a.yaml\nmethod: {r: 8}\n")
+    assert one(name="c.yaml").method.model_dump()["r"] == 8
+    assert one("method.name=full", name="a.yaml").method.name == "full"
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_shipped_recipe_is_extended_by_name() -> None:
+    write("mine.yaml", "extends: quickstart\ntrain: {seed: 3}\n")
+    found = one(name="mine.yaml")
+    assert (found.name, found.train.seed) == ("quickstart", 3)
+
+
+@pytest.mark.parametrize(
+    ("files", "where", "what"),
+    [
+        ({"a": "extends: a.yaml"}, "a.yaml:1", "circle"),
+        ({"a": "name: a\nextends: b.yaml", "b": "\n\nextends: a.yaml"}, "b.yaml:3", "circle"),
+        ({"a": "name: a\nextends: ./../work/a.yaml"}, "a.yaml:2", "circle"),
+        ({"a": "extends: nosuch"}, "a.yaml:1", "no recipe 'nosuch'"),
+        ({"a": "extends: ../../etc/passwd"}, "a.yaml:1", "no recipe"),
+        ({"a": "extends: [b]"}, "a.yaml:1", "expected a recipe's file"),
+        ({"a": "extends: " + "x" * 5000}, "a.yaml:1", "no recipe"),
+        ({"a": "extends: ~nosuchuser/b.yaml"}, "a.yaml:1", "no recipe"),
+        ({"a": "extends: b.yaml", "b": "- 1"}, "b.yaml:1", "expected a mapping"),
+        ({"a": "extends: b.yaml", "b": ""}, "b.yaml:1", "expected a mapping"),
+        ({"a": "extends: b.yaml", "b": "x: 1\nx: 2"}, "b.yaml:2", "duplicate key"),
+        ({"a": "- 1"}, "a.yaml:1", "expected a mapping"),
+        ({"a": ""}, "a.yaml:1", "expected a mapping"),
+        ({chr(97 + n): f"extends: {chr(98 + n)}.yaml" for n in range(12)}, "i.yaml:1", "chain"),
+    ],
+)
+@pytest.mark.usefixtures("workplace")
+def test_what_cannot_be_extended(files: dict[str, str], where: str, what: str) -> None:
+    for name, text in files.items():
+        write(f"{name}.yaml", text)
+    (said,) = problems("train.seed=1", name="a.yaml")
+    assert said.startswith(where), said
+    assert what in said
+
+
+@pytest.mark.usefixtures("workplace")
+def test_extends_does_not_look_in_the_current_folder() -> None:
+    write("base.yaml", RECIPE)
+    write("deep/a.yaml", "extends: base.yaml")
+    (said,) = problems(name="deep/a.yaml")
+    assert "no recipe 'base.yaml'" in said
+
+
+# ---------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "meant"),
+    [
+        ("train.learning_rate=1e-4", ("train", "learning_rate"), 1e-4),
+        ("task.labels=[a, 'b c', no]", ("task", "labels"), ["a", "b c", "no"]),
+        ("task={max_length: 16}", ("task", "max_length"), 16),
+        ("resources={nodes: 1, time_min: 5}", ("resources", "time_min"), 5),
+        ("resources=auto", ("resources", "nodes"), "auto"),
+        ("train.eval_steps=", ("train", "eval_steps"), None),
+        ("task.data.sample={train: 0.5}", ("task", "data", "sample"), {"train": 0.5}),
+        ("description=a=b=c", ("description",), "a=b=c"),
+        ("description=", None, None),
+        ("model.config.hidden_size=64", ("model", "config", "hidden_size"), 64),
+        ("model.config={hidden_act: relu}", ("model", "config", "vocab_size"), 400),
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_an_override_is_yaml(override: str, section: tuple[str, ...] | None, meant: Any) -> None:
+    if section is None:
+        assert problems(override) == [f"-o {override} description: expected text, got null"]
+        return
+    value: Any = one(override).model_dump()
+    for key in section:
+        value = value[key]
+    assert value == meant
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_last_override_wins_and_all_of_them_hold() -> None:
+    found = one("train.seed=1", "train={seed: 2}", "train.max_steps=7", "train.seed=3")
+    assert (found.train.seed, found.train.max_steps) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("train.seed", "expected dotted.field=value"),
+        ("=1", "expected dotted.field=value"),
+        ("train..seed=1", "expected dotted.field=value"),
+        ("train.seed =1", "expected dotted.field=value"),
+        ("train.sed=1", "did you mean seed"),
+        ("train.seed=one", 'expected a whole number, got "one"'),
+        ("train.seed=[", "is not valid YAML"),
+        ("train={seed: 1, seed: 2}", "duplicate key"),
+        ("train.seed=!!int 1", "tags"),
+        ("train={seed: x}", 'train.seed: expected a whole number, got "x"'),
+        ("name.x=1", "name: expected text"),
+        ("extends=quickstart", "extends: unknown key"),
+        ("task.data.files.train=nosuch.jsonl", "there is no file"),
+        ("task.name=clasification", "expected one of 'classification', 'instruction'"),
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_a_wrong_override_names_itself(override: str, what: str) -> None:
+    (said,) = problems(override)
+    assert said.startswith(f"-o {override}")
+    assert what in said
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_override_with_line_breaks_is_told_in_one_line() -> None:
+    (said,) = problems("train.seed=\n\x1b[31m\n")
+    assert said.startswith("-o 'train.seed=\\n\\x1b[31m\\n'")
+    assert said.isprintable()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_override_does_not_take_the_blame_for_its_section() -> None:
+    text = RECIPE.replace("  labels: [bad, good]\n", "")
+    write("tiny.yaml", text)
+    assert problems("task.max_length=16") == ["tiny.yaml:12 task.labels: is required; add it"]
+
+
+# ---------------------------------------------------------------- paths
+
+
+def test_paths_start_at_the_file_or_at_the_current_folder(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    write_rows(other / "mine.jsonl", [{"text": "a", "label": "bad"}])
+    monkeypatch.chdir(other)
+    files = one("task.data.files.test=mine.jsonl", name=str(tiny)).task.data.files
+    assert files == {"train": str(tiny.parent / "train.jsonl"), "test": str(other / "mine.jsonl")}
+    assert one("task.data.files={test: mine.jsonl}", name=str(tiny)).task.data.files == files
+    (said,) = problems("task.data.files.test=test.jsonl", name=str(tiny))
+    assert f"there is no file {other}/test.jsonl" in said
+
+
+def test_home_is_known_in_paths(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny.parent))
+    files = one("task.data.files.test=~/train.jsonl").task.data.files
+    assert files is not None
+    assert files["test"] == str(tiny.parent / "train.jsonl")
+
+
+def test_a_model_is_a_folder_if_there_is_one_and_a_hub_name_else(tiny: Path) -> None:
+    assert one("model.tokenizer=org/name").model.tokenizer == "org/name"
+    folder = tiny.parent / "org" / "name"
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("{}")
+    assert one("model.tokenizer=org/name").model.tokenizer == str(folder)
+
+
+# ---------------------------------------------------------------- sweeps
+
+
+@pytest.mark.parametrize(
+    ("sweep", "count"),
+    [
+        ("{grid: {train.seed: [1, 2, 3]}}", 3),
+        ("{grid: {train.seed: [1, 2], train.learning_rate: [1e-3, 1e-4, 1e-5]}}", 6),
+        ("{zip: {train.seed: [1, 2], train.learning_rate: [1e-3, 1e-4]}}", 2),
+        ("{list: [{train.seed: 1}, {train.max_steps: 2, train.seed: 5}]}", 2),
+        ("{seeds: [1, 2, 3, 4]}", 4),
+        ("{grid: {train.max_steps: [1, 2]}, seeds: [1, 2, 3]}", 6),
+        (
+            "{grid: {train.max_steps: [1, 2]}, seeds: [1, 2],"
+            " list: [{train.weight_decay: 0.1}, {}],"
+            " zip: {train.learning_rate: [1e-3, 1e-4], train.adam_beta1: [0.8, 0.9]}}",
+            16,
+        ),
+        ("{grid: {model.config: [{hidden_size: 32}, {hidden_size: 64}]}}", 2),
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_a_sweep_is_the_product_of_its_axes(sweep: str, count: int) -> None:
+    points = recipe.load("tiny.yaml", [f"sweep={sweep}"])
+    assert len(points) == count
+    assert len({json.dumps(point.values, sort_keys=True) for point in points}) == count
+    assert all(point.recipe.sweep is None for point in points)
+    assert len({point.recipe.model_dump_json() for point in points}) == count
+
+
+@pytest.mark.usefixtures("tiny")
+def test_each_point_has_its_values_and_the_rest_of_the_recipe() -> None:
+    sweep = "{zip: {train.seed: [1, 2], method: [{name: full}, {name: lora, r: 4}]}}"
+    first, second = recipe.load("tiny.yaml", [f"sweep={sweep}"])
+    assert first.values == {"train.seed": 1, "method": {"name": "full"}}
+    assert (first.recipe.method.name, second.recipe.method.name) == ("full", "lora")
+    assert (first.recipe.train.seed, second.recipe.train.seed) == (1, 2)
+    assert first.recipe.train.max_steps == second.recipe.train.max_steps == 3
+
+
+def test_swept_files_start_at_the_recipe(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_text(
+        RECIPE + "sweep:\n  grid:\n    task.data.files.train: [train.jsonl, test.jsonl]\n"
+    )
+    monkeypatch.chdir(tiny.parent.parent)
+    points = recipe.load(str(tiny))
+    found = [(p.recipe.task.data.files or {})["train"] for p in points]
+    assert found == [str(tiny.parent / "train.jsonl"), str(tiny.parent / "test.jsonl")]
+    assert (
+        points[1].where(("task", "data", "files", "train")) == f"{tiny}:{RECIPE.count(chr(10)) + 3}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        (
+            "  zip: {train.seed: [1, 2], train.max_steps: [1]}",
+            ["@0 sweep.zip: .*train.seed: 2, train.max_steps: 1"],
+        ),
+        ("  grid: {}", ["@0 sweep: expected 1 to 5000 points, got 0"]),
+        ("  grid: {train.seed: []}", ["@0 sweep: .* got 0"]),
+        ("  grid:\n    train.sed: [1, 2]", ["@2 train.sed: unknown key; .*seed"]),
+        ("  grid:\n    trian.seed: [1]", ["@2 trian: unknown key; .*train"]),
+        ("  grid:\n    sweep.seeds: [1]", ["@2 sweep: sweep.seeds: expected a dotted"]),
+        ("  grid:\n    'a b': [1]", ["@2 sweep: a b: expected a dotted"]),
+        (
+            "  grid:\n    train.seed: [1, x, y]\n    train.max_steps: [z, 4]",
+            [
+                '@2 train.seed: .* got "x"',
+                '@2 train.seed: .* got "y"',
+                '@3 train.max_steps: .* got "z"',
+            ],
+        ),
+        ("\n  seeds: [1, -1]", ["@2 train.seed: .*greater than or equal to 0, got -1"]),
+        ("\n  list: [{train.sed: 1}]", ["@2 train.sed: unknown key"]),
+        ("  seeds: [a]", ["@1 sweep.seeds.0: expected a whole number"]),
+        ("  gird: {}", [r"@1 sweep.gird: unknown key; did you mean grid\?"]),
+        (
+            "  list:\n" + "".join(f"    - train.max_steps: {n}\n" for n in range(1, 5002)),
+            ["@0 sweep: expected 1 to 5000 points, got 5001"],
+        ),
+    ],
+)
+def test_a_wrong_sweep(tiny: Path, sweep: str, said: list[str]) -> None:
+    tiny.write_text(RECIPE + "sweep:\n" + sweep + "\n")
+    first = RECIPE.count("\n") + 1
+    found = problems()
+    for pattern in said:
+        line = re.sub(r"@(\d)", lambda match: f"tiny.yaml:{first + int(match[1])}", pattern)
+        assert any(re.match(line, text) for text in found), found
+    assert len(found) == len(said)
+
+
+# ---------------------------------------------------------------- problems
+
+
+@pytest.mark.parametrize(
+    ("override", "suggested"),
+    [
+        ("modle.path=x", "model"),
+        ("model.pat=x", "path"),
+        ("model={tokenizer: {kid: bpe, vocab_size: 99}}", "kind"),
+        ("task.lables=[a, b]", "labels"),
+        ("task.data.drop_emty=true", "drop_empty"),
+        ("task={name: instruction, prompt: a, completion: b, choises: [], data: {files: {train: "
+         "train.jsonl, test: test.jsonl}}}", "choices"),
+        ("method={name: qlora, lora_alfa: 3}", "lora_alpha"),
+        ("train.learning_rat=1", "learning_rate"),
+        ("evaluation.splt=test", "split"),
+        ("resources.gpu_per_node=1", "gpus_per_node"),
+        ("sweep.gird={}", "grid"),
+        ("baseline={source: x, metricss: {}}", "metrics"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("tiny")
+def test_an_unknown_key_names_the_nearest_valid_one(override: str, suggested: str) -> None:
+    (said,) = problems(override)
+    assert "unknown key; did you mean " in said
+    assert suggested in said.split("did you mean")[1]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_without_a_near_key_the_known_ones_are_listed() -> None:
+    (said,) = problems("evaluation.zzzz=1")
+    assert said.endswith("known here: before, per_device_eval_batch_size, split")
+    (said,) = problems("method.r=1")  # `full` has no rank; `lora` has
+    assert said.endswith("known here: name")
+
+
+def test_all_problems_are_told_at_once_each_with_its_line(tiny: Path) -> None:
+    tiny.write_text(
+        """\
+name: Tiny Model
+model:
+  path: [a]
+  config: bert
+  tokenizer: { kind: wordpeice, vocab_size: 400 }
+task:
+  name: classification
+  data:
+    files: { train: 5, dev: x.jsonl }
+    seed: 1.5
+  labels: [no, 1, true]
+method: { name: full }
+train:
+  learning_rate: fast
+  bf16: no
+  num_train_epochs: -1
+  sed: 3
+resources: { nodes: two }
+"""
+    )
+    assert [re.sub(r"[;,] (it has|got|known|did|quote).*", "", line) for line in problems()] == [
+        "tiny.yaml:1 name: has characters that are not allowed here",
+        "tiny.yaml:3 model.path: expected text",
+        "tiny.yaml:4 model.config: expected a mapping",
+        "tiny.yaml:5 model.tokenizer.kind: expected one of 'wordpiece' or 'bpe'",
+        "tiny.yaml:9 task.data.files.train: expected text",
+        "tiny.yaml:9 task.data.files.dev: unknown key",
+        "tiny.yaml:10 task.data.seed: expected a whole number",
+        "tiny.yaml:11 task.labels.1: expected text",
+        "tiny.yaml:11 task.labels.2: expected text",
+        "tiny.yaml:14 train.learning_rate: expected a number",
+        "tiny.yaml:15 train.bf16: expected true or false or 'auto'",
+        "tiny.yaml:16 train.num_train_epochs: input should be greater than 0",
+        "tiny.yaml:17 train.sed: unknown key",
+        "tiny.yaml:18 resources.nodes: expected a whole number or 'auto'",
+    ]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_label_no_is_text() -> None:
+    found = one("task.labels=[no, yes]")
+    assert found.task.model_dump()["labels"] == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "what"),
+    [
+        ("model.config={model_type: 5}", "model.config", "needs `model_type`"),
+        ("model={config: null}", "model", "needs `path` or `config`"),
+        ("model.tokenizer=null", "model.tokenizer", "is required for a new model"),
+        ("model.tokenizer='a b'", "model.tokenizer", "expected a hub name or a folder"),
+        ("model.tokenizer=./nosuch", "model.tokenizer", "there is no folder"),
+        ("task.data.path=imdb", "task.data", "needs either `path`"),
+        ("task.data={files: null, path: a b}", "task.data.path", "expected a hub name"),
+        ("task.data.files.test=tiny.yaml", "task.data.files.test", "expected .csv"),
+        ("task.data.fractions={train: 0.9, test: 0.2}", "task.data.fractions", "sum of at most 1"),
+        ("task.data.fractions={test: 0.5}", "task.data", "no train split"),
+        ("task.data.fractions={train: 0}", "task.data.fractions.train", "greater than 0"),
+        ("task.data.limits={validation: 5}", "task.data.limits.validation", "no such split"),
+        ("task.data.sample={validation: 0.5}", "task.data.sample.validation", "no such split"),
+        ("evaluation.split=validation", "evaluation.split", "no validation split"),
+        ("train={bf16: true, fp16: true}", "train.fp16", "exclude each other"),
+        ("train.per_device_train_batch_size=3", "train.per_device_train_batch_size", "divide"),
+        ("train.load_best_model_at_end=true", "train.load_best_model_at_end", "validation split"),
+        ("task.labels=[a]", "task.labels", "at least 2"),
+        ("task.labels=[a, b, a]", "task.labels", "a stands there more than once"),
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_checks_across_fields(override: str, field: str, what: str) -> None:
+    found = problems(override)
+    assert any(f" {field}: " in said and what in said for said in found), found
+
+
+@pytest.mark.usefixtures("tiny")
+def test_resources_may_be_the_word_auto() -> None:
+    found = one("resources=auto").resources
+    assert found.model_dump(exclude_none=True, exclude_defaults=True) == {}
+    assert one("resources=auto", "resources.nodes=2").resources.nodes == 2
+
+
+def test_what_is_no_recipe(workplace: Path) -> None:
+    for name in ("nosuch", "nosuch.yaml", "x" * 5000, "~nosuchuser/x", str(workplace), "local"):
+        (said,) = problems(name=name)
+        assert "there is no such file" in said or "cannot be read" in said
+
+
+# ---------------------------------------------------------------- identity
+
+
+def run_id(*overrides: str, name: str = "tiny.yaml", cluster: str = "local") -> str:
+    found = one(*overrides, name=name)
+    return recipe.run_id(found, cluster, recipe.fingerprints(found))
+
+
+def test_the_same_content_is_the_same_run_wherever_it_lies(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in tiny.parent.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    (copy / "train.jsonl").rename(copy / "renamed.jsonl")
+    (copy / "tiny.yaml").write_text(RECIPE.replace("train.jsonl", "renamed.jsonl") + "# remark\n")
+    assert run_id(name=str(copy / "tiny.yaml")) == run_id()
+    assert re.fullmatch(r"[0-9a-f]{12}", run_id())
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["description=other", "baseline={source: a paper, metrics: {accuracy: 0.5}}", "train.seed=42"],
+)
+@pytest.mark.usefixtures("tiny")
+def test_what_does_not_decide_the_result_is_not_in_the_identity(override: str) -> None:
+    assert run_id(override) == run_id()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_all_else_is_in_the_identity(tiny: Path) -> None:
+    changed = [
+        run_id("train.seed=1"),
+        run_id("name=other"),
+        run_id("task.data.seed=1"),
+        run_id("task.labels=[good, bad]"),
+        run_id("evaluation.before=true"),
+        run_id("resources.time_min=11"),
+        run_id(cluster="other"),
+    ]
+    before = run_id()
+    with (tiny.parent / "train.jsonl").open("a") as stream:
+        stream.write("\n")
+    changed.append(run_id())
+    assert len({before, *changed}) == len(changed) + 1
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_model_folder_counts_by_content() -> None:
+    folder = Path("tok")
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    first = run_id("model.tokenizer=./tok")
+    folder.rename("moved")
+    assert run_id("model.tokenizer=./moved") == first
+    (Path("moved") / "tokenizer.json").write_text("{ }")
+    assert run_id("model.tokenizer=./moved") != first
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_resolved_recipe_validates_again(path: Path) -> None:
+    for point in recipe.load(str(path)):
+        dumped = point.recipe.model_dump_json()
+        again = FullRecipe.model_validate_json(dumped)
+        assert again == point.recipe
+        assert again.model_dump_json() == dumped
+        prints = recipe.fingerprints(again)
+        assert recipe.run_id(again, "c", prints) == recipe.run_id(point.recipe, "c", prints)
+
+
+# ---------------------------------------------------------------- the schema
+
+
+def with_unknown_keys(value: Any) -> list[Any]:
+    """The value with one key too many, in every mapping in turn."""
+    if not isinstance(value, dict):
+        return []
+    found = [{**value, "unknown_key": 1}]
+    for key, part in value.items():
+        if key not in ("config", "environment", "metrics"):  # whose keys are the user's
+            found += [{**value, key: changed} for changed in with_unknown_keys(part)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [("recipe", path) for path in RECIPES] + [("cluster", path) for path in PROFILES],
+    ids=lambda part: part.stem if isinstance(part, Path) else part,
+)
+def test_the_schema_takes_what_is_shipped_and_refuses_an_unknown_key(kind: str, path: Path) -> None:
+    checker = jsonschema.Draft202012Validator(reference.schema(kind))
+    value = document.load(path).value
+    assert [error.message for error in checker.iter_errors(value)] == []
+    for changed in with_unknown_keys(value):
+        assert not checker.is_valid(changed)
+
+
+@pytest.mark.parametrize("kind", ["recipe", "cluster"])
+def test_the_schema_is_printed(kind: str, cli: Cli) -> None:
+    said = cli("schema", kind)
+    assert said.code == 0
+    jsonschema.Draft202012Validator.check_schema(said.json)
+    assert said.json == reference.schema(kind)
+
+
+def test_the_schema_knows_extends_and_auto() -> None:
+    checker = jsonschema.Draft202012Validator(reference.schema("recipe"))
+    checker.validate({"extends": "quickstart", "resources": "auto"})
+    assert not checker.is_valid({"extends": 5})
+    assert not checker.is_valid({"name": "x"})

@@ -1,0 +1,527 @@
+"""A user's own data: odd columns, odd text, odd labels; every row is used, left out or named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcft.errors import DataError, HpcftError, InputError
+from hpcft.tasks import rows
+from hpcft.tasks.classification import Classification
+from hpcft.tasks.instruction import IGNORED, Instruction
+from hpcft.tasks.rows import Examples
+
+
+def classification(data: dict[str, Any], **options: Any) -> Classification:
+    made = {"name": "classification", "labels": ["bad", "good"], "data": data, **options}
+    return Classification.model_validate_json(json.dumps(made))
+
+
+def instruction(data: dict[str, Any] | None = None, **options: Any) -> Instruction:
+    made = {"name": "instruction", "prompt": "Q: {q}\nA:", "completion": " {a}", **options}
+    files = data or {"files": {"train": "/nowhere.jsonl"}}
+    return Instruction.model_validate_json(json.dumps({**made, "data": files}))
+
+
+def file_of(folder: Path, text: str | bytes, suffix: str = ".jsonl") -> Path:
+    path = folder / f"my data ü{suffix}"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def jsonl(*found: dict[str, Any]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+
+
+def loaded(path: Path, **options: Any) -> Examples:
+    data = {"files": {"train": str(path)}, **options.pop("data", {})}
+    return rows.load(classification(data, **options))
+
+
+def refused(path: Path, **options: Any) -> list[str]:
+    """What is said, without the folder."""
+    with pytest.raises(HpcftError) as error:
+        loaded(path, **options)
+    assert error.value.exit_code == 2
+    return [line.replace(f"{path.parent}/", "") for line in str(error.value).splitlines()]
+
+
+# ---------------------------------------------------------------- columns and text
+
+
+COLUMNS = (
+    "Review Text",
+    "отзыв",
+    "a.b",
+    "评论 🎬",
+    'it\'s "quoted"',
+    "$(touch canary)",
+    "{x}",
+    "1",
+)
+
+
+def written(path: Path, found: list[dict[str, Any]]) -> None:
+    """Writes rows as the suffix says."""
+    if path.suffix == ".csv":
+        import csv
+
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(found[0]))
+            writer.writeheader()
+            writer.writerows(found)
+    elif path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(found), encoding="utf-8")
+    else:
+        path.write_text(jsonl(*found), encoding="utf-8")
+
+
+TEXTS = (
+    "plain",
+    "emoji 👩‍👩‍👧 🇩🇪",
+    "עברית العربية",
+    "e\u0301 combining, ﬁ ligature, \u200bzero width",
+    'a "quote", a comma; a semicolon',
+    "two\nlines\u2028three",
+    "long " * 25_000,
+)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".json"])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_any_column_name_and_any_text(tmp_path: Path, suffix: str, column: str) -> None:
+    path = tmp_path / f"odd{suffix}"
+    written(path, [{column: text, "Ist gut?": "good", "rest": 1} for text in TEXTS])
+    found = loaded(path, text=column, label="Ist gut?").splits["train"]
+    assert found == [{"text": text, "text_pair": None, "label": 1} for text in TEXTS]
+
+
+def test_a_pair_of_texts(tmp_path: Path) -> None:
+    path = file_of(tmp_path, jsonl({"a": "p", "b": "h", "label": "bad"}))
+    found = loaded(path, text="a", text_pair="b").splits["train"]
+    assert found == [{"text": "p", "text_pair": "h", "label": 0}]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".jsonl", '\ufeff{"text": "a", "label": "good"}\n \n\n'),
+        (".csv", "\ufefftext,label\r\n\r\na,good\r\n\r\n"),
+    ],
+)
+def test_a_byte_order_mark_and_blank_lines_are_no_rows(
+    tmp_path: Path, suffix: str, text: str
+) -> None:
+    assert [e["text"] for e in loaded(file_of(tmp_path, text, suffix)).splits["train"]] == ["a"]
+
+
+def test_a_text_longer_than_the_csv_module_likes(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "text,label\n" + "y" * 300_000 + ",good\n", ".csv")
+    assert len(loaded(path).splits["train"][0]["text"]) == 300_000
+
+
+# ---------------------------------------------------------------- empty text
+
+
+GOOD = {"text": "fine", "label": "good"}
+
+
+@pytest.mark.parametrize("empty", ["", "  \n\t", "\u3000\u00a0", None])
+def test_empty_text_is_named_or_left_out(tmp_path: Path, empty: str | None) -> None:
+    path = file_of(tmp_path, jsonl(GOOD, {"text": empty, "label": "bad"}, GOOD))
+    (said,) = refused(path)
+    assert said.startswith("my data ü.jsonl:2 text: the text is empty")
+    assert "task.data.drop_empty: true" in said
+    kept = loaded(path, data={"drop_empty": True})
+    assert len(kept.splits["train"]) == 2
+    assert kept.notes == ["train: 1 rows with empty text left out"]
+
+
+def test_a_file_of_nothing_but_empty_rows(tmp_path: Path) -> None:
+    path = file_of(tmp_path, jsonl({"text": "", "label": "bad"}))
+    assert refused(path, data={"drop_empty": True}) == ["my data ü.jsonl: has no rows with text"]
+    for text in ("", "\n\n", "\ufeff"):
+        assert refused(file_of(tmp_path, text)) == ["my data ü.jsonl: has no rows"]
+
+
+# ---------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "index"),
+    [
+        (["bad", "good"], "good", 1),
+        (["bad", "good"], " good ", 1),
+        (["bad", "good"], 0, 0),
+        (["bad", "good"], "1", 1),
+        (["no", "yes"], "no", 0),
+        (["1", "0"], 0, 1),  # a label's name goes before an index
+        (["1", "2"], 2, 1),
+        (["-1", "0", "1"], -1, 0),
+        ([" 0", " 1"], " 1", 1),
+    ],
+)
+def test_a_label_by_name_or_by_index(
+    tmp_path: Path, labels: list[str], value: Any, index: int
+) -> None:
+    path = file_of(tmp_path, jsonl({"text": "a", "label": value}))
+    assert loaded(path, labels=labels).splits["train"][0]["label"] == index
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "what"),
+    [
+        (["bad", "good"], "great", "expected one of bad, good, got 'great'"),
+        (["bad", "good"], "Good", "expected one of bad, good, got 'Good'"),
+        (["bad", "good"], "", "expected one of bad, good, got ''"),
+        (["bad", "good"], None, "expected one of bad, good, got None"),
+        (["bad", "good"], True, "expected one of bad, good, got True"),
+        (["bad", "good"], 1.0, "expected one of bad, good, got 1.0"),
+        (["bad", "good"], ["good"], "expected one of bad, good, got ['good']"),
+        (["bad", "good"], "²", "expected one of bad, good, got '²'"),
+        (["bad", "good"], "--1", "expected one of bad, good, got '--1'"),
+        (["bad", "good"], "9" * 5000, "expected one of bad, good, got '9999"),
+        (["bad", "good"], 2, "expected an index below 2, got 2"),
+        (["bad", "good"], -2, "expected an index below 2, got -2"),
+        (["bad", "good"], -1, "the row has no label (-1, as in GLUE's test splits)"),
+        (["bad", "good"], "-1", "the row has no label (-1, as in GLUE's test splits)"),
+        (["1", "2", "3"], 0, "expected one of 1, 2, 3, got 0"),
+        ([f"l{n}" for n in range(99)], "x", "l18, l19, … (99 in all), got 'x'"),
+    ],
+)
+def test_a_wrong_label_names_line_and_column(
+    tmp_path: Path, labels: list[str], value: Any, what: str
+) -> None:
+    path = file_of(
+        tmp_path, jsonl({"text": "a", "label": labels[0]}, {"text": "b", "label": value})
+    )
+    (said,) = refused(path, labels=labels)
+    assert said.startswith("my data ü.jsonl:2 label: ")
+    assert what in said
+    assert len(said) < 400
+
+
+def test_a_label_that_occurs_once_is_kept(tmp_path: Path) -> None:
+    path = file_of(tmp_path, jsonl(*[GOOD] * 5, {"text": "b", "label": "bad"}))
+    assert [e["label"] for e in loaded(path).splits["train"]] == [1, 1, 1, 1, 1, 0]
+
+
+# ---------------------------------------------------------------- rows that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "said"),
+    [
+        (".jsonl", jsonl(GOOD) + '{"text": "a"', ":2: is not JSON: Expecting"),
+        (".jsonl", jsonl(GOOD) + "text\n", ":2: is not JSON: Expecting value, column 1"),
+        (".jsonl", jsonl(GOOD) + '["a", "good"]\n', ":2: expected an object {…}, got list"),
+        (".jsonl", jsonl(GOOD) + "null\n", ":2: expected an object {…}, got NoneType"),
+        (".jsonl", "[" * 100_000 + "\n", ":1: cannot be read: maximum recursion"),
+        (".jsonl", '\n{"text": "a", "label": %s}\n' % ("9" * 5000), ":2: cannot be read: Exceeds"),
+        (".jsonl", jsonl(GOOD).encode() + b'{"text": "caf\xe9"}\n', ":2: is not UTF-8; convert"),
+        (".jsonl", '{"text": "\\ud83d", "label": "bad"}', ":1 text: the text has half of a surr"),
+        (".jsonl", '{"text": {"a": 1}, "label": "bad"}', ":1 text: expected text, got dict"),
+        (".csv", "text,label\na,good\nb,bad,ugly\n", ":3: more fields than the header has"),
+        (".csv", "text,label\na,good\nb\n", ":3 label: expected one of bad, good, got None"),
+        (".csv", 'text,label\na,good\n"b,bad\nc,good\n', ":3: is not CSV: unexpected end of data"),
+        (".csv", "text,label,text\na,good,b\n", ":1: the column text stands there twice"),
+        (".csv", "text;label\na;good\n", ":2 text, label: there is no such column; the row has: "
+         "text;label"),
+        (".csv", b"text,label\na,good\ncaf\xe9,bad\n", ":3: is not UTF-8"),
+        (".json", '[{"text": "a", "label": "good"},\n{"text"]', ":2: is not JSON"),
+        (".json", '{"text": "a"}', ": expected a list of objects"),
+        (".json", "[[]]", ":1: expected an object {…}, got list"),
+        (".parquet", "PAR1 no", ": is not readable Parquet"),
+        (".jsonl", jsonl(GOOD, {"txt": "a", "label": "bad"}), ":2 text: there is no such column; "
+         "the row has: txt, label"),
+        (".jsonl", jsonl({"a": "x", "b": "y"}), ":1 text, label: there is no such column; the row "
+         "has: a, b"),
+        (".jsonl", "{}\n", ":1 text, label: there is no such column; the row has: none"),
+        (".jsonl", jsonl({f"c{n}": 1 for n in range(300)}), "c18, c19, … (300 in all)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_names_file_and_line(
+    tmp_path: Path, suffix: str, text: str | bytes, said: str
+) -> None:
+    (found,) = refused(file_of(tmp_path, text, suffix))
+    assert found.startswith(f"my data ü{suffix}:")
+    assert said in found
+
+
+def test_an_absent_or_unreadable_file(tmp_path: Path) -> None:
+    assert refused(tmp_path / "absent.csv") == [
+        "absent.csv: cannot be read: No such file or directory"
+    ]
+    (tmp_path / "folder.jsonl").mkdir()
+    assert refused(tmp_path / "folder.jsonl") == ["folder.jsonl: cannot be read: Is a directory"]
+
+
+def test_ten_problems_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    bad = {"text": "a", "label": "x"}
+    found = refused(file_of(tmp_path, jsonl(GOOD, *[bad] * 25)))
+    assert len(found) == 11
+    assert found[9].startswith("my data ü.jsonl:11 label")
+    assert found[10].endswith("… and 15 more rows")
+
+
+def test_problems_of_all_splits_are_told_together(tmp_path: Path) -> None:
+    train = file_of(tmp_path, jsonl({"text": "a", "label": "x"}))
+    (tmp_path / "deep").mkdir()
+    test = file_of(tmp_path / "deep", jsonl(GOOD, {"text": "", "label": "bad"}))
+    with pytest.raises(InputError) as error:
+        rows.check_local_files(classification({"files": {"train": str(train), "test": str(test)}}))
+    assert [p.where for p in error.value.problems] == [f"{train}:1", f"{test}:2"]
+
+
+# ---------------------------------------------------------------- fractions, samples, limits
+
+
+def numbered(folder: Path, count: int) -> Path:
+    return file_of(folder, jsonl(*({"text": str(n), "label": "good"} for n in range(count))))
+
+
+def texts(found: Examples) -> dict[str, list[str]]:
+    return {split: [e["text"] for e in examples] for split, examples in found.splits.items()}
+
+
+@pytest.mark.parametrize("count", [10, 97, 1001])
+@pytest.mark.parametrize(
+    "shares", [(0.7, 0.1, 0.2), (0.8, 0.1, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.6, 0.2, 0.2)]
+)
+def test_fractions_are_disjoint_and_complete(
+    tmp_path: Path, count: int, shares: tuple[float, float, float]
+) -> None:
+    path = numbered(tmp_path, count)
+    fractions = dict(zip(("train", "validation", "test"), shares, strict=True))
+    found = texts(loaded(path, data={"fractions": fractions}))
+    assert sorted(int(t) for part in found.values() for t in part) == list(range(count))
+    assert [abs(len(found[s]) - share * count) < 1 for s, share in fractions.items()] == [True] * 3
+
+
+def test_the_seed_decides_who_is_where(tmp_path: Path) -> None:
+    path = numbered(tmp_path, 50)
+
+    def cut(**data: Any) -> dict[str, list[str]]:
+        return texts(loaded(path, data=data))
+
+    fractions = {"train": 0.5, "test": 0.5}
+    assert cut(fractions=fractions, seed=1) == cut(fractions=fractions, seed=1)
+    assert cut(fractions=fractions, seed=1) != cut(fractions=fractions, seed=2)
+    limits = {"train": 10}
+    assert cut(limits=limits, seed=1) == cut(limits=limits, seed=1)
+    assert cut(limits=limits, seed=1) != cut(limits=limits, seed=2)
+
+
+def test_fractions_of_less_than_one_leave_the_rest_out(tmp_path: Path) -> None:
+    data = {"fractions": {"train": 0.2, "test": 0.2}}
+    found = texts(loaded(numbered(tmp_path, 50), data=data))
+    assert {split: len(part) for split, part in found.items()} == {"train": 10, "test": 10}
+    assert not set(found["train"]) & set(found["test"])
+
+
+def test_fractions_pool_all_files(tmp_path: Path) -> None:
+    first, second = numbered(tmp_path, 10), tmp_path / "more.jsonl"
+    second.write_text(jsonl(*({"text": str(n), "label": "bad"} for n in range(10, 30))))
+    data = {"files": {"train": str(first), "test": str(second)},
+            "fractions": {"train": 0.5, "test": 0.5}}  # fmt: skip
+    found = texts(rows.load(classification(data)))
+    assert sorted(int(t) for part in found.values() for t in part) == list(range(30))
+    assert len(found["train"]) == 15
+
+
+def test_a_share_too_small_for_one_row(tmp_path: Path) -> None:
+    data = {"fractions": {"train": 0.9, "test": 0.01}}
+    with pytest.raises(DataError, match=r"0.01 of 10 rows leave no test"):
+        loaded(numbered(tmp_path, 10), data=data)
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        ({"limits": {"train": 7}}, 7),
+        ({"limits": {"train": 700}}, 40),
+        ({"sample": {"train": 0.25}}, 10),
+        ({"sample": {"train": 0.001}}, 1),
+        ({"sample": {"train": 0.5}, "limits": {"train": 5}}, 5),
+        ({"sample": {"train": 0.5}, "limits": {"train": 30}}, 20),
+    ],
+)
+def test_samples_and_limits(tmp_path: Path, data: dict[str, Any], count: int) -> None:
+    found = loaded(numbered(tmp_path, 40), data={"seed": 3, **data})
+    part = [int(t) for t in texts(found)["train"]]
+    assert len(set(part)) == len(part) == count
+    assert part == sorted(part), "in the order of the file"
+    expected = [] if count == 40 else [f"train: {count} of 40 rows, sampled with seed 3"]
+    assert found.notes == expected
+
+
+# ---------------------------------------------------------------- prompts and completions
+
+
+def test_templates_are_filled_from_columns_of_any_name() -> None:
+    task = instruction(prompt="{{{a.b}}} {x y} {评论} {c[0]} {x y}", completion="{$(z)}")
+    row = {"a.b": "{q}", "x y": "2", "评论": "三", "c[0]": 4, "$(z)": "%s {}"}
+    assert task.columns() == ["a.b", "x y", "评论", "c[0]", "$(z)"]
+    assert task.example(row) == {"prompt": "{{q}} 2 三 4 2", "completion": "%s {}"}
+
+
+@pytest.mark.parametrize(
+    ("field", "template", "what"),
+    [
+        ("prompt", "{q", "malformed"),
+        ("prompt", "q}", "malformed"),
+        ("completion", "{}", "plain {column} fields"),
+        ("completion", "{q!r}", "plain {column} fields"),
+        ("prompt", "{q:>5}", "plain {column} fields"),
+        ("prompt", "", "at least 1 character"),
+    ],
+)
+def test_a_wrong_template_names_its_field(field: str, template: str, what: str) -> None:
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError) as error:
+        instruction(**{field: template})
+    (detail,) = error.value.errors()
+    assert detail["loc"] == (field,)
+    assert what in detail["msg"]
+
+
+def test_a_template_of_an_unknown_column_names_the_known_ones(tmp_path: Path) -> None:
+    path = file_of(tmp_path, jsonl({"question": "x", "a": "y"}))
+    with pytest.raises(
+        InputError, match=r":1 q: there is no such column; the row has: question, a$"
+    ):
+        rows.load(instruction({"files": {"train": str(path)}}))
+
+
+def test_a_completion_has_to_be_among_the_choices(tmp_path: Path) -> None:
+    path = file_of(tmp_path, jsonl({"q": "x", "a": 1}, {"q": "x", "a": "3"}))
+    task = instruction({"files": {"train": str(path)}}, choices=[" 1", " 2"])
+    with pytest.raises(InputError) as error:
+        rows.load(task)
+    (problem,) = error.value.problems
+    assert (problem.where, problem.key) == (f"{path}:2", "a")
+    assert problem.what == "expected a completion among  1,  2, got ' 3'"
+    with pytest.raises(ValueError, match="more than once"):
+        instruction(choices=["a", "a"])
+
+
+# ---------------------------------------------------------------- tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """A byte-level BPE tokenizer that merges words with the space before them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        ["Q: how many legs has a horse\nA: four legs"] * 20,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def with_bos(tokenizer: Any) -> Any:
+    """The same tokenizer, which puts a start token in front, as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", made.bos_token_id)]
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    "completion", [" four legs", "four", " 四条腿 🐎", " e\u0301", "\n", " </s>x", " a " * 50]
+)
+@pytest.mark.parametrize("kind", ["tokenizer", "with_bos"])
+def test_labels_are_the_completion_and_nothing_else(
+    kind: str, completion: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    task = instruction(max_length=2048)
+    prompt = "Q: how many legs has a horse 🐎\nA:"
+    features = task.training_features({"prompt": prompt, "completion": completion}, tokenizer)
+    ids, labels = features["input_ids"], features["labels"]
+    assert len(ids) == len(labels) == len(features["attention_mask"])
+    start = next(i for i, label in enumerate(labels) if label != IGNORED)
+    assert labels[:start] == [IGNORED] * start
+    assert labels[start:] == ids[start:], "never ignored on the completion"
+    assert ids[-1] == tokenizer.eos_token_id
+    decode = tokenizer.backend_tokenizer.decoder.decode
+    tokens = tokenizer.convert_ids_to_tokens
+    skip = 1 if kind == "with_bos" else 0
+    assert decode(tokens(ids[skip:start])) == prompt
+    assert decode(tokens(ids[start:-1])) == completion
+
+
+def test_a_token_over_the_border_belongs_to_the_completion(tokenizer: Any) -> None:
+    task = instruction()
+    features = task.training_features({"prompt": "Q: how ma", "completion": "ny legs"}, tokenizer)
+    kept = [label for label in features["labels"] if label != IGNORED]
+    assert tokenizer.decode(kept[:-1]).strip().startswith("many legs")
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "with_bos"])
+def test_too_long_a_prompt_loses_its_front(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    example = {"prompt": "start " + "how many legs " * 100 + "end:", "completion": " four legs"}
+    short = instruction(max_length=24).training_features(example, tokenizer)
+    whole = instruction(max_length=4096).training_features(example, tokenizer)
+    assert len(short["input_ids"]) == 24
+    first = 1 if kind == "with_bos" else 0
+    assert (
+        short["input_ids"][:first] == whole["input_ids"][:first] == [tokenizer.bos_token_id] * first
+    )
+    kept = 24 - first
+    assert short["input_ids"][first:] == whole["input_ids"][-kept:]
+    assert [i for i in short["labels"] if i != IGNORED] == [
+        i for i in whole["labels"] if i != IGNORED
+    ]
+
+
+def test_a_completion_longer_than_all_is_cut_at_its_end(tokenizer: Any) -> None:
+    example = {"prompt": "how many legs has a horse", "completion": " four legs" * 50}
+    features = instruction(max_length=16).training_features(example, tokenizer)
+    assert len(features["input_ids"]) == 16
+    assert features["labels"][0] == IGNORED, "something to predict the first token from"
+    assert features["labels"][1:] == features["input_ids"][1:]
+
+
+def test_every_choice_is_scored_after_the_same_prompt(tokenizer: Any) -> None:
+    task = instruction(choices=[" four", " legs has"])
+    example = {"prompt": "Q: how many\nA:", "completion": " four"}
+    found = task.scoring_features(example, tokenizer)
+    scored = [[i for i in row["labels"] if i != IGNORED] for row in found]
+    assert [tokenizer.decode(ids) for ids in scored] == task.choices
+    prompts = [row["input_ids"][: row["labels"].count(IGNORED)] for row in found]
+    assert prompts[0] == prompts[1]
+    assert len(instruction().scoring_features(example, tokenizer)) == 1
+
+
+def test_classification_tokens_are_cut_at_max_length(tokenizer: Any) -> None:
+    task = classification({"files": {"train": "/x.jsonl"}}, max_length=8)
+    example = {"text": "how many legs " * 50, "text_pair": None, "label": 1}
+    features = task.training_features(example, tokenizer)
+    assert (len(features["input_ids"]), features["labels"]) == (8, 1)
