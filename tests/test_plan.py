@@ -20,8 +20,9 @@ from hpcft.layouts import doubling, layouts, precision_of, problems
 from hpcft.memory import parameters
 from hpcft.memory.states import host_states, loading_bytes, model_states
 from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster, Layout, ModelFacts, ParameterCount
+from hpcft.records import Cluster, DataSpec, Layout, ModelFacts, ModelSpec, ParameterCount
 from hpcft.submit import plan_point
+from hpcft.tasks import Instruction
 from hpcft.units import GIB
 
 RECIPES = sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
@@ -611,3 +612,31 @@ def test_the_largest_weight_file_counts(tmp_path: Path) -> None:
     hub = recipe().model
     assert parameters.largest_weight_file_bytes(hub, facts(BILLION)) == 4 * BILLION
     assert parameters.largest_weight_file_bytes(hub, facts(70 * BILLION)) == 5 * GIB
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("hidden_sizee=64", "model.config.hidden_sizee: unknown key of a bert model; did you mean"),
+        ("num_hidden_layers=-1", "model.config.num_hidden_layers: expected a positive number"),
+        ("model_type=fooo", "Unrecognized model identifier"),
+    ],
+)
+def test_described_architecture_is_checked(cli: Cli, tiny: Path, change: str, said: str) -> None:
+    """`transformers` takes a misspelt field in silence, and a model of another size is trained."""
+    refused = cli("plan", tiny, "-c", "local", "-o", f"model.config.{change}")
+    assert refused.code == 2
+    assert said in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_run_never_trains_a_hub_model_by_its_description() -> None:
+    """What a recipe tells of a hub model is for planning; what it leaves out would be defaults."""
+    described = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+    spec = ModelSpec(path="nobody/not-in-the-cache", config=described)
+    task = Instruction(
+        name="instruction", data=DataSpec(files={"train": "x"}), prompt="{a}", completion="{b}"
+    )
+    assert parameters.model_config(spec, task, to_plan=True).hidden_size == 64
+    with pytest.raises(DataError, match="no usable configuration of nobody/not-in-the-cache"):
+        parameters.model_config(spec, task)

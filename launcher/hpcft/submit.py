@@ -94,7 +94,11 @@ def plan_point(point: Point, site: Profile) -> Plan:
         DoesNotFit: no layout fits.
     """
     recipe = point.recipe
-    facts = parameters.facts(recipe.model, recipe.task, recipe.method)
+    try:
+        facts = parameters.facts(recipe.model, recipe.task, recipe.method)
+    except parameters.BadConfig as bad:
+        loc = ("model", "config", bad.key)
+        raise InputError([Problem(point.where(loc), dotted(loc), bad.what, bad.fix)]) from None
     found = problems(recipe, site.cluster, facts)
     if found:
         raise InputError(

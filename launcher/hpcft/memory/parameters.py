@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -18,11 +19,22 @@ from hpcft.tasks import AnyTask
 COUNTING = 2  # raised when what is counted changes, so that earlier cache files are not read
 
 
-def model_config(model: ModelSpec, task: AnyTask) -> Any:
+class BadConfig(DataError):
+    """A field of `model.config` that no configuration of that model type has."""
+
+    def __init__(self, key: str, what: str, fix: str) -> None:
+        super().__init__(f"model.config.{key}: {what}; {fix}")
+        self.key, self.what, self.fix = key, what, fix
+
+
+def model_config(model: ModelSpec, task: AnyTask, *, to_plan: bool = False) -> Any:
     """The `transformers` configuration of the model with the task's head.
 
-    A local folder's own configuration counts first, then `model.config`, then the hub cache, then
-    (on a login node with network) the hub.
+    Args:
+        model: a model with a `path` has the configuration that is there, a new one `config`.
+        task: whose head it is.
+        to_plan: of a hub model the described `config` will do, which needs no network. A run
+            never uses it: what it does not tell (activations, epsilons) would be defaults.
 
     Raises:
         DataError: there is none, or `transformers` does not know it.
@@ -31,20 +43,32 @@ def model_config(model: ModelSpec, task: AnyTask) -> Any:
 
     head = dict(task.head().config)
     described = dict(model.config or {})
+    is_local = model.path is not None and model.path.startswith("/")
     try:
-        if model.path and (model.path.startswith("/") or not described):
-            config = AutoConfig.from_pretrained(model.path, revision=model.revision, **head)
-        else:
-            config = AutoConfig.for_model(described.pop("model_type"), **described)
-            config.update(head)
+        if model.path and (is_local or not (described and to_plan)):
+            return AutoConfig.from_pretrained(model.path, revision=model.revision, **head)
+        config = AutoConfig.for_model(str(described.pop("model_type")), **described)
+        config.update(head)
     except Exception as error:  # a stranger's fields meet a stranger's class: anything is raised
         raise DataError(
             f"model: no usable configuration of {model.path or described}: {_reason(error)}\n"
             "  use a local folder, or describe the architecture in model.config"
         ) from None
-    if getattr(config, "num_labels", None) and task.head().outputs is None:
-        config.is_decoder = getattr(config, "is_decoder", False)
+    _check_described(described, config)
     return config
+
+
+def _check_described(described: dict[str, Any], config: Any) -> None:
+    """Refuses fields that the model type does not have, which `transformers` takes in silence."""
+    known = {*type(config)().to_dict(), *config.attribute_map, "rope_theta", "rope_scaling"}
+    for key, value in described.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+            fix = f"did you mean {' or '.join(near)}?" if near else "leave it out"
+            raise BadConfig(key, f"unknown key of a {config.model_type} model", fix)
+        is_dimension = key.startswith(("num_", "n_")) or key.endswith(("_size", "dim"))
+        if is_dimension and isinstance(value, int) and value <= 0:
+            raise BadConfig(key, f"expected a positive number, got {value}", "correct it")
 
 
 def model_class(task: AnyTask) -> Any:
@@ -112,7 +136,7 @@ def _content(model: ModelSpec) -> str:
 def _count(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
     import torch
 
-    config = model_config(model, task)
+    config = model_config(model, task, to_plan=True)
     try:
         with torch.device("meta"):
             bare = model_class(task).from_config(config, dtype=torch.float32)
