@@ -78,7 +78,7 @@ model:
     num_attention_heads: 2
     intermediate_size: 64
     max_position_embeddings: 64
-  tokenizer: { kind: wordpiece, vocab_size: 400 }
+  tokenizer: { vocab_size: 400 }
 task:
   name: classification
   data:

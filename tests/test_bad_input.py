@@ -71,7 +71,7 @@ def line_of(text: str, part: str) -> int:
         ("method: { name: full }", "method: { name: fulll }", "expected one of 'full'"),
         ("method: { name: full }", "method: &m { name: full }", "aliases"),
         ("method: { name: full }", "method: !!map { name: full }", "tags"),
-        ("  tokenizer: { kind", "  path: ./model\n  tokenizer: { kind", "there is no folder"),
+        ("  tokenizer: {", "  path: ./model\n  tokenizer: {", "there is no folder"),
         ("nodes: 1", "nodes: 2", "expected at most 1 (local's max_nodes), got 2"),
         ("gpus_per_node: 1", "gpus_per_node: 9999", "a node of local has"),
         ("time_min: 10", "time_min: 99999999", "expected at most"),
@@ -311,13 +311,13 @@ PROFILE_FIELDS = [
 ]  # fmt: skip
 # Fields that take one of a few words, or a number: one text stands for all.
 RECIPE_WORDS = [
-    "model.tokenizer.kind", "model.attn_implementation", "task.name", "method.name", "train.optim",
+    "model.attn_implementation", "task.name", "method.name", "train.optim",
     "train.seed", "evaluation.split", "resources.nodes", "resources.offload_optimizer",
 ]  # fmt: skip
 PROFILE_WORDS = ["scheduler", "accelerator", "gpu_request", "master_address", "max_nodes"]
 # Text for people, and columns and labels: they may hold anything that can be printed.
 FREE = {"description", "task.text", "task.label", "task.labels.1", "task.data.splits.test",
-        "train.metric_for_best_model", "baseline.source", "baseline.outcome"}  # fmt: skip
+        "baseline.source", "baseline.outcome"}  # fmt: skip
 MANY_LINES = {"description", "task.text", "task.label"}
 QUOTED = {"description", "srun_args.0", "environment.VALUE"}
 GPU = {"name": "T4", "type": "t4", "memory_gib": 14.5, "compute_capability": 7.5}
@@ -553,6 +553,7 @@ def test_a_runs_folder_that_is_a_file(workplace: Path, cli: Cli) -> None:
         ("partition: main", "partition: nosuch", "partition"),
         ("account: lab", "account: nosuch", "account"),
         ("account: lab", "account: lab\nconstraint: nosuch", "constraint"),
+        ("account: lab", "account: lab\nqos: nosuch", "qos"),
     ],
 )
 @pytest.mark.usefixtures("testbed")

@@ -25,7 +25,7 @@ FLOORS = (
     ("store", "cluster", "failures"),
     ("plan",),
     ("layouts",),
-    ("ds_config", "memory"),
+    ("ds_config", "memory", "identity"),
     ("recipe",),
     ("validation",),
     ("document",),

@@ -23,7 +23,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                "--cluster", "local", "--watch", "--runs-dir", str(runs)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    assert "600/600" in done.stderr, "progress is told while it runs"
+    assert done.stderr.count("/600") > 3, "progress is told while it runs"
     (folder,) = runs.glob("quickstart/*")
     return folder
 

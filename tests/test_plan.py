@@ -538,12 +538,12 @@ def test_heads_are_kept_out_of_4_bits(tmp_path: Path) -> None:
         ({"model_type": "bert", "hidden_size": "big"}, "hidden_size"),
         ({"model_type": "bert", "num_attention_heads": 7}, "multiple of the number of attention"),
         ({"model_type": "bert", "hidden_act": "nope"}, "KeyError: 'nope'"),
-        ({"model_type": "bert", "num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"model_type": "bert", "num_attention_heads": 0}, "expected a positive number"),
     ],
 )
 def test_an_impossible_architecture_is_told(config: dict[str, Any], says: str) -> None:
     made = recipe(model={"path": "x/y", "config": config})
-    with pytest.raises(DataError, match=r"^model: ") as told:
+    with pytest.raises(DataError, match=r"^model") as told:
         parameters.facts(made.model, made.task, made.method)
     assert says in str(told.value)
     assert len(str(told.value).splitlines()) <= 2

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from conftest import RECIPE, ROOT, Cli, write_rows
-from hpcft import document, recipe, reference
+from hpcft import document, identity, recipe, reference
 from hpcft.errors import InputError
 from hpcft.recipe import FullRecipe
 
@@ -316,7 +316,7 @@ def test_a_wrong_sweep(tiny: Path, sweep: str, said: list[str]) -> None:
     [
         ("modle.path=x", "model"),
         ("model.pat=x", "path"),
-        ("model={tokenizer: {kid: bpe, vocab_size: 99}}", "kind"),
+        ("model={tokenizer: {vocab_sise: 999}}", "vocab_size"),
         ("task.lables=[a, b]", "labels"),
         ("task.data.drop_emty=true", "drop_empty"),
         ("task={name: instruction, prompt: a, completion: b, choises: [], data: {files: {train: "
@@ -351,7 +351,7 @@ name: Tiny Model
 model:
   path: [a]
   config: bert
-  tokenizer: { kind: wordpeice, vocab_size: 400 }
+  tokenizer: { lowercase: maybe, vocab_size: 400 }
 task:
   name: classification
   data:
@@ -371,7 +371,7 @@ resources: { nodes: two }
         "tiny.yaml:1 name: has characters that are not allowed here",
         "tiny.yaml:3 model.path: expected text",
         "tiny.yaml:4 model.config: expected a mapping",
-        "tiny.yaml:5 model.tokenizer.kind: expected one of 'wordpiece' or 'bpe'",
+        "tiny.yaml:5 model.tokenizer.lowercase: expected true or false",
         "tiny.yaml:9 task.data.files.train: expected text",
         "tiny.yaml:9 task.data.files.dev: unknown key",
         "tiny.yaml:10 task.data.seed: expected a whole number",
@@ -439,7 +439,7 @@ def test_what_is_no_recipe(workplace: Path) -> None:
 
 def run_id(*overrides: str, name: str = "tiny.yaml", cluster: str = "local") -> str:
     found = one(*overrides, name=name)
-    return recipe.run_id(found, cluster, recipe.fingerprints(found))
+    return identity.run_id(found, cluster, identity.fingerprints(found))
 
 
 def test_the_same_content_is_the_same_run_wherever_it_lies(tiny: Path, tmp_path: Path) -> None:
@@ -499,8 +499,8 @@ def test_a_resolved_recipe_validates_again(path: Path) -> None:
         again = FullRecipe.model_validate_json(dumped)
         assert again == point.recipe
         assert again.model_dump_json() == dumped
-        prints = recipe.fingerprints(again)
-        assert recipe.run_id(again, "c", prints) == recipe.run_id(point.recipe, "c", prints)
+        prints = identity.fingerprints(again)
+        assert identity.run_id(again, "c", prints) == identity.run_id(point.recipe, "c", prints)
 
 
 # ---------------------------------------------------------------- the schema
@@ -543,3 +543,31 @@ def test_the_schema_knows_extends_and_auto() -> None:
     checker.validate({"extends": "quickstart", "resources": "auto"})
     assert not checker.is_valid({"extends": 5})
     assert not checker.is_valid({"name": "x"})
+
+
+def test_best_metric_has_to_be_one_of_the_tasks(tiny: Path, cli: Cli) -> None:
+    refused = cli("plan", tiny, "-c", "local", "-o", "train.metric_for_best_model=acuracy")
+    assert refused.code == 2
+    assert "train.metric_for_best_model: the task has no metric 'acuracy'" in refused.err
+    assert "recall[good]" in refused.err
+    allowed = cli("plan", tiny, "-c", "local", "-o", "train.metric_for_best_model=recall[good]")
+    assert allowed.code == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"path": "a/b"}, {"train": "train", "validation": "validation", "test": "test"}),
+        (
+            {"path": "a/b", "splits": {"test": "v", "train": "train"}},
+            {"train": "train", "test": "v"},
+        ),
+        ({"path": "a/b", "fractions": {"train": 0.5, "test": 0.5}}, {"train": "train"}),
+        ({"files": {"test": "t.csv", "train": "x.csv"}}, {"train": "x.csv", "test": "t.csv"}),
+    ],
+)
+def test_sources_of_the_splits(data: dict[str, Any], expected: dict[str, str]) -> None:
+    from hpcft.records import DataSpec
+    from hpcft.tasks.rows import sources
+
+    assert sources(DataSpec(**data)) == expected

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import ROOT
 from hpcft.methods import QLoRA
-from hpcft.records import DataSpec
+from hpcft.records import DataSpec, TokenizerTraining
 from hpcft.tasks import Classification, Instruction
 from hpcft.tasks.instruction import IGNORED
 from hpcft.train.operators import remove_stale_locks
+from hpcft.train.tokenizer import train_tokenizer
 
 DATA = DataSpec(files={"train": "x.jsonl"})
 CHOICE = Instruction(
@@ -132,3 +137,41 @@ def test_lock_of_a_dead_build_is_removed(tmp_path: Path) -> None:
     (tmp_path / "deepspeed_cpu_adam/cpu_adam.so").touch()
     remove_stale_locks(tmp_path)
     assert [p.name for p in (tmp_path / "deepspeed_cpu_adam").iterdir()] == ["cpu_adam.so"]
+
+
+TRAIN_TOKENIZER = """
+import json, sys
+from hpcft.records import TokenizerTraining
+from hpcft.train.tokenizer import train_tokenizer
+texts = json.loads(sys.stdin.read())
+made = train_tokenizer(TokenizerTraining(vocab_size=600, lowercase=True), texts, causal=False)
+print(json.dumps(sorted(made.get_vocab().items())))
+"""
+
+
+def test_the_same_texts_give_the_same_tokenizer() -> None:
+    """In another process too: the hash seeds of the trainer's tables do not show."""
+    rows = (ROOT / "recipes/data/helpdesk/train.jsonl").read_text().splitlines()
+    texts = json.dumps([json.loads(row)["text"] for row in rows])
+    made = [
+        subprocess.run([sys.executable, "-c", TRAIN_TOKENIZER], input=texts, text=True,
+                       capture_output=True, check=True).stdout
+        for _ in range(2)
+    ]  # fmt: skip
+    assert len(json.loads(made[0])) == 600
+    assert made[0] == made[1]
+
+
+def test_trained_tokenizer_frames_texts_as_its_model_reads_them() -> None:
+    wanted = TokenizerTraining(vocab_size=300)
+    encoder = train_tokenizer(wanted, ["some text"], causal=False)
+    causal = train_tokenizer(wanted, ["some text"], causal=True)
+    start, end = encoder.convert_tokens_to_ids(["<s>", "</s>"])
+    pair = encoder("some", "Tëxt 📄")
+    assert pair["input_ids"][0] == start
+    assert pair["input_ids"].count(end) == 2
+    assert pair["input_ids"][-1] == end
+    ids = causal("Tëxt  📄")["input_ids"]
+    assert ids[0] == start
+    assert end not in ids
+    assert causal.decode(ids, skip_special_tokens=True) == "Tëxt  📄"

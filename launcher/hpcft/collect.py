@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcft.errors import StoreError, UsageError
+from hpcft.identity import run_id
 from hpcft.monitor import View, point_text
-from hpcft.recipe import FullRecipe, run_id
+from hpcft.recipe import FullRecipe
 from hpcft.records import Fingerprints, Plan, RunRecord
 from hpcft.store import read_if_there
 from hpcft.units import format_bytes, format_count, format_seconds

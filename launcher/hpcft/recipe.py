@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -15,12 +13,12 @@ from pydantic import JsonValue
 
 from hpcft import document, validation
 from hpcft.document import Document, Loc, Origin, dotted
-from hpcft.errors import DataError, InputError, Problem
+from hpcft.errors import InputError, Problem
 from hpcft.methods import AnyMethod
 from hpcft.paths import shipped
 from hpcft.records import Recipe
 from hpcft.tasks import AnyTask
-from hpcft.tasks.rows import SPLITS
+from hpcft.tasks.rows import sources
 
 MAX_EXTENDS = 8
 MAX_POINTS = 5000
@@ -190,9 +188,10 @@ def _sweep_points(recipe: Recipe, doc: Document) -> list[dict[str, JsonValue]]:
 # ---------------------------------------------------------------- paths and checks across fields
 
 
-def _path_locs(value: dict[str, Any]) -> list[Loc]:
+def path_locs(value: dict[str, Any]) -> list[Loc]:
+    """The fields of a recipe that name files or folders."""
     locs: list[Loc] = [("model", "path"), ("model", "tokenizer")]
-    data = _get(value, ("task", "data", "files"))
+    data = value_at(value, ("task", "data", "files"))
     return (
         [*locs, *(("task", "data", "files", split) for split in data)]
         if isinstance(data, dict)
@@ -200,7 +199,8 @@ def _path_locs(value: dict[str, Any]) -> list[Loc]:
     )
 
 
-def _get(value: Any, loc: Loc) -> Any:
+def value_at(value: Any, loc: Loc) -> Any:
+    """What stands at a place of nested mappings; None where there is nothing."""
     for part in loc:
         value = value.get(part) if isinstance(value, dict) else None
     return value
@@ -208,8 +208,8 @@ def _get(value: Any, loc: Loc) -> Any:
 
 def _with_absolute_paths(doc: Document) -> Document:
     """Relative paths made absolute: from the file that they stand in, or the current folder."""
-    for loc in _path_locs(doc.value):
-        text = _get(doc.value, loc)
+    for loc in path_locs(doc.value):
+        text = value_at(doc.value, loc)
         if not isinstance(text, str) or not text:
             continue
         origin = doc.origin_of(loc)
@@ -274,7 +274,7 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
             found.append(
                 (loc, f"expected .csv, .jsonl, .json or .parquet, got {Path(file).name}", "")
             )
-    splits: set[str] = set(data.fractions or data.files or SPLITS)
+    splits: set[str] = set(data.fractions or sources(data))
     if "train" not in splits:
         found.append((("task", "data"), "has no train split", "add one"))
     if recipe.evaluation.split not in splits:
@@ -312,6 +312,10 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
         found.append(
             (("train", "load_best_model_at_end"), "needs a validation split and eval_strategy", "")
         )
+    names = ["loss", *recipe.task.metric_names()]
+    if train.metric_for_best_model not in (None, *names):
+        what = f"the task has no metric {train.metric_for_best_model!r}"
+        found.append((("train", "metric_for_best_model"), what, f"it has {', '.join(names)}"))
     return found
 
 
@@ -341,56 +345,3 @@ def _check_model_folder(
             )
         )
     return found
-
-
-# ---------------------------------------------------------------- identity
-
-
-def fingerprints(recipe: FullRecipe) -> dict[str, str]:
-    """Content hashes of the local files that the recipe reads: dotted field to hash.
-
-    Data files and small files are hashed whole. Of files over 64 MiB (weights) the size and the
-    first and last MiB are, which a retrained or truncated file changes.
-    """
-    found = {}
-    content = recipe.model_dump(mode="json")
-    for loc in _path_locs(content):
-        text = _get(content, loc)
-        if isinstance(text, str) and text.startswith("/"):
-            try:
-                found[dotted(loc)] = _hash_path(Path(text), whole=loc[0] == "task")
-            except OSError as error:
-                raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    return found
-
-
-def _hash_path(path: Path, *, whole: bool) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode() if path.is_dir() else b"")
-        with file.open("rb") as stream:
-            if whole or size <= 64 * 2**20:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-            else:
-                digest.update(stream.read(2**20))
-                stream.seek(-(2**20), 2)
-                digest.update(stream.read())
-    return digest.hexdigest()
-
-
-def run_id(recipe: FullRecipe, cluster_name: str, prints: dict[str, str]) -> str:
-    """The run's identity: a hash of all that decides its result, and of where it runs.
-
-    Descriptions and baselines do not count, and a local file counts by content, not by name.
-    """
-    content = recipe.model_dump(mode="json", exclude={"description", "baseline", "sweep"})
-    for key, value in prints.items():
-        *sections, last = key.split(".")
-        node: Any = content
-        for section in sections:
-            node = node[section]
-        node[last] = value
-    text = json.dumps([content, cluster_name], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -23,17 +23,22 @@ MAX_RECORD_BYTES = 20_000_000
 SHORTEST = 4  # characters of a run id that name it
 
 
+def check_path(folder: Path) -> None:
+    """Refuses a path that Slurm or a shell would read as something else."""
+    if any(mark in str(folder) for mark in ("%", "\n", "\r", "\0")):
+        raise StoreError(
+            f"{folder!s}: a runs folder may not have % or line breaks in its path "
+            "(Slurm replaces %j and the like in file names)"
+        )
+
+
 def create_folder(folder: Path) -> None:
     """Makes a folder of mode 0700, parents as the umask says.
 
     Raises:
         StoreError: it exists and others may write to it, or it cannot be made.
     """
-    if any(mark in str(folder) for mark in ("%", "\n", "\r", "\0")):
-        raise StoreError(
-            f"{folder!s}: a runs folder may not have % or line breaks in its path "
-            "(Slurm replaces %j and the like in file names)"
-        )
+    check_path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hpcft import identity, store
 from hpcft import plan as planner
 from hpcft import recipe as recipes
-from hpcft import store
 from hpcft.cluster import local, profile, rank_entry, slurm
 from hpcft.cluster.profile import Profile
 from hpcft.document import dotted
-from hpcft.errors import InputError, Problem, UsageError
+from hpcft.errors import DataError, InputError, Problem, UsageError
 from hpcft.layouts import problems
 from hpcft.memory import parameters
 from hpcft.monitor import look, point_text
@@ -74,8 +74,8 @@ def prepare(
         if check_data and data not in checked:
             checked.add(data)
             rows.check_local_files(point.recipe.task)
-        prints = recipes.fingerprints(point.recipe)
-        run_id = recipes.run_id(point.recipe, site.cluster.name, prints)
+        prints = identity.fingerprints(point.recipe)
+        run_id = identity.run_id(point.recipe, site.cluster.name, prints)
         prepared.append(Prepared(point, plan, run_id, Fingerprints(files=prints)))
     ids = [p.run_id for p in prepared]
     if len(set(ids)) < len(ids):
@@ -99,6 +99,9 @@ def plan_point(point: Point, site: Profile) -> Plan:
     except parameters.BadConfig as bad:
         loc = ("model", "config", bad.key)
         raise InputError([Problem(point.where(loc), dotted(loc), bad.what, bad.fix)]) from None
+    except DataError as error:
+        section = "method" if str(error).startswith("method") else "model"
+        raise DataError(f"{point.where((section,))} {error}") from None
     found = problems(recipe, site.cluster, facts)
     if found:
         raise InputError(
@@ -116,6 +119,7 @@ def sweep_id(prepared: list[Prepared]) -> str:
 
 def dry_run(site: Profile, prepared: list[Prepared], root: Path) -> dict[str, Any]:
     """Exactly what would be submitted: resolved recipe, plan, DeepSpeed configuration, script."""
+    store.check_path(root.absolute())
     jobs = []
     for group in _groups(prepared):
         script = _script(site, group, root) if site.cluster.scheduler == "slurm" else None
@@ -148,6 +152,7 @@ def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) 
     Returns:
         One entry for each run, in order.
     """
+    store.check_path(root.absolute())
     if site.cluster.scheduler == "slurm":
         for group in _groups(prepared):
             _check_with_slurm(site, group, root)

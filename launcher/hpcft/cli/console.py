@@ -19,17 +19,17 @@ talk = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def say(text: str) -> None:
     """A line for the person, on stderr."""
-    talk.print(escape(text))
+    talk.print(escape(clean(text)))
 
 
 def error(text: str) -> None:
     """An error, on stderr."""
-    talk.print(f"[bold red]error:[/] {escape(text)}")
+    talk.print(f"[bold red]error:[/] {escape(clean(text))}")
 
 
 def warn(text: str) -> None:
     """A warning, on stderr."""
-    talk.print(f"[yellow]warning:[/] {escape(text)}")
+    talk.print(f"[yellow]warning:[/] {escape(clean(text))}")
 
 
 def data(text: str) -> None:
@@ -102,7 +102,10 @@ def _width(header: list[str], cells: list[list[str]]) -> int:
 
 def raw(block: bytes) -> None:
     """Bytes of a log on stdout, with terminal control sequences taken out."""
-    text = block.decode(errors="replace")
-    clean = "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
-    sys.stdout.write(clean)
+    sys.stdout.write(clean(block.decode(errors="replace")))
     sys.stdout.flush()
+
+
+def clean(text: str) -> str:
+    """Text without control sequences, which a log or a column name may hold."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)

@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import Any
 
 
+def classification_names(labels: list[str]) -> list[str]:
+    """What `metrics/classification` gives for these labels."""
+    names = ["accuracy", "precision", "recall", "f1", "f1_macro", "majority"]
+    return [*names, *(f"recall[{label}]" for label in labels)]
+
+
 def compute(name: str, **inputs: Any) -> dict[str, float]:
     """The values of a metric module of this folder, on the scale that its description states."""
     import evaluate

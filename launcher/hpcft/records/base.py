@@ -17,6 +17,7 @@ SlurmWord = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:
 SlurmExpression = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9\[(][A-Za-z0-9_.:,|&*()\[\]-]{0,255}$")
 ]
+Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")]
 OneLine = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4096}$")]
 # A command and its arguments, words apart; `$NAME` is filled in by the job's shell, no more.
 CommandLine = Annotated[

@@ -15,6 +15,7 @@ from hpcft.records.base import (
     OneLine,
     PositiveInt,
     Record,
+    Revision,
     Share,
     SlurmWord,
     Split,
@@ -22,12 +23,13 @@ from hpcft.records.base import (
 
 
 class TokenizerTraining(Record):
-    """A tokenizer trained on the training split, for a model that starts from nothing."""
+    """A byte-level BPE tokenizer trained on the training split, for a new model."""
 
-    kind: Literal["wordpiece", "bpe"] = "wordpiece"
-    """`wordpiece` as BERT uses it, or byte-level `bpe` as GPT and Llama use it."""
-    vocab_size: Annotated[int, Field(ge=64, le=1_000_000)]
-    """Upper bound of the vocabulary, special tokens included; at most the model's own."""
+    vocab_size: Annotated[int, Field(ge=260, le=1_000_000)]
+    """Upper bound of the vocabulary: 256 bytes, 3 special tokens, and what is learnt; at most the
+    model's own."""
+    lowercase: bool = False
+    """Take upper- and lower-case letters for the same."""
 
 
 class ModelSpec(Record):
@@ -35,7 +37,7 @@ class ModelSpec(Record):
 
     path: OneLine | None = None
     """Hub name (`google/gemma-7b`) or local folder. None: a new model from `config`."""
-    revision: SlurmWord | None = None
+    revision: Revision | None = None
     """Hub revision (branch, tag or commit) to use; a commit is best."""
     config: dict[str, JsonValue] | None = None
     """Hugging Face configuration fields, `model_type` among them. With `path` it only describes the
@@ -53,13 +55,13 @@ class DataSpec(Record):
     """Hub data set name, loaded with `datasets.load_dataset(path, name)`."""
     name: SlurmWord | None = None
     """Configuration of the hub data set (`winogrande_l`)."""
-    revision: SlurmWord | None = None
+    revision: Revision | None = None
     """Hub revision of the data set."""
     files: dict[Split, OneLine] | None = None
     """Local files by split, instead of `path`: CSV, JSONL/JSON or Parquet by their suffix."""
     splits: dict[Split, OneLine] = Field(default_factory=dict)
-    """Name of the source's split for each of ours where it differs (`validation:
-    validation_matched`); several joined with `+`."""
+    """Our splits and the source's that each is read from (`validation: validation_matched`),
+    several joined with `+`; without it, those of the same names."""
     fractions: dict[Split, Share] | None = None
     """Pool all loaded splits, shuffle with `seed`, and cut into these fractions (sum at most 1)."""
     seed: int = 0

@@ -15,6 +15,9 @@ Example = dict[str, Any]
 Features = dict[str, Any]
 
 
+LOWER_IS_BETTER = ("loss", "completion_loss", "perplexity")
+
+
 class BadRow(Exception):
     """A row that the task cannot use; `field` names the column, `what` says why."""
 
@@ -97,6 +100,10 @@ class TaskBase(Task):
         Returns:
             A small tensor whose first dimension is B.
         """
+
+    @abstractmethod
+    def metric_names(self) -> list[str]:
+        """Names that `metrics` gives; those in `LOWER_IS_BETTER` are."""
 
     @abstractmethod
     def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from hpcft.metrics import compute
+from hpcft.metrics import classification_names, compute
 from hpcft.records.base import ColumnName, OneLine
 from hpcft.tasks.base import (
     BadRow,
@@ -111,6 +111,10 @@ class Classification(TaskBase):
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         """Logits (B, C) are small: kept as they are."""
         return (logits[0] if isinstance(logits, tuple) else logits).float()
+
+    def metric_names(self) -> list[str]:
+        """Those of `metrics/classification`."""
+        return classification_names(self.labels)
 
     def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:
         """Accuracy, precision, recall and F1 as in `metrics/classification`."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from hpcft.metrics import classification_names, compute
 from hpcft.records.base import OneLine
 from hpcft.tasks.base import (
     BadRow,
@@ -146,10 +147,13 @@ class Instruction(TaskBase):
         per_token[counted] = picked
         return torch.stack([per_token.sum(-1), counted.sum(-1).float()], dim=-1)
 
+    def metric_names(self) -> list[str]:
+        """Loss and perplexity; with choices also those of `metrics/classification`."""
+        chosen = classification_names(self.choices) if self.choices else []
+        return ["completion_loss", "perplexity", *chosen]
+
     def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:
         """Accuracy among the choices, and loss and perplexity over the true completions' tokens."""
-        from hpcft.metrics import compute
-
         rows_each = max(1, len(self.choices))
         scores = reduced.reshape(len(examples), rows_each, 2).astype("float64")
         truth = [self.choices.index(e["completion"]) if self.choices else 0 for e in examples]

@@ -117,6 +117,19 @@ def _object(path: Path, number: int, row: Any) -> dict[str, Any]:
     return row
 
 
+def sources(data: DataSpec) -> dict[str, str]:
+    """Where each split is read from: a file, or a split of the hub data set.
+
+    A hub data set has the splits that `splits` lists; without it, the usual three, or for
+    `fractions` the one to cut up.
+    """
+    if data.files is not None:
+        named = dict(data.files)
+    else:
+        named = dict(data.splits) or {s: s for s in (SPLITS[:1] if data.fractions else SPLITS)}
+    return {split: named[split] for split in SPLITS if split in named}
+
+
 def read_hub(data: DataSpec, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a split of a hub data set (or of several, joined with `+`), from the local cache.
 
@@ -147,16 +160,10 @@ def load(task: TaskBase) -> Examples:
     notes: list[str] = []
     problems: list[Problem] = []
     loaded: dict[str, list[Example]] = {}
-    for split in SPLITS:
-        if data.files is not None and split not in data.files:
-            continue
+    for split, name in sources(data).items():
         if data.files is not None:
-            path = Path(data.files[split])
-            source, rows = str(path), read_file(path)
-        elif data.fractions is not None and split != "train" and split not in data.splits:
-            continue  # the pool is what `splits` names, by default the source's train split
+            source, rows = name, read_file(Path(name))
         else:
-            name = data.splits.get(split, split)
             source, rows = f"{data.path}[{name}]", read_hub(data, name)
         examples, dropped = _check(task, source, rows, problems)
         if dropped:

@@ -21,6 +21,7 @@ from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Measured, Plan, RunRecord
 from hpcft.store import write
+from hpcft.tasks.base import LOWER_IS_BETTER
 from hpcft.tasks.instruction import IGNORED
 from hpcft.train import model as models
 from hpcft.train import operators, prepare, start
@@ -151,6 +152,8 @@ def training_arguments(
         per_device_eval_batch_size=plan.per_device_eval_batch_size,
         eval_strategy=recipe.train.eval_strategy if has_validation else "no",
         optim=plan.optim,
+        # The Trainer guesses the direction from the name, and takes perplexity for a score.
+        greater_is_better=(recipe.train.metric_for_best_model or "loss") not in LOWER_IS_BETTER,
         bf16=plan.precision == "bf16",
         fp16=plan.precision == "fp16",
         deepspeed=plan.ds_config,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
+from transformers import AutoTokenizer, set_seed
 
-from hpcft import recipe as recipes
+from hpcft import identity
 from hpcft.errors import DataError
 from hpcft.memory.parameters import model_class, model_config
 from hpcft.paths import RunPaths
@@ -19,6 +19,7 @@ from hpcft.records import Fingerprints, Record, TokenizerTraining
 from hpcft.store import read, write
 from hpcft.tasks import rows
 from hpcft.tasks.base import Example
+from hpcft.train.tokenizer import train_tokenizer
 
 
 class Summary(Record):
@@ -100,7 +101,7 @@ def load_tokenizer(paths: RunPaths) -> Any:
 
 def _check_unchanged(paths: RunPaths, recipe: FullRecipe) -> None:
     submitted = read(paths.fingerprints, Fingerprints).files
-    for key, value in recipes.fingerprints(recipe).items():
+    for key, value in identity.fingerprints(recipe).items():
         if submitted.get(key) not in (None, value):
             raise DataError(f"{key}: the files have changed since the run was submitted")
 
@@ -108,7 +109,8 @@ def _check_unchanged(paths: RunPaths, recipe: FullRecipe) -> None:
 def _tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
     wanted = recipe.model.tokenizer
     if isinstance(wanted, TokenizerTraining):
-        tokenizer = _trained(wanted, [t for e in train for t in recipe.task.texts(e)])
+        texts = [text for example in train for text in recipe.task.texts(example)]
+        tokenizer = train_tokenizer(wanted, texts, causal=recipe.task.causal)
         tokenizer.model_max_length = recipe.task.max_length
     else:
         name = wanted or recipe.model.path
@@ -122,53 +124,6 @@ def _tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
         # Harmless: padding is masked by position, and labels of real end tokens are kept.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
-
-
-def _trained(wanted: TokenizerTraining, texts: list[str]) -> Any:
-    """A tokenizer trained on the training texts."""
-    from tokenizers import (
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
-
-    if wanted.kind == "wordpiece":
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        core.normalizer = normalizers.BertNormalizer(lowercase=True)
-        core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        core.decoder = decoders.WordPiece()
-        core.train_from_iterator(
-            texts, trainers.WordPieceTrainer(vocab_size=wanted.vocab_size, special_tokens=special)
-        )
-        cls, sep = core.token_to_id("[CLS]"), core.token_to_id("[SEP]")
-        core.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
-        )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-            sep_token="[SEP]", mask_token="[MASK]",
-        )  # fmt: skip
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=wanted.vocab_size,
-            special_tokens=["<pad>", "<s>", "</s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
 
 
 def _new_weights(recipe: FullRecipe, tokenizer: Any, folder: Path) -> None:

@@ -1,0 +1,43 @@
+"""A tokenizer trained on the training texts, for a model that starts from nothing."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerFast
+
+from hpcft.records import TokenizerTraining
+
+PAD, START, END = "<pad>", "<s>", "</s>"
+
+
+def train_tokenizer(
+    wanted: TokenizerTraining, texts: list[str], *, causal: bool
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: no text is unknown to it, and the same texts give the same one.
+
+    (The WordPiece trainer of `tokenizers` gives another vocabulary each time it is run.) For an
+    encoder a text stands between start and end, and each word is written as after a blank; for a
+    causal model it follows the start, and its blanks are kept as they are.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers.trainers import BpeTrainer
+
+    core = Tokenizer(models.BPE())
+    core.normalizer = normalizers.Lowercase() if wanted.lowercase else None
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=not causal)
+    core.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=wanted.vocab_size,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A" if causal else f"{START} $A {END}",
+        pair=f"{START} $A $B" if causal else f"{START} $A {END} $B {END}",
+        special_tokens=[(token, core.token_to_id(token)) for token in (START, END)],
+    )
+    marks = {} if causal else {"cls_token": START, "sep_token": END}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=PAD, bos_token=START, eos_token=END, **marks
+    )
