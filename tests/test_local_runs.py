@@ -263,3 +263,21 @@ def test_cancel_leaves_no_process(tiny: Path, cli: Cli) -> None:
     assert "cancelled" in cli("cancel", "tiny").err
     _wait_until_gone(folder, 5)
     assert "has ended already" in cli("cancel", "tiny").err
+
+
+def test_of_two_submits_at_once_one_wins(tiny: Path, cli: Cli) -> None:
+    command = [sys.executable, "-m", "hpcft", "submit", str(tiny), "-c", "local"]
+    long = ["-o", "train.max_steps=100000"]
+    both = [
+        subprocess.Popen(
+            [*command, *long], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = sorted(process.communicate(timeout=120)[1] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert "is already queued or running" in said[0]
+    assert "submitted as job" in said[1]
+    (file,) = (tiny.parent / "runs/tiny").glob("*/job.json")
+    assert len(json.loads(file.read_text())["attempts"]) == 1
+    assert "cancelled" in cli("cancel", "tiny").err

@@ -245,7 +245,7 @@ def test_a_missing_record(tmp_path: Path) -> None:
 def _add_one(folder: str, times: int) -> None:
     paths = RunPaths(Path(folder))
     for _ in range(times):
-        with store.locked(paths):
+        with store.locked(paths.folder):
             count = int(paths.job.read_text())
             time.sleep(0.001)  # whoever does not wait reads what is about to be replaced
             store.write_text(paths.job, str(count + 1))
@@ -266,9 +266,9 @@ def test_of_two_processes_one_waits(tmp_path: Path) -> None:
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
-    with pytest.raises(ValueError, match="inside"), store.locked(paths):
+    with pytest.raises(ValueError, match="inside"), store.locked(paths.folder):
         raise ValueError("inside")
-    with store.locked(paths):
+    with store.locked(paths.folder):
         pass
 
 

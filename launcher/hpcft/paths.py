@@ -59,11 +59,6 @@ class RunPaths:
         return self.folder / "job.json"
 
     @property
-    def lock(self) -> Path:
-        """Held while a submission changes the folder."""
-        return self.folder / "lock"
-
-    @property
     def logs(self) -> Path:
         """Submitit's folder: sbatch script, output of every rank."""
         return self.folder / "logs"

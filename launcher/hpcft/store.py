@@ -113,9 +113,9 @@ def read_if_there(path: Path, kind: type[R]) -> R | None:
 
 
 @contextlib.contextmanager
-def locked(paths: RunPaths) -> Iterator[None]:
-    """Holds the run folder's lock, so that of two submissions at once one waits for the other."""
-    with paths.lock.open("a") as stream:
+def locked(root: Path) -> Iterator[None]:
+    """Holds the runs folder's lock, so that of two submissions at once one waits for the other."""
+    with (root / ".lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

@@ -158,15 +158,17 @@ def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) 
             _check_with_slurm(site, group, root)
     done: dict[str, Submitted] = {}
     fresh: list[Prepared] = []
-    for item in prepared:
-        earlier = _earlier(item, root, again=again)
-        if earlier:
-            done[item.run_id] = earlier
-        else:
-            fresh.append(item)
-    for group in _groups(fresh):
-        for item, entry in zip(group, _submit_group(site, group, prepared, root), strict=True):
-            done[item.run_id] = entry
+    root.mkdir(parents=True, exist_ok=True)
+    with store.locked(root):
+        for item in prepared:
+            earlier = _earlier(item, root, again=again)
+            if earlier:
+                done[item.run_id] = earlier
+            else:
+                fresh.append(item)
+        for group in _groups(fresh):
+            for item, entry in zip(group, _submit_group(site, group, prepared, root), strict=True):
+                done[item.run_id] = entry
     return [done[item.run_id] for item in prepared]
 
 
@@ -242,9 +244,8 @@ def _earlier(item: Prepared, root: Path, *, again: bool) -> Submitted | None:
     if view.job_id and job.attempts[-1].job_id is None:
         # The command that submitted it died between sbatch and its note: adopt the job.
         adopted = job.attempts[-1].model_copy(update={"job_id": view.job_id})
-        with store.locked(paths):
-            attempts = [*job.attempts[:-1], adopted]
-            store.write(paths.job, job.model_copy(update={"attempts": attempts}))
+        attempts = [*job.attempts[:-1], adopted]
+        store.write(paths.job, job.model_copy(update={"attempts": attempts}))
     if view.state in ("PENDING", "RUNNING"):
         return Submitted(item.run_id, folder, "running", view.job_id)
     if view.state == "COMPLETED" and not again:
@@ -320,20 +321,20 @@ def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
     store.create_folder(folder.parent)
     store.create_folder(folder)
     paths = RunPaths(folder)
-    with store.locked(paths):
-        _set_aside(paths)
-        store.write(paths.recipe, item.point.recipe)
-        store.write(paths.cluster, site.cluster)
-        store.write(paths.plan, item.plan)
-        store.write(paths.fingerprints, item.prints)
-        if item.plan.ds_config is not None:
-            store.write_json(paths.ds_config, item.plan.ds_config)
+    _set_aside(paths)
+    store.write(paths.recipe, item.point.recipe)
+    store.write(paths.cluster, site.cluster)
+    store.write(paths.plan, item.plan)
+    store.write(paths.fingerprints, item.prints)
+    if item.plan.ds_config is not None:
+        store.write_json(paths.ds_config, item.plan.ds_config)
 
 
 def _set_aside(paths: RunPaths) -> None:
     """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost."""
     written = (paths.result, paths.progress, paths.metrics, paths.errors)
     stale = [path for path in written if path.exists()]
+    shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
     if stale:
         aside = paths.earlier / str(sum(1 for _ in paths.earlier.glob("*")))
         aside.mkdir(mode=0o700, parents=True)
@@ -344,14 +345,13 @@ def _set_aside(paths: RunPaths) -> None:
 def _note(site: Profile, item: Prepared, folder: Path, attempt: Attempt, sweep: str | None) -> None:
     """Writes the attempt into job.json: first with its token, then again with its job id."""
     paths = RunPaths(folder)
-    with store.locked(paths):
-        job = store.read_if_there(paths.job, Job) or Job(
-            run_id=item.run_id,
-            recipe=item.point.recipe.name,
-            cluster=site.cluster.name,
-            scheduler=site.cluster.scheduler,
-            point=item.point.values,
-            sweep_id=sweep,
-        )
-        others = [a for a in job.attempts if a.token != attempt.token]
-        store.write(paths.job, job.model_copy(update={"attempts": [*others, attempt]}))
+    job = store.read_if_there(paths.job, Job) or Job(
+        run_id=item.run_id,
+        recipe=item.point.recipe.name,
+        cluster=site.cluster.name,
+        scheduler=site.cluster.scheduler,
+        point=item.point.values,
+        sweep_id=sweep,
+    )
+    others = [a for a in job.attempts if a.token != attempt.token]
+    store.write(paths.job, job.model_copy(update={"attempts": [*others, attempt]}))
