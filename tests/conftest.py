@@ -99,11 +99,17 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def film_rows(pairs: int) -> list[dict[str, Any]]:
+    """Texts that a single word makes good or bad."""
+    kinds = (("fine", "good"), ("poor", "bad"))
+    return [{"text": f"a {word} film number {i}", "label": label}
+            for i in range(pairs) for word, label in kinds]  # fmt: skip
+
+
 @pytest.fixture
 def tiny(workplace: Path) -> Path:
     """A valid recipe of a tiny model with its data beside it; tests vary its text."""
-    rows = [{"text": f"a {word} film number {i}", "label": label}
-            for i in range(12) for word, label in (("fine", "good"), ("poor", "bad"))]  # fmt: skip
+    rows = film_rows(12)
     write_rows(workplace / "train.jsonl", rows)
     write_rows(workplace / "test.jsonl", rows[:8])
     path = workplace / "tiny.yaml"

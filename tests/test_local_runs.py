@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Cli, write_rows
+from conftest import ROOT, Cli, film_rows, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +192,7 @@ def test_zero_stages_agree_with_plain_data_parallelism(
     from tiny_models import llama_folder
 
     llama_folder(workplace / "base")
-    rows = [{"text": f"a {word} film number {i}", "label": label}
-            for i in range(8) for word, label in (("fine", "good"), ("poor", "bad"))]  # fmt: skip
+    rows = film_rows(8)
     write_rows(workplace / "d.jsonl", rows)
     (workplace / "parity.yaml").write_text(PARITY)
     results, losses = [], []

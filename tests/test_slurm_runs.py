@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import RECIPE, Cli, write_rows
+from conftest import RECIPE, Cli, film_rows, write_rows
 
 pytestmark = pytest.mark.slurm
 
@@ -55,8 +55,7 @@ def hpcft(*arguments: str) -> subprocess.CompletedProcess[str]:
 def campus(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder on the cluster, with three recipes submitted, watched and completed."""
     folder = tmp_path_factory.mktemp("campus")
-    rows = [{"text": f"a {word} film number {i}", "label": label}
-            for i in range(12) for word, label in (("fine", "good"), ("poor", "bad"))]  # fmt: skip
+    rows = film_rows(12)
     write_rows(folder / "train.jsonl", rows)
     write_rows(folder / "test.jsonl", rows[:8])
     still = "    hidden_dropout_prob: 0.0\n    attention_probs_dropout_prob: 0.0\n"
