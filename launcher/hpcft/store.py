@@ -114,8 +114,17 @@ def read_if_there(path: Path, kind: type[R]) -> R | None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Holds the runs folder's lock, so that of two submissions at once one waits for the other."""
-    with (root / ".lock").open("a") as stream:
+    """Holds the runs folder's lock, so that of two submissions at once one waits for the other.
+
+    Raises:
+        StoreError: the folder is not there and cannot be made.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("a")
+    except OSError as error:
+        raise StoreError(f"{root}: cannot be made: {error.strerror}") from None
+    with lock as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

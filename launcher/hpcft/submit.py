@@ -158,7 +158,6 @@ def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) 
             _check_with_slurm(site, group, root)
     done: dict[str, Submitted] = {}
     fresh: list[Prepared] = []
-    root.mkdir(parents=True, exist_ok=True)
     with store.locked(root):
         for item in prepared:
             earlier = _earlier(item, root, again=again)
