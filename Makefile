@@ -24,6 +24,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 # on CPUs. pip decides which build that is by its configured indexes: point PIP_INDEX_URL at a CPU
 # index to save gigabytes. Override with `make TORCH='torch==…'`.
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+# The demo has two ranks, one a GPU: on a machine with a single GPU, one.
+DEMO_RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),-o resources.gpus_per_node=1)
 TORCH ?= $(if $(HAS_GPU),torch>=2.8,torch==2.13.0)
 
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
@@ -57,7 +59,7 @@ $(VENV)/.ready: pyproject.toml | system
 
 demo: setup
 	@echo "==> training: recipes/quickstart.yaml"
-	$(HPCFT) submit recipes/quickstart.yaml --cluster local --watch
+	$(HPCFT) submit recipes/quickstart.yaml --cluster local --watch $(DEMO_RANKS)
 	@echo "==> results"
 	$(HPCFT) collect quickstart
 

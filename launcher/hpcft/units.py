@@ -9,11 +9,6 @@ MIB = 1024**2
 GIB = 1024**3
 
 
-def gib(size_bytes: float) -> float:
-    """Bytes as GiB."""
-    return size_bytes / GIB
-
-
 def format_bytes(size_bytes: float | None) -> str:
     """Bytes as text with three significant figures: `1.51 GiB`, `312 MiB`, `0 B`."""
     if size_bytes is None:

@@ -36,10 +36,10 @@ def add_to(app: typer.Typer) -> None:
             others = sorted(p.name for p in Path(attempt.logs).glob(f"{view.job_id}_*_log.*"))
             known = f"; there are: {', '.join(others)}" if others else "; it has not started"
             raise UsageError(f"{view.job.run_id}: rank {rank} has no log{known}")
-        _print(file, lambda: follow and chosen(runs_dir, [run])[-1].is_live)
+        _stream(file, lambda: follow and chosen(runs_dir, [run])[-1].is_live)
 
 
-def _print(file: Path, more: object) -> None:
+def _stream(file: Path, more: object) -> None:
     """Prints a log from its start, and what is added while `more()` says so."""
     from hpcft.cli import console
 
