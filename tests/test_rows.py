@@ -10,8 +10,9 @@ import pytest
 
 from hpcft.errors import DataError, HpcftError, InputError
 from hpcft.tasks import rows
+from hpcft.tasks.base import IGNORED
 from hpcft.tasks.classification import Classification
-from hpcft.tasks.instruction import IGNORED, Instruction
+from hpcft.tasks.instruction import Instruction
 from hpcft.tasks.rows import Examples
 
 
@@ -462,7 +463,7 @@ def test_labels_are_the_completion_and_nothing_else(
     tokenizer = request.getfixturevalue(kind)
     task = instruction(max_length=2048)
     prompt = "Q: how many legs has a horse 🐎\nA:"
-    features = task.training_features({"prompt": prompt, "completion": completion}, tokenizer)
+    (features,) = task.training_features({"prompt": prompt, "completion": completion}, tokenizer)
     ids, labels = features["input_ids"], features["labels"]
     assert len(ids) == len(labels) == len(features["attention_mask"])
     start = next(i for i, label in enumerate(labels) if label != IGNORED)
@@ -478,7 +479,8 @@ def test_labels_are_the_completion_and_nothing_else(
 
 def test_a_token_over_the_border_belongs_to_the_completion(tokenizer: Any) -> None:
     task = instruction()
-    features = task.training_features({"prompt": "Q: how ma", "completion": "ny legs"}, tokenizer)
+    example = {"prompt": "Q: how ma", "completion": "ny legs"}
+    (features,) = task.training_features(example, tokenizer)
     kept = [label for label in features["labels"] if label != IGNORED]
     assert tokenizer.decode(kept[:-1]).strip().startswith("many legs")
 
@@ -487,8 +489,8 @@ def test_a_token_over_the_border_belongs_to_the_completion(tokenizer: Any) -> No
 def test_too_long_a_prompt_loses_its_front(kind: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(kind)
     example = {"prompt": "start " + "how many legs " * 100 + "end:", "completion": " four legs"}
-    short = instruction(max_length=24).training_features(example, tokenizer)
-    whole = instruction(max_length=4096).training_features(example, tokenizer)
+    (short,) = instruction(max_length=24).training_features(example, tokenizer)
+    (whole,) = instruction(max_length=4096).training_features(example, tokenizer)
     assert len(short["input_ids"]) == 24
     first = 1 if kind == "with_bos" else 0
     assert (
@@ -503,7 +505,7 @@ def test_too_long_a_prompt_loses_its_front(kind: str, request: pytest.FixtureReq
 
 def test_a_completion_longer_than_all_is_cut_at_its_end(tokenizer: Any) -> None:
     example = {"prompt": "how many legs has a horse", "completion": " four legs" * 50}
-    features = instruction(max_length=16).training_features(example, tokenizer)
+    (features,) = instruction(max_length=16).training_features(example, tokenizer)
     assert len(features["input_ids"]) == 16
     assert features["labels"][0] == IGNORED, "something to predict the first token from"
     assert features["labels"][1:] == features["input_ids"][1:]
@@ -523,5 +525,5 @@ def test_every_choice_is_scored_after_the_same_prompt(tokenizer: Any) -> None:
 def test_classification_tokens_are_cut_at_max_length(tokenizer: Any) -> None:
     task = classification({"files": {"train": "/x.jsonl"}}, max_length=8)
     example = {"text": "how many legs " * 50, "text_pair": None, "label": 1}
-    features = task.training_features(example, tokenizer)
+    (features,) = task.training_features(example, tokenizer)
     assert (len(features["input_ids"]), features["labels"]) == (8, 1)

@@ -15,7 +15,7 @@ from conftest import ROOT
 from hpcft.methods import QLoRA
 from hpcft.records import DataSpec, TokenizerTraining
 from hpcft.tasks import Classification, Instruction
-from hpcft.tasks.instruction import IGNORED
+from hpcft.tasks.base import IGNORED
 from hpcft.train.operators import remove_stale_locks
 from hpcft.train.tokenizer import train_tokenizer
 

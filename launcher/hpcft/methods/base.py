@@ -18,17 +18,29 @@ class MethodBase(Method):
     """ZeRO stages that it works with; the planner tries no others."""
     adapter: ClassVar[bool] = False
     """Whether the weights that come out are an adapter beside the base model."""
+    frozen_base: ClassVar[bool] = False
+    """Whether the pretrained weights stay as they are."""
+    resumes: ClassVar[bool] = True
+    """Whether training can go on from what it saves."""
     loads_on_device: ClassVar[bool] = False
     """Whether weights go to the GPU as they are read, instead of through host memory as a whole."""
+
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens that the method adds to every text; with the text they have to fit the model."""
+        return 0
 
     def load_options(self, precision: Precision, zero_stage: int) -> dict[str, Any]:
         """Arguments of `from_pretrained`. Imports torch."""
         import torch
 
+        return {"dtype": getattr(torch, self.load_dtype(precision, zero_stage))}
+
+    def load_dtype(self, precision: Precision, zero_stage: int) -> str:
+        """Torch's name of the type that weights are loaded in."""
         # With plain data parallelism in mixed precision the weights stay fp32 and autocast casts;
         # DeepSpeed keeps its own fp32 master copy, so the model itself is in the compute type.
-        name = DTYPES[precision] if zero_stage > 0 or self.adapter else "float32"
-        return {"dtype": getattr(torch, name)}
+        return DTYPES[precision] if zero_stage > 0 or self.frozen_base else "float32"
 
     @abstractmethod
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from hpcft.methods.base import MethodBase
+from hpcft.methods.heads import head_modules, task_type, train_in_fp32
 from hpcft.records.base import SlurmWord
 
 
@@ -14,6 +15,7 @@ class LoRA(MethodBase):
     """Train low-rank updates; fields bear the names of PEFT's `LoraConfig`."""
 
     adapter: ClassVar[bool] = True
+    frozen_base: ClassVar[bool] = True
 
     name: Literal["lora"]
     """`lora`."""
@@ -30,17 +32,21 @@ class LoRA(MethodBase):
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
         """The model with LoRA layers, base frozen, in fp32 where the adapter is trained."""
-        from peft import LoraConfig, TaskType, get_peft_model
+        from peft import LoraConfig, get_peft_model
 
+        heads = head_modules(model)  # trained as they are: PEFT knows the names of some only
         config = LoraConfig(
             r=self.r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             target_modules=self.target_modules,
             use_dora=self.use_dora,
-            task_type=TaskType.CAUSAL_LM if causal else TaskType.SEQ_CLS,
+            task_type=task_type(model, causal=causal),
+            modules_to_save=heads or None,
         )
         if checkpointing:
             model.enable_input_require_grads()  # else nothing flows back through frozen layers
         on_meta = next(model.parameters()).is_meta
-        return get_peft_model(model, config, low_cpu_mem_usage=on_meta)
+        wrapped = get_peft_model(model, config, low_cpu_mem_usage=on_meta)
+        train_in_fp32(wrapped)  # the head too, which PEFT leaves in the base's type
+        return wrapped

@@ -8,7 +8,11 @@ from pydantic import Field
 
 from hpcft.tasks.classification import Classification
 from hpcft.tasks.instruction import Instruction
+from hpcft.tasks.pretraining import Pretraining
+from hpcft.tasks.question_answering import QuestionAnswering
 
-TASKS = (Classification, Instruction)
+TASKS = (Classification, Instruction, QuestionAnswering, Pretraining)
 
-AnyTask = Annotated[Classification | Instruction, Field(discriminator="name")]
+AnyTask = Annotated[
+    Classification | Instruction | QuestionAnswering | Pretraining, Field(discriminator="name")
+]

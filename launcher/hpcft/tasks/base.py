@@ -15,7 +15,10 @@ Example = dict[str, Any]
 Features = dict[str, Any]
 
 
-LOWER_IS_BETTER = ("loss", "completion_loss", "perplexity")
+LOWER_IS_BETTER = ("loss", "completion_loss", "masked_loss", "perplexity")
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+# What goes to the model; whatever else a row has is for the metrics.
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
 class BadRow(Exception):
@@ -39,13 +42,21 @@ class Head:
     """Outputs per position; None: the vocabulary."""
     positions: Literal["tokens", "sequence"] = "tokens"
     """Whether there is an output for each token or one for the sequence."""
+    module: str | None = None
+    """A module that the model has to have, where the Auto class gives some models without it."""
 
 
 class TaskBase(Task):
     """A task with its behaviour. A row becomes a checked Example, an Example becomes Features."""
 
     causal: ClassVar[bool] = False
-    """Whether the model reads from left to right; decides the PEFT task type and the padding."""
+    """Whether the model reads from left to right; decides the PEFT task type."""
+    labels_per_token: ClassVar[bool] = False
+    """Whether labels are as long as the text, and padded with it."""
+    masks: ClassVar[bool] = False
+    """Whether the tokenizer needs a mask token."""
+    cuts_texts: ClassVar[bool] = True
+    """Whether what is longer than `max_length` is lost."""
 
     @abstractmethod
     def columns(self) -> list[str]:
@@ -59,6 +70,10 @@ class TaskBase(Task):
             BadRow: the row cannot be used.
         """
 
+    def arranged(self, examples: list[Example]) -> list[Example]:
+        """The examples of a split from its rows, in their order; by default one from each."""
+        return examples
+
     @abstractmethod
     def texts(self, example: Example) -> list[str]:
         """The texts of an example, to train a tokenizer on."""
@@ -68,19 +83,30 @@ class TaskBase(Task):
         """The model's output for this task."""
 
     @abstractmethod
-    def training_features(self, example: Example, tokenizer: Any) -> Features:
-        """Token ids and labels of one training example."""
+    def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
+        """Token ids and labels of one training example; several rows if it is long."""
 
     @abstractmethod
     def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
-        """Token ids and labels of the rows that score one example; several if it has choices."""
+        """Token ids and labels of the rows that score one example; several if it has choices.
+
+        Keys that are not among `INPUTS` are kept with the example, as its `rows`, for the metrics.
+        """
+
+    def labels_shape(self, batch: int, tokens: int) -> tuple[int, ...]:
+        """Shape of the labels of B examples of S tokens: (B, S) or (B,)."""
+        return (batch, tokens) if self.labels_per_token else (batch,)
+
+    def logits(self, outputs: Any) -> Any:
+        """What `loss` needs of the model's outputs."""
+        return outputs["logits"]
 
     @abstractmethod
     def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
         """Cross-entropy summed over this micro-batch and divided by `items`.
 
         Args:
-            logits: (B, S, V) or (B, C).
+            logits: of `logits`: (B, S, V) or (B, C), or a tuple of several.
             labels: (B, S) or (B,).
             items: labels that count in the whole global batch, over all ranks and micro-batches;
                 None: in this micro-batch. Dividing by it makes the gradient that of the global
@@ -94,7 +120,7 @@ class TaskBase(Task):
         """What is kept of a scored batch on the device, before anything is gathered.
 
         Args:
-            logits: (B, S, V) or (B, C).
+            logits: (B, S, V) or (B, C), or a tuple of all of the model's outputs.
             labels: (B, S) or (B,).
 
         Returns:

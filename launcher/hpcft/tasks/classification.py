@@ -93,16 +93,16 @@ class Classification(TaskBase):
             positions="sequence",
         )
 
-    def training_features(self, example: Example, tokenizer: Any) -> Features:
+    def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
         """Token ids, cut at `max_length`, and the label's index."""
         encoded = tokenizer(
             example["text"], example["text_pair"], truncation=True, max_length=self.max_length
         )
-        return {**encoded, "labels": example["label"]}
+        return [{**encoded, "labels": example["label"]}]
 
     def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
         """The same as for training."""
-        return [self.training_features(example, tokenizer)]
+        return self.training_features(example, tokenizer)
 
     def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
         """Cross-entropy of logits (B, C) against label indices (B,)."""

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator
 from hpcft.metrics import classification_names, compute
 from hpcft.records.base import OneLine
 from hpcft.tasks.base import (
+    IGNORED,
     BadRow,
     Example,
     Features,
@@ -23,13 +24,12 @@ from hpcft.tasks.base import (
     text_of,
 )
 
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
-
 
 class Instruction(TaskBase):
     """Complete a prompt; with `choices`, also pick the likeliest of them and report accuracy."""
 
     causal: ClassVar[bool] = True
+    labels_per_token: ClassVar[bool] = True
 
     name: Literal["instruction"]
     """`instruction`."""
@@ -116,36 +116,26 @@ class Instruction(TaskBase):
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
-    def training_features(self, example: Example, tokenizer: Any) -> Features:
+    def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
         """Token ids with the end of text, and labels that are ignored on the prompt."""
-        return self._features(example["prompt"], example["completion"], tokenizer, end=True)
+        return [self._features(example["prompt"], example["completion"], tokenizer, end=True)]
 
     def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
         """One row a choice, without the end of text; without choices, the row itself."""
         if not self.choices:
-            return [self.training_features(example, tokenizer)]
+            return self.training_features(example, tokenizer)
         return [self._features(example["prompt"], c, tokenizer, end=False) for c in self.choices]
 
     def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
         """Cross-entropy of the completion's tokens, each predicted from the position before it."""
         # Only the completion's positions are upcast: the whole of (B, S, V) in fp32 would be the
         # peak of the run for a vocabulary of 256 thousand.
-        targets = labels[:, 1:]
-        counted = targets != IGNORED
-        return summed_cross_entropy(logits[:, :-1][counted], targets[counted], items, smoothing)
+        return summed_cross_entropy(*next_tokens(logits, labels), items, smoothing)
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         """Log-likelihood and number of the completion's tokens, as (B, 2) in float32 (as nats)."""
-        import torch
-
         logits = logits[0] if isinstance(logits, tuple) else logits
-        targets = labels[:, 1:]
-        counted = targets != IGNORED
-        chosen = logits[:, :-1][counted].float().log_softmax(-1)
-        picked = chosen.gather(-1, targets[counted].unsqueeze(-1)).squeeze(-1)
-        per_token = torch.zeros(targets.shape, device=logits.device)
-        per_token[counted] = picked
-        return torch.stack([per_token.sum(-1), counted.sum(-1).float()], dim=-1)
+        return by_example(log_likelihoods(*next_tokens(logits, labels)), labels)
 
     def metric_names(self) -> list[str]:
         """Loss and perplexity; with choices also those of `metrics/classification`."""
@@ -170,3 +160,25 @@ class Instruction(TaskBase):
                 "classification", predictions=predictions, references=truth, labels=self.choices
             )
         return result
+
+
+def next_tokens(outputs: Any, labels: Any) -> tuple[Any, Any]:
+    """The outputs (B, S, …) before each label that counts, as (N, …), and those labels (N,)."""
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    return outputs[:, :-1][counted], targets[counted]
+
+
+def log_likelihoods(logits: Any, targets: Any) -> Any:
+    """Log-likelihood (N,) in fp32 of targets (N,) under logits (N, V)."""
+    return logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def by_example(scores: Any, labels: Any) -> Any:
+    """Sum and number of each example's scores (B, 2); they come (N,) as `next_tokens` orders."""
+    import torch
+
+    counted = labels[:, 1:] != IGNORED
+    per_token = scores.new_zeros(counted.shape)
+    per_token[counted] = scores
+    return torch.stack([per_token.sum(-1), counted.sum(-1).float()], dim=-1)

@@ -170,7 +170,9 @@ def load(task: TaskBase) -> Examples:
             notes.append(f"{split}: {dropped} rows with empty text left out")
         if not examples and not problems:
             raise DataError(f"{source}: has no rows" + (" with text" if dropped else ""))
-        loaded[split] = examples
+        loaded[split] = examples if problems else task.arranged(examples)
+        if not loaded[split] and not problems:
+            raise DataError(f"{source}: {len(examples)} rows are too few for one example")
     if problems:
         hidden = len(problems) - MAX_PROBLEMS
         more = [Problem(problems[-1].where, "", f"… and {hidden} more rows")] if hidden > 0 else []

@@ -18,7 +18,7 @@ from hpcft.recipe import FullRecipe
 from hpcft.records import Fingerprints, Record, TokenizerTraining
 from hpcft.store import read, write
 from hpcft.tasks import rows
-from hpcft.tasks.base import Example
+from hpcft.tasks.base import INPUTS, Example
 from hpcft.train.tokenizer import train_tokenizer
 
 
@@ -63,17 +63,19 @@ def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
     tokens = {}
     task = recipe.task
     for split, found in examples.splits.items():
-        if split == "train":
-            features = [task.training_features(e, tokenizer) for e in found]
-        else:
-            features = [row for e in found for row in task.scoring_features(e, tokenizer)]
-        longest = max(len(row["input_ids"]) for row in features)
+        features_of = task.training_features if split == "train" else task.scoring_features
+        kept, features = [], []
+        for example in found:
+            made = features_of(example, tokenizer)
+            beside = [{k: v for k, v in row.items() if k not in INPUTS} for row in made]
+            kept.append({**example, "rows": beside} if any(beside) else example)
+            features += [{k: v for k, v in row.items() if k in INPUTS} for row in made]
         cut = sum(len(row["input_ids"]) >= task.max_length for row in features)
-        if cut and longest >= task.max_length:
+        if cut and task.cuts_texts:
             notes.append(f"{split}: {cut} of {len(features)} texts reach max_length and may be cut")
         tokens[split] = sum(len(row["input_ids"]) for row in features)
         datasets.Dataset.from_list(features).save_to_disk(paths.prepared / split)
-        (paths.prepared / f"{split}.json").write_text(json.dumps(found, ensure_ascii=False))
+        (paths.prepared / f"{split}.json").write_text(json.dumps(kept, ensure_ascii=False))
     if recipe.model.path is None:
         _new_weights(recipe, tokenizer, paths.prepared / "model")
     counts = {split: len(found) for split, found in examples.splits.items()}
@@ -110,7 +112,14 @@ def _tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
     wanted = recipe.model.tokenizer
     if isinstance(wanted, TokenizerTraining):
         texts = [text for example in train for text in recipe.task.texts(example)]
-        tokenizer = train_tokenizer(wanted, texts, causal=recipe.task.causal)
+        config = model_config(recipe.model, recipe.task)
+        tokenizer = train_tokenizer(
+            wanted,
+            texts,
+            causal=recipe.task.causal,
+            mask=recipe.task.masks,
+            segments=getattr(config, "type_vocab_size", 1) > 1,
+        )
         tokenizer.model_max_length = recipe.task.max_length
     else:
         name = wanted or recipe.model.path

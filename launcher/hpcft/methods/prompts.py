@@ -1,0 +1,144 @@
+"""Virtual tokens in front of a frozen model: P-tuning and prompt tuning, through PEFT.
+
+Shapes: B examples, S tokens of text, N virtual tokens, H the model's width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from hpcft.methods.base import MethodBase
+from hpcft.methods.heads import head_modules, task_type, train_in_fp32
+
+OUTPUTS_PER_TOKEN = ("start_logits", "end_logits")
+
+
+class Prompts(MethodBase):
+    """Train N virtual tokens and the task's head; names as in PEFT's `PromptLearningConfig`."""
+
+    # What is saved is the prompt itself, which PEFT computes on one rank: it needs whole weights.
+    zero_stages: ClassVar[tuple[int, ...]] = (0, 1, 2)
+    adapter: ClassVar[bool] = True
+    frozen_base: ClassVar[bool] = True
+
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Virtual tokens in front of every text; they count against the model's longest sequence."""
+
+    @property
+    def extra_tokens(self) -> int:
+        """The virtual tokens."""
+        return self.num_virtual_tokens
+
+    @abstractmethod
+    def _config(self, **common: Any) -> Any:
+        """PEFT's configuration."""
+
+    def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
+        """The frozen model with a prompt in front and a head that is trained."""
+        from peft import get_peft_model
+
+        shape = model.config.get_text_config()
+        config = self._config(
+            token_dim=shape.hidden_size,
+            num_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads,
+            task_type=task_type(model, causal=causal),
+            num_virtual_tokens=self.num_virtual_tokens,
+            modules_to_save=head_modules(model) or None,
+        )
+        model.requires_grad_(False)
+        on_meta = next(model.parameters()).is_meta
+        wrapped = get_peft_model(model, config, low_cpu_mem_usage=on_meta)
+        train_in_fp32(wrapped)
+        wrapped.forward = _Forward(wrapped, self.num_virtual_tokens, per_token=causal)
+        return wrapped
+
+
+class PTuning(Prompts):
+    """Virtual tokens that a small network makes (Liu et al. 2021, arXiv:2103.10385).
+
+    The network is new: it wants a learning rate of about 1e-3. At the 2e-5 of full fine-tuning the
+    prompt stays noise, and so does what an encoder's head reads, which is the first virtual token.
+    """
+
+    # PEFT saves the prompt, and not the network that makes it.
+    resumes: ClassVar[bool] = False
+
+    name: Literal["p_tuning"]
+    """`p_tuning`."""
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
+    """The network that makes the virtual tokens."""
+    encoder_hidden_size: Annotated[int, Field(ge=1, le=65_536)] = 128
+    """Width of that network."""
+
+    def _config(self, **common: Any) -> Any:
+        from peft import PromptEncoderConfig
+
+        return PromptEncoderConfig(
+            encoder_reparameterization_type=self.encoder_reparameterization_type,
+            encoder_hidden_size=self.encoder_hidden_size,
+            **common,
+        )
+
+
+class PromptTuning(Prompts):
+    """Virtual tokens that are trained as they are (Lester et al. 2021, arXiv:2104.08691)."""
+
+    name: Literal["prompt_tuning"]
+    """`prompt_tuning`."""
+    prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB"] = "SAMPLE_VOCAB"
+    """Start from embeddings of tokens drawn from the vocabulary, or from random numbers."""
+
+    def _config(self, **common: Any) -> Any:
+        from peft import PromptTuningConfig
+
+        return PromptTuningConfig(prompt_tuning_init=self.prompt_tuning_init, **common)
+
+
+class _Forward:
+    """The forward pass of a PEFT model whose prompt stands where tokens stand.
+
+    PEFT hands embeddings to the model instead of token ids. Then a decoder cannot tell padding from
+    text, and classifies by what it says of the padding; and outputs per token are N longer than
+    their labels. Here the model gets ids, of which the first N are stand-ins whose embeddings the
+    prompt replaces, and outputs per token are those of the text alone.
+    """
+
+    def __init__(self, model: Any, tokens: int, *, per_token: bool) -> None:
+        self.model = model
+        self.tokens = tokens
+        self.cut = (*OUTPUTS_PER_TOKEN, *(("logits",) if per_token else ()))
+
+    def __call__(self, input_ids: Any, attention_mask: Any, **rest: Any) -> Any:
+        """The outputs for ids (B, S): as for S tokens, but made knowing the prompt."""
+        import torch
+
+        count = self.tokens
+        batch = len(input_ids)
+        prompt = self.model.get_prompt(batch_size=batch)  # (B, N, H)
+
+        def put_prompt(_module: Any, _inputs: Any, embedded: Any) -> Any:
+            return torch.cat([prompt.to(embedded.dtype), embedded[:, count:]], dim=1)
+
+        if rest.get("token_type_ids") is not None:
+            kinds = rest["token_type_ids"]
+            rest["token_type_ids"] = torch.cat([kinds.new_zeros(batch, count), kinds], dim=1)
+        stand_ins = input_ids[:, :1].expand(batch, count)  # a first token is never padding
+        handle = self.model.word_embeddings.register_forward_hook(put_prompt)
+        try:
+            outputs = self.model.base_model(
+                input_ids=torch.cat([stand_ins, input_ids], dim=1),
+                attention_mask=torch.cat(
+                    [attention_mask.new_ones(batch, count), attention_mask], dim=1
+                ),
+                **rest,
+            )
+        finally:
+            handle.remove()
+        for name in self.cut:
+            if name in outputs:
+                outputs[name] = outputs[name][:, count:]
+        return outputs
