@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from hpcft.errors import UsageError
-from hpcft.memory.states import reduce_bucket_elements, swap_buffer_elements
+from hpcft.memory.states import swap_buffer_elements
+from hpcft.memory.zero import sizes
 from hpcft.paths import shipped
 from hpcft.records import Cluster, Layout, ModelFacts, Precision, Train
 
@@ -34,14 +35,15 @@ def build(
         return None
     config = _template(f"zero{layout.zero_stage}")
     zero = config["zero_optimization"]
-    bucket = reduce_bucket_elements(facts)
-    zero["reduce_bucket_size"] = bucket
+    chosen = sizes(facts, recomputes=layout.recomputes)
+    zero["reduce_bucket_size"] = chosen.reduce_bucket_elements
     if layout.zero_stage < 3:
-        zero["allgather_bucket_size"] = bucket
+        zero["allgather_bucket_size"] = chosen.reduce_bucket_elements
     else:
-        # The shares are those of Transformers' own `auto` (integrations/deepspeed.py).
-        zero["stage3_prefetch_bucket_size"] = int(0.9 * facts.hidden_size**2)
-        zero["stage3_param_persistence_threshold"] = 10 * facts.hidden_size
+        zero["stage3_prefetch_bucket_size"] = chosen.prefetch_bucket_elements
+        zero["stage3_param_persistence_threshold"] = chosen.persistence_threshold_elements
+        zero["stage3_max_live_parameters"] = chosen.max_live_elements
+        zero["stage3_max_reuse_distance"] = chosen.max_reuse_distance_elements
     for part, where in (
         ("offload_optimizer", layout.offload_optimizer),
         ("offload_param", layout.offload_param),

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcft.errors import DataError
+from hpcft.memory.cache import cached, content
 from hpcft.methods import AnyMethod
-from hpcft.paths import cache_folder
 from hpcft.records import ModelFacts, ModelSpec, ParameterCount
 from hpcft.tasks import AnyTask
 
-COUNTING = 2  # raised when what is counted changes, so that earlier cache files are not read
+T = TypeVar("T")
+
+COUNTING = 6  # raised when what is counted changes, so that earlier cache files are not read
 
 
 class BadConfig(DataError):
@@ -84,31 +86,22 @@ def facts(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
         [
             COUNTING,
             model.model_dump(mode="json", exclude={"tokenizer"}),
-            _content(model),
+            content(model),
             task.head().auto_class,
             dict(task.head().config),
             method.model_dump(mode="json"),
         ],
         sort_keys=True,
     )
-    name = hashlib.sha256(key.encode()).hexdigest()[:24]
-    file = cache_folder() / "facts" / f"{name}.json"
-    try:
-        return ModelFacts.model_validate_json(file.read_text())
-    except (OSError, ValueError):
-        pass
+    return cached("facts", key, ModelFacts, lambda: quietly(lambda: _count(model, task, method)))
+
+
+def quietly(count: Callable[[], T]) -> T:
+    """What `count` gives, without what the libraries say among themselves."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it lacks
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of the libraries among themselves
-        counted = _count(model, task, method)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{hash(key) & 0xFFFF}.tmp")
-        temporary.write_text(counted.model_dump_json())
-        temporary.replace(file)
-    except OSError:
-        pass  # a cache that cannot be written costs seconds, not correctness
-    return counted
+        warnings.simplefilter("ignore", FutureWarning)
+        return count()
 
 
 def largest_weight_file_bytes(model: ModelSpec, facts: ModelFacts) -> int:
@@ -128,32 +121,17 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
 
 
-def _content(model: ModelSpec) -> str:
-    file = Path(model.path or "") / "config.json"
-    return file.read_text() if model.path and file.is_file() else ""
-
-
 def _count(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
-    import torch
-
-    config = model_config(model, task, to_plan=True)
-    try:
-        with torch.device("meta"):
-            bare = model_class(task).from_config(config, dtype=torch.float32)
-    except Exception as error:  # as above
-        raise DataError(
-            f"model: {config.model_type} makes no {task.head().auto_class}: {_reason(error)}"
-        ) from None
+    bare = on_meta(model, task)
+    config = bare.config
     quantised = method.quantised_parameters(bare)
     largest = max(
         sum(p.numel() for p in module.parameters(recurse=False)) for module in bare.modules()
     )
     head_only = _head_parameters(bare) if task.head().outputs is not None else 0
-    try:
-        wrapped = method.wrap(bare, causal=task.causal, checkpointing=False)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"method.{method.name}: {_reason(error)}") from None
-    trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    wrapped = with_method(bare, task, method)
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    trainable = sum(p.numel() for p in trained)
     text = config.get_text_config()
     return ModelFacts(
         model_type=config.model_type,
@@ -164,7 +142,12 @@ def _count(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
             # head (the head itself stays, frozen and unused, and counts in `total` only).
             added=trainable if method.adapter else head_only,
             largest_layer=largest,
+            trained_tensors=[p.numel() for p in trained if p.dim() > 1],
+            trained_vectors=[p.numel() for p in trained if p.dim() <= 1],
+            largest_trained=max((p.numel() for p in trained), default=0),
+            layer=_layer_parameters(bare),
             quantised=quantised,
+            looked_up=_looked_up(bare),
         ),
         layers=_first(text, "num_hidden_layers", "n_layers", "n_layer"),
         hidden_size=_first(text, "hidden_size", "dim", "n_embd", "d_model"),
@@ -175,12 +158,64 @@ def _count(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
         logits_width=task.head().outputs or _first(text, "vocab_size"),
         logits_positions=task.head().positions,
         max_positions=_max_positions(bare, getattr(text, "max_position_embeddings", None)),
+        loss_in_parts=_loss_in_parts(config, task),
     )
+
+
+def on_meta(model: ModelSpec, task: AnyTask) -> Any:
+    """The model with the task's head on the meta device: shapes without weights.
+
+    Raises:
+        DataError: there is no such model, or it has no such head.
+    """
+    import torch
+
+    config = model_config(model, task, to_plan=True)
+    head = task.head()
+    try:
+        with torch.device("meta"):
+            bare = model_class(task).from_config(config, dtype=torch.float32)
+        if head.module:
+            bare.get_submodule(head.module)
+    except Exception as error:  # as above
+        raise DataError(
+            f"model: {config.model_type} makes no {head.auto_class}: {_reason(error)}"
+        ) from None
+    return bare
+
+
+def with_method(bare: Any, task: AnyTask, method: AnyMethod) -> Any:
+    """The model as the method trains it.
+
+    Raises:
+        DataError: the method cannot train such a model.
+    """
+    try:
+        return method.wrap(bare, causal=task.causal, checkpointing=False)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"method.{method.name}: {_reason(error)}") from None
+
+
+def _layer_parameters(model: Any) -> int:
+    """Parameters of the largest layer: of a module in the model's largest list of modules."""
+    import torch
+
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    return max((_total(layer) for layer in max(lists, key=_total, default=[])), default=0)
 
 
 def _total(model: Any) -> int:
     """All parameters; `parameters()` gives a tied weight once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def _looked_up(model: Any) -> int:
+    """Parameters of embedding tables that no linear layer shares."""
+    import torch
+
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    return sum(weight.numel() for key, weight in tables.items() if key not in linear)
 
 
 def _head_parameters(model: Any) -> int:
@@ -196,6 +231,15 @@ def _max_positions(model: Any, declared: int | None) -> int | None:
         if declared and padding is not None and name.endswith("position_embeddings"):
             return declared - int(padding) - 1
     return declared
+
+
+def _loss_in_parts(config: Any, task: AnyTask) -> bool:
+    """Whether the loss can be computed in parts: that of the next tokens alone can."""
+    if not task.causal or task.head().outputs is not None:
+        return False
+    from hpcft.memory.tracing.output_layer import loss_can_be_chunked
+
+    return loss_can_be_chunked(config, task)
 
 
 def _first(config: Any, *names: str) -> int:

@@ -1,4 +1,4 @@
-"""Memory of model states: weights, gradients, optimizer, shards and buffers, per rank and node.
+"""Closed forms: weights and states that lie on a device throughout, and memory of the host.
 
 P is all parameters, T the trainable ones, Q those held in 4 bits, N the ranks, L the largest layer.
 Sources: ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 3) and DeepSpeed's documentation,
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import COMPUTE_BYTES
-from hpcft.records import Layout, MemoryItem, ModelFacts, Precision
-from hpcft.units import GIB
+from hpcft.records import Calibration, Layout, MemoryItem, ModelFacts, Plan, Precision
+from hpcft.units import GIB, format_bytes
 
 # NF4: 4 bits a weight and one fp32 scale for 64 of them, 0.5 + 4/64; with double quantisation the
 # scales take 8 bits and one fp32 second scale for 256 of them, 0.5 + 1/64 + 4/(64·256).
@@ -26,9 +26,8 @@ MOMENT_BYTES = {
     "paged_adamw_8bit": 2.0 + 2 * 4 / 256,
 }
 
-# CUDA context, cuBLAS workspaces and the communicator's buffers: 0.5 to 2 GiB seen in practice.
-CUDA_CONTEXT_BYTES = int(1.0 * GIB)
-# Python, torch, transformers and DeepSpeed imported, as Slurm counts a rank.
+# Python, torch, transformers and DeepSpeed imported, as Slurm counts a rank. As with a context, a
+# profile's calibration replaces it.
 PROCESS_BYTES = int(1.5 * GIB)
 
 # Buffers between host and NVMe; DeepSpeed's default (runtime/zero/offload_config.py).
@@ -37,82 +36,62 @@ NVME_BUFFERS = 5
 # The C++ compiler on one of torch's extension headers, as Slurm counts the job step.
 COMPILER_BYTES = GIB
 
+# What the driver and CUDA's modules take before the first tensor; 0.3 to 0.6 GiB seen.
+CUDA_CONTEXT_BYTES = GIB // 2
+# NCCL's channels and buffers on each rank; 0.3 to 1 GiB seen, more with more peers.
+COMMUNICATOR_BYTES = GIB // 2
 
-def model_states(
+# Components of a rank's memory that are not tensors.
+PROCESS, CONTEXT, FRAGMENTATION = "process", "CUDA context", "fragmentation"
+COMMUNICATOR = "communicator buffers"
+
+
+def lasting_bytes(
     facts: ModelFacts, method: AnyMethod, layout: Layout, precision: Precision, optim: str
-) -> list[MemoryItem]:
-    """Memory per rank of weights, gradients and optimizer under the layout."""
-    p, n = facts.parameters, layout.world_size
-    stage = layout.zero_stage
-    width = COMPUTE_BYTES[precision]
-    items: list[MemoryItem] = []
+) -> int:
+    """Weights, master weights and optimizer states of a rank: less than this it never holds.
 
-    def item(name: str, size_bytes: float, rule: str) -> None:
-        if size_bytes:
-            items.append(MemoryItem(name=name, bytes=int(size_bytes), rule=rule))
-
-    # -- weights
-    if p.quantised:
-        each = NF4_DOUBLE_BYTES if getattr(method, "bnb_4bit_use_double_quant", True) else NF4_BYTES
-        item("4-bit weights", p.quantised * each, f"{each:.3f} bytes × Q {p.quantised:,}")
-    frozen, frozen_width = _frozen(facts), method.frozen_bytes(precision, stage)
-    # Without DeepSpeed trained weights are fp32 and autocast casts them; DeepSpeed casts the model
-    # (adapters too, which PEFT had made fp32) and keeps an fp32 master copy of what is trained.
-    weight_width = width if stage else 4
-    if layout.offload_param == "none":
-        item(
-            "frozen weights",
-            frozen_width * frozen / _over(stage >= 3, n),
-            f"{frozen_width} bytes × (P − Q − T) {frozen:,}" + _by(stage >= 3, n),
-        )
-        item(
-            "trained weights",
-            weight_width * p.trainable / _over(stage >= 3, n),
-            f"{weight_width} bytes × T {p.trainable:,}" + _by(stage >= 3, n),
-        )
-    if stage == 0 and precision != "fp32":
-        # The forward pass's casts are kept for the backward pass: 4 + 2 bytes a weight, 18 in all
-        # (Hugging Face, «Anatomy of model's memory»).
-        item("autocast copies", width * p.trainable, f"{width} bytes × T")
-    # -- gradients; ZeRO-3's are counted once, with the fp32 states (18 bytes in memory.rst)
-    if stage < 2 or (stage == 2 and layout.offload_optimizer == "none"):
-        item(
-            "gradients",
-            weight_width * p.trainable / _over(stage >= 2, n),
-            f"{weight_width} bytes × T" + _by(stage >= 2, n),
-        )
-    if stage == 0 and n > 1:
-        # «The saved memory size will be equal to the total gradients size» (PyTorch on
-        # DistributedDataParallel's gradient_as_bucket_view, which the Trainer leaves off).
-        item("gradient buckets", 4 * p.trainable, "4 bytes × T (all-reduce)")
-    # -- optimizer and master copy
+    4 + 8 bytes a trained parameter without DeepSpeed, 2 + 4 + 8 with it in 16 bits, of which ZeRO
+    divides 8 (stage 1), or all (stage 3) by N (Rajbhandari et al. 2020, arXiv:1910.02054).
+    """
+    p, n, stage = facts.parameters, layout.world_size, layout.zero_stage
+    width = COMPUTE_BYTES[precision] if stage else 4
+    each = NF4_DOUBLE_BYTES if getattr(method, "bnb_4bit_use_double_quant", True) else NF4_BYTES
+    frozen = method.frozen_bytes(precision, stage) * (p.total - p.quantised - p.trainable)
+    weights = p.quantised * each + frozen + width * p.trainable
+    if layout.offload_param != "none":
+        weights = 0
+    states = 0.0
     if layout.offload_optimizer == "none":
-        moments = MOMENT_BYTES[optim]
-        item(
-            "optimizer moments",
-            moments * p.trainable / _over(stage >= 1, n),
-            f"{moments:g} bytes × T" + _by(stage >= 1, n),
-        )
-        if stage:
-            # fp32 weight and fp32 gradient: 18 = 2 + 4 + 4 + 8 in DeepSpeed's memory.rst
-            item(
-                "fp32 master weights and gradients",
-                8 * p.trainable / _over(True, n),
-                "8 bytes × T" + _by(True, n),
-            )
-    # -- ZeRO's working memory
-    if stage >= 3:
-        gathered = 2 * p.largest_layer
-        item("gathered parameters", width * gathered, f"{width} bytes × 2 L {p.largest_layer:,}")
-    if stage >= 1:
-        bucket = reduce_bucket_elements(facts)
-        item("reduce bucket", 2 * width * bucket, f"2 × {width} bytes × {bucket:,} elements")
+        states = (MOMENT_BYTES[optim] + (4 if stage else 0)) * p.trainable
+    return int(weights / (n if stage == 3 else 1) + states / (n if stage else 1))
+
+
+def context_items(layout: Layout, known: Calibration) -> list[MemoryItem]:
+    """What a GPU process holds besides tensors."""
+    size = known.context_bytes or CUDA_CONTEXT_BYTES
+    rule = _stated(size, calibrated=known.context_bytes is not None)
+    items = [MemoryItem(name=CONTEXT, bytes=size, rule=rule)]
+    if layout.world_size > 1:
+        items.append(MemoryItem(name=COMMUNICATOR, bytes=COMMUNICATOR_BYTES, rule="0.5 GiB"))
     return items
 
 
-def reduce_bucket_elements(facts: ModelFacts) -> int:
-    """ZeRO's bucket size in elements: hidden_size², as Transformers' `auto`, within 1e6 and 5e8."""
-    return int(min(max(facts.hidden_size**2, 1_000_000), 500_000_000))
+def process_item(known: Calibration) -> MemoryItem:
+    """What a rank on a CPU holds besides tensors."""
+    size = known.process_bytes or PROCESS_BYTES
+    rule = _stated(size, calibrated=known.process_bytes is not None)
+    return MemoryItem(name=PROCESS, bytes=size, rule=rule)
+
+
+def tensor_bytes(plan: Plan) -> int:
+    """The tensors of a plan's peak."""
+    others = (PROCESS, CONTEXT, FRAGMENTATION, COMMUNICATOR)
+    return sum(item.bytes for item in plan.gpu_memory if item.name not in others)
+
+
+def _stated(size_bytes: int, *, calibrated: bool) -> str:
+    return format_bytes(size_bytes) + ", calibrated" * calibrated
 
 
 def swap_buffer_elements(facts: ModelFacts, layout: Layout) -> int:
@@ -138,12 +117,18 @@ def loading_bytes(
     """
     if method.loads_on_device or layout.zero_stage == 3:
         return file_bytes
-    width = COMPUTE_BYTES[precision] if layout.zero_stage or method.adapter else 4
+    width = COMPUTE_BYTES[precision] if layout.zero_stage or method.frozen_base else 4
     return max(file_bytes, width * facts.parameters.total)
 
 
 def host_states(
-    facts: ModelFacts, method: AnyMethod, layout: Layout, precision: Precision, *, load_bytes: int
+    facts: ModelFacts,
+    method: AnyMethod,
+    layout: Layout,
+    precision: Precision,
+    *,
+    load_bytes: int,
+    known: Calibration | None = None,
 ) -> list[MemoryItem]:
     """Host memory per node: the processes, loading, and what is offloaded.
 
@@ -152,10 +137,19 @@ def host_states(
     have no states and count by their own width.
     """
     p, ranks = facts.parameters, layout.ranks_per_node
+    process = process_item(known or Calibration())
     items = [
-        MemoryItem(name="processes", bytes=PROCESS_BYTES * ranks, rule=f"1.5 GiB × {ranks} ranks"),
+        MemoryItem(
+            name="processes", bytes=process.bytes * ranks, rule=f"{process.rule} × {ranks} ranks"
+        ),
         MemoryItem(name="loading", bytes=load_bytes * ranks, rule=f"weights read × {ranks} ranks"),
     ]
+    if layout.zero_stage == 3:
+        # Rank 0 collects whole weights to save them; nothing is being loaded then.
+        whole = COMPUTE_BYTES[precision] * (p.trainable if method.adapter else p.total)
+        if whole > load_bytes * ranks:
+            rule = f"{COMPUTE_BYTES[precision]} bytes × P, on rank 0's node"
+            items[-1] = MemoryItem(name="saving", bytes=whole, rule=rule)
     if layout.zero_stage:
         items.append(
             MemoryItem(
@@ -192,11 +186,3 @@ def host_states(
             )
         )
     return items
-
-
-def _over(sharded: bool, n: int) -> int:
-    return n if sharded else 1
-
-
-def _by(sharded: bool, n: int) -> str:
-    return f" / N {n}" if sharded and n > 1 else ""

@@ -1,0 +1,340 @@
+"""The memory of a training step as lines in the micro-batch: traced once, then read from a cache.
+
+A peak is a maximum over moments of the step. At each moment what is alive is a sum of tensors whose
+sizes are linear in the number of layers and in the micro-batch, so two small traces tell every
+moment of the whole model; the maximum is taken last. (Extrapolating the peak itself would be wrong:
+which moment wins changes with the depth.)
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hpcft.errors import DataError
+from hpcft.memory import gathers
+from hpcft.memory.cache import cached, content
+from hpcft.methods import AnyMethod
+from hpcft.records import ModelSpec, Precision, Record, ZeroSizes
+from hpcft.tasks import AnyTask
+
+TRACING = 5  # raised when what is traced changes, so that earlier cache files are not read
+
+KINDS = (
+    "weights", "gradients", "optimizer states", "activations", "logits and loss",
+    "ZeRO gathers and buckets", "gradient shards",
+)  # fmt: skip
+"""What a tensor is counted as; the last one is that of all ranks together."""
+
+PHASES = ("forward", "backward", "optimizer")
+"""Parts of a step by their first word: what is there beside the trace differs between them."""
+
+Point = tuple[int, ...]
+"""Bytes alive of each kind at one moment, and last how many of ZeRO-3's events were before it in
+its part of the step; negative: during that event."""
+Parts = dict[str, list[Point]]
+"""Part of the step to its moments, in order."""
+
+
+class Step(Record):
+    """Everything that the memory of a step depends on, besides the micro-batch."""
+
+    model: ModelSpec
+    """The model."""
+    task: AnyTask
+    """The task: head, loss and sequence length."""
+    method: AnyMethod
+    """The method."""
+    precision: Precision
+    """Compute precision."""
+    optim: str
+    """Optimizer."""
+    zero_stage: int
+    """DeepSpeed ZeRO stage; 0 is without DeepSpeed."""
+    zero: ZeroSizes | None = None
+    """Sizes of its buckets; None without DeepSpeed."""
+    checkpointing: bool
+    """Whether layers are recomputed."""
+    loss_chunks: int = 1
+    """Parts in which the loss is computed."""
+    single: bool
+    """Whether a micro-batch is one example, which some kernels treat otherwise."""
+    padded: bool
+    """Whether the examples of a micro-batch differ in length, so that attention takes a mask."""
+    accelerator: str
+    """`cuda` or `cpu`."""
+    flash_attention: bool = False
+    """Whether the GPU has flash attention (compute capability 8.0 on)."""
+    threads: int = 1
+    """CPU threads of a rank."""
+    labelled_tokens: int | None = None
+    """Tokens of an example that carry a loss; None: all, the most there can be."""
+
+
+class Line(Record):
+    """A moment of the step: bytes of each kind, affine in the micro-batch."""
+
+    part: str
+    """Part of the step."""
+    fixed: list[int]
+    """Bytes that do not depend on the micro-batch, by kind."""
+    each: list[int]
+    """Bytes for each example, by kind."""
+
+    def at(self, micro_batch: int, share: float = 1.0) -> list[int]:
+        """Bytes of each kind on a rank that holds this share of the shards."""
+        found = [a + b * micro_batch for a, b in zip(self.fixed, self.each, strict=True)]
+        return [*found[:-1], int(found[-1] * share)]
+
+
+class Curve(Record):
+    """The moments of a step that are the largest for some micro-batch."""
+
+    training: list[Line]
+    """Moments of an optimizer step."""
+    evaluation: list[Line]
+    """Moments of scoring a batch."""
+
+    def accumulating(self) -> Curve:
+        """The same step with the gradients of an earlier micro-batch there from the start.
+
+        A gradient is then added to what is there, and goes; else it stays. So all of them take the
+        place of those that are there so far.
+        """
+        place = KINDS.index("gradients")
+        every = max(line.fixed[place] for line in self.training)
+        training = [
+            line.model_copy(
+                update={"fixed": [*line.fixed[:place], every, *line.fixed[place + 1 :]]}
+            )
+            for line in self.training
+        ]
+        return self.model_copy(update={"training": training})
+
+    def evaluation_bytes(self, batch: int) -> int:
+        """The most memory while a batch is scored."""
+        return max(sum(line.at(batch)) for line in self.evaluation)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What small traces of a step told."""
+
+    parts: dict[tuple[int, int], Parts]
+    """Depth and micro-batch to what is alive."""
+    batches: list[int]
+    """The micro-batches: one, or two that a line goes through."""
+    layers: int
+    """The model's true depth."""
+    period: int
+    """Layers after which their types repeat."""
+    width: int
+    """Bytes of a gathered element."""
+    order: gathers.Order | None
+    """ZeRO-3's events in the deepest trace."""
+
+
+def curve(step: Step) -> Curve:
+    """The step's memory; traced where it is not cached.
+
+    Raises:
+        DataError: the model or the method cannot be built.
+    """
+    return cached("steps", _key(step), Curve, lambda: _traced(step))
+
+
+def _key(step: Step) -> str:
+    task = step.task
+    return json.dumps(
+        [
+            TRACING,
+            _versions(),
+            step.model_dump(mode="json", exclude={"task": True, "model": {"tokenizer": True}}),
+            [task.name, task.max_length, task.head().auto_class, dict(task.head().config)],
+            content(step.model),
+        ],
+        sort_keys=True,
+    )
+
+
+@functools.cache
+def _versions() -> list[str]:
+    return [importlib.metadata.version(p) for p in ("torch", "transformers", "peft")]
+
+
+def _traced(step: Step) -> Curve:
+    from hpcft.memory.tracing.run import traces
+
+    try:
+        found = traces(step)
+    except DataError:
+        raise
+    except Exception as error:  # a stranger's module meets shapes without data: anything is raised
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"model: its training step cannot be traced: {type(error).__name__}: {reason}\n"
+            "  use another model, task or method, or attn_implementation: eager"
+        ) from None
+    lines = moments(found.parts, found.batches, found.layers, found.period)
+    lines = _with_gathers(lines, step, found)
+    scoring = [line for line in lines if line.part.startswith("evaluation")]
+    training = []
+    for name in PHASES:
+        of_phase = [line for line in lines if line.part.startswith(name)]
+        if of_phase:
+            training += envelope(of_phase)
+        if name == "backward" and of_phase:
+            # Where gradients are there from before, another moment of the pass may be the largest.
+            training += envelope(of_phase, without=KINDS.index("gradients"))
+    return Curve(training=training, evaluation=envelope(scoring))
+
+
+def _with_gathers(lines: list[Line], step: Step, found: Traces) -> list[Line]:
+    """The lines with what ZeRO-3 has gathered, in the place of the number of its events."""
+    elements: dict[str, tuple[list[int], list[int]]] = {}
+    always = most = 0
+    if found.order is not None and step.zero is not None:
+        deep = max(depth for depth, _ in found.parts)
+        order, like = gathers.stretched(found.order, deep, found.layers, found.period)
+        played = gathers.play(order, step.zero, on_cpu=step.accelerator == "cpu")
+        most = max(max(high) for high in played.highest.values())
+        always = played.always
+        for part, traced in like.items():
+            old = elements.get(traced, ([0], [0]))
+            elements[traced] = (
+                _each_largest(old[0], played.settled[part]),
+                _each_largest(old[1], played.highest[part]),
+            )
+    with_gathers = []
+    for line in lines:
+        *fixed, number = line.fixed
+        settled, highest = elements.get(line.part.partition(" of ")[0], ([always], [always]))
+        size = (
+            most
+            if line.part.startswith("evaluation")
+            else (highest[-number] if number < 0 else settled[number])
+        )
+        fixed[KINDS.index("ZeRO gathers and buckets")] += size * found.width
+        with_gathers.append(Line(part=line.part, fixed=fixed, each=line.each[:-1]))
+    return with_gathers
+
+
+def _each_largest(a: list[int], b: list[int]) -> list[int]:
+    return [max(pair) for pair in itertools.zip_longest(a, b, fillvalue=0)]
+
+
+# ---------------------------------------------------------------- from small traces to the model
+
+
+def moments(
+    traced: dict[tuple[int, int], Parts], batches: Sequence[int], layers: int, period: int
+) -> list[Line]:
+    """Every moment of the whole model as a line in the micro-batch.
+
+    Args:
+        traced: depth and micro-batch to what was traced.
+        batches: the micro-batches: one, or two that a line goes through.
+        layers: the model's true depth.
+        period: layers after which their types repeat.
+    """
+    whole = [_whole({d: p for (d, b), p in traced.items() if b == batch}, layers, period)
+             for batch in batches]  # fmt: skip
+    lines = []
+    for part in whole[0]:
+        others = [w[part] for w in whole]
+        if len({len(o) for o in others}) > 1:  # other kernels for another size: the largest decide
+            others = [[max(o, key=sum)] for o in others]
+        for moment in zip(*others, strict=True):
+            lines.append(_line(part, moment, batches))
+    return lines
+
+
+def _line(part: str, moment: Sequence[Sequence[int]], batches: Sequence[int]) -> Line:
+    first, last = moment[0], moment[-1]
+    steps = (batches[-1] - batches[0]) or 1
+    each = [(b - a) // steps for a, b in zip(first, last, strict=True)]
+    fixed = [a - batches[0] * e for a, e in zip(first, each, strict=True)]
+    return Line(part=part, fixed=fixed, each=each)
+
+
+def envelope(lines: list[Line], without: int | None = None) -> list[Line]:
+    """Lines that are the largest for some micro-batch from 1 on: their upper envelope.
+
+    Args:
+        lines: moments.
+        without: a kind that does not count.
+    """
+
+    def total(values: Sequence[int]) -> int:
+        return sum(values) - (values[without] if without is not None else 0)
+
+    best: list[Line] = []
+    batch = 1
+    while True:
+        top = max(lines, key=lambda line: (total(line.at(batch)), total(line.each)))
+        best.append(top)
+        # The next line to overtake is the steeper one that does so first.
+        ahead = [
+            (total(top.at(0)) - total(line.at(0))) / (total(line.each) - total(top.each))
+            for line in lines
+            if total(line.each) > total(top.each)
+        ]
+        if not ahead:
+            return best
+        batch = max(batch, int(min(ahead))) + 1
+
+
+def _whole(traced: dict[int, Parts], layers: int, period: int) -> Parts:
+    """What was traced at one or two small depths, at the true depth.
+
+    The first and last `period` layers keep their place; what is between them repeats. A moment
+    moves by the same amount for each further period, and the layers between the ends are largest
+    at one of their own ends, because what is alive there is linear in their place too.
+    """
+    depths = sorted(traced)
+    deep = traced[depths[-1]]
+    if depths[-1] == layers:
+        return deep
+    low, high = depths
+    more = (layers - high) // (high - low)
+    shallow = traced[low]
+    slopes: dict[str, list[int]] = {}
+    whole: Parts = {}
+    for part, points in deep.items():
+        before = shallow.get(_shifted(part, high, low))
+        if before is None:
+            continue
+        if len(before) != len(points):
+            before, points = [max(before, key=sum)], [max(points, key=sum)]
+        slopes[part] = [b - a for a, b in zip(before[0], points[0], strict=True)]
+        whole[part] = [
+            tuple(p + more * (p - q) for p, q in zip(new, old, strict=True))
+            for new, old in zip(points, before, strict=True)
+        ]
+    for part, points in deep.items():
+        if part in whole:
+            continue
+        name = part.split()[0]
+        for end in ("0", str(high - 1)):
+            slope = slopes.get(f"{name} {end}")
+            if slope:
+                whole[f"{part} of {end}"] = [
+                    tuple(p + more * s for p, s in zip(point, slope, strict=True))
+                    for point in points
+                ]
+    return whole
+
+
+def _shifted(part: str, high: int, low: int) -> str:
+    """The part of the shallow trace at the same distance from its end; none for the middle."""
+    name, _, place = part.partition(" ")
+    if not place.isdigit():
+        return part
+    index, tail = int(place), low // 2
+    if index < low - tail:
+        return part
+    return f"{name} {index - (high - low)}" if index >= high - tail else ""

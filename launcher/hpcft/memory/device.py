@@ -1,0 +1,154 @@
+"""Memory of a rank's device by component: the trace, and what ZeRO or data parallelism add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcft.memory import states, zero
+from hpcft.memory.curves import KINDS, Curve, Step
+from hpcft.recipe import FullRecipe
+from hpcft.records import Calibration, Cluster, Layout, MemoryItem, ModelFacts, Precision
+
+# Reserved beyond what tensors take; within 2 MiB and 20 MiB segments, by long use more. A profile's
+# calibration replaces it.
+FRAGMENTATION = 0.05
+# Ampere; PyTorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+FLASH_CAPABILITY = 8.0
+# Examples that are scored at once, at most.
+MOST_SCORED = 64
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The moment of a step at which a rank holds the most."""
+
+    part: str
+    """Part of the step: `forward head`, `backward 0`, `optimizer`, …"""
+    items: list[MemoryItem]
+    """What is there, by component."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All together."""
+        return sum(item.bytes for item in self.items)
+
+
+def step_of(
+    recipe: FullRecipe, layout: Layout, cluster: Cluster, facts: ModelFacts, precision: Precision
+) -> Step:
+    """What has to be traced for a layout; layouts of one kind share it.
+
+    Examples of one micro-batch differ in length, so that attention takes a mask, unless there is
+    only one.
+    """
+    micro = layout.per_device_train_batch_size
+    has_flash = cluster.accelerator == "cuda" and (
+        cluster.gpu is not None and cluster.gpu.compute_capability >= FLASH_CAPABILITY
+    )
+    return Step(
+        model=recipe.model,
+        task=recipe.task,
+        method=recipe.method,
+        precision=precision,
+        # Under ZeRO the optimizer works on shards, which are no part of the trace.
+        optim="" if layout.zero_stage else recipe.train.optim,
+        zero_stage=layout.zero_stage,
+        zero=zero.sizes(facts, recomputes=layout.recomputes) if layout.zero_stage else None,
+        checkpointing=layout.gradient_checkpointing,
+        loss_chunks=layout.loss_chunks,
+        single=micro == 1,
+        padded=micro > 1,
+        accelerator=cluster.accelerator,
+        flash_attention=has_flash,
+    )
+
+
+def peak(
+    traced: Curve,
+    facts: ModelFacts,
+    layout: Layout,
+    precision: Precision,
+    optim: str,
+    *,
+    on_gpu: bool,
+) -> Peak:
+    """The moment of an optimizer step with the most memory.
+
+    Args:
+        traced: the curve of the layout's `step_of`.
+        facts: the model.
+        layout: how the run is laid out.
+        precision: compute precision.
+        optim: optimizer.
+        on_gpu: whether ranks compute on GPUs.
+    """
+    micro, ranks = layout.per_device_train_batch_size, layout.world_size
+    if layout.gradient_accumulation_steps > 1 and not layout.zero_stage:
+        traced = traced.accumulating()
+    share = zero.largest_share(facts.parameters, ranks)
+    lasting = beside(facts, layout, precision, optim)
+    best: Peak | None = None
+    for line in traced.training:
+        passing = (
+            zero.passing(line.part, facts, layout, precision, optim, on_gpu=on_gpu)
+            if layout.zero_stage
+            else []
+        )
+        items = [
+            MemoryItem(
+                name=name, bytes=size, rule=f"traced: {line.part}, B {micro}" + _by(name, ranks)
+            )
+            for name, size in zip(KINDS, line.at(micro, share), strict=True)
+            if size
+        ]
+        moment = Peak(line.part, items + lasting + passing)
+        if best is None or moment.total_bytes > best.total_bytes:
+            best = moment
+    assert best is not None
+    return best
+
+
+def beside(facts: ModelFacts, layout: Layout, precision: Precision, optim: str) -> list[MemoryItem]:
+    """What is there all the time beside the trace."""
+    if layout.zero_stage:
+        return zero.lasting(facts, layout, precision, optim)
+    trained = facts.parameters.trainable
+    if layout.world_size == 1 or not trained:
+        return []
+    # «The saved memory size will be equal to the total gradients size» (PyTorch on
+    # DistributedDataParallel's gradient_as_bucket_view, which the Trainer leaves off).
+    rule = f"4 bytes × T {trained:,} (all-reduce)"
+    return [MemoryItem(name="gradient buckets", bytes=4 * trained, rule=rule)]
+
+
+def evaluation_batch(
+    traced: Curve, most_bytes: int, beside_bytes: int, micro_batch: int, *, fixed: int | None
+) -> tuple[int, int]:
+    """Examples that are scored at once, and the memory that it takes.
+
+    Args:
+        traced: the curve of the step.
+        most_bytes: what training takes: scoring is given no more, but a micro-batch of one fits
+            where it must.
+        beside_bytes: what is there all the time beside the trace.
+        micro_batch: training's.
+        fixed: what the recipe says, if it does.
+    """
+    if fixed is not None:
+        return fixed, traced.evaluation_bytes(fixed) + beside_bytes
+    batch = min(MOST_SCORED, 4 * micro_batch)
+    while batch > 1 and traced.evaluation_bytes(batch) + beside_bytes > most_bytes:
+        batch //= 2
+    return batch, traced.evaluation_bytes(batch) + beside_bytes
+
+
+def fragmentation(items: list[MemoryItem], known: Calibration) -> MemoryItem:
+    """What the caching allocator reserves and cannot use: a share of the tensors."""
+    share = known.fragmentation or FRAGMENTATION
+    rule = f"{share:.0%} of the above" + ", calibrated" * (known.fragmentation is not None)
+    size = int(share * sum(item.bytes for item in items))
+    return MemoryItem(name=states.FRAGMENTATION, bytes=size, rule=rule)
+
+
+def _by(name: str, ranks: int) -> str:
+    return f" / N {ranks}" if name == KINDS[-1] and ranks > 1 else ""

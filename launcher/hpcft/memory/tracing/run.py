@@ -1,0 +1,90 @@
+"""The traces that tell the memory of a step: two depths, two micro-batches."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import warnings
+from collections.abc import Iterator
+
+from hpcft.memory.curves import Parts, Step, Traces
+from hpcft.memory.parameters import model_config
+from hpcft.memory.tracing import model as models
+from hpcft.memory.tracing import step as steps
+from hpcft.memory.tracing.target import Target
+from hpcft.tasks.chunked_loss import loss_of
+
+
+def traces(step: Step) -> Traces:
+    """Traces of a step at one or two depths and micro-batches.
+
+    A micro-batch of one example is traced as it is; others are lines through 2 and 3.
+    """
+    config = model_config(step.model, step.task, to_plan=True)
+    layers = int(config.get_text_config().num_hidden_layers)
+    period = models.period(config, step.task.max_length)
+    low = max(2, period)
+    low += (layers - low) % period
+    depths = [low, low + period] if layers > low + period else [layers]
+    batches = [1] if step.single else [2, 3]
+    target = Target(
+        step.accelerator,
+        step.precision,
+        step.flash_attention,
+        autocast=step.precision != "fp32" and step.zero_stage == 0,
+    )
+    found: dict[tuple[int, int], Parts] = {}
+    order = None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it lacks
+    with _no_collection(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries among themselves
+        for depth in depths:
+            model = models.build(
+                config,
+                step.task,
+                step.method,
+                precision=step.precision,
+                zero_stage=step.zero_stage,
+                depth=depth,
+                checkpointing=step.checkpointing,
+                attention=step.model.attn_implementation,
+            )
+            loss = loss_of(step.task, model, step.loss_chunks)
+            for batch in batches:
+                found[depth, batch], order = steps.trace(
+                    model,
+                    step.task,
+                    loss,
+                    target,
+                    depth=depth,
+                    micro_batch=batch,
+                    sequence_tokens=step.task.max_length,
+                    padded=step.padded,
+                    labelled=_labelled(step),
+                    optim=step.optim,
+                    zero_stage=step.zero_stage,
+                    zero=step.zero,
+                    threads=step.threads,
+                )
+    width = target.dtype.itemsize
+    return Traces(found, batches, layers, period, width, order)
+
+
+def _labelled(step: Step) -> int:
+    """Tokens of an example that carry a loss, rounded up to whole parts of one.
+
+    Then the size of a part is linear in the micro-batch, and never below what a run has.
+    """
+    tokens = step.labelled_tokens or step.task.max_length - 1
+    return -(-tokens // step.loss_chunks) * step.loss_chunks
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's collector: it would end tensors at moments of its own, and takes as long."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

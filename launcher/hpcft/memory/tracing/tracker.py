@@ -1,0 +1,134 @@
+"""Which tensors are alive after each operation: a dispatch mode that follows storages.
+
+The rule is the allocator's own: a storage takes `nbytes()` from the operation that returns it until
+nothing refers to it. Memory inside an operation does not show; `scratch` tells what is known of it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from hpcft.memory.curves import KINDS, Parts, Point
+
+WEIGHTS, GRADIENTS, STATES, ACTIVATIONS, LOGITS, ZERO, SHARDED = range(len(KINDS))
+
+
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows storages by their first operation and their end; `segments` has what was alive."""
+
+    def __init__(self, scratch: Callable[[Any, Any, Any], int], labelled: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.labelled = labelled
+        self.scratch = scratch
+        self.live = [0] * len(KINDS)
+        self.kind = ACTIVATIONS
+        self.part = ""
+        self.segments: Parts = {}
+        self._events: dict[str, int] = {}
+        self._points: list[Point] = []
+        self._known: dict[int, tuple[int, int, Any]] = {}
+        self.recording = False
+
+    def seed(self, tensors: Iterable[torch.Tensor], kind: int) -> None:
+        """Counts tensors that are there before the step."""
+        for tensor in tensors:
+            self._add(tensor, kind)
+
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Counts tensors as nothing: under ZeRO-3 a parameter is where it was gathered."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._known[storage._cdata] = (0, WEIGHTS, storage)
+
+    def segment(self, name: str) -> None:
+        """What follows belongs to the part of the step that is called so."""
+        if self.recording:
+            self.part = name
+            self._points = self.segments.setdefault(name, [])
+            self._point()
+
+    def event(self) -> None:
+        """ZeRO-3 gathers or lets go: what it holds changes, as `memory.gathers` tells."""
+        number = self._events[self.part] = self._events.get(self.part, 0) + 1
+        self._points.append((*self.live, -number))
+        self._point()
+
+    def _point(self, inside: int = 0) -> None:
+        now = list(self.live)
+        now[self.kind] += inside
+        self._points.append((*now, self._events.get(self.part, 0)))
+
+    def recount(self, tensor: torch.Tensor, kind: int) -> None:
+        """Counts a storage as another kind from now on."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._known:
+            size, old, reference = self._known[key]
+            self.live[old] -= size
+            self.live[kind] += size
+            self._known[key] = (size, kind, reference)
+
+    def hold(self, size_bytes: int, kind: int = ZERO) -> None:
+        """Memory that no operation of the trace shows: more, or less when negative."""
+        self.live[kind] += size_bytes
+        if size_bytes > 0 and self.recording:
+            self._point()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation and counts the storages that it returns."""
+        out = _dataless(func, args, kwargs or {}, self.labelled)
+        before = sum(self.live)
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor, self.kind)
+        if self.recording:
+            inside = self.scratch(func, args, out)
+            if inside or sum(self.live) > before:
+                self._point(inside)
+        return out
+
+    def _add(self, tensor: torch.Tensor, kind: int) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+
+        def gone(_: Any, key: int = key) -> None:
+            size, kind, _reference = self._known.pop(key)
+            self.live[kind] -= size
+
+        self._known[key] = (size, kind, weakref.ref(storage, gone))
+        self.live[kind] += size
+
+
+_INDEX_PUTS = (
+    torch.ops.aten._index_put_impl_.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten.index_put.default,
+)
+
+
+def _dataless(func: Any, args: Any, kwargs: dict[str, Any], labelled: int) -> Any:
+    """The operation, or its shape where the result depends on data that is not there."""
+    aten = torch.ops.aten
+    if func is aten._local_scalar_dense.default and args[0].is_meta:
+        return 1
+    if func is aten.index.Tensor and args[0].is_meta and _mask(args[1]) is not None:
+        behind = args[0].shape[_mask(args[1]).dim() :]
+        return args[0].new_empty((labelled, *behind))
+    if func is aten.nonzero.default and args[0].is_meta:
+        return args[0].new_empty((labelled, args[0].dim()), dtype=torch.long)
+    if func in _INDEX_PUTS and args[0].is_meta:
+        return args[0]  # the backward of indexing writes in place, but not while it is dispatched
+    return func(*args, **kwargs)
+
+
+def _mask(indices: Any) -> Any:
+    first = indices[0] if indices else None
+    return first if first is not None and first.dtype == torch.bool else None

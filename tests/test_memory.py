@@ -1,0 +1,242 @@
+"""Memory by trace: it agrees with real training, closed forms, and itself at any depth."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import ROOT
+from hpcft.memory import gathers, zero
+from hpcft.memory.curves import KINDS, Curve, Line, Step, curve, envelope
+from hpcft.memory.gathers import FETCH, RELEASE, Order
+from hpcft.memory.states import NF4_DOUBLE_BYTES, lasting_bytes
+from hpcft.records import Layout, ParameterCount, ZeroSizes
+from test_plan import CLASSIFY, COMPLETE, recipe
+
+sys.path.insert(0, str(ROOT / "benchmarks" / "memory"))
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 160,
+         "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "vocab_size": 500, "max_position_embeddings": 256}  # fmt: skip
+GEMMA3 = {**LLAMA, "model_type": "gemma3_text", "head_dim": 16, "sliding_window": 16,
+          "num_hidden_layers": 11, "layer_types": [
+              "full_attention" if i % 3 == 2 else "sliding_attention" for i in range(11)
+          ]}  # fmt: skip
+BERT = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6,
+        "num_attention_heads": 4, "vocab_size": 500}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def step(config: dict[str, Any], method: str = "full", **changes: Any) -> Step:
+    """A step of a tiny model on a CPU."""
+    task = {**(CLASSIFY if config["model_type"] == "bert" else COMPLETE), "max_length": 48}
+    made = recipe(model={"config": config}, task=task, method={"name": method})
+    fields: dict[str, Any] = {
+        "precision": "fp32", "optim": "adamw_torch", "zero_stage": 0, "checkpointing": False,
+        "single": False, "padded": True, "accelerator": "cpu",
+    }  # fmt: skip
+    return Step(model=made.model, task=made.task, method=made.method, **(fields | changes))
+
+
+def peak(found: Curve, batch: int) -> int:
+    """The most of a step."""
+    return max(sum(line.at(batch)) for line in found.training)
+
+
+# ---------------------------------------------------------------- real training
+
+
+@pytest.mark.parametrize("name", ["llama-lora-bf16"])
+def test_the_trace_is_what_the_allocator_sees(name: str) -> None:
+    """Real steps through the product's own Trainer, by the benchmark, which has 80 such cases."""
+    import cases
+    import measure
+    import run
+
+    case = next(case for case in cases.CASES if case.name == name)
+    measured = measure.measure(case)
+    predicted = run.predicted_bytes(case, "cpu", measured["threads"])
+    assert predicted == pytest.approx(measured["peak_bytes"], rel=0.001)
+
+
+# ---------------------------------------------------------------- two small depths tell all
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "changes"),
+    [
+        (LLAMA, "full", {}),
+        (LLAMA, "full", {"checkpointing": True, "precision": "bf16"}),
+        (LLAMA, "lora", {"precision": "bf16"}),
+        (LLAMA, "qlora", {"checkpointing": True}),
+        (GEMMA3, "full", {}),
+        (GEMMA3, "lora", {"checkpointing": True}),
+        (BERT, "full", {"single": True}),
+        (LLAMA, "full", {"zero_stage": 2}),
+        (LLAMA, "full", {"zero_stage": 3, "checkpointing": True}),
+    ],
+)
+def test_the_whole_model_is_what_small_traces_say(
+    config: dict[str, Any], method: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpcft.memory import tracing
+    from hpcft.memory.tracing import run
+
+    sizes = ZeroSizes(
+        reduce_bucket_elements=20_000, prefetch_bucket_elements=5_000,
+        persistence_threshold_elements=100, max_live_elements=60_000,
+        max_reuse_distance_elements=60_000 if changes.get("checkpointing") else 0,
+    )  # fmt: skip
+    asked = step(config, method, zero=sizes if changes.get("zero_stage") else None, **changes)
+    small = curve(asked)
+    layers = int(config["num_hidden_layers"])
+    monkeypatch.setattr(run.models, "period", lambda *_: layers)  # so that nothing repeats
+    whole = curve(asked.model_copy(update={"threads": 2}))
+    assert tracing is not None
+    for batch in (1,) if changes.get("single") else (2, 3, 8):
+        assert peak(small, batch) == pytest.approx(peak(whole, batch), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["opt", "gpt_neox", "gpt2", "qwen3", "mistral", "phi", "falcon"])
+def test_any_architecture_is_traced_without_a_rule_of_its_own(kind: str) -> None:
+    names = {"gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 4}}
+    plain = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    found = curve(step({"model_type": kind, "vocab_size": 500, **names.get(kind, plain)}))
+    assert peak(found, 4) > peak(found, 2) > 0
+    assert found.evaluation_bytes(2) < peak(found, 2)
+
+
+# ---------------------------------------------------------------- closed forms
+
+
+LAYOUT = Layout(
+    nodes=1, ranks_per_node=1, per_device_train_batch_size=2, gradient_accumulation_steps=1,
+    gradient_checkpointing=False, zero_stage=0, offload_optimizer="none", offload_param="none",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_closed_form_and_trace_agree_on_what_lasts(method: str, precision: Any) -> None:
+    from hpcft.memory import parameters
+
+    wide = {**LLAMA, "hidden_size": 256, "intermediate_size": 512}
+    asked = step(wide, method, precision=precision)
+    facts = parameters.facts(asked.model, asked.task, asked.method)
+    traced = next(line for line in curve(asked).training if line.part.startswith("forward"))
+    kinds = dict(zip(KINDS, traced.at(2), strict=True))
+    by_hand = lasting_bytes(facts, asked.method, LAYOUT, precision, "adamw_torch")
+    lasting = kinds["weights"] + kinds["optimizer states"]
+    assert lasting == pytest.approx(by_hand, rel=0.02), "the tables of 4-bit types are beside"
+    assert kinds["optimizer states"] == pytest.approx(8 * facts.parameters.trainable, rel=1e-3)
+    if method == "qlora":
+        assert facts.parameters.quantised * NF4_DOUBLE_BYTES < kinds["weights"]
+
+
+def test_logits_are_the_vocabulary_times_the_tokens() -> None:
+    traced = max(
+        (line for line in curve(step(LLAMA)).training if line.part == "forward head"),
+        key=lambda line: sum(line.at(4)),
+    )
+    logits = dict(zip(KINDS, traced.at(4), strict=True))["logits and loss"]
+    assert logits == pytest.approx(4 * 4 * 48 * 500 * 3, rel=0.1), "all, chosen, log-softmax"
+
+
+def test_gradients_of_an_earlier_micro_batch_are_there_from_the_start() -> None:
+    once = curve(step(LLAMA))
+    again = once.accumulating()
+    trained = max(line.fixed[KINDS.index("gradients")] for line in once.training)
+    assert peak(again, 8) == pytest.approx(peak(once, 8) + trained, rel=0.02)
+
+
+def test_flash_attention_holds_less_than_a_mask() -> None:
+    with_mask = step(LLAMA, accelerator="cuda", precision="bf16", flash_attention=True)
+    without = with_mask.model_copy(update={"padded": False})
+    assert peak(curve(without), 8) < peak(curve(with_mask), 8)
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+lines = st.lists(
+    st.tuples(st.integers(0, 1000), st.integers(0, 50)).map(
+        lambda pair: Line(part="forward 0", fixed=[pair[0]], each=[pair[1]])
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(lines, st.integers(1, 200))
+def test_the_envelope_is_the_maximum(every: list[Line], batch: int) -> None:
+    best = envelope(every)
+    assert max(line.at(batch)[0] for line in best) == max(line.at(batch)[0] for line in every)
+
+
+def test_a_tensor_across_a_cut_is_kept_on_both_sides() -> None:
+    counts = ParameterCount(
+        total=100, trainable=100, added=0, largest_layer=60, trained_tensors=[60, 40]
+    )
+    assert zero.largest_share(counts, 2) == 1.0, "the second part begins inside the first tensor"
+    assert zero.largest_share(counts, 1) == 1.0
+    even = counts.model_copy(update={"trained_tensors": [50, 50]})
+    assert zero.largest_share(even, 2) == 0.5
+
+
+# ---------------------------------------------------------------- gathers
+
+SIZES = ZeroSizes(
+    reduce_bucket_elements=10, prefetch_bucket_elements=50, persistence_threshold_elements=5,
+    max_live_elements=300, max_reuse_distance_elements=0,
+)  # fmt: skip
+
+
+def order(layers: int) -> Order:
+    """A row of layers of 100 elements and a bias each, forward and back."""
+    names = [f"layers.{i}" for i in range(layers)]
+    parts = {f"forward {i}": [(FETCH, n), (RELEASE, n)] for i, n in enumerate(names)}
+    parts |= {
+        f"backward {i}": [(FETCH, names[i]), (RELEASE, names[i])] for i in reversed(range(layers))
+    }
+    return Order(parts, {n: {f"{n}.w": 100, f"{n}.b": 5} for n in names}, "layers")
+
+
+def test_gathers_stay_within_their_bounds_and_end() -> None:
+    played = gathers.play(order(20), SIZES, on_cpu=False)
+    assert played.always == 20 * 5
+    most = max(max(high) for high in played.highest.values())
+    assert 200 <= most <= SIZES.max_live_elements + 100
+    assert list(played.settled.values())[-1][-1] <= played.always + SIZES.max_live_elements
+
+
+def test_without_prefetch_one_layer_is_whole_at_a_time() -> None:
+    alone = SIZES.model_copy(update={"prefetch_bucket_elements": 0})
+    played = gathers.play(order(20), alone, on_cpu=False)
+    assert {max(high) for high in played.highest.values()} == {100 + 100}
+
+
+def test_what_is_used_again_soon_stays() -> None:
+    near = SIZES.model_copy(
+        update={"prefetch_bucket_elements": 0, "max_reuse_distance_elements": 210}
+    )
+    played = gathers.play(order(20), near, on_cpu=False)
+    assert played.settled["forward 19"][-1] > played.settled["forward 0"][-1]
+
+
+def test_a_row_of_layers_is_stretched_by_its_period() -> None:
+    long, like = gathers.stretched(order(4), 4, 10, 2)
+    assert list(long.parts)[:10] == [f"forward {i}" for i in range(10)]
+    assert [like[f"forward {i}"].split()[1] for i in range(10)] == list("0121212123")
+    assert set(long.owned) == {f"layers.{i}" for i in range(10)}
+    assert long.owned["layers.9"] == {"layers.9.w": 100, "layers.9.b": 5}
