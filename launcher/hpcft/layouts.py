@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from hpcft.records import Cluster, Layout, ModelFacts, Precision
 
 BF16_CAPABILITY = 8.0  # Ampere; NVIDIA CUDA C++ Programming Guide, arithmetic throughput
 MAX_MICRO_BATCH = 64
+LOSS_CHUNKS = (1, 8)  # parts of the logits to try, one after the other
 
 # ZeRO stage, optimizer offload, parameter offload, in the order of what they cost in speed.
 _RUNGS: tuple[tuple[int, Any, Any], ...] = (
@@ -113,49 +115,58 @@ def problems(recipe: FullRecipe, cluster: Cluster, facts: ModelFacts) -> list[tu
         found.append((("train", "bf16"), f"{name} has no bfloat16", "use auto or fp16: true"))
     if recipe.train.fp16 is True and cluster.accelerator == "cpu":
         found.append((("train", "fp16"), "a CPU does not train in float16", "use auto"))
-    if facts.max_positions and recipe.task.max_length > facts.max_positions:
+    extra = recipe.method.extra_tokens
+    if facts.max_positions and recipe.task.max_length + extra > facts.max_positions:
+        beside = f" beside {extra} virtual ones" if extra else ""
         found.append(
             (
                 ("task", "max_length"),
                 f"the model takes at most {facts.max_positions} tokens, "
-                f"got {recipe.task.max_length}",
-                "lower it",
+                f"got {recipe.task.max_length}{beside}",
+                f"lower it to {max(facts.max_positions - extra, 0)}",
             )
         )
     return found
 
 
-def layouts(recipe: FullRecipe, cluster: Cluster) -> Iterator[Layout]:
-    """The layouts that recipe and profile allow: fewest GPUs, then least offloading, first."""
+def layouts(
+    recipe: FullRecipe, cluster: Cluster, *, loss_in_parts: bool = False
+) -> Iterator[Layout]:
+    """The layouts that recipe and profile allow; of one shape the least offloading first.
+
+    Args:
+        recipe: what to train.
+        cluster: what there is.
+        loss_in_parts: whether the model's loss can be computed in parts (`ModelFacts`).
+    """
     wanted, train = recipe.resources, recipe.train
     most = cluster.gpus_per_node if cluster.accelerator == "cuda" else 1
     ranks = [wanted.gpus_per_node] if wanted.gpus_per_node != "auto" else doubling(most)
     nodes = [wanted.nodes] if wanted.nodes != "auto" else doubling(cluster.max_nodes)
     if wanted.gpus_per_node == "auto" and wanted.nodes != "auto" and wanted.nodes > 1:
         ranks = [most]  # who asks for several nodes means whole ones
-    shapes = sorted(
-        {(n, r) for n in nodes for r in ranks if n == 1 or r == ranks[-1]},
-        key=lambda shape: (shape[0] * shape[1], shape[0]),
-    )
+    shapes = [(n, r) for n in nodes for r in ranks if n == 1 or r == ranks[-1]]
     checkpointing = (
         [False, True] if train.gradient_checkpointing == "auto" else [train.gradient_checkpointing]
     )
-    for n, r in shapes:
-        for stage, optimizer, param in _rungs(recipe, cluster):
-            if wanted.zero_stage == "auto" and stage and n * r == 1 and optimizer == "none":
-                continue  # sharding over one rank gains nothing
-            for recompute in checkpointing:
-                for micro in _micro_batches(recipe, n * r):
-                    yield Layout(
-                        nodes=n,
-                        ranks_per_node=r,
-                        per_device_train_batch_size=micro,
-                        gradient_accumulation_steps=train.global_batch_size // (micro * n * r),
-                        gradient_checkpointing=recompute,
-                        zero_stage=stage,
-                        offload_optimizer=optimizer,
-                        offload_param=param,
-                    )
+    chunks = LOSS_CHUNKS if loss_in_parts else (1,)
+    for (n, r), rung in itertools.product(shapes, list(_rungs(recipe, cluster))):
+        stage, optimizer, param = rung
+        if wanted.zero_stage == "auto" and stage and n * r == 1 and optimizer == "none":
+            continue  # sharding over one rank gains nothing
+        for recompute, parts in itertools.product(checkpointing, chunks):
+            for micro in _micro_batches(recipe, n * r):
+                yield Layout(
+                    nodes=n,
+                    ranks_per_node=r,
+                    per_device_train_batch_size=micro,
+                    gradient_accumulation_steps=train.global_batch_size // (micro * n * r),
+                    gradient_checkpointing=recompute,
+                    zero_stage=stage,
+                    offload_optimizer=optimizer,
+                    offload_param=param,
+                    loss_chunks=parts,
+                )
 
 
 def _rungs(recipe: FullRecipe, cluster: Cluster) -> Iterator[tuple[int, Any, Any]]:
@@ -221,4 +232,6 @@ def describe(layout: Layout) -> str:
         parts.append(f"optimizer on {layout.offload_optimizer}")
     if layout.offload_param != "none":
         parts.append(f"parameters on {layout.offload_param}")
+    if layout.loss_chunks > 1:
+        parts.append(f"loss in {layout.loss_chunks} parts")
     return ", ".join(parts)

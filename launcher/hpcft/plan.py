@@ -1,99 +1,184 @@
-"""Recipe + Cluster + model facts to Plan: the first layout that fits, or why none does. No I/O."""
+"""Recipe + Cluster + model facts to Plan: the cheapest layout that fits, or why none. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 
-from hpcft import ds_config
+from hpcft import calibration, disk, ds_config, duration, ladder, speed
 from hpcft.errors import DoesNotFit
-from hpcft.layouts import describe, doubling, layouts, precision_of
-from hpcft.memory import activations, states
-from hpcft.memory.states import CUDA_CONTEXT_BYTES, PROCESS_BYTES
+from hpcft.layouts import layouts, precision_of
+from hpcft.memory import device, states
+from hpcft.memory.curves import Curve, Step, curve
 from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster, Layout, MemoryItem, ModelFacts, Plan
-from hpcft.units import GIB, MIB, format_bytes, format_count
+from hpcft.records import (
+    Alternative,
+    Cluster,
+    Layout,
+    MemoryItem,
+    ModelFacts,
+    Plan,
+    RunTime,
+    Split,
+)
+from hpcft.refusal import excess, explain, obstacle
+from hpcft.search import Candidate, Case, Search
+from hpcft.units import GIB, MIB, format_seconds
 
 # Slurm kills a job that exceeds --mem; what the rules do not know (page cache, growth) goes here.
 HOST_MARGIN = 1.25
+MOST_FALLEN = 8
 # Trained in bfloat16; their activations exceed float16's 65,504 (documented on their model cards).
 OVERFLOW_IN_FP16 = ("gemma", "gemma2", "gemma3", "t5", "mt5", "longt5")
 
 
-def make(recipe: FullRecipe, cluster: Cluster, facts: ModelFacts, *, load_bytes: int = 0) -> Plan:
-    """The first layout that fits: fewest GPUs, then least offloading, then largest micro-batch.
+def make(
+    recipe: FullRecipe,
+    cluster: Cluster,
+    facts: ModelFacts,
+    *,
+    load_bytes: int = 0,
+    examples: Mapping[Split, int] | None = None,
+    brief: bool = False,
+    trace: Callable[[Step], Curve] = curve,
+) -> Plan:
+    """The layout with the least GPU hours among those that fit.
+
+    A run that would exceed its time limit takes more GPUs, if that helps. Layouts whose cost is the
+    same within `NEAR_TIE` are decided by fewer GPUs, then less offloading.
 
     Args:
         recipe: what to train; `problems` found nothing in it.
         cluster: what there is.
         facts: the model's counts and dimensions.
         load_bytes: the largest file that a rank reads at once when loading weights.
+        examples: examples of the splits whose size is known.
+        brief: whether a refusal does without the smallest change, which takes longer to find.
+        trace: how the memory of a step is known.
 
     Raises:
         DoesNotFit: with the closest layout and the smallest change that would fit.
     """
-    best: Plan | None = None
-    for plan in _candidates(recipe, cluster, facts, load_bytes):
-        if _fits(plan):
-            return _explained(plan, recipe, cluster)
-        if best is None or _excess(plan) < _excess(best):
-            best = plan
-    if best is None:
-        raise DoesNotFit(
-            f"{recipe.name} on {cluster.name}: train.global_batch_size "
-            f"{recipe.train.global_batch_size} cannot be split over the ranks and micro-batches "
-            "that the recipe fixes; make it a multiple of nodes × gpus_per_node × "
-            "per_device_train_batch_size"
-        )
-    raise DoesNotFit(_refusal(best, recipe, cluster, facts, load_bytes))
+    case = Case(recipe, cluster, facts, load_bytes, examples or {}, trace)
+    search = _search(case)
+    found = search.best()
+    if found is not None:
+        return _explained(case, search, *found)
+    closest = search.closest(excess)
+    short = obstacle(closest) if closest else "the global batch cannot be split"
+    raise DoesNotFit(short if brief else explain(case, closest, _first_fit), short)
 
 
-def _fits(plan: Plan) -> bool:
-    return _excess(plan) <= 0
+def _first_fit(case: Case) -> Plan | None:
+    """The cheapest layout that fits, if one does."""
+    search = _search(case)
+    found = next(search.fitting(), None)
+    return search.priced(found) if found else None
 
 
-def _excess(plan: Plan) -> int:
-    """Bytes over the tighter of the two limits; negative when it fits."""
-    return max(
-        plan.gpu_peak_bytes - plan.gpu_capacity_bytes,
-        plan.host_peak_bytes - plan.host_capacity_bytes,
+def table(
+    recipe: FullRecipe,
+    cluster: Cluster,
+    facts: ModelFacts,
+    *,
+    load_bytes: int = 0,
+    trace: Callable[[Step], Curve] = curve,
+) -> list[Alternative]:
+    """All layouts with memory and time, the cheapest first; arguments as for `make`."""
+    search = _search(Case(recipe, cluster, facts, load_bytes, trace=trace))
+    return [alternative(candidate, search.priced(candidate)) for candidate in search.ordered]
+
+
+def alternative(candidate: Candidate, plan: Plan | None) -> Alternative:
+    """A layout as it is told beside the chosen one."""
+    return Alternative(
+        layout=candidate.layout,
+        step=candidate.time.step,
+        gpu_peak_bytes=plan.gpu_peak_bytes if plan else None,
+        obstacle=obstacle(plan) if plan else "weights and optimizer alone exceed the GPU",
     )
 
 
-def _candidates(
-    recipe: FullRecipe, cluster: Cluster, facts: ModelFacts, load_bytes: int
-) -> Iterator[Plan]:
-    for layout in layouts(recipe, cluster):
-        yield _priced(layout, recipe, cluster, facts, load_bytes)
+def _search(case: Case) -> Search:
+    return Search(
+        [
+            _timed(case, layout)
+            for layout in ladder.held_down(
+                layouts(case.recipe, case.cluster, loss_in_parts=case.facts.loss_in_parts),
+                case.recipe,
+                case.cluster,
+            )
+        ],
+        price=lambda candidate: _priced(case, candidate.layout, candidate.time),
+        fits=lambda plan: excess(plan) <= 0,
+        surely_over=lambda layout: _surely_over(case, layout),
+    )
 
 
-def _priced(
-    layout: Layout, recipe: FullRecipe, cluster: Cluster, facts: ModelFacts, load_bytes: int
-) -> Plan:
-    """A layout with its predicted memory."""
+def _timed(case: Case, layout: Layout) -> Candidate:
+    """A layout with its predicted time."""
+    recipe, cluster, facts = case.recipe, case.cluster, case.facts
+    precision = precision_of(recipe, cluster)
+    length = recipe.task.max_length
+    step = speed.step_time(facts, recipe.method, layout, precision, length, cluster)
+    time = duration.run_time(step, recipe, facts, layout, precision, cluster, case.examples)
+    asked = recipe.resources.time_min
+    limit_s = 60 * (cluster.time_limit_min if asked == "auto" else asked)
+    return Candidate(layout, time, late_s=max(0.0, (time.run_s or 0.0) - limit_s))
+
+
+def _surely_over(case: Case, layout: Layout) -> int:
+    """Bytes by which what stays on a GPU all the time exceeds it."""
+    recipe, cluster = case.recipe, case.cluster
+    precision = precision_of(recipe, cluster)
+    least = states.lasting_bytes(case.facts, recipe.method, layout, precision, recipe.train.optim)
+    return least - capacity_bytes(cluster, layout)
+
+
+def capacity_bytes(cluster: Cluster, layout: Layout) -> int:
+    """What one rank may use: a GPU less what others hold, or its share of the node's memory."""
+    if cluster.accelerator == "cpu":
+        return int(cluster.host_memory_gib * GIB) // layout.ranks_per_node
+    assert cluster.gpu is not None
+    return int((cluster.gpu.memory_gib - cluster.gpu.other_processes_gib) * GIB)
+
+
+def _priced(case: Case, layout: Layout, time: RunTime) -> Plan:
+    """A layout with its predicted memory and time."""
+    recipe, cluster, facts = case.recipe, case.cluster, case.facts
+    load_bytes = case.load_bytes
     precision = precision_of(recipe, cluster)
     on_gpu = cluster.accelerator == "cuda"
-    sdpa = recipe.model.attn_implementation == "sdpa"
-    gpu = states.model_states(facts, recipe.method, layout, precision, recipe.train.optim)
-    gpu += activations.activation_items(facts, layout, precision, recipe.task.max_length, sdpa=sdpa)
-    gpu.append(activations.fragmentation(gpu))
+    optim = recipe.train.optim
+    traced = case.trace(device.step_of(recipe, layout, cluster, facts, precision))
+    peak = device.peak(traced, facts, layout, precision, optim, on_gpu=on_gpu)
+    eval_batch, eval_bytes = device.evaluation_batch(
+        traced,
+        peak.total_bytes,
+        sum(item.bytes for item in device.beside(facts, layout, precision, optim)),
+        layout.per_device_train_batch_size,
+        fixed=None
+        if recipe.evaluation.per_device_eval_batch_size == "auto"
+        else recipe.evaluation.per_device_eval_batch_size,
+    )
+    gpu = peak.items
+    if eval_bytes > peak.total_bytes:
+        rule = f"scoring {eval_batch} at once takes more than training"
+        gpu.append(MemoryItem(name="evaluation", bytes=eval_bytes - peak.total_bytes, rule=rule))
     if on_gpu:
         load_bytes = states.loading_bytes(facts, recipe.method, layout, precision, load_bytes)
-    host = states.host_states(facts, recipe.method, layout, precision, load_bytes=load_bytes)
+    known = cluster.calibration
+    host = states.host_states(
+        facts, recipe.method, layout, precision, load_bytes=load_bytes, known=known
+    )
     host_capacity = int(cluster.host_memory_gib * GIB)
     if on_gpu:
-        assert cluster.gpu is not None
-        gpu.append(
-            MemoryItem(
-                name="CUDA context and communicators", bytes=CUDA_CONTEXT_BYTES, rule="1 GiB"
-            )
-        )
-        capacity = int(cluster.gpu.memory_gib * GIB)
+        gpu.append(device.fragmentation(gpu, known))
+        gpu += states.context_items(layout, known)
     else:
         # On a CPU a rank's memory is host memory: its process counts, and the node's is their sum.
         ranks = layout.ranks_per_node
-        gpu.append(MemoryItem(name="process", bytes=PROCESS_BYTES, rule="1.5 GiB"))
-        capacity = host_capacity // ranks
-        training = sum(item.bytes for item in gpu) - PROCESS_BYTES
+        training = sum(item.bytes for item in gpu)
+        gpu.append(states.process_item(known))
         host.append(
             MemoryItem(
                 name="training on the CPU",
@@ -106,10 +191,6 @@ def _priced(
     cores = max(1, cluster.cores_per_node // layout.ranks_per_node)
     if cluster.gpus_per_node:
         cores = max(1, cluster.cores_per_node // cluster.gpus_per_node)
-    micro = layout.per_device_train_batch_size
-    eval_batch = min(64, 4 * micro) if facts.logits_positions == "sequence" else micro
-    if recipe.evaluation.per_device_eval_batch_size != "auto":
-        eval_batch = recipe.evaluation.per_device_eval_batch_size
     return Plan(
         recipe=recipe.name,
         cluster=cluster.name,
@@ -120,28 +201,44 @@ def _priced(
         per_device_eval_batch_size=eval_batch,
         facts=facts,
         gpu_memory=gpu,
-        gpu_capacity_bytes=capacity,
+        gpu_capacity_bytes=capacity_bytes(cluster, layout),
+        other_processes_bytes=int(cluster.gpu.other_processes_gib * GIB) if cluster.gpu else 0,
         host_memory=host,
         host_capacity_bytes=host_capacity,
         cpus_per_task=cores,
         mem_mib=int(min(max(host_peak * HOST_MARGIN, GIB), host_capacity) / MIB),
-        time_min=cluster.time_limit_min if wanted.time_min == "auto" else wanted.time_min,
+        time_min=duration.time_limit_min(time, recipe, cluster),
+        time=time,
+        disk=disk.run_folder_items(
+            facts, recipe, layout, precision, duration.checkpoints(recipe, time.steps)
+        ),
+        node_disk_bytes=disk.node_disk_bytes(facts, layout, precision),
+        node_disk_capacity_bytes=int(cluster.node_disk_gib * GIB),
         partition=wanted.partition or cluster.partition,
     )
 
 
-def _explained(plan: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan:
-    layout = plan.layout
+def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candidate | None) -> Plan:
+    """The chosen plan with reasons, warnings, its neighbours and the DeepSpeed configuration."""
+    recipe, cluster, layout = case.recipe, case.cluster, chosen.layout
+    plan = search.priced(chosen)
+    assert plan.time is not None
     unit = "GPU" if plan.accelerator == "cuda" else "rank"
+    fixed = "auto" not in (recipe.resources.nodes, recipe.resources.gpus_per_node)
     reasons = [
-        f"{layout.world_size} {unit}{'s' * (layout.world_size > 1)}: the fewest allowed that fit"
-        if "auto" in (recipe.resources.nodes, recipe.resources.gpus_per_node)
-        else f"{layout.world_size} {unit}{'s' * (layout.world_size > 1)}: as the recipe asks",
+        f"{layout.world_size} {unit}{'s' * (layout.world_size > 1)}: "
+        + ("as the recipe asks" if fixed else f"the fewest {unit} hours of what fits"),
         f"micro-batch {layout.per_device_train_batch_size} × {layout.gradient_accumulation_steps} "
         f"accumulated × {layout.world_size} ranks = global batch {recipe.train.global_batch_size}",
     ]
     if layout.gradient_checkpointing and recipe.train.gradient_checkpointing == "auto":
-        reasons.append("activations are recomputed: without, no micro-batch fits")
+        reasons.append("activations are recomputed: without, it does not fit or costs more")
+    if layout.loss_chunks > 1:
+        reasons.append(
+            f"logits and loss are computed in {layout.loss_chunks} parts: at once, it does not fit "
+            "or costs more"
+        )
+    reasons += calibration.reasons(recipe, cluster)
     warnings = []
     if plan.precision == "fp16" and plan.facts.model_type in OVERFLOW_IN_FP16:
         name = cluster.gpu.name if cluster.gpu else cluster.name
@@ -149,94 +246,30 @@ def _explained(plan: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan:
             f"{plan.facts.model_type} overflows in float16 and {name} has no bfloat16: expect "
             "skipped steps or NaN; use a GPU of compute capability 8.0 or train.fp16: false"
         )
-    config = ds_config.build(layout, plan.precision, plan.facts, recipe.train, cluster)
-    return plan.model_copy(update={"reasons": reasons, "warnings": warnings, "ds_config": config})
-
-
-# ---------------------------------------------------------------- when nothing fits
-
-
-def _refusal(
-    best: Plan, recipe: FullRecipe, cluster: Cluster, facts: ModelFacts, load_bytes: int
-) -> str:
-    biggest = sorted(best.gpu_memory, key=lambda item: -item.bytes)[:3]
-    parts = ", ".join(f"{item.name} {format_bytes(item.bytes)}" for item in biggest)
-    layout = best.layout
-    host_bound = best.gpu_peak_bytes <= best.gpu_capacity_bytes
-    need, have, where = (
-        (best.host_peak_bytes, best.host_capacity_bytes, "host memory of a node")
-        if host_bound
-        else (best.gpu_peak_bytes, best.gpu_capacity_bytes, _device_name(cluster))
-    )
-    return "\n".join(
-        [
-            f"{recipe.name} does not fit {cluster.name}: {format_bytes(need)} needed, "
-            f"{format_bytes(have)} of {where}",
-            f"  closest: {describe(layout)}: {parts}",
-            f"  model: {format_count(facts.parameters.total)} parameters, "
-            f"{format_count(facts.parameters.trainable)} trained",
-            f"  smallest change: {_smallest_change(recipe, cluster, facts, load_bytes, best)}",
-        ]
+    limit_min, run_s = plan.time_min, plan.time.run_s
+    if run_s is not None and run_s > 60 * limit_min:
+        warnings.append(
+            f"the run is predicted to take {format_seconds(run_s)}, its time limit is "
+            f"{format_seconds(60 * limit_min)}, and no layout is faster: it takes more nodes, "
+            "fewer steps or a shorter max_length"
+        )
+    return plan.model_copy(
+        update={
+            "reasons": reasons,
+            "warnings": warnings,
+            "next_best": alternative(next_best, search.priced(next_best)) if next_best else None,
+            "fell_out": _fell_out(search, chosen),
+            "ds_config": ds_config.build(layout, plan.precision, plan.facts, recipe.train, cluster),
+        }
     )
 
 
-def _device_name(cluster: Cluster) -> str:
-    return (
-        f"a {cluster.gpu.name}"
-        if cluster.gpu and cluster.accelerator == "cuda"
-        else ("host memory for a rank")
-    )
-
-
-_FREEABLE = {
-    "train.per_device_train_batch_size": ("train", "per_device_train_batch_size"),
-    "train.gradient_checkpointing": ("train", "gradient_checkpointing"),
-    "resources.zero_stage": ("resources", "zero_stage"),
-    "resources.offload_optimizer": ("resources", "offload_optimizer"),
-    "resources.offload_param": ("resources", "offload_param"),
-    "resources.gpus_per_node": ("resources", "gpus_per_node"),
-    "resources.nodes": ("resources", "nodes"),
-}
-
-
-def _smallest_change(
-    recipe: FullRecipe, cluster: Cluster, facts: ModelFacts, load_bytes: int, best: Plan
-) -> str:
-    free = recipe
-    for key, (section, field) in _FREEABLE.items():
-        if getattr(getattr(recipe, section), field) == "auto":
-            continue
-        alone = _with_auto(recipe, section, field)
-        found = _first_fit(alone, cluster, facts, load_bytes)
-        if found:
-            return f"{key}: auto ({describe(found.layout)}, {format_bytes(found.gpu_peak_bytes)})"
-        free = _with_auto(free, section, field)
-    if free is not recipe:
-        found = _first_fit(free, cluster, facts, load_bytes)
-        if found:
-            return f"leave the layout to the plan: {describe(found.layout)}"
-    for nodes in doubling(64):
-        if nodes > cluster.max_nodes and cluster.scheduler == "slurm":
-            wider = cluster.model_copy(update={"max_nodes": nodes})
-            found = _first_fit(free, wider, facts, load_bytes)
-            if found:
-                allowed = f"{cluster.name} allows {cluster.max_nodes}"
-                return f"{found.layout.nodes} nodes ({allowed}): {describe(found.layout)}"
-    if best.gpu_peak_bytes <= best.gpu_capacity_bytes:
-        return f"nodes with {format_bytes(best.host_peak_bytes)} of host memory"
-    return (
-        f"{'GPUs' if best.accelerator == 'cuda' else 'nodes'} with "
-        f"{format_bytes(best.gpu_peak_bytes)} each, or a smaller method (qlora) or max_length"
-    )
-
-
-def _with_auto(recipe: FullRecipe, section: str, field: str) -> FullRecipe:
-    part = getattr(recipe, section).model_copy(update={field: "auto"})
-    return recipe.model_copy(update={section: part})
-
-
-def _first_fit(
-    recipe: FullRecipe, cluster: Cluster, facts: ModelFacts, load_bytes: int
-) -> Plan | None:
-    plans = _candidates(recipe, cluster, facts, load_bytes)
-    return next((plan for plan in plans if _fits(plan)), None)
+def _fell_out(search: Search, chosen: Candidate) -> list[Alternative]:
+    """The cheaper kinds of layout that do not fit, one for each number of GPUs and sharding."""
+    kinds: dict[tuple[object, ...], Alternative] = {}
+    for fallen in sorted(search.fallen.values(), key=lambda f: f.cost):
+        x = fallen.candidate.layout
+        kind = (x.nodes, x.ranks_per_node, x.zero_stage, x.offload_optimizer, x.offload_param)
+        if fallen.cost < chosen.cost:
+            kinds[kind] = alternative(fallen.candidate, fallen.plan)  # the last needs the least
+    return list(kinds.values())[:MOST_FALLEN]

@@ -42,6 +42,7 @@ def _register() -> None:
         clusters,
         collect,
         logs,
+        params,
         plan,
         recipes,
         schema,
@@ -49,7 +50,7 @@ def _register() -> None:
         submit,
     )
 
-    for verb in (plan, submit, status, logs, cancel, collect, recipes, clusters, schema):
+    for verb in (plan, params, submit, status, logs, cancel, collect, recipes, clusters, schema):
         verb.add_to(app)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hpcft.cli.options import RunNames, RunsDir
-from hpcft.errors import UsageError
+from hpcft.errors import StoreError, UsageError
 from hpcft.paths import DEFAULT_RUNS
 
 
@@ -26,7 +26,10 @@ def add_to(app: typer.Typer) -> None:
         json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
         runs_dir: RunsDir = DEFAULT_RUNS,
     ) -> None:
-        """Print one table of results, reported beside ours."""
+        """Print one table of results, reported beside ours; of all runs, keep what they measured.
+
+        Later plans go by the measured memory and speed of the runs of their cluster.
+        """
         from hpcft import collect as collecting
         from hpcft.cli import console
         from hpcft.cli.status import chosen
@@ -36,7 +39,14 @@ def add_to(app: typer.Typer) -> None:
         if wanted not in ("table", "json", *FORMATS):
             known = ", ".join(["table", "json", *FORMATS])
             raise UsageError(f"--format {wanted}: expected one of {known}")
-        found = collecting.rows(chosen(runs_dir, runs))
+        views = chosen(runs_dir, runs)
+        if not runs:
+            try:
+                for line in collecting.learn(views, runs_dir):
+                    console.say(line)
+            except (StoreError, OSError) as error:
+                console.warn(f"the calibration is not kept: {error}")
+        found = collecting.rows(views)
         if wanted == "json":
             console.as_json([collecting.as_json(row) for row in found])
             return

@@ -31,6 +31,14 @@ Overrides = Annotated[
 RecipeName = Annotated[
     str, typer.Argument(help="Recipe: a file, or a name from `hpcft recipes`.", metavar="RECIPE")
 ]
+RecipeNames = Annotated[
+    list[str],
+    typer.Argument(help="Recipes: files, or names from `hpcft recipes`.", metavar="RECIPE…"),
+]
+Uncalibrated = Annotated[
+    bool,
+    typer.Option("--uncalibrated", help="Without what earlier runs of the cluster have measured."),
+]
 RunNames = Annotated[
     list[str] | None,
     typer.Argument(

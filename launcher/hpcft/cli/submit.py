@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hpcft.cli.options import ClusterName, Json, Overrides, RecipeName, RunsDir
+from hpcft.cli.options import ClusterName, Json, Overrides, RecipeName, RunsDir, Uncalibrated
 from hpcft.paths import DEFAULT_RUNS
 
 
@@ -25,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
         again: Annotated[
             bool, typer.Option("--again", help="Run once more what has completed.")
         ] = False,
+        uncalibrated: Uncalibrated = False,
         json: Json = False,
         runs_dir: RunsDir = DEFAULT_RUNS,
     ) -> None:
@@ -33,7 +34,13 @@ def add_to(app: typer.Typer) -> None:
         from hpcft.cli import console
         from hpcft.cli.watch import watch_until_done
 
-        site, prepared = submission.prepare(recipe, cluster, override or [], say=console.say)
+        site, prepared = submission.prepare(
+            recipe,
+            cluster,
+            override or [],
+            calibrated_by=None if uncalibrated else runs_dir,
+            say=console.say,
+        )
         for warning in dict.fromkeys(w for item in prepared for w in item.plan.warnings):
             console.warn(warning)
         if dry_run:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpcft import document, validation
 from hpcft.document import Document
-from hpcft.errors import InputError, Problem
+from hpcft.errors import InputError, Problem, UsageError
 from hpcft.paths import shipped
 from hpcft.records import Cluster, Gpu
+from hpcft.units import GIB, parse_bytes
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Profile:
 
 def available() -> list[Path]:
     """The shipped profiles."""
-    return sorted(shipped("slurm").glob("*.yaml"))
+    return sorted(shipped("slurm").glob("*.yaml"), key=lambda path: path.stem)
 
 
 def find(name: str) -> Path:
@@ -60,6 +61,11 @@ def load(name: str) -> Profile:
         problems.append(
             Problem(where, "gpu", "a cuda cluster needs `gpu` and `gpus_per_node`", "add both")
         )
+    if cluster.gpu and cluster.gpu.other_processes_gib >= cluster.gpu.memory_gib:
+        where = str(doc.origin_of(("gpu", "other_processes_gib")))
+        held, all_ = cluster.gpu.other_processes_gib, cluster.gpu.memory_gib
+        what = f"expected less than the GPU's {all_:g} GiB, got {held:g}"
+        problems.append(Problem(where, "gpu.other_processes_gib", what, "correct one of them"))
     if cluster.scheduler == "local" and cluster.max_nodes != 1:
         where = str(doc.origin_of(("max_nodes",)))
         problems.append(Problem(where, "max_nodes", "local is one node", "set it to 1"))
@@ -68,6 +74,44 @@ def load(name: str) -> Profile:
     if cluster.scheduler == "local":
         cluster = _this_machine(cluster)
     return Profile(cluster, doc)
+
+
+def with_gpu_memory(
+    site: Profile, gpu_memory: str | None = None, other_processes: str | None = None
+) -> Profile:
+    """The profile with another GPU memory, or with some of it held by processes of others.
+
+    Args:
+        site: a profile with GPUs.
+        gpu_memory: the GPU's memory as it was written, for example `14.74GiB`.
+        other_processes: what others hold, likewise.
+
+    Raises:
+        UsageError: a size is none, or the two do not go together.
+    """
+    gpu = site.cluster.gpu
+    update: dict[str, float] = {}
+    for option, text, field in (
+        ("--gpu-memory", gpu_memory, "memory_gib"),
+        ("--other-processes", other_processes, "other_processes_gib"),
+    ):
+        if text is None:
+            continue
+        if gpu is None or site.cluster.accelerator == "cpu":
+            raise UsageError(f"{option}: {site.cluster.name} has no GPUs; use --cluster")
+        size = parse_bytes(text)
+        if size is None or (size == 0 and field == "memory_gib"):
+            raise UsageError(f"{option}: expected a size such as 14.74GiB, got {text!r}")
+        update[field] = size / GIB
+    if gpu is None or not update:
+        return site
+    changed = gpu.model_copy(update=update)
+    if changed.other_processes_gib >= changed.memory_gib:
+        raise UsageError(
+            f"--other-processes: expected less than the {changed.memory_gib:g} GiB of a "
+            f"{changed.name}, got {changed.other_processes_gib:g} GiB; correct it or --gpu-memory"
+        )
+    return replace(site, cluster=site.cluster.model_copy(update={"gpu": changed}))
 
 
 def _this_machine(cluster: Cluster) -> Cluster:

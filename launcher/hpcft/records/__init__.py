@@ -6,8 +6,18 @@ beside its task or method): validation, the JSON Schema and the reference page a
 """
 
 from hpcft.records.base import Offload, Precision, Record, Split
-from hpcft.records.cluster import Cluster, Gpu
-from hpcft.records.plan import Layout, MemoryItem, ModelFacts, ParameterCount, Plan
+from hpcft.records.cluster import CALIBRATION_BOUNDS, Calibration, Cluster, Gpu, Lowered
+from hpcft.records.plan import (
+    Alternative,
+    Layout,
+    MemoryItem,
+    ModelFacts,
+    ParameterCount,
+    Plan,
+    RunTime,
+    StepTime,
+    ZeroSizes,
+)
 from hpcft.records.recipe import (
     Baseline,
     DataSpec,
@@ -21,11 +31,24 @@ from hpcft.records.recipe import (
     TokenizerTraining,
     Train,
 )
-from hpcft.records.run import Attempt, Fingerprints, Job, Measured, Progress, RunRecord
+from hpcft.records.run import (
+    Attempt,
+    Fingerprints,
+    Job,
+    Measured,
+    PhasePeaks,
+    Prediction,
+    Progress,
+    Rung,
+    RunRecord,
+)
 
 __all__ = [
+    "CALIBRATION_BOUNDS",
+    "Alternative",
     "Attempt",
     "Baseline",
+    "Calibration",
     "Cluster",
     "DataSpec",
     "Evaluation",
@@ -33,6 +56,7 @@ __all__ = [
     "Gpu",
     "Job",
     "Layout",
+    "Lowered",
     "Measured",
     "MemoryItem",
     "Method",
@@ -40,16 +64,22 @@ __all__ = [
     "ModelSpec",
     "Offload",
     "ParameterCount",
+    "PhasePeaks",
     "Plan",
     "Precision",
+    "Prediction",
     "Progress",
     "Recipe",
     "Record",
     "Resources",
     "RunRecord",
+    "RunTime",
+    "Rung",
     "Split",
+    "StepTime",
     "Sweep",
     "Task",
     "TokenizerTraining",
     "Train",
+    "ZeroSizes",
 ]

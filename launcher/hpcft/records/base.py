@@ -33,6 +33,7 @@ ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -44,7 +45,9 @@ class Record(BaseModel):
         extra="forbid",
         strict=True,
         frozen=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
         protected_namespaces=(),
+        # Reading the sources for the attributes' docstrings and building what a command does not
+        # use would take a tenth of its time; `reference` reads the docstrings when asked.
+        defer_build=True,
     )

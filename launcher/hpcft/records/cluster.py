@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from hpcft.records.base import (
     Name,
     NonNegative,
     OneLine,
+    Positive,
     PositiveInt,
     Record,
     SlurmExpression,
@@ -27,12 +28,65 @@ class Gpu(Record):
     """Model, for people: `A100-80GB`."""
     type: SlurmWord | None = None
     """Slurm's GRES type (`--gres=gpu:a100:4`), where the site wants it named."""
-    memory_gib: Annotated[float, Field(gt=0)]
+    memory_gib: Positive
     """Memory as the driver reports it, in GiB (a «16 GB» card has less than 16 GiB usable)."""
     compute_capability: Annotated[float, Field(ge=5, lt=20)]
     """CUDA compute capability; bfloat16 needs 8.0 (Ampere)."""
-    peak_tflops: Annotated[float, Field(gt=0)] | None = None
-    """Dense 16-bit peak in TFLOP/s from the data sheet."""
+    peak_tflops: Positive | None = None
+    """Dense 16-bit peak in TFLOP/s from the data sheet; when absent, that of a slow card of its
+    generation."""
+    link_gb_s: Positive | None = None
+    """Bandwidth to the other GPUs of the node (NVLink), each way, in 10⁹ bytes a second from the
+    data sheet; when absent they talk over PCIe."""
+    host_link_gb_s: Positive | None = None
+    """Bandwidth to the host's memory (PCIe), each way, in 10⁹ bytes a second; when absent, 16
+    lanes of what its generation has."""
+    other_processes_gib: NonNegative = 0.0
+    """Memory that processes of others hold on it, in GiB; more than 0 only on a shared GPU."""
+
+
+class Lowered(Record):
+    """What earlier runs of a recipe had to come down to when they were out of memory."""
+
+    per_device_train_batch_size: PositiveInt
+    """The largest micro-batch that ran to the end after a lack of memory."""
+    gradient_checkpointing: bool
+    """Whether activations had to be recomputed."""
+
+
+# What measurements may make of the stated values, least and most. Contexts of 0.3 to 0.6 GiB have
+# been seen; processes of 0.65 GiB for tiny models, but other recipes load more libraries. What lies
+# far beyond has another cause than its name says.
+CALIBRATION_BOUNDS: Final = {
+    "efficiency": (0.01, 0.9),
+    "fragmentation": (0.02, 0.25),
+    "context_bytes": (256 * 2**20, 2 * 2**30),
+    "process_bytes": (2**30, 3 * 2**30),
+}
+
+
+def _bounded(field: str) -> Any:
+    least, most = CALIBRATION_BOUNDS[field]
+    return Field(ge=least, le=most)
+
+
+class Calibration(Record):
+    """What runs of this cluster have measured, in the place of stated values."""
+
+    efficiency: Annotated[float, _bounded("efficiency")] | None = None
+    """Share of the peak FLOP/s that training reaches."""
+    fragmentation: Annotated[float, _bounded("fragmentation")] | None = None
+    """What the allocator of a GPU reserves beyond tensors, as a share of them."""
+    context_bytes: Annotated[int, _bounded("context_bytes")] | None = None
+    """What a process holds of a GPU beside what its allocator reserves and communicators."""
+    process_bytes: Annotated[int, _bounded("process_bytes")] | None = None
+    """What a rank on a CPU holds beside tensors."""
+    runs: Annotated[int, Field(ge=0)] = 0
+    """Runs that these values come from."""
+    notes: list[str] = Field(default_factory=list)
+    """Measurements beyond the bounds, of which the bound was taken."""
+    lowered: dict[Name, Lowered] = Field(default_factory=dict)
+    """Recipe to what its runs had to come down to."""
 
 
 class Cluster(Record):
@@ -66,12 +120,19 @@ class Cluster(Record):
     """The GPU; required where `accelerator` is cuda."""
     cores_per_node: PositiveInt
     """CPU cores of a node that a job may use."""
-    host_memory_gib: Annotated[float, Field(gt=0)]
+    host_memory_gib: Positive
     """Host memory of a node that a job may use, in GiB."""
     node_disk_path: AbsolutePath | None = None
     """Fast node-local folder (NVMe), for offloading; none when absent."""
     node_disk_gib: NonNegative = 0.0
     """Room in `node_disk_path`, in GiB."""
+    node_disk_gb_s: Positive | None = None
+    """Bandwidth of `node_disk_path`, in 10⁹ bytes a second; 2 when absent."""
+    network_gb_s: Positive | None = None
+    """Bandwidth of a node to the others, all adapters together, each way, in 10⁹ bytes a second;
+    when absent 1.25, 10 Gbit Ethernet."""
+    calibration: Calibration = Field(default_factory=Calibration)
+    """What earlier runs have measured; `hpcft plan --uncalibrated` does without."""
     time_limit_min: PositiveInt = 1440
     """Longest time limit that the partition allows."""
     setup: list[OneLine] = Field(default_factory=list)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from hpcft.records.base import Record
-from hpcft.records.plan import ParameterCount
+from hpcft.records.plan import Layout, ParameterCount
 
 
 class Fingerprints(Record):
@@ -89,6 +89,47 @@ class Progress(Record):
     """Seconds to the last step at the current speed."""
 
 
+class Rung(Record):
+    """A step down the ladder: what a run changed, when it was out of memory, so as to go on."""
+
+    number: int
+    """From 1; each rung of a run stands below the one before."""
+    at: float
+    """Unix time in seconds."""
+    job_id: str
+    """Attempt that took it."""
+    rank: int
+    """Global rank that was out of memory."""
+    node: str
+    """Node that it ran on."""
+    change: str
+    """What was changed, for example `micro-batch 8 → 4`."""
+    evidence: str
+    """Line that tells of the missing memory."""
+    how: Literal["in-process", "restarted"]
+    """Whether the step was done again where it stood, or all ranks started again."""
+    layout: Layout
+    """How the run is laid out from here on; the global batch is the same."""
+    per_device_eval_batch_size: int
+    """Examples per rank and forward pass when scoring, from here on."""
+
+
+class PhasePeaks(Record):
+    """The most that ranks held during a phase of a run, of all ranks that of the largest."""
+
+    resident_bytes: int
+    """Resident set of a rank's process."""
+    host_bytes: int = 0
+    """Sum of the resident sets of a node's ranks."""
+    allocated_bytes: int | None = None
+    """Device memory in tensors; None on a CPU."""
+    reserved_bytes: int | None = None
+    """Device memory that the allocator held; None on a CPU."""
+    device_bytes: int | None = None
+    """Device memory in use, context and communicators included, without what the plan says that
+    others hold; None on a CPU."""
+
+
 class Measured(Record):
     """What a run really took."""
 
@@ -104,6 +145,37 @@ class Measured(Record):
     """Largest sum of resident sets over the ranks of a node."""
     tokens_per_s: float | None = None
     """Training tokens per second over all ranks."""
+    phases: dict[str, PhasePeaks] = Field(default_factory=dict)
+    """Phase, as in the heartbeat, to its peaks: `model` (loading), `training`, `evaluation`, …"""
+    step_s: float | None = None
+    """Median time of an optimizer step, the first ones left out."""
+    timed_steps: int = 0
+    """Steps that this median is of."""
+    tokens_per_step: float | None = None
+    """Training tokens (padding left out) of an optimizer step over all ranks."""
+
+    @property
+    def rank_bytes(self) -> int:
+        """What compares with the prediction: all of a GPU that a rank used; on a CPU its peak."""
+        used = [peaks.device_bytes or 0 for peaks in self.phases.values()]
+        return max([self.peak_memory_bytes, *used])
+
+
+class Prediction(Record):
+    """What the plan of a run predicted, in the parts that measurements tell something of."""
+
+    tensor_bytes: int
+    """Tensors of a rank at its peak."""
+    communicator_bytes: int
+    """Buffers of communicators on a GPU."""
+    step_s: float
+    """An optimizer step."""
+    flops_s: float
+    """What of it is the time of FLOPs: the rest is overhead, communication and offloading."""
+    efficiency: float
+    """Share of the peak FLOP/s that was taken for it."""
+    tokens_per_step: int
+    """Tokens that it was taken for: every sequence as long as the recipe allows."""
 
 
 class RunRecord(Record):
@@ -113,6 +185,8 @@ class RunRecord(Record):
     """Identity by content."""
     recipe: str
     """Name of the recipe."""
+    cluster: str = ""
+    """Name of the profile."""
     finished_at: float
     """Unix time in seconds."""
     job_id: str = ""
@@ -131,7 +205,11 @@ class RunRecord(Record):
     """Counted on the model that was trained."""
     measured: Measured | None = None
     """What it took."""
+    rungs: list[Rung] = Field(default_factory=list)
+    """Steps down the ladder that it needed; none where the plan held."""
     predicted_memory_bytes: int | None = None
     """The plan's peak per rank."""
+    predicted: Prediction | None = None
+    """Its parts, and the predicted time."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of what computed the number."""

@@ -1,0 +1,117 @@
+"""The tables of `hpcft plan`: recipes by clusters, all layouts of one run, one run by GPU count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpcft import recipe as recipes
+from hpcft.cli import console
+from hpcft.cli.plan import as_json
+from hpcft.cluster.profile import Profile
+from hpcft.errors import UsageError
+from hpcft.fits import Answer, all_layouts, matrix, scale
+from hpcft.layouts import describe
+from hpcft.recipe import Point
+from hpcft.records import StepTime
+from hpcft.units import format_bytes, format_number
+
+TIMES = ["step s", "compute s", "communication s", "offload s"]
+HOURS = "GPU h / 1,000 steps"
+
+
+def show_matrix(
+    names: list[str], sites: list[Profile], overrides: list[str] | None, *, json: bool
+) -> None:
+    """Which recipe fits where."""
+    rows = matrix(names, sites, overrides, say=console.say)
+    columns = [site.cluster.name for site in sites]
+    if json:
+        console.as_json(
+            {
+                row: dict(zip(columns, map(_answer_as_json, answers), strict=True))
+                for row, answers in rows.items()
+            }
+        )
+        return
+    cells = [[row, *(answer.short for answer in answers)] for row, answers in rows.items()]
+    console.table(["recipe", *columns], cells)
+
+
+def _answer_as_json(answer: Answer) -> dict[str, Any]:
+    if answer.plan is None:
+        return {"fits": False, "reason": answer.reason}
+    return {"fits": True, "plan": as_json(answer.plan)}
+
+
+def show_all(name: str, site: Profile, overrides: list[str] | None, *, json: bool) -> None:
+    """Every layout of a recipe's runs."""
+    found = [
+        (point, alternative)
+        for point in recipes.load(name, overrides)
+        for alternative in all_layouts(point, site)
+    ]
+    if json:
+        console.as_json([{"point": p.values, **a.model_dump(mode="json")} for p, a in found])
+        return
+    cells = [
+        [
+            *([str(point.values)] if point.values else []),
+            describe(a.layout),
+            format_bytes(a.gpu_peak_bytes),
+            "no: " + a.obstacle if a.obstacle else "yes",
+            *_times(a.step),
+            format_number(a.gpu_hours_per_1000_steps),
+        ]
+        for point, a in found
+    ]
+    header = ["layout", "memory", "fits", *TIMES, HOURS]
+    if found and found[0][0].values:
+        header = ["point", *header]
+    console.table(header, cells, right={"memory", *TIMES, HOURS})
+
+
+def show_scale(
+    name: str, site: Profile, overrides: list[str] | None, counts: str, *, json: bool
+) -> None:
+    """The predicted step time on given numbers of GPUs."""
+    try:
+        gpus = [int(count) for count in counts.split(",")]
+    except ValueError:
+        raise UsageError(f"--scale: expected numbers such as 8,64,512, got {counts!r}") from None
+    (point, *others) = recipes.load(name, overrides)
+    if others:
+        raise UsageError(f"--scale: {name} is a sweep; -o sweep=null leaves its first run")
+    answers = {count: scale(point, site, count) for count in gpus}
+    if json:
+        console.as_json({str(n): _answer_as_json(answer) for n, answer in answers.items()})
+        return
+    header, cells = scale_table(point, answers)
+    console.table(header, cells, right={"GPUs", "memory", "tokens/s", *TIMES, HOURS})
+
+
+def scale_table(point: Point, answers: dict[int, Answer]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of predicted times by number of GPUs."""
+    header = ["GPUs", "layout", "memory", *TIMES, "tokens/s", HOURS]
+    tokens = point.recipe.train.global_batch_size * point.recipe.task.max_length
+    cells = []
+    for count, answer in answers.items():
+        plan = answer.plan
+        if plan is None or plan.time is None:
+            cells.append([f"{count:,}", answer.short, *[""] * (len(header) - 2)])
+            continue
+        cells.append(
+            [
+                f"{count:,}",
+                describe(plan.layout),
+                format_bytes(plan.gpu_peak_bytes),
+                *_times(plan.time.step),
+                f"{tokens / plan.time.step.total_s:,.0f}",
+                format_number(plan.gpu_hours_per_1000_steps),
+            ]
+        )
+    return header, cells
+
+
+def _times(step: StepTime) -> list[str]:
+    parts = (step.total_s, step.compute_s, step.communication_s, step.offload_s)
+    return [format_number(part) for part in parts]

@@ -1,0 +1,65 @@
+"""Plans of made-up models of round numbers: the search without a trace.
+
+The memory of a step is a closed form here, so that tests are quick and their numbers are round;
+`test_memory.py` has the traces of real modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hpcft import plan as planner
+from hpcft.memory.curves import Curve, Line, Step
+from hpcft.recipe import FullRecipe
+from hpcft.records import Alternative, Cluster, ModelFacts, Plan
+
+
+def make(made: FullRecipe, site: Cluster, facts: ModelFacts, **options: Any) -> Plan:
+    """The plan of a made-up model."""
+    return planner.make(made, site, facts, trace=lined(facts), **options)
+
+
+def table(made: FullRecipe, site: Cluster, facts: ModelFacts) -> list[Alternative]:
+    """All layouts of a made-up model."""
+    return planner.table(made, site, facts, trace=lined(facts))
+
+
+def lined(facts: ModelFacts) -> Callable[[Step], Curve]:
+    """A step in three moments: the end of the forward pass, the backward pass, the optimizer.
+
+    Korthikanti et al. 2022 (arXiv:2205.05198, equation 1) count 34 B S H bytes a layer in 16 bits
+    for F = 4 H, of which 16 of width F; with checkpointing a layer keeps 2 B S H.
+    """
+    p = facts.parameters
+
+    def trace(step: Step) -> Curve:
+        width = 4 if step.precision == "fp32" else 2
+        held = width if step.zero_stage else 4
+        weights = 0 if step.zero_stage == 3 else held * p.trainable
+        if step.zero_stage < 3:
+            weights += width * (p.total - p.trainable - p.quantised) + p.quantised // 2
+        gradients = 0 if step.zero_stage else 4 * p.trainable
+        states = 0 if step.zero_stage else 8 * p.trainable
+        layer = step.task.max_length * (18 * facts.hidden_size + 4 * facts.intermediate_size)
+        kept = 2 * step.task.max_length * facts.hidden_size
+        each = kept * facts.layers + layer if step.checkpointing else layer * facts.layers
+        positions = step.task.max_length if facts.logits_positions == "tokens" else 1
+        logits = positions * facts.logits_width * (width + 8)
+        parts = logits // step.loss_chunks
+        sharded = width * p.trainable if step.zero_stage in (1, 2) else 0
+        acts = each * width // 2
+        return Curve(
+            training=[
+                _line("forward head", [weights, 0, states], [acts, parts]),
+                _line("backward 0", [weights, gradients, states, 0, 0, 0, sharded], [acts // 4, 0]),
+                _line("optimizer", [weights, gradients, states], [0, 0]),
+            ],
+            evaluation=[_line("evaluation head", [weights, 0, states], [layer // 4, parts])],
+        )
+
+    return trace
+
+
+def _line(part: str, fixed: list[int], each: list[int]) -> Line:
+    return Line(part=part, fixed=fixed + [0] * (7 - len(fixed)), each=[0, 0, 0, *each, 0, 0])
