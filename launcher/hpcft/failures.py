@@ -11,6 +11,7 @@ from pydantic import Field
 
 from hpcft.cluster.states import JobState
 from hpcft.errors import StoreError
+from hpcft.out_of_memory import line_of
 from hpcft.paths import RunPaths
 from hpcft.records import Attempt, Record
 from hpcft.store import read
@@ -31,6 +32,14 @@ class RankError(Record):
     """Class of the exception."""
     message: str
     """Its text."""
+    job_id: str = ""
+    """Attempt that it belonged to."""
+    phase: str = ""
+    """What the rank was doing, in the words of `Progress`."""
+    failure: str = ""
+    """Class of the failure, where the rank knew more than its text tells; else empty."""
+    next_step: str = ""
+    """What to do, where the rank knew it."""
     traceback: str = Field(default="")
     """For developers; shown by `hpcft logs`."""
 
@@ -49,6 +58,9 @@ class Failure:
     def __str__(self) -> str:
         return f"{self.sentence}; {self.next_step}"
 
+
+# A rank writes this into its error log when it starts again: what stands above is dealt with.
+STARTS_AGAIN = "hpcft: the training starts again"
 
 # Torch lists every process on the GPU. In a container it cannot tell which of them it is itself,
 # and names itself by number too: others are there only if it names more than one.
@@ -79,6 +91,9 @@ _FOLLOWED = (
     ("nccl", r"NCCL (error|WARN)|ProcessGroupNCCL.*timeout|Connection (closed|reset) by peer|"
      r"gloo.*[Tt]imed? ?out",
      "a rank or the network between nodes died: look at the other ranks' logs"),
+    ("rank_died", r"(?m)^Died: ", "see hpcft logs --stderr"),
+    ("interrupted", r"(?m)^KeyboardInterrupt",
+     "it was cancelled, or ended because another rank had died: look at the other ranks' logs"),
 )  # fmt: skip
 
 _STATES = {
@@ -96,13 +111,16 @@ _STATES = {
 def explain(paths: RunPaths, attempt: Attempt | None, state: JobState) -> Failure:
     """Why a run that ended has no result."""
     errors = rank_errors(paths)
+    for error in errors:
+        if error.failure:  # judged where it happened, with the plan at hand
+            return Failure(error.failure, error.message, error.next_step)
     evidence = [_said(error) for error in errors]
     if attempt and attempt.job_id:
         evidence += _log_tails(Path(attempt.logs), attempt.job_id)
     cause = _first_match(_CLASSES, evidence)
     if cause:
         return cause
-    own = [error for error in errors if not _first_match(_FOLLOWED, [_said(error)])]
+    own = [error for error in errors if not only_followed(error)]
     if own:
         where = f"rank {own[0].rank} on {own[0].node}"
         return Failure("user", f"{where}: {_first_line(own[0])}", "see hpcft logs")
@@ -117,6 +135,11 @@ def explain(paths: RunPaths, attempt: Attempt | None, state: JobState) -> Failur
     return Failure("rank_died", f"a rank ended without a word{code}", "see hpcft logs --stderr")
 
 
+def only_followed(error: RankError) -> bool:
+    """Whether a rank's error is just what one says whose peer is gone."""
+    return _first_match(_FOLLOWED, [_said(error)]) is not None
+
+
 def _said(error: RankError) -> str:
     return f"{error.kind}: {error.message}"
 
@@ -127,7 +150,7 @@ def _first_match(classes: Sequence[tuple[str, str, str]], evidence: list[str]) -
         for name, pattern, step in classes:
             match = re.search(pattern, text)
             if match:
-                return Failure(name, _line_of(text, match.start()), step)
+                return Failure(name, line_of(text, match.start()), step)
     return None
 
 
@@ -147,14 +170,8 @@ def _log_tails(logs: Path, job_id: str) -> list[str]:
     for file in sorted(logs.glob(f"{job_id}_*_log.err"))[:64]:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
-            tails.append(stream.read().decode(errors="replace"))
+            tails.append(stream.read().decode(errors="replace").rpartition(STARTS_AGAIN)[2])
     return tails
-
-
-def _line_of(text: str, position: int) -> str:
-    start = text.rfind("\n", 0, position) + 1
-    end = text.find("\n", position)
-    return text[start : end if end >= 0 else None].strip()[:300]
 
 
 def _first_line(error: RankError) -> str:

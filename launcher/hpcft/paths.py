@@ -22,6 +22,11 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "hpcft"
 
 
+def calibration_file(root: Path, cluster: str) -> Path:
+    """What the runs in a runs folder have measured of a cluster."""
+    return root / "calibration" / f"{cluster}.json"
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """The files of one run, `runs/<recipe name>/<run id>/`."""
@@ -42,6 +47,16 @@ class RunPaths:
     def plan(self) -> Path:
         """The plan."""
         return self.folder / "plan.json"
+
+    @property
+    def effective_plan(self) -> Path:
+        """The plan that runs since the last rung of the ladder, for people; `rungs` decides."""
+        return self.folder / "effective_plan.json"
+
+    @property
+    def rungs(self) -> Path:
+        """Steps down the ladder, one file each, by number."""
+        return self.folder / "rungs"
 
     @property
     def ds_config(self) -> Path:
@@ -75,7 +90,7 @@ class RunPaths:
 
     @property
     def rendezvous(self) -> Path:
-        """Address and port of rank 0, by attempt."""
+        """Address and port of rank 0, by attempt and start; who is ready to start again."""
         return self.folder / "rendezvous"
 
     @property

@@ -84,6 +84,19 @@ def write(path: Path, record: Record) -> None:
     write_text(path, record.model_dump_json(indent=2) + "\n")
 
 
+def write_once(path: Path, record: Record) -> bool:
+    """Writes a record whole unless the file is there; whether it was this call that wrote it."""
+    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+    write(aside, record)
+    try:
+        os.link(aside, path)  # of several writers exactly one succeeds, on a network too
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink()
+    return True
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes plain JSON for people, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

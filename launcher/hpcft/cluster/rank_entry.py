@@ -6,6 +6,6 @@ import importlib
 
 
 def start(run_folder: str) -> str:
-    """Runs this process as one rank of the run; the result is in the run folder, not returned."""
-    importlib.import_module("hpcft.train.rank").main(run_folder)
+    """Watches over one rank of the run; the result is in the run folder, not returned."""
+    importlib.import_module("hpcft.train.supervisor").main(run_folder)
     return run_folder

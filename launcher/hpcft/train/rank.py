@@ -1,65 +1,113 @@
-"""One rank from start to end: whatever happens, it says why and keeps no other rank waiting."""
+"""One rank from start to end: whatever happens, it says why and keeps no other rank waiting.
+
+Its supervisor starts it as `python -m hpcft.train.rank FOLDER GENERATION SUPERVISOR`.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcft.errors import HpcftError
 from hpcft.failures import RankError
 from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Plan
+from hpcft.rungs import plan_now
 from hpcft.store import check_private, read, write
-from hpcft.train import start
+from hpcft.train import device, start
+
+if TYPE_CHECKING:
+    from hpcft.train.heartbeat import Heartbeat
+
+OUT_OF_MEMORY_EXIT = 86
+"""Exit code that asks the supervisor for a start with less memory."""
+ELSEWHERE = (
+    "a smaller batch would not help: take a GPU that nobody else uses (another node, an exclusive "
+    "job), or plan with --other-processes"
+)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def main(run_folder: str) -> None:
+def main(run_folder: str, generation: str, supervisor: str) -> None:
     """Runs this process as one rank of the run in `run_folder`."""
+    _end_with(int(supervisor))
     paths = RunPaths(Path(run_folder))
     check_private(paths.folder)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("hpcft").setLevel(logging.INFO)
     me: start.Rank | None = None
+    heartbeat: Heartbeat | None = None
+    plan: Plan | None = None
     try:
         recipe = read(paths.recipe, FullRecipe)
-        plan = read(paths.plan, Plan)
         cluster = read(paths.cluster, Cluster)
+        plan = plan_now(paths, recipe, cluster)
         me = start.enter(plan)
         # Deprecations inside the libraries are for their developers, not for this log.
         warnings.filterwarnings("ignore", category=FutureWarning)
         # Imported here: the environment has to be set before torch and transformers are.
         from hpcft.train import loop
+        from hpcft.train.heartbeat import Heartbeat
 
-        loop.run(paths, recipe, cluster, plan, me)
+        heartbeat = Heartbeat(paths, me, int(generation))
+        loop.run(paths, recipe, cluster, plan, heartbeat, int(generation))
     except BaseException as error:
-        _tell(paths, me, error)
+        # Frames hold tensors: what is left to do needs a little of their memory.
+        traceback.clear_frames(error.__traceback__)
+        code = _tell(paths, me, plan, error, heartbeat.progress.phase if heartbeat else "starting")
         # An ordinary exit would wait for threads of a communicator whose peers are gone.
-        os._exit(1)
+        os._exit(code)
     sys.stdout.flush()
 
 
-def _tell(paths: RunPaths, me: start.Rank | None, error: BaseException) -> None:
-    rank = me.rank if me else int(os.environ.get("SLURM_PROCID", "0"))
-    traceback.print_exc()
-    text = str(error) or type(error).__name__
+def _end_with(supervisor: int) -> None:
+    """Lets the kernel end this process with its supervisor, however that one ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(1)  # it was gone before
+
+
+def _tell(
+    paths: RunPaths, me: start.Rank | None, plan: Plan | None, error: BaseException, phase: str
+) -> int:
+    """Writes why this rank ends; the exit code to end with."""
+    short = device.shortage_of(error, plan) if plan else None
+    answerable = bool(plan and short and device.is_answerable(short, plan))
+    # Of what the ladder may answer the error log is silent: it is no failure yet.
+    traceback.print_exception(error, file=sys.stdout if answerable else sys.stderr)
     record = RankError(
-        rank=rank,
+        rank=me.rank if me else int(os.environ.get("SLURM_PROCID", "0")),
         node=me.node if me else os.uname().nodename,
         at=time.time(),
         kind="DataError" if isinstance(error, HpcftError) else type(error).__name__,
-        message=text[:20_000],
+        message=(str(error) or type(error).__name__)[:20_000],
+        job_id=me.job_id if me else "",
+        phase=phase,
         traceback="".join(traceback.format_exception(error))[-20_000:],
     )
+    if short:
+        judged = {"message": short.evidence}
+        if short.foreign:
+            judged = {"message": short.foreign, "failure": "foreign_memory", "next_step": ELSEWHERE}
+        record = record.model_copy(update=judged)
     try:
         paths.errors.mkdir(mode=0o700, exist_ok=True)
-        write(paths.errors / f"{rank}.json", record)
+        write(paths.errors / f"{record.rank}.json", record)
     except OSError:
         pass  # the disk may be what failed; the log has the traceback
     sys.stdout.flush()
     sys.stderr.flush()
+    return OUT_OF_MEMORY_EXIT if answerable else 1
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -45,18 +45,23 @@ class Rank:
         return self.rank == 0
 
 
-def enter(plan: Plan) -> Rank:
-    """Sets the environment of this rank; call it before anything imports torch or transformers."""
+def who_am_i() -> Rank:
+    """This process among its peers, as its launcher tells it."""
     from submitit import JobEnvironment
 
     job = JobEnvironment()
-    me = Rank(
+    return Rank(
         rank=job.global_rank,
         world_size=job.num_tasks,
         local_rank=job.local_rank,
         node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         job_id=job.job_id,
     )
+
+
+def enter(plan: Plan) -> Rank:
+    """Sets the environment of this rank; call it before anything imports torch or transformers."""
+    me = who_am_i()
     expected = plan.layout.world_size
     if me.world_size != expected:
         raise RuntimeError(f"the plan has {expected} ranks, {me.world_size} were started")
@@ -65,11 +70,18 @@ def enter(plan: Plan) -> Rank:
 
 
 def _set_environment(me: Rank, plan: Plan) -> None:
+    if is_alone(plan):
+        # Several GPUs that it sees would make the Trainer spread batches over them.
+        first, *_ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = first
+    else:
+        os.environ.update(
+            RANK=str(me.rank),
+            WORLD_SIZE=str(me.world_size),
+            LOCAL_RANK=str(me.local_rank),
+            LOCAL_WORLD_SIZE=str(plan.layout.ranks_per_node),
+        )
     os.environ.update(
-        RANK=str(me.rank),
-        WORLD_SIZE=str(me.world_size),
-        LOCAL_RANK=str(me.local_rank),
-        LOCAL_WORLD_SIZE=str(plan.layout.ranks_per_node),
         # Compute nodes have no network: without these each look-up hangs before it fails.
         HF_HUB_OFFLINE="1",
         HF_DATASETS_OFFLINE="1",
@@ -87,6 +99,15 @@ def _set_environment(me: Rank, plan: Plan) -> None:
         os.environ.pop(name, None)  # jobs are offline; a token here could only leak
 
 
+def is_alone(plan: Plan) -> bool:
+    """Whether there is nobody to communicate with, and no DeepSpeed that wants to.
+
+    Told of a group of one, the Trainer would wrap the model in DistributedDataParallel, whose
+    buckets hold every gradient a second time.
+    """
+    return plan.layout.world_size == 1 and plan.ds_config is None
+
+
 def extensions_folder() -> Path:
     """Where DeepSpeed's compiled operators are kept: apart for each torch, Python and processor."""
     python = f"py{sys.version_info[0]}{sys.version_info[1]}"
@@ -94,13 +115,18 @@ def extensions_folder() -> Path:
     return cache_folder() / "torch_extensions" / f"{python}-torch{torch}-{platform.machine()}"
 
 
-def meet(paths: RunPaths, cluster: Cluster, me: Rank) -> None:
-    """Rank 0, when it is ready, publishes its address and a free port; the others wait for them."""
+def meeting(paths: RunPaths, me: Rank, generation: int) -> Path:
+    """Where the ranks of this attempt's start number `generation` find each other."""
     attempt = f"{me.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    file = paths.rendezvous / f"{attempt}.json"
+    return paths.rendezvous / f"{attempt}-{generation}.json"
+
+
+def meet(paths: RunPaths, cluster: Cluster, me: Rank, generation: int) -> None:
+    """Rank 0, when it is ready, publishes its address and a free port; the others wait for them."""
+    file = meeting(paths, me, generation)
     if me.is_first:
         file.parent.mkdir(mode=0o700, exist_ok=True)
-        write(file, Rendezvous(address=_address(cluster, me), port=_free_port(me.job_id)))
+        write(file, Rendezvous(address=_address(cluster, me), port=_free_port(file.stem)))
     _wait_for(file)
     where = read(file, Rendezvous)
     os.environ["MASTER_ADDR"] = where.address
@@ -115,10 +141,10 @@ def _address(cluster: Cluster, me: Rank) -> str:
     return slurm.node_address(me.node)
 
 
-def _free_port(job_id: str) -> int:
-    """A free port, looked for from a place that the job id decides: jobs on a node rarely meet."""
+def _free_port(start: str) -> int:
+    """A free port, looked for from a place that the job and its start decide: jobs rarely meet."""
     span = LAST_PORT - FIRST_PORT
-    first = zlib.crc32(job_id.encode()) % span
+    first = zlib.crc32(start.encode()) % span
     for offset in range(200):
         port = FIRST_PORT + (first + offset) % span
         with socket.socket() as probe:

@@ -1,0 +1,228 @@
+"""The ladder: what a run that is out of memory changes next, and what later runs learn from it.
+
+Every rung keeps the global batch, and so the loss up to rounding. The rungs are layouts that the
+planner may choose too, taken in the order of what they cost in speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from hpcft import ds_config
+from hpcft.layouts import layouts
+from hpcft.recipe import FullRecipe
+from hpcft.records import Cluster, Layout, Lowered, Plan, RunRecord
+
+Stage = Literal["states", "step", "evaluation"]
+"""What memory ran out for: weights and optimizer, a training step, or scoring."""
+
+
+def step_down(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage) -> Plan | None:
+    """The plan of the next rung below; None where nothing is left that the same ranks could do.
+
+    Args:
+        plan: what runs now.
+        recipe: the run's recipe. A micro-batch or checkpointing that it fixes is lowered all the
+            same, for neither changes what is computed; sharding and offloading that it fixes stay.
+        cluster: the run's profile.
+        stage: what memory ran out for.
+    """
+    scored = plan.per_device_eval_batch_size
+    if stage == "evaluation" and scored > 1:
+        return plan.model_copy(update={"per_device_eval_batch_size": scored // 2})
+    layout = next_rung(
+        plan.layout,
+        recipe,
+        cluster,
+        in_step=stage == "step",
+        loss_in_parts=plan.facts.loss_in_parts,
+    )
+    if layout is None:
+        return None
+    if recipe.evaluation.per_device_eval_batch_size == "auto":
+        # Chosen as a multiple of the micro-batch, and it stays one.
+        before, now = (x.per_device_train_batch_size for x in (plan.layout, layout))
+        scored = max(1, scored * now // before)
+    return with_layout(plan, layout, scored, recipe, cluster)
+
+
+def with_layout(
+    plan: Plan, layout: Layout, eval_batch_size: int, recipe: FullRecipe, cluster: Cluster
+) -> Plan:
+    """The plan with another layout; its prediction stays that of the layout that was planned."""
+    config = ds_config.build(layout, plan.precision, plan.facts, recipe.train, cluster)
+    changed = {
+        "layout": layout,
+        "per_device_eval_batch_size": eval_batch_size,
+        "ds_config": config,
+    }
+    return plan.model_copy(update=changed)
+
+
+def next_rung(
+    layout: Layout,
+    recipe: FullRecipe,
+    cluster: Cluster,
+    *,
+    in_step: bool = True,
+    loss_in_parts: bool = False,
+) -> Layout | None:
+    """The layout below: half the micro-batch; at 1 checkpointing, loss in parts, moving states.
+
+    Args:
+        layout: what runs now.
+        recipe: the run's recipe.
+        cluster: the run's profile.
+        in_step: whether it was a training step that lacked memory; if not, a smaller micro-batch
+            or checkpointing would not help.
+        loss_in_parts: whether the model's loss can be computed in parts.
+    """
+    below = [
+        other
+        for other in layouts(_freed(recipe, layout), cluster, loss_in_parts=loss_in_parts)
+        if _shape(other) == _shape(layout)
+    ]
+    if in_step and layout.per_device_train_batch_size > 1:
+        alike = [o for o in below if _demand(o) == _demand(layout)]
+        half = layout.per_device_train_batch_size // 2
+        sizes = [o for o in alike if o.per_device_train_batch_size <= half]
+        return max(sizes, key=lambda o: o.per_device_train_batch_size, default=None)
+    less = [
+        o
+        for o in below
+        if o.per_device_train_batch_size == layout.per_device_train_batch_size
+        and _is_less(o, layout)
+        and (in_step or _activations(o) == _activations(layout))
+    ]
+    # In the order of what it costs in speed: recomputing, a loss in parts, moving the states.
+    return min(
+        less,
+        key=lambda o: (not shards_alike(o, layout), o.loss_chunks != layout.loss_chunks),
+        default=None,
+    )
+
+
+def change(before: Plan, after: Plan) -> str:
+    """What a rung changed: `micro-batch 8 → 4`, `checkpointing`, `ZeRO-2 → ZeRO-3`."""
+    old, new = before.layout, after.layout
+    parts = []
+    if new.per_device_train_batch_size != old.per_device_train_batch_size:
+        sizes = f"{old.per_device_train_batch_size} → {new.per_device_train_batch_size}"
+        parts.append(f"micro-batch {sizes}")
+    if new.gradient_checkpointing != old.gradient_checkpointing:
+        parts.append("checkpointing")
+    if new.loss_chunks != old.loss_chunks:
+        parts.append(f"loss in {new.loss_chunks} parts")
+    if new.zero_stage != old.zero_stage:
+        was = f"ZeRO-{old.zero_stage}" if old.zero_stage else "no sharding"
+        parts.append(f"{was} → ZeRO-{new.zero_stage}")
+    if new.offload_optimizer != old.offload_optimizer:
+        parts.append(f"optimizer on {new.offload_optimizer}")
+    if new.offload_param != old.offload_param:
+        parts.append(f"parameters on {new.offload_param}")
+    if not parts:
+        sizes = f"{before.per_device_eval_batch_size} → {after.per_device_eval_batch_size}"
+        parts.append(f"evaluation batch {sizes}")
+    return ", ".join(parts)
+
+
+def shards_alike(one: Layout, other: Layout) -> bool:
+    """Whether weights and optimizer lie alike: a checkpoint of one layout loads in the other."""
+    return (_shape(one), _states(one)) == (_shape(other), _states(other))
+
+
+def more_nodes(layout: Layout, recipe: FullRecipe, cluster: Cluster) -> int | None:
+    """The next number of nodes that would hold less each; None where more would not help.
+
+    Taking them means to queue anew, so that this is advice for a person, not a rung.
+    """
+    wider = _freed(recipe, layout)
+    anywhere = wider.resources.model_copy(update={"nodes": "auto"})
+    candidates = layouts(wider.model_copy(update={"resources": anywhere}), cluster)
+    nodes = [
+        other.nodes
+        for other in candidates
+        if other.nodes > layout.nodes
+        and other.ranks_per_node >= layout.ranks_per_node
+        and other.zero_stage >= max(layout.zero_stage, 1)  # unsharded, each rank holds it all
+    ]
+    return min(nodes, default=None)
+
+
+def lowered(records: Iterable[RunRecord], recipe: str, cluster: str) -> Lowered | None:
+    """What the finished runs of a recipe's name on a cluster say of its next plan.
+
+    Returns:
+        The least that any of them came down to, as a cap; None where all ran as planned.
+    """
+    ends = [
+        record.rungs[-1].layout
+        for record in records
+        if record.rungs and (record.recipe, record.cluster) == (recipe, cluster)
+    ]
+    if not ends:
+        return None
+    return Lowered(
+        per_device_train_batch_size=min(end.per_device_train_batch_size for end in ends),
+        gradient_checkpointing=any(end.gradient_checkpointing for end in ends),
+    )
+
+
+def held_down(found: Iterable[Layout], recipe: FullRecipe, cluster: Cluster) -> list[Layout]:
+    """The layouts without those that earlier runs of the recipe had to come down from.
+
+    What the recipe itself fixes stays: a person may know better.
+    """
+    cap = cluster.calibration.lowered.get(recipe.name)
+    if cap is None:
+        return list(found)
+    train = recipe.train
+    most = cap.per_device_train_batch_size
+    recomputes = cap.gradient_checkpointing and train.gradient_checkpointing == "auto"
+    return [
+        layout
+        for layout in found
+        if (
+            layout.per_device_train_batch_size <= most
+            or train.per_device_train_batch_size != "auto"
+        )
+        and (layout.gradient_checkpointing or not recomputes)
+    ]
+
+
+def _freed(recipe: FullRecipe, layout: Layout) -> FullRecipe:
+    """The recipe on the ranks that it has, with micro-batch and checkpointing left open."""
+    free = {"per_device_train_batch_size": "auto", "gradient_checkpointing": "auto"}
+    held = {"nodes": layout.nodes, "gpus_per_node": layout.ranks_per_node}
+    train = recipe.train.model_copy(update=free)
+    resources = recipe.resources.model_copy(update=held)
+    return recipe.model_copy(update={"train": train, "resources": resources})
+
+
+def _shape(layout: Layout) -> tuple[int, int]:
+    return layout.nodes, layout.ranks_per_node
+
+
+def _activations(layout: Layout) -> tuple[int, ...]:
+    """What a layout keeps of a step, whatever its micro-batch: smaller numbers hold less."""
+    return int(not layout.gradient_checkpointing), -layout.loss_chunks
+
+
+def _states(layout: Layout) -> tuple[int, ...]:
+    """What of weights and optimizer a layout keeps on the device: smaller numbers hold less."""
+    return (
+        3 - layout.zero_stage,
+        int(layout.offload_optimizer == "none"),
+        int(layout.offload_param == "none"),
+    )
+
+
+def _demand(layout: Layout) -> tuple[int, ...]:
+    return (*_activations(layout), *_states(layout))
+
+
+def _is_less(one: Layout, other: Layout) -> bool:
+    """Whether a layout holds less than another, and nothing more."""
+    pairs = list(zip(_demand(one), _demand(other), strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

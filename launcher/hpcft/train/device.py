@@ -1,0 +1,40 @@
+"""Whose memory ran out in this process: what an error says, and what the device says beside it."""
+
+from __future__ import annotations
+
+import sys
+
+from hpcft.out_of_memory import CONTEXT_BYTES, GpuUse, Shortage, shortage
+from hpcft.records import Plan
+
+
+def shortage_of(error: BaseException, plan: Plan) -> Shortage | None:
+    """What an exception in a rank tells of missing memory; None where it tells of something else.
+
+    Args:
+        error: what was raised.
+        plan: what the rank runs.
+    """
+    on_gpu = plan.accelerator == "cuda" and "torch" in sys.modules
+    return shortage(error, plan.gpu_peak_bytes, _gpu_now() if on_gpu else None)
+
+
+def is_answerable(short: Shortage, plan: Plan) -> bool:
+    """Whether a lower rung may help: where this run's own use of what the plan fills is the cause.
+
+    Every rung moves memory off the device; on GPUs none of them spares the node's.
+    """
+    return not short.foreign and not (short.of_host and plan.accelerator == "cuda")
+
+
+def _gpu_now() -> GpuUse | None:
+    """Who holds what of this process's GPU now; other processes are one, for none is named."""
+    import torch
+
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:
+        return None  # there is no device, or after some errors it answers no more
+    own = torch.cuda.memory_reserved()
+    unseen = total - free - own - CONTEXT_BYTES
+    return GpuUse(total, free, own, others=(("unseen", unseen),) if unseen > 0 else ())

@@ -1,0 +1,150 @@
+"""A Trainer of a single rank that goes on with smaller batches when it is out of memory.
+
+The losses of the tasks are sums over examples, divided by the items of the whole global batch: the
+gradients of the pieces of a micro-batch add up to its own. Only the random numbers of dropout are
+drawn in another order.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from hpcft import ladder, rungs
+from hpcft.failures import RankError
+from hpcft.ladder import Stage
+from hpcft.paths import RunPaths
+from hpcft.recipe import FullRecipe
+from hpcft.records import Cluster, Layout, Plan
+from hpcft.train.device import is_answerable, shortage_of
+from hpcft.train.heartbeat import Heartbeat
+
+log = logging.getLogger(__name__)
+
+StepDown = Callable[[BaseException, Stage], Plan | None]
+"""Takes a rung that the same process can go on with; None where there is none."""
+
+
+class SteppingTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that does a step again in pieces, and a scoring again with smaller batches.
+
+    Only for one rank without DeepSpeed: of several, the others wait inside a collective.
+    """
+
+    step_down: StepDown | None = None
+    _piece: int | None = None
+    _window: tuple[Any, ...] = ()
+    _done = 0
+
+    def get_batch_samples(self, *arguments: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of the next optimizer step; they are small and kept for a replay."""
+        samples, items = super().get_batch_samples(*arguments)
+        self._window, self._done = tuple(samples), 0
+        return samples, items
+
+    def training_step(
+        self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss and gradients of a micro-batch, in pieces that fit."""
+        todo: tuple[Any, ...] = (inputs,)
+        while True:
+            try:
+                for batch in todo:
+                    loss = self._in_pieces(model, batch, num_items_in_batch)
+            except Exception as error:
+                plan = self._lower(error, "step") if num_items_in_batch is not None else None
+                if plan is None:
+                    raise
+            else:
+                self._done += 1
+                return loss
+            # Only here is the exception gone, and with it what its frames held.
+            self._piece = plan.layout.per_device_train_batch_size
+            self._take_over(plan)
+            model.zero_grad()
+            todo = self._window[: self._done + 1]
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Scores a split, with batches that fit."""
+        while True:
+            try:
+                result: dict[str, float] = super().evaluate(*arguments, **options)
+            except Exception as error:
+                plan = self._lower(error, "evaluation")
+                if plan is None:
+                    raise
+            else:
+                return result
+            self._take_over(plan)
+
+    def _in_pieces(self, model: Any, inputs: Mapping[str, Any], items: Any) -> Any:
+        size = len(inputs["input_ids"])
+        piece = self._piece or size
+        losses = [
+            super(SteppingTrainer, self).training_step(
+                model, {name: part[first : first + piece] for name, part in inputs.items()}, items
+            )
+            for first in range(0, size, piece)
+        ]
+        return torch.stack(losses).sum()
+
+    def _lower(self, error: Exception, stage: Stage) -> Plan | None:
+        if self.step_down is None:
+            return None
+        plan = self.step_down(error, stage)
+        if plan is not None:
+            traceback.clear_frames(error.__traceback__)
+        return plan
+
+    def _take_over(self, plan: Plan) -> None:
+        self.args.per_device_eval_batch_size = plan.per_device_eval_batch_size
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _changes_the_model(before: Layout, after: Layout) -> bool:
+    recomputes = after.gradient_checkpointing != before.gradient_checkpointing
+    divides = after.loss_chunks != before.loss_chunks
+    return recomputes or divides or not ladder.shards_alike(before, after)
+
+
+def stepper(
+    paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, heartbeat: Heartbeat
+) -> StepDown | None:
+    """What takes rungs within this process; None where its ranks have to start again together."""
+    me = heartbeat.me
+    if me.world_size > 1 or plan.ds_config is not None:
+        return None
+
+    def step_down(error: BaseException, stage: Stage) -> Plan | None:
+        short = shortage_of(error, plan)
+        if short is None or not is_answerable(short, plan):
+            return None
+        before = rungs.plan_now(paths, recipe, cluster)
+        after = ladder.step_down(before, recipe, cluster, stage)
+        if after is None or _changes_the_model(before.layout, after.layout):
+            return None
+        who = RankError(
+            rank=me.rank,
+            node=me.node,
+            at=time.time(),
+            kind=type(error).__name__,
+            message=short.evidence,
+            job_id=me.job_id,
+        )
+        number = len(rungs.taken(paths)) + 1
+        rungs.take(paths, before, after, number=number, how="in-process", who=who)
+        change = ladder.change(before, after)
+        log.warning("out of memory (%s): goes on with %s", short.evidence, change)
+        heartbeat.log("rung", {"number": number, "change": change, "how": "in-process"})
+        return after
+
+    return step_down

@@ -1,0 +1,623 @@
+"""The ladder: which rung follows, whose memory ran out, and real runs that come down it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT, Cli, write_rows
+from hpcft import ds_config, ladder, rungs, store
+from hpcft.cluster.states import JobState
+from hpcft.failures import STARTS_AGAIN, RankError, explain
+from hpcft.out_of_memory import gpu_use, shortage
+from hpcft.paths import RunPaths
+from hpcft.recipe import FullRecipe
+from hpcft.records import (
+    Attempt,
+    Cluster,
+    Gpu,
+    Layout,
+    Lowered,
+    ModelFacts,
+    ParameterCount,
+    Plan,
+    Rung,
+    RunRecord,
+)
+from hpcft.train import oom_kills
+from hpcft.units import GIB, MIB
+
+
+def recipe(**sections: Any) -> FullRecipe:
+    made: dict[str, Any] = {
+        "name": "made", "model": {"path": "x/y"}, "method": {"name": "full"},
+        "task": {"name": "classification", "labels": ["a", "b"], "data": {"path": "x/y"}},
+        "train": {"global_batch_size": 16}, **sections,
+    }  # fmt: skip
+    return FullRecipe.model_validate(made)
+
+
+def site(**changes: Any) -> Cluster:
+    gpu = Gpu(name="A", memory_gib=40.0, compute_capability=8.0)
+    fields: dict[str, Any] = {
+        "name": "site", "scheduler": "slurm", "accelerator": "cuda", "max_nodes": 4, "gpu": gpu,
+        "gpus_per_node": 4, "cores_per_node": 32, "host_memory_gib": 500.0, **changes,
+    }  # fmt: skip
+    return Cluster(**fields)
+
+
+def layout(micro: int, ranks: int = 1, **changes: Any) -> Layout:
+    fields: dict[str, Any] = {
+        "nodes": 1, "ranks_per_node": ranks, "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": 16 // (micro * ranks), "gradient_checkpointing": False,
+        "zero_stage": 0, "offload_optimizer": "none", "offload_param": "none",
+    }  # fmt: skip
+    return Layout(**(fields | changes))
+
+
+def plan(laid: Layout, made: FullRecipe, there: Cluster, eval_batch: int = 8) -> Plan:
+    facts = ModelFacts(
+        model_type="llama", layers=2, hidden_size=64, intermediate_size=128, attention_heads=4,
+        vocab_size=100, logits_width=2, logits_positions="sequence",
+        parameters=ParameterCount(total=1000, trainable=1000, added=0, largest_layer=100),
+    )  # fmt: skip
+    return Plan(
+        recipe="made", cluster="site", accelerator=there.accelerator, layout=laid,
+        precision="bf16", optim="adamw_torch", per_device_eval_batch_size=eval_batch, facts=facts,
+        gpu_memory=[], gpu_capacity_bytes=40 * GIB, host_memory=[], host_capacity_bytes=GIB,
+        cpus_per_task=1, mem_mib=1, time_min=1,
+        ds_config=ds_config.build(laid, "bf16", facts, made.train, there),
+    )  # fmt: skip
+
+
+def way_down(first: Plan, made: FullRecipe, there: Cluster) -> list[str]:
+    """What each rung changes, until there is none; the global batch is the same on all of them."""
+    changes, now = [], first
+    while (below := ladder.step_down(now, made, there, "step")) is not None:
+        new = below.layout
+        each = new.per_device_train_batch_size * new.gradient_accumulation_steps
+        assert each * new.world_size == made.train.global_batch_size
+        if below.ds_config:
+            assert below.ds_config["train_batch_size"] == made.train.global_batch_size
+            micro = below.ds_config["train_micro_batch_size_per_gpu"]
+            assert micro == new.per_device_train_batch_size
+            assert below.ds_config["zero_optimization"]["stage"] == new.zero_stage
+        assert (below.ds_config is None) == (new.zero_stage == 0)
+        changes.append(ladder.change(now, below))
+        now = below
+    return changes
+
+
+HALVES = ["micro-batch 8 → 4", "micro-batch 4 → 2", "micro-batch 2 → 1"]
+OFFLOADS = ["no sharding → ZeRO-2, optimizer on cpu", "ZeRO-2 → ZeRO-3",
+            "parameters on cpu"]  # fmt: skip
+QLORA = {"name": "qlora", "r": 4}
+
+
+@pytest.mark.parametrize(
+    ("sections", "changes", "ranks", "expected"),
+    [
+        ({}, {}, 1, [*HALVES, "checkpointing", *OFFLOADS]),
+        ({}, {}, 2, [*HALVES, "checkpointing", "no sharding → ZeRO-1", "ZeRO-1 → ZeRO-2",
+                     "ZeRO-2 → ZeRO-3", "optimizer on cpu", "parameters on cpu"]),
+        # What a recipe fixes of the batch and of checkpointing changes nothing in its result.
+        ({"train": {"global_batch_size": 16, "per_device_train_batch_size": 8,
+                    "gradient_checkpointing": False}}, {}, 1,
+         [*HALVES, "checkpointing", *OFFLOADS]),
+        # What it fixes of sharding and offloading stays; so does what its method cannot do.
+        ({"resources": {"zero_stage": 2, "offload_optimizer": "none"}}, {"zero_stage": 2}, 2,
+         [*HALVES, "checkpointing"]),
+        ({"train": {"global_batch_size": 16, "optim": "paged_adamw_8bit"}, "method": QLORA}, {}, 1,
+         [*HALVES, "checkpointing"]),
+        ({"train": {"global_batch_size": 16, "gradient_checkpointing": True}},
+         {"gradient_checkpointing": True, "zero_stage": 3, "offload_optimizer": "cpu"}, 1,
+         [*HALVES, "parameters on cpu"]),
+        ({"train": {"global_batch_size": 24}}, {"gradient_accumulation_steps": 3}, 1,
+         [*HALVES, "checkpointing", *OFFLOADS]),
+    ],
+)  # fmt: skip
+def test_the_rungs_in_their_order(
+    sections: dict[str, Any], changes: dict[str, Any], ranks: int, expected: list[str]
+) -> None:
+    made, there = recipe(**sections), site()
+    first = plan(layout(8, ranks, **changes), made, there)
+    assert way_down(first, made, there) == expected
+
+
+def test_on_a_cpu_nothing_is_offloaded() -> None:
+    there = site(accelerator="cpu", gpu=None, gpus_per_node=0)
+    made = recipe()
+    assert way_down(plan(layout(8), made, there), made, there) == [*HALVES, "checkpointing"]
+
+
+@pytest.mark.parametrize(("total", "micro", "below"), [(12, 6, 3), (12, 3, 1), (7, 7, 1)])
+def test_micro_batches_make_up_the_global_batch_exactly(total: int, micro: int, below: int) -> None:
+    laid = layout(micro, gradient_accumulation_steps=total // micro)
+    found = ladder.next_rung(laid, recipe(train={"global_batch_size": total}), site())
+    assert found is not None
+    assert found.per_device_train_batch_size == below
+    assert below * found.gradient_accumulation_steps == total
+
+
+def test_a_smaller_batch_is_no_answer_where_the_states_do_not_fit() -> None:
+    made, there = recipe(), site()
+    below = ladder.step_down(plan(layout(8), made, there), made, there, "states")
+    assert below is not None
+    assert below.layout.per_device_train_batch_size == 8
+    assert below.layout.offload_optimizer == "cpu"
+
+
+def test_scoring_has_a_batch_of_its_own() -> None:
+    made, there = recipe(), site()
+    now: Plan | None = plan(layout(8), made, there, eval_batch=4)
+    sizes = []
+    while now is not None and now.layout == layout(8):
+        sizes.append(now.per_device_eval_batch_size)
+        now = ladder.step_down(now, made, there, "evaluation")
+    assert sizes == [4, 2, 1]
+    assert now is not None, "then weights and optimizer have to give way"
+    stepped = ladder.step_down(plan(layout(8), made, there, eval_batch=32), made, there, "step")
+    assert stepped is not None
+    assert stepped.per_device_eval_batch_size == 16, "it was a multiple of the micro-batch"
+
+
+def test_more_nodes_are_advised_where_they_would_hold_less() -> None:
+    laid = layout(1, 4, zero_stage=3, gradient_checkpointing=True)
+    assert ladder.more_nodes(laid, recipe(), site()) == 2
+    assert ladder.more_nodes(laid, recipe(), site(max_nodes=1)) is None
+    only_four = recipe(train={"global_batch_size": 4})
+    assert ladder.more_nodes(laid, only_four, site()) is None, "a rank needs an example"
+
+
+def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
+    def record(name: str, *micros: int, **changes: Any) -> RunRecord:
+        steps = [
+            Rung(number=i, at=1.0, job_id="1", rank=0, node="n", change="", evidence="",
+                 how="restarted", layout=layout(micro, **changes), per_device_eval_batch_size=1)
+            for i, micro in enumerate(micros, 1)
+        ]  # fmt: skip
+        return RunRecord(run_id="a" * 8, recipe=name, cluster="site", finished_at=1.0, rungs=steps)
+
+    records = [
+        record("made"),
+        record("made", 8, 4),
+        record("made", 2),
+        record("other", 1),
+        record("made", 2, gradient_checkpointing=True),
+    ]
+    cap = ladder.lowered(records, "made", "site")
+    assert cap == Lowered(per_device_train_batch_size=2, gradient_checkpointing=True)
+    assert ladder.lowered(records, "made", "elsewhere") is None
+    assert ladder.lowered(records[:1], "made", "site") is None
+
+
+def test_of_two_ranks_that_take_a_rung_one_does(workplace: Path) -> None:
+    made, there = recipe(), site()
+    paths = RunPaths(workplace)
+    first = plan(layout(8, 2), made, there)
+    store.write(paths.plan, first)
+    below = ladder.step_down(first, made, there, "step")
+    assert below is not None
+    for number in (0, 1):
+        who = RankError(rank=number, node="n", at=float(number), kind="X", message="no memory")
+        rungs.take(paths, first, below, number=1, how="restarted", who=who)
+    (rung,) = rungs.taken(paths)
+    assert (rung.number, rung.rank, rung.change) == (1, 0, "micro-batch 8 → 4")
+    assert rungs.plan_now(paths, made, there) == below
+    assert store.read(paths.effective_plan, Plan) == below
+    assert store.read(paths.plan, Plan) == first, "what was submitted stays as it was"
+
+
+# ---------------------------------------------------------------- whose memory ran out
+
+
+CUDA = ("CUDA out of memory. Tried to allocate {wanted}. GPU 0 has a total capacity of 14.74 GiB "
+        "of which {free} is free. {who}Of the allocated memory {own} is allocated by PyTorch, and "
+        "{kept} is reserved by PyTorch but unallocated. If reserved but unallocated memory is "
+        "large try setting PYTORCH_ALLOC_CONF=expandable_segments:True")  # fmt: skip
+# The third death of the reports: three strangers on a shared server's GPU.
+SHARED = CUDA.format(
+    wanted="1002.00 MiB", free="52.44 MiB", own="4.72 GiB", kept="180.00 MiB",
+    who="Process 3347037 has 4.65 GiB memory in use. Process 3320759 has 4.64 GiB memory in use. "
+        "Process 3377253 has 5.40 GiB memory in use. ",
+)  # fmt: skip
+
+
+class OutOfMemoryError(RuntimeError):
+    """Of the name of `torch.OutOfMemoryError`, which no machine without a GPU raises."""
+
+
+@pytest.mark.parametrize(
+    ("error", "of_host"),
+    [
+        (OutOfMemoryError(SHARED), False),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), False),
+        (RuntimeError("NCCL Error 1: Cuda failure 2 'out of memory'"), False),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                      "allocate memory: you tried to allocate 9 bytes."), True),
+        (MemoryError(), True),
+        (MemoryError("std::bad_alloc"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+    ],
+)  # fmt: skip
+def test_what_is_out_of_memory(error: BaseException, of_host: bool) -> None:
+    short = shortage(error)
+    assert short is not None
+    assert short.of_host == of_host
+    assert 0 < len(short.evidence) <= 300
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("Connection closed by peer"), ValueError("memory"), KeyError("labels"),
+     RuntimeError("CUDA error: an illegal memory access was encountered")],
+)  # fmt: skip
+def test_what_is_not(error: BaseException) -> None:
+    assert shortage(error) is None
+
+
+def test_who_held_the_shared_card() -> None:
+    use = gpu_use(SHARED)
+    assert use is not None
+    assert use.total == int(14.74 * GIB)
+    assert use.own == int(5.40 * GIB), "in a container it is known by its size only"
+    assert use.others == (
+        ("process 3347037", int(4.65 * GIB)),
+        ("process 3320759", int(4.64 * GIB)),
+    )
+    short = shortage(OutOfMemoryError(SHARED), planned_bytes=9 * GIB)
+    assert short is not None
+    assert short.foreign == (
+        "other processes hold 9.29 GiB of the GPU's 14.7 GiB (process 3347037 4.65 GiB, "
+        "process 3320759 4.64 GiB); this run holds 5.4 GiB of the 9 GiB planned"
+    )
+
+
+MINE = "Including non-PyTorch memory, this process has 13.90 GiB memory in use. "
+SMALL = "Including non-PyTorch memory, this process has 2.00 GiB memory in use. "
+BOGUS = "Including non-PyTorch memory, this process has 17179869184.00 GiB memory in use. "
+OTHER = "Process 4711 has 12.20 GiB memory in use. "
+DESKTOP = "Process 77 has 310.00 MiB memory in use. "
+
+
+@pytest.mark.parametrize(
+    ("who", "own", "planned_gib", "foreign"),
+    [
+        (MINE, "13.01 GiB", 12, False),
+        (MINE, "13.01 GiB", None, False),
+        (OTHER + SMALL, "1.50 GiB", 8, True),
+        (OTHER + SMALL, "1.50 GiB", None, True),
+        # It has more than was planned for it: the plan was wrong, whoever else is there.
+        (OTHER + SMALL, "1.50 GiB", 2, False),
+        # Others hold less than what is missing: without them it would have died too.
+        (DESKTOP + MINE, "13.01 GiB", 15, False),
+        (OTHER + BOGUS, "1.50 GiB", 8, True),
+        # In a container the only process listed is this one, by number.
+        ("Process 4711 has 13.61 GiB memory in use. ", "13.01 GiB", 12, False),
+        # No process is listed, and most of what is used is not ours.
+        ("", "2.00 GiB", 8, True),
+        ("", "13.50 GiB", 12, False),
+    ],
+)
+def test_memory_that_others_hold_is_told_apart(
+    who: str, own: str, planned_gib: int | None, foreign: bool
+) -> None:
+    text = CUDA.format(wanted="1.00 GiB", free="540.00 MiB", who=who, own=own, kept="100.00 MiB")
+    planned = None if planned_gib is None else planned_gib * GIB
+    short = shortage(OutOfMemoryError(text), planned)
+    assert short is not None
+    assert bool(short.foreign) == foreign, short.foreign
+
+
+def test_a_rank_that_knows_whose_memory_it_was_is_believed(workplace: Path) -> None:
+    """Its text names other processes, which alone would blame them."""
+    paths = RunPaths(workplace)
+    paths.errors.mkdir()
+    closed = {"rank": 0, "node": "n1", "at": 1.0, "kind": "RuntimeError",
+              "message": "Connection closed by peer"}  # fmt: skip
+    text = CUDA.format(wanted="1.00 GiB", free="1.00 MiB", who=OTHER + SMALL, own="1.50 GiB",
+                       kept="0 bytes")  # fmt: skip
+    judged = {"rank": 1, "node": "n1", "at": 2.0, "kind": "OutOfMemoryError", "message": text,
+              "failure": "out_of_memory", "next_step": "set resources.nodes: 2"}  # fmt: skip
+    for error in (closed, judged):
+        store.write(paths.errors / f"{error['rank']}.json", RankError.model_validate(error))
+    failure = explain(paths, None, JobState("FAILED"))
+    assert (failure.name, failure.next_step) == ("out_of_memory", "set resources.nodes: 2")
+
+
+def test_what_a_new_start_has_answered_is_no_evidence(workplace: Path) -> None:
+    paths = RunPaths(workplace)
+    paths.logs.mkdir()
+    attempt = Attempt(job_id="7", token="t", submitted_at=1.0, logs=str(paths.logs), host="h")
+    log = paths.logs / "7_0_log.err"
+    log.write_text(f"{SHARED}\n{STARTS_AGAIN} with less\nNo space left on device\n")
+    assert explain(paths, attempt, JobState("FAILED")).name == "disk"
+
+
+# ---------------------------------------------------------------- killed by the kernel
+
+
+def test_where_the_kernel_counts_its_kills(tmp_path: Path) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
+    assert oom_kills.counters(proc, groups) == [proc / "vmstat"]
+    (proc / "self/cgroup").write_text("4:cpu,memory:/job_7\n1:cpu:/\n0::/step_0\n")
+    assert oom_kills.counters(proc, groups) == [proc / "vmstat"], "no such folders"
+    for name, text in (("memory/job_7/memory.oom_control", "under_oom 0\noom_kill 1\n"),
+                       ("step_0/memory.events", "low 0\noom 2\noom_kill 2\n")):  # fmt: skip
+        (groups / name).parent.mkdir(parents=True)
+        (groups / name).write_text(text)
+    found = oom_kills.counters(proc, groups)
+    assert [file.name for file in found] == ["memory.oom_control", "memory.events"]
+
+
+# ---------------------------------------------------------------- real runs that come down
+
+
+# The logits decide: 128,000 words × 52 positions are 25 MiB an example, several times over in a
+# step. A process takes about 0.7 GiB before its first; so 16 examples do not fit, and 2 do.
+LIMIT_BYTES = 1_400 * MIB
+# Both sides sum the same numbers in fp32, in another order.
+TOLERANCE = 1e-5
+
+WIDE = """\
+name: wide
+model:
+  config: { model_type: llama, vocab_size: 128000, hidden_size: 32, intermediate_size: 64,
+            num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2,
+            max_position_embeddings: 256, tie_word_embeddings: true }
+  tokenizer: { vocab_size: 300 }
+task:
+  name: instruction
+  data: { files: { train: train.jsonl, test: test.jsonl } }
+  prompt: "{q}:"
+  completion: " {a}"
+  max_length: 192
+method: { name: full }
+train: { global_batch_size: 16, max_steps: 3, logging_steps: 1, learning_rate: 1e-4,
+         train_sampling_strategy: sequential, eval_strategy: "no" }
+evaluation: { per_device_eval_batch_size: 1 }
+resources: { gpus_per_node: 1, time_min: 10 }
+"""
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+
+
+def count(first: int, words: int) -> dict[str, str]:
+    answer = " ".join(WORDS[(first + i) % len(WORDS)] for i in range(words))
+    return {"q": f"count {first}", "a": answer}
+
+
+@pytest.fixture
+def wide(workplace: Path) -> Path:
+    """A recipe whose micro-batch decides over hundreds of MiB; all examples are long."""
+    rows = [count(i, 40) for i in range(48)]
+    write_rows(workplace / "train.jsonl", rows)
+    write_rows(workplace / "test.jsonl", [count(i, 4) for i in range(4)])
+    path = workplace / "wide.yaml"
+    path.write_text(WIDE)
+    return path
+
+
+def limited(*arguments: object, limit_bytes: int = LIMIT_BYTES) -> subprocess.CompletedProcess[str]:
+    """The command line with a limit on the memory of each process; what it starts inherits it."""
+    return subprocess.run(
+        [sys.executable, "-m", "hpcft", *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, check=False,
+        # Stacks of threads count too, and machines differ in their cores.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes)),
+    )  # fmt: skip
+
+
+def folder_of(name: str) -> Path:
+    (folder,) = Path("runs", name).glob("*")
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in lines(folder) if "loss" in line]
+
+
+def test_one_rank_goes_on_in_the_same_process(wide: Path, cli: Cli) -> None:
+    """Planned too large on purpose, it ends with the losses of one that was planned honestly."""
+    common = ["submit", wide, "-c", "local", "--watch", "-o"]
+    too_large = limited(
+        *common, "name=large", "-o", "train.per_device_train_batch_size=16",
+        "-o", "evaluation.before=true", "-o", "evaluation.per_device_eval_batch_size=32",
+    )  # fmt: skip
+    assert too_large.returncode == 0, too_large.stderr
+    honest = limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2")
+    assert honest.returncode == 0, honest.stderr
+    large = folder_of("large")
+    taken = rungs.taken(RunPaths(large))
+    steps = [rung for rung in taken if rung.change.startswith("micro-batch")]
+    assert steps[0].change == "micro-batch 16 → 8"
+    assert {rung.how for rung in taken} == {"in-process"}
+    assert all("allocate memory" in rung.evidence for rung in taken)
+    assert [rung.number for rung in taken] == list(range(1, len(taken) + 1))
+    assert not rungs.taken(RunPaths(folder_of("honest")))
+    assert len(losses(large)) == 3
+    assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
+    result = store.read(large / "result.json", RunRecord)
+    assert result.rungs == taken
+    assert result.cluster == "local"
+    rows = {row["recipe"]: row for row in cli("collect", "--json").json}
+    assert rows["large"]["rungs"] == [rung.change for rung in taken]
+    assert rows["honest"]["rungs"] == []
+    next_plan = cli("plan", wide, "-c", "local", "-o", "name=large", "--json").json
+    least = taken[-1].layout.per_device_train_batch_size
+    assert next_plan["layout"]["per_device_train_batch_size"] <= least
+    assert any("earlier runs of large were out of memory" in why for why in next_plan["reasons"])
+    assert "went on with micro-batch 16 → 8" in cli("status", "large").out
+    assert "Traceback" not in next((large / "logs").glob("*_0_log.err")).read_text()
+
+
+def test_ranks_start_again_together_from_the_last_checkpoint(wide: Path, cli: Cli) -> None:
+    """ZeRO-3 on two ranks: only the second meets long examples, in the second step."""
+    long = range(24, 32)
+    rows = [count(i, 40 if i in long else 4) for i in range(48)]
+    write_rows(wide.parent / "train.jsonl", rows)
+    common = ["submit", wide, "-c", "local", "--watch", "-o", "resources.gpus_per_node=2",
+              "-o", "resources.zero_stage=3", "-o"]  # fmt: skip
+    too_large = limited(
+        *common, "name=large", "-o", "train.per_device_train_batch_size=8",
+        "-o", "train.save_strategy=steps", "-o", "train.save_steps=1",
+        "-o", "evaluation.before=true",
+    )  # fmt: skip
+    assert too_large.returncode == 0, too_large.stderr
+    honest = limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2",
+                     "-o", "evaluation.before=true")  # fmt: skip
+    assert honest.returncode == 0, honest.stderr
+    large = folder_of("large")
+    (rung,) = rungs.taken(RunPaths(large))
+    assert (rung.rank, rung.change, rung.how) == (1, "micro-batch 8 → 4", "restarted")
+    told = [line["kind"] if "loss" not in line else line["step"] for line in lines(large)]
+    assert [what for what in told if what != "step"] == ["before", 1, "rung", 2, 3, "test"]
+    assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
+    results = [store.read(folder_of(name) / "result.json", RunRecord)
+               for name in ("large", "honest")]  # fmt: skip
+    assert results[0].metrics == pytest.approx(results[1].metrics, rel=TOLERANCE)
+    assert results[0].metrics_before == pytest.approx(results[1].metrics_before, rel=TOLERANCE)
+    assert not results[1].rungs
+    job = json.loads((large / "job.json").read_text())
+    assert len(job["attempts"]) == 1, "nothing was queued anew"
+    assert not (large / "errors/1.json").exists()
+
+
+def test_at_the_end_of_the_ladder_it_says_what_was_tried(wide: Path, cli: Cli) -> None:
+    """Not even one example fits: its logits alone are 260 MiB, and several times over."""
+    rows = [count(i, 150) for i in range(8)]
+    write_rows(wide.parent / "train.jsonl", rows)
+    done = limited(
+        "submit", wide, "-c", "local", "--watch", "-o", "train.per_device_train_batch_size=2",
+        "-o", "train.gradient_checkpointing=true", "-o", "model.config.vocab_size=400000",
+        "-o", "train.global_batch_size=2", limit_bytes=1_300 * MIB,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (view,) = cli("status", "--json").json
+    assert view["state"] == "FAILED"
+    taken = [rung["change"] for rung in view["rungs"]]
+    assert taken == ["micro-batch 2 → 1", "loss in 8 parts"]
+    assert "was out of memory (training): " in view["note"]
+    assert "can't allocate memory" in view["note"]
+    assert f"tried before: {', '.join(taken)}; take nodes with more memory" in view["note"]
+
+
+def until(true: Any, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.1)
+
+
+def children(folder: Path) -> list[int]:
+    """The training processes of a run."""
+    import psutil
+
+    return [p.pid for p in psutil.process_iter(["cmdline"])
+            if {"hpcft.train.rank", str(folder)} <= set(p.info["cmdline"] or [])]  # fmt: skip
+
+
+def test_a_killed_rank_without_evidence_is_no_lack_of_memory(tiny: Path, cli: Cli) -> None:
+    said = cli("submit", tiny, "-c", "local", "-o", "train.max_steps=100000", "--json")
+    folder = Path(said.json[0]["folder"])
+    progress = folder / "progress.json"
+    until(lambda: progress.exists() and json.loads(progress.read_text())["step"] > 0)
+    (child,) = children(folder)
+    os.kill(child, signal.SIGKILL)
+    until(lambda: cli("status", "--json").json[0]["state"] == "FAILED", 20.0)
+    (view,) = cli("status", "--json").json
+    assert view["rungs"] == []
+    assert "the training process was ended by SIGKILL" in view["note"]
+    assert children(folder) == []
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A cgroup whose memory the kernel limits; the command line runs outside of it."""
+    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    group = (v1 if v1.is_dir() else v2) / f"hpcft-test-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
+    try:
+        group.mkdir()
+        limit.write_text(str(1_500 * MIB))
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error.strerror}")
+    yield group
+    until(lambda: not (group / "cgroup.procs").read_text(), 20.0)
+    group.rmdir()
+
+
+def test_a_rank_that_the_kernel_killed_starts_again(
+    wide: Path, cli: Cli, memory_group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = [sys.executable, "-m", "hpcft", "submit", wide, "-c", "local",
+               "-o", "train.per_device_train_batch_size=16"]  # fmt: skip
+    procs = memory_group / "cgroup.procs"
+    done = subprocess.run(
+        ["sh", "-c", 'echo $$ > "$0"; exec "$@"', procs, *command],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    until(lambda: cli("status", "--json").json[0]["state"] in ("COMPLETED", "FAILED"))
+    (view,) = cli("status", "--json").json
+    assert view["state"] == "COMPLETED", view["note"]
+    first = view["rungs"][0]
+    assert (first["change"], first["how"]) == ("micro-batch 16 → 8", "restarted")
+    assert "the kernel killed it for lack of memory" in first["evidence"]
+
+
+# ---------------------------------------------------------------- on a real Slurm
+
+
+@pytest.mark.slurm
+def test_a_job_comes_down_within_its_allocation(wide: Path, cli: Cli, testbed: Any) -> None:
+    """Two nodes whose profile boasts of memory, and the same planned with what there really is."""
+    limit_gib = 2.75
+    shipped = (ROOT / "slurm/testbed.yaml").read_text()
+    limits = f'setup: ["ulimit -S -d {int(limit_gib * 2**20)}"]\n'  # in KiB
+    boasting = shipped.replace("name: testbed", "name: boasting") + limits
+    honest = shipped.replace("name: testbed", "name: honest") + limits
+    honest = honest.replace("host_memory_gib: 11.7", f"host_memory_gib: {limit_gib}")
+    Path("boasting.yaml").write_text(boasting)
+    Path("honest.yaml").write_text(honest)
+    common = ["-o", "train.global_batch_size=64", "-o", "train.max_steps=2",
+              "-o", "task.max_length=64", "-o", "resources.nodes=2",
+              "-o", "resources.zero_stage=3"]  # fmt: skip
+    write_rows(wide.parent / "train.jsonl", [count(i, 40) for i in range(128)])
+    large = [*common, "-o", "train.per_device_train_batch_size=32"]
+    for name, more in (("boasting", large), ("honest", common)):
+        said = cli("submit", wide, "-c", f"{name}.yaml", "-o", f"name={name}", *more)
+        assert said.code == 0, said.err
+        done = cli("status", name, "--watch")
+        assert done.code == 0, done.err
+    taken = rungs.taken(RunPaths(folder_of("boasting")))
+    assert taken[0].change == "micro-batch 32 → 16"
+    assert {rung.how for rung in taken} == {"restarted"}
+    assert not rungs.taken(RunPaths(folder_of("honest")))
+    job = json.loads((folder_of("boasting") / "job.json").read_text())
+    (attempt,) = job["attempts"]
+    known = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%i %j"], capture_output=True,
+                           text=True, check=True).stdout.split("\n")  # fmt: skip
+    assert [line for line in known if line.endswith(" boasting")] == [
+        f"{attempt['job_id']} boasting"
+    ]
+    ours, theirs = (losses(folder_of(name))[-2:] for name in ("boasting", "honest"))
+    assert ours == pytest.approx(theirs, rel=TOLERANCE)
