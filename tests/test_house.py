@@ -21,11 +21,13 @@ MAX_LINES = 400
 FLOORS = (
     ("__main__",),
     ("cli",),
-    ("submit", "monitor", "collect", "report", "reference"),
-    ("store", "cluster", "failures"),
-    ("plan",),
-    ("layouts",),
-    ("ds_config", "memory", "identity"),
+    ("submit", "fits", "monitor", "collect", "report", "reference"),
+    ("store", "cluster", "failures", "rungs", "out_of_memory"),
+    ("plan", "ladder", "calibration"),
+    ("refusal",),
+    ("layouts", "search", "duration"),
+    ("speed", "disk"),
+    ("ds_config", "memory", "identity", "rates", "examples"),
     ("recipe",),
     ("validation",),
     ("document",),
@@ -36,7 +38,9 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TRAIN_MAY_USE = FLOORS[FLOOR["store"] :]
 # Imported as the last step of a start: by name, so that no login node ever loads it.
-DOORS_TO_TRAIN = {("cluster", "hpcft.train.rank"), ("cluster", "hpcft.train.local_controller")}
+DOORS_TO_TRAIN = {
+    ("cluster", "hpcft.train.supervisor"), ("cluster", "hpcft.train.local_controller")
+}  # fmt: skip
 
 HEAVY = {"accelerate", "bitsandbytes", "datasets", "deepspeed", "evaluate", "matplotlib", "numpy",
          "pandas", "peft", "sklearn", "submitit", "torch", "transformers"}  # fmt: skip

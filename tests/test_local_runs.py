@@ -38,6 +38,31 @@ def test_quickstart_learns(trained: Path, cli: Cli) -> None:
     assert 0 < row["peak_memory_bytes"] < 4 * 2**30
 
 
+def test_what_a_run_needed_is_kept_beside_what_was_predicted(trained: Path, cli: Cli) -> None:
+    record = json.loads((trained / "result.json").read_text())
+    measured, predicted = record["measured"], record["predicted"]
+    assert {"starting", "model", "training", "evaluation", "saving"} <= set(measured["phases"])
+    resident = {name: peaks["resident_bytes"] for name, peaks in measured["phases"].items()}
+    assert measured["peak_memory_bytes"] == max(resident.values())
+    assert 0.2 < measured["peak_memory_bytes"] / record["predicted_memory_bytes"] < 1
+    assert resident["training"] > predicted["tensor_bytes"]
+    of_node = measured["phases"]["training"]["host_bytes"]
+    assert resident["training"] < of_node <= 2 * resident["training"], "two ranks on a node"
+    assert measured["timed_steps"] == 598
+    assert 0 < 598 * measured["step_s"] < 2 * measured["train_s"]
+    assert 0 < measured["tokens_per_step"] < predicted["tokens_per_step"]
+    said = cli("collect", "--json", "--runs-dir", trained.parents[1])
+    (row,) = said.json
+    assert row["phases"]["training"]["resident_bytes"] == resident["training"]
+    assert row["step_s"] == [measured["step_s"]]
+    assert row["predicted_step_s"] == predicted["step_s"]
+    known = json.loads((trained.parents[1] / "calibration/local.json").read_text())
+    assert known["runs"] == 1
+    planned = cli("plan", "quickstart", "-c", "local", "--json", "--runs-dir", trained.parents[1])
+    (process,) = (i for i in planned.json["gpu_memory"] if i["name"] == "process")
+    assert (process["bytes"], process["rule"][-10:]) == (known["process_bytes"], "calibrated")
+
+
 def test_losses_are_on_the_scale_of_cross_entropy(trained: Path) -> None:
     """Two ranks start at ln 5, not at twice that, which the Trainer makes of a model's own."""
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
@@ -181,6 +206,8 @@ OFFLOADED = {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"
     [
         ("full", {"zero_stage": 3}),
         ("lora", {"zero_stage": 3}),
+        ("head_only", {"zero_stage": 3}),
+        pytest.param("prompt_tuning", {"zero_stage": 2}, marks=pytest.mark.slow),
         ("qlora", {"zero_stage": 2}),
         pytest.param("full", OFFLOADED, marks=pytest.mark.slow),  # compiles CPU Adam, 90 s
     ],
@@ -231,8 +258,9 @@ def _submit_long(tiny: Path, cli: Cli) -> Path:
 def _processes(folder: Path, module: str) -> list[int]:
     import psutil
 
+    named = {str(folder), str(folder / "logs")}
     found = [(p.pid, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-    return [pid for pid, command in found if module in command and str(folder / "logs") in command]
+    return [pid for pid, command in found if module in command and named & set(command)]
 
 
 def _ranks(folder: Path) -> list[int]:
@@ -241,7 +269,8 @@ def _ranks(folder: Path) -> list[int]:
 
 def _wait_until_gone(folder: Path, within_s: float) -> None:
     deadline = time.monotonic() + within_s
-    while _ranks(folder) or _processes(folder, "hpcft.train.local_controller"):
+    modules = ("submitit.core._submit", "hpcft.train.rank", "hpcft.train.local_controller")
+    while any(_processes(folder, module) for module in modules):
         assert time.monotonic() < deadline, "ranks outlived the dead one"
         time.sleep(0.1)
 

@@ -326,6 +326,8 @@ LOGS = [
      "by peer [127.0.0.1]:3456"),
     ("nccl", "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] "
      "Timed out waiting 1800000ms for recv operation to complete"),
+    ("rank_died", "Died: the training process was ended by SIGSEGV"),
+    ("interrupted", "KeyboardInterrupt: told to end"),
     ("nan", "FloatingPointError: loss is nan at step 12"),
     ("timeout", "submitit WARNING - Job not requeued because: timed-out and not checkpointable"),
 ]  # fmt: skip

@@ -5,15 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from hpcft import calibration
 from hpcft.errors import StoreError, UsageError
 from hpcft.identity import run_id
 from hpcft.monitor import View, point_text
+from hpcft.paths import calibration_file
 from hpcft.recipe import FullRecipe
-from hpcft.records import Fingerprints, Plan, RunRecord
-from hpcft.store import read_if_there
-from hpcft.units import format_bytes, format_count, format_seconds
+from hpcft.records import Calibration, Fingerprints, Lowered, Plan, RunRecord
+from hpcft.store import create_folder, read_if_there, write
+from hpcft.units import format_bytes, format_count, format_number, format_seconds
 
 SEED = "train.seed"
 # Shown first, in this order, if a run has them; the rest only in JSON and CSV, or on request.
@@ -41,6 +44,10 @@ class Row:
     gpu_hours: list[float] = field(default_factory=list)
     predicted_memory_bytes: int | None = None
     peak_memory_bytes: int | None = None
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+    predicted_step_s: float | None = None
+    step_s: list[float] = field(default_factory=list)
+    rungs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -63,6 +70,7 @@ def rows(views: Iterable[View]) -> list[Row]:
         else:
             row.point.pop(SEED, None)
         row.run_ids.append(view.job.run_id)
+        row.rungs += [rung.change for rung in view.rungs if rung.change not in row.rungs]
         if view.record is not None:
             _add_record(row, view.record)
     return list(groups.values())
@@ -87,6 +95,7 @@ def _recipe_and_experiment(view: View) -> tuple[FullRecipe | None, str]:
 
 def _add_plan(row: Row, plan: Plan) -> None:
     row.predicted_memory_bytes = plan.gpu_peak_bytes
+    row.predicted_step_s = plan.time.step.total_s if plan.time else None
     row.total_parameters = plan.facts.parameters.total
     row.trainable_parameters = plan.facts.parameters.trainable
 
@@ -103,10 +112,18 @@ def _add_record(row: Row, record: RunRecord) -> None:
     if record.parameters:
         row.total_parameters = record.parameters.total
         row.trainable_parameters = record.parameters.trainable
+    if record.predicted:
+        row.predicted_step_s = record.predicted.step_s
     if record.measured:
         row.wall_s.append(record.measured.wall_s)
         row.gpu_hours.append(record.measured.gpu_hours)
-        row.peak_memory_bytes = max(row.peak_memory_bytes or 0, record.measured.peak_memory_bytes)
+        row.peak_memory_bytes = max(row.peak_memory_bytes or 0, record.measured.rank_bytes)
+        if record.measured.step_s is not None:
+            row.step_s.append(record.measured.step_s)
+        for phase, peaks in record.measured.phases.items():
+            known = row.phases.setdefault(phase, {})
+            for name, value in peaks.model_dump(exclude_none=True).items():
+                known[name] = max(value, known.get(name, 0))
 
 
 def mean_spread(values: list[float]) -> tuple[float, float | None]:
@@ -165,6 +182,9 @@ def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str]
         "GPU hours": lambda r: f"{sum(r.gpu_hours):.4f}" if r.gpu_hours else "",
         "memory predicted": lambda r: format_bytes(r.predicted_memory_bytes),
         "memory measured": lambda r: format_bytes(r.peak_memory_bytes),
+        "step predicted": lambda r: _seconds(r.predicted_step_s) if r.step_s else "",
+        "step measured": lambda r: _seconds(statistics.median(r.step_s)) if r.step_s else "",
+        "rungs": lambda r: ", ".join(r.rungs),
         "source": lambda r: r.baseline_source,
         "note": lambda r: r.note or "; ".join(r.notes),
     }
@@ -174,6 +194,45 @@ def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str]
             line.append(shown(row))
     used = [i for i, _ in enumerate(header) if any(line[i] for line in body) or i == 0]
     return [header[i] for i in used], [[line[i] for i in used] for line in body]
+
+
+def _seconds(duration_s: float | None) -> str:
+    return "" if duration_s is None else f"{format_number(duration_s)} s"
+
+
+def learn(views: Iterable[View], root: Path) -> list[str]:
+    """Keeps what the runs have measured of their clusters; what is new, in a line for each.
+
+    Args:
+        views: all runs of the runs folder: what others measured would be forgotten.
+        root: the runs folder.
+
+    Raises:
+        OSError: it cannot be written to.
+        StoreError: likewise, or others may write to it.
+    """
+    records = [view.record for view in views if view.record is not None]
+    told = []
+    for cluster in sorted({record.cluster for record in records if record.cluster}):
+        fitted, file = calibration.fit(records, cluster), calibration_file(root, cluster)
+        try:
+            earlier = read_if_there(file, Calibration) or Calibration()
+        except StoreError:
+            earlier = None  # damaged: written anew
+        if fitted == earlier:
+            continue
+        create_folder(file.parent)
+        write(file, fitted)
+        parts = [calibration.in_words(fitted)] if calibration.in_words(fitted) else []
+        parts += [f"{name} came down to {_cap(cap)}" for name, cap in fitted.lowered.items()]
+        by = f"{fitted.runs} run{'s' * (fitted.runs != 1)}"
+        told.append(f"calibration of {cluster} by {by}: {'; '.join(parts) or 'none'}")
+    return told
+
+
+def _cap(cap: Lowered) -> str:
+    recomputes = ", checkpointing" * cap.gradient_checkpointing
+    return f"micro-batch {cap.per_device_train_batch_size}{recomputes}"
 
 
 def as_json(row: Row) -> dict[str, Any]:

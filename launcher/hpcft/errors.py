@@ -46,7 +46,11 @@ class ClusterError(HpcftError):
 
 
 class DoesNotFit(UsageError):
-    """No layout of the run fits the cluster."""
+    """No layout of the run fits the cluster; `short` says so in the cell of a table."""
+
+    def __init__(self, message: str, short: str) -> None:
+        super().__init__(message)
+        self.short = short
 
 
 class StoreError(UsageError):

@@ -13,7 +13,8 @@ from hpcft.cluster.states import PENDING, UNKNOWN, JobState
 from hpcft.errors import ClusterError, StoreError
 from hpcft.failures import explain
 from hpcft.paths import RunPaths
-from hpcft.records import Attempt, Job, Plan, Progress, RunRecord
+from hpcft.records import Attempt, Job, Plan, Progress, Rung, RunRecord
+from hpcft.rungs import in_words, taken
 from hpcft.store import R, read_if_there
 from hpcft.units import format_bytes, format_seconds
 
@@ -37,6 +38,8 @@ class View:
     progress: Progress | None = None
     record: RunRecord | None = None
     plan: Plan | None = None
+    rungs: tuple[Rung, ...] = ()
+    """Steps down the ladder that it has taken."""
 
     @property
     def is_live(self) -> bool:
@@ -92,6 +95,7 @@ class _Files:
     record: RunRecord | None
     progress: Progress | None
     plan: Plan | None
+    rungs: tuple[Rung, ...]
     damage: str
 
 
@@ -107,7 +111,7 @@ def _read(paths: RunPaths) -> _Files:
 
     record = part(paths.result, RunRecord)
     progress, plan = part(paths.progress, Progress), part(paths.plan, Plan)
-    return _Files(paths, record, progress, plan, "; ".join(damage))
+    return _Files(paths, record, progress, plan, tuple(taken(paths)), "; ".join(damage))
 
 
 def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: JobState) -> View:
@@ -128,7 +132,9 @@ def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: 
     elapsed = record.measured.wall_s if record and record.measured else state.elapsed_s
     nodes = state.nodes or (progress.node if progress else "")
     note = "; ".join(part for part in (files.damage, note) if part)
-    return View(paths, job, word, note, job_id, nodes, elapsed, progress, record, files.plan)
+    return View(
+        paths, job, word, note, job_id, nodes, elapsed, progress, record, files.plan, files.rungs
+    )
 
 
 # ---------------------------------------------------------------- the status table
@@ -186,6 +192,13 @@ def _memory(view: View) -> str:
     return f"{format_bytes(p.memory_bytes)} ({format_bytes(p.peak_memory_bytes)})"
 
 
+def _note(view: View) -> str:
+    if not view.rungs or view.state == "FAILED":  # why it failed tells its rungs
+        return view.note
+    came_down = f"was out of memory, went on with {in_words(view.rungs)}"
+    return f"{view.note}; {came_down}" if view.note else came_down
+
+
 COLUMNS = (
     Column("run", lambda v: f"{v.job.recipe}/{v.job.run_id}"),
     Column("point", lambda v: point_text(v.job.point)),
@@ -201,7 +214,7 @@ COLUMNS = (
     Column("memory (peak)", _memory, right=True),
     Column("ETA", lambda v: format_seconds(v.progress.eta_s) if v.is_live and v.progress else "",
            right=True),
-    Column("note", lambda v: v.note),
+    Column("note", _note),
 )  # fmt: skip
 
 
@@ -220,4 +233,5 @@ def as_json(view: View) -> dict[str, Any]:
         "elapsed_s": view.elapsed_s,
         "folder": str(view.paths.folder),
         "progress": view.progress.model_dump(mode="json") if view.progress else None,
+        "rungs": [rung.model_dump(mode="json") for rung in view.rungs],
     }

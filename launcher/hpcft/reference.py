@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from hpcft.recipe import FullRecipe
@@ -12,7 +17,7 @@ _MODELS: dict[str, type[Record]] = {"recipe": FullRecipe, "cluster": Cluster}
 
 def schema(kind: str) -> dict[str, Any]:
     """The JSON Schema of a recipe or a cluster profile as files hold it."""
-    made = _MODELS[kind].model_json_schema()
+    made = _described(_MODELS[kind])
     if kind == "recipe":
         made["title"] = "Recipe"
         made["properties"]["extends"] = {
@@ -22,6 +27,38 @@ def schema(kind: str) -> dict[str, Any]:
         # A recipe that extends another may leave all else out.
         made["anyOf"] = [{"required": ["extends"]}, {"required": made.pop("required")}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _described(model: type[Record]) -> dict[str, Any]:
+    """The JSON Schema of a record with the docstrings of its attributes as descriptions."""
+    made = model.model_json_schema()
+    records = {record.__name__: record for record in _records(Record)}
+    for name, part in [(model.__name__, made), *made.get("$defs", {}).items()]:
+        for cls in reversed(records[name].__mro__) if name in records else ():
+            if issubclass(cls, Record):
+                for field, text in _docstrings(cls).items():
+                    if field in part.get("properties", {}):
+                        part["properties"][field]["description"] = text
+    return made
+
+
+def _records(base: type[Record]) -> Iterator[type[Record]]:
+    for record in base.__subclasses__():
+        yield record
+        yield from _records(record)
+
+
+def _docstrings(cls: type[Record]) -> dict[str, str]:
+    """What stands below each attribute of a class, which Python itself does not keep."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(node, ast.ClassDef)
+    return {
+        attribute.target.id: inspect.cleandoc(text.value.value)
+        for attribute, text in itertools.pairwise(node.body)
+        if isinstance(attribute, ast.AnnAssign) and isinstance(attribute.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }  # fmt: skip
 
 
 def page(kind: str) -> str:

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpcft import identity, store
-from hpcft import plan as planner
 from hpcft import recipe as recipes
 from hpcft.cluster import local, profile, rank_entry, slurm
 from hpcft.cluster.profile import Profile
-from hpcft.document import dotted
-from hpcft.errors import DataError, InputError, Problem, UsageError
-from hpcft.layouts import problems
-from hpcft.memory import parameters
+from hpcft.errors import InputError, Problem, UsageError
+from hpcft.fits import calibrated, plan_point
 from hpcft.monitor import look, point_text
 from hpcft.paths import RunPaths
 from hpcft.recipe import Point
@@ -53,17 +50,26 @@ def prepare(
     cluster_name: str | None,
     overrides: list[str],
     *,
+    calibrated_by: Path | None = None,
     check_data: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Profile, list[Prepared]]:
     """Reads, checks and plans every run of a recipe; touches no run folder.
+
+    Args:
+        recipe_name: name or file of the recipe.
+        cluster_name: name or file of the profile; None for the one that is here.
+        overrides: `key=value` changes of the recipe.
+        calibrated_by: runs folder whose measurements the plans go by; None for stated values.
+        check_data: whether local data files are read.
+        say: is told of progress.
 
     Raises:
         InputError: the recipe, the profile or the data is wrong, with all problems found.
         DoesNotFit: a run does not fit the cluster.
     """
     points = recipes.load(recipe_name, overrides)
-    site = profile.load(cluster_name or profile.detect())
+    site = calibrated(profile.load(cluster_name or profile.detect()), calibrated_by, say)
     prepared = []
     checked: set[str] = set()
     for number, point in enumerate(points, 1):
@@ -84,31 +90,6 @@ def prepare(
             [Problem(where, "sweep", "two points are the same run", "vary the values")]
         )
     return site, prepared
-
-
-def plan_point(point: Point, site: Profile) -> Plan:
-    """The plan of one run.
-
-    Raises:
-        InputError: it asks for what the cluster or the model does not have.
-        DoesNotFit: no layout fits.
-    """
-    recipe = point.recipe
-    try:
-        facts = parameters.facts(recipe.model, recipe.task, recipe.method)
-    except parameters.BadConfig as bad:
-        loc = ("model", "config", bad.key)
-        raise InputError([Problem(point.where(loc), dotted(loc), bad.what, bad.fix)]) from None
-    except DataError as error:
-        section = "method" if str(error).startswith("method") else "model"
-        raise DataError(f"{point.where((section,))} {error}") from None
-    found = problems(recipe, site.cluster, facts)
-    if found:
-        raise InputError(
-            [Problem(point.where(loc), dotted(loc), what, fix) for loc, what, fix in found]
-        )
-    load_bytes = parameters.largest_weight_file_bytes(recipe.model, facts)
-    return planner.make(recipe, site.cluster, facts, load_bytes=load_bytes)
 
 
 def sweep_id(prepared: list[Prepared]) -> str:
@@ -331,7 +312,8 @@ def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
 
 def _set_aside(paths: RunPaths) -> None:
     """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost."""
-    written = (paths.result, paths.progress, paths.metrics, paths.errors)
+    written = (paths.result, paths.progress, paths.metrics, paths.errors, paths.checkpoints,
+               paths.rungs, paths.effective_plan)  # fmt: skip
     stale = [path for path in written if path.exists()]
     shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
     if stale:

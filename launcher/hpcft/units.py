@@ -23,6 +23,16 @@ def format_bytes(size_bytes: float | None) -> str:
     return f"{size_bytes:.0f} B"
 
 
+_SIZES = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB,
+          "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
+
+
+def parse_bytes(text: str) -> float | None:
+    """A size such as `14.74GiB` in bytes; None for other text."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text.strip())
+    return float(match[1]) * _SIZES[match[2]] if match else None
+
+
 def format_seconds(duration_s: float | None) -> str:
     """Seconds as `h:mm:ss` or `m:ss`; empty when unknown."""
     if duration_s is None:
@@ -42,6 +52,13 @@ def format_count(count: float | None) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f}"
+
+
+def format_number(number: float | None) -> str:
+    """A measure with three significant figures: `0.0123`, `45.6`, `1,230`."""
+    if number is None:
+        return ""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def parse_slurm_duration_s(text: str) -> float | None:

@@ -1,53 +1,39 @@
-"""The heartbeat and what was measured: progress.json, metrics.jsonl, memory, speed."""
+"""The heartbeat: how far a run is, in progress.json and metrics.jsonl, and what it measures."""
 
 from __future__ import annotations
 
 import json
-import resource
 import time
 from typing import Any
 
-import psutil
-import torch
 from transformers import TrainerCallback
 
 from hpcft.paths import RunPaths
 from hpcft.records import Progress
-from hpcft.store import write
+from hpcft.store import read_if_there, write
+from hpcft.train.peaks import Peaks, StepTimes, memory_now_bytes
 from hpcft.train.start import Rank
 
 INTERVAL_S = 1.0
 
 
-def memory_now_bytes() -> int:
-    """Device memory allocated on a GPU; resident set of this process on a CPU."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.memory_allocated())
-    return int(psutil.Process().memory_info().rss)
-
-
-def memory_peak_bytes() -> int:
-    """Peak of device memory reserved on a GPU; peak resident set of this process on a CPU."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_reserved())
-    return host_peak_bytes()
-
-
-def host_peak_bytes() -> int:
-    """Peak resident set of this process; Linux counts it in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 class Heartbeat(TrainerCallback):  # type: ignore[misc]
     """Writes how far the run is; only rank 0 does, the others leave the files alone."""
 
-    def __init__(self, paths: RunPaths, me: Rank) -> None:
+    def __init__(self, paths: RunPaths, me: Rank, generation: int = 0) -> None:
         self.paths = paths
         self.me = me
         self.tokens_per_step = 0.0
+        self.peaks = Peaks()
+        self.times = StepTimes()
         now = time.time()
+        earlier = read_if_there(paths.progress, Progress) if generation else None
         self.progress = Progress(
-            phase="starting", updated_at=now, started_at=now, job_id=me.job_id, node=me.node
+            phase="starting",
+            updated_at=now,
+            started_at=earlier.started_at if earlier else now,
+            job_id=me.job_id,
+            node=me.node,
         )
         self._written = 0.0
         self._train_started: tuple[float, int] | None = None
@@ -57,11 +43,16 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
         """Changes fields and writes the heartbeat: every second at most, or with a new phase."""
         now = time.time()
         new_phase = fields.get("phase", self.progress.phase) != self.progress.phase
+        if new_phase:
+            self.peaks.end(self.progress.phase)
         self.progress = self.progress.model_copy(update={**fields, "updated_at": now})
         if not self.me.is_first or not (new_phase or now - self._written > INTERVAL_S):
             return
         self.progress = self.progress.model_copy(
-            update={"memory_bytes": memory_now_bytes(), "peak_memory_bytes": memory_peak_bytes()}
+            update={
+                "memory_bytes": memory_now_bytes(),
+                "peak_memory_bytes": self.peaks.most_bytes(),
+            }
         )
         write(self.paths.progress, self.progress)
         self._written = now
@@ -73,6 +64,12 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
             with self.paths.metrics.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
 
+    def logged(self, kind: str) -> dict[str, float]:
+        """The latest values that were logged as `kind`, by an earlier start of this run too."""
+        lines = self.paths.metrics.read_text().splitlines() if self.paths.metrics.exists() else []
+        found = [line for line in map(json.loads, lines) if line["kind"] == kind]
+        return {k: v for k, v in found[-1].items() if k not in ("time", "kind")} if found else {}
+
     # ------------------------------------------------------------ what the Trainer calls
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -80,9 +77,15 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
         self._train_started = (time.time(), state.global_step)
         self.set(phase="training", total_steps=state.max_steps, step=state.global_step)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """An optimizer step begins, maybe after a scoring."""
+        self.set(phase="training")
+        self.times.begin()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """An optimizer step is done: speed and time to go follow from all steps so far."""
         assert self._train_started is not None
+        self.times.end()
         begun, first_step = self._train_started
         each_s = (time.time() - begun) / max(state.global_step - first_step, 1)
         self.set(
@@ -93,6 +96,23 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
             tokens_per_s=self.tokens_per_step / each_s,
             eta_s=each_s * (state.max_steps - state.global_step),
         )
+        self._after(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """An epoch is done: a scoring or a checkpoint may follow."""
+        self._after(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A split was scored during training: a checkpoint may follow."""
+        if control.should_save:
+            self.set(phase="saving")
+
+    def _after(self, control: Any) -> None:
+        """Begins the phase that the Trainer is about to enter."""
+        if control.should_evaluate:
+            self.set(phase="evaluation")
+        elif control.should_save:
+            self.set(phase="saving")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """The Trainer logs a loss or an evaluation."""

@@ -12,36 +12,31 @@ import torch
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
+from hpcft import ladder, rates, speed
+from hpcft.memory.states import COMMUNICATOR, tensor_bytes
+from hpcft.methods.features import Features
 from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster, Measured, Plan, RunRecord
-from hpcft.store import write
-from hpcft.tasks.base import LOWER_IS_BETTER
-from hpcft.tasks.instruction import IGNORED
+from hpcft.records import Cluster, Measured, Plan, Prediction, RunRecord
+from hpcft.rungs import taken
+from hpcft.store import read, write
+from hpcft.tasks.base import IGNORED, LOWER_IS_BETTER
+from hpcft.tasks.chunked_loss import loss_of
+from hpcft.train import checkpoints, operators, prepare, start
 from hpcft.train import model as models
-from hpcft.train import operators, prepare, start
-from hpcft.train.heartbeat import Heartbeat, host_peak_bytes, memory_peak_bytes
+from hpcft.train.features import FeatureTrainer
+from hpcft.train.heartbeat import Heartbeat
+from hpcft.train.peaks import most_bytes, of_all_ranks
 from hpcft.train.prepare import Split
+from hpcft.train.scoring import ScoringTrainer
 from hpcft.train.start import Rank
+from hpcft.train.stepping import stepper
 
 VERSIONS = ("hpcft", "torch", "transformers", "deepspeed", "peft", "bitsandbytes", "accelerate")
-
-
-class ScoringTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose metrics know the examples of the split that is being scored."""
-
-    scored: Split
-
-    def evaluate(self, eval_dataset: Any = None, **options: Any) -> dict[str, float]:
-        """Scores a split with the task's metrics."""
-        self.scored = eval_dataset if eval_dataset is not None else self.eval_dataset
-        result: dict[str, float] = super().evaluate(eval_dataset, **options)
-        return result
 
 
 class ScoreBefore(TrainerCallback):  # type: ignore[misc]
@@ -58,19 +53,40 @@ class ScoreBefore(TrainerCallback):  # type: ignore[misc]
         self.metrics: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The engine is there, no step is done."""
+        """The engine is there, and no step is done unless it goes on from a checkpoint."""
+        if state.global_step:
+            self.metrics = self.heartbeat.logged("before")
+            return
         self.metrics = _score(self.trainer, self.split, self.heartbeat, "before")
 
 
-def run(paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, me: Rank) -> None:
-    """Trains and scores; rank 0 writes the record."""
-    heartbeat = Heartbeat(paths, me)
-    started = time.time()
+def run(
+    paths: RunPaths,
+    recipe: FullRecipe,
+    cluster: Cluster,
+    plan: Plan,
+    heartbeat: Heartbeat,
+    generation: int,
+) -> None:
+    """Trains and scores; rank 0 writes the record.
+
+    Args:
+        paths: the run.
+        recipe: its recipe.
+        cluster: its profile.
+        plan: what runs now: the submitted plan, or one lowered by the ladder.
+        heartbeat: of this rank.
+        generation: how many rungs had been taken when this process was started.
+    """
+    me = heartbeat.me
+    if generation:  # from here on, metrics.jsonl begins anew or goes on from a checkpoint
+        rung = taken(paths)[-1]
+        heartbeat.log("rung", {"number": rung.number, "change": rung.change, "how": rung.how})
     heartbeat.set(phase="data")
     if me.is_first:
         prepare.prepare(paths, recipe)
         operators.build(plan)
-    start.meet(paths, cluster, me)
+    start.meet(paths, cluster, me, generation)
     summary = prepare.summary(paths)
     tokenizer = prepare.load_tokenizer(paths)
     train = prepare.load_split(paths, "train")
@@ -84,32 +100,36 @@ def run(paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, me: R
     _start_communication(plan)
     model = models.load(paths, recipe, plan, tokenizer)
     parameters = models.counted(model, plan.facts)
-    trainer = _trainer(recipe, arguments, model, tokenizer, train, validation, heartbeat)
+    trainer = _trainer(recipe, plan, arguments, model, tokenizer, train, validation, heartbeat)
     heartbeat.tokens_per_step = (
-        summary.tokens["train"] / summary.examples["train"] * recipe.train.global_batch_size
+        summary.tokens["train"] / len(train) * recipe.train.global_batch_size
     )
 
     before = ScoreBefore(trainer, scored, heartbeat)
     if recipe.evaluation.before:
         trainer.add_callback(before)
+    trainer.step_down = stepper(paths, recipe, cluster, plan, heartbeat)
+    # Sharded otherwise, a checkpoint cannot be loaded: then the run begins anew.
+    goes_on = generation > 0 and ladder.shards_alike(read(paths.plan, Plan).layout, plan.layout)
+    checkpoint = checkpoints.latest(paths, me.world_size) if goes_on else None
     train_started = time.time()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     train_s = time.time() - train_started
     after = _score(trainer, scored, heartbeat, recipe.evaluation.split)
 
     heartbeat.set(phase="saving")
     _save(trainer, tokenizer, paths, me)
-    peaks = _gathered((me.node, memory_peak_bytes(), host_peak_bytes()))
+    heartbeat.peaks.end("saving")
+    found = _gathered((me.node, heartbeat.peaks.phases))
     if me.is_first:
-        nodes: dict[str, int] = {}
-        for node, _, host in peaks:
-            nodes[node] = nodes.get(node, 0) + host
-        wall_s = time.time() - started
+        phases = of_all_ranks(found, plan.other_processes_bytes)
+        wall_s = time.time() - heartbeat.progress.started_at
         write(
             paths.result,
             RunRecord(
                 run_id=paths.folder.name,
                 recipe=recipe.name,
+                cluster=cluster.name,
                 finished_at=time.time(),
                 job_id=me.job_id,
                 split=recipe.evaluation.split,
@@ -119,18 +139,39 @@ def run(paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, me: R
                 notes=summary.notes + plan.warnings,
                 parameters=parameters,
                 predicted_memory_bytes=plan.gpu_peak_bytes,
+                predicted=_predicted(recipe, cluster, plan),
                 measured=Measured(
                     wall_s=wall_s,
                     train_s=train_s,
                     gpu_hours=wall_s * me.world_size / 3600,
-                    peak_memory_bytes=max(peak for _, peak, _ in peaks),
-                    peak_host_bytes=max(nodes.values()),
+                    peak_memory_bytes=most_bytes(list(phases.values())),
+                    peak_host_bytes=max(peaks.host_bytes for peaks in phases.values()),
                     tokens_per_s=heartbeat.progress.tokens_per_s,
+                    phases=phases,
+                    step_s=heartbeat.times.median_s,
+                    timed_steps=heartbeat.times.count,
+                    tokens_per_step=heartbeat.tokens_per_step,
                 ),
+                rungs=taken(paths),
                 versions={name: importlib.metadata.version(name) for name in VERSIONS},
             ),
         )
     heartbeat.set(phase="done")
+
+
+def _predicted(recipe: FullRecipe, cluster: Cluster, plan: Plan) -> Prediction | None:
+    """What the plan says of what is measured; a lowered plan still says what it did before."""
+    if plan.time is None:
+        return None
+    step = plan.time.step
+    return Prediction(
+        tensor_bytes=tensor_bytes(plan),
+        communicator_bytes=sum(i.bytes for i in plan.gpu_memory if i.name == COMMUNICATOR),
+        step_s=step.total_s,
+        flops_s=step.compute_s - speed.overhead_s(plan.facts, plan.layout),
+        efficiency=rates.efficiency(cluster),
+        tokens_per_step=recipe.train.global_batch_size * recipe.task.max_length,
+    )
 
 
 def training_arguments(
@@ -158,7 +199,7 @@ def training_arguments(
         fp16=plan.precision == "fp16",
         deepspeed=plan.ds_config,
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu else "nccl",
+        ddp_backend=None if start.is_alone(plan) else "gloo" if on_cpu else "nccl",
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=not on_cpu,
         data_seed=recipe.train.seed,
@@ -186,6 +227,7 @@ def _start_communication(plan: Plan) -> None:
 
 def _trainer(
     recipe: FullRecipe,
+    plan: Plan,
     arguments: TrainingArguments,
     model: Any,
     tokenizer: Any,
@@ -195,25 +237,31 @@ def _trainer(
 ) -> ScoringTrainer:
     collator = (
         DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
-        if recipe.task.causal
+        if recipe.task.labels_per_token
         else DataCollatorWithPadding(tokenizer)
     )
     smoothing = recipe.train.label_smoothing_factor
+    common = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": train,
+        "eval_dataset": validation,
+        "data_collator": collator,
+        "processing_class": tokenizer,
+        "callbacks": [heartbeat],
+    }
+    if isinstance(recipe.method, Features):
+        return FeatureTrainer(recipe.method, recipe.task, **common)
+    loss = loss_of(recipe.task, model, plan.layout.loss_chunks)
     trainer: ScoringTrainer = ScoringTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=collator,
-        processing_class=tokenizer,
-        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: recipe.task.loss(
-            outputs["logits"], labels, num_items_in_batch, smoothing
+        **common,
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: loss(
+            outputs, labels, num_items_in_batch, smoothing
         ),
         compute_metrics=lambda p: recipe.task.metrics(
             p.predictions, p.label_ids, trainer.scored.examples
         ),
-        preprocess_logits_for_metrics=recipe.task.reduce_logits,
-        callbacks=[heartbeat],
+        preprocess_logits_for_metrics=loss.reduce_logits,
     )
     return trainer
 
