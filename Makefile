@@ -6,7 +6,7 @@
 #   make lint       ruff and mypy
 #   make slurm      start a real Slurm of four nodes on this machine to try things on
 #   make slurm-stop stop it
-#   make docs       regenerate the reference pages
+#   make docs       regenerate the reference pages and tables
 #   make clean      remove the environment and what was built
 
 SHELL := bash
@@ -87,6 +87,7 @@ lint: setup
 docs: setup
 	$(HPCFT) schema recipe --markdown > docs/recipe.md
 	$(HPCFT) schema cluster --markdown > docs/cluster.md
+	$(PY) docs/tables.py
 
 slurm: setup slurm-packages
 	$(PY) slurm/testbed/testbed.py start
