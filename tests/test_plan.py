@@ -621,10 +621,11 @@ def test_counts_are_read_from_the_cache_without_torch(
 
     marked = first.model_copy(update={"layers": 77})
     file.write_text(marked.model_dump_json())
-    monkeypatch.setattr(cache, "_read", {})  # as in a new process
+    cache._read.clear()  # as in a new process
     assert parameters.facts(made.model, made.task, made.method) == marked, "the file is read"
     for damage in ("", "{", '{"model_type": "bert"}', "\x00\xff"):
         file.write_bytes(damage.encode("latin-1"))
+        cache._read.clear()
         assert parameters.facts(made.model, made.task, made.method) == first
         assert ModelFacts.model_validate_json(file.read_text()) == first
 
