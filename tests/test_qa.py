@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import Cli, write_rows
-from hpcft.metrics import compute
+from hpcft.metrics import compute, values
 from hpcft.records import DataSpec, TokenizerTraining
 from hpcft.tasks import QuestionAnswering
 from hpcft.tasks.base import BadRow
@@ -33,12 +33,13 @@ def answers(*pairs: tuple[str, int]) -> dict[str, list[Any]]:
 
 def scores(*triples: tuple[str, list[str], float], threshold: float = 0.0) -> dict[str, float]:
     """Of (answer, true answers, score of "no answer")."""
-    return compute(
+    found = compute(
         "squad",
         predictions=[{"answer": a, "no_answer_score": doubt} for a, _, doubt in triples],
         references=[{"answers": truth} for _, truth, _ in triples],
         threshold=threshold,
     )
+    return values(found)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,8 @@ def test_the_best_span_of_all_windows_is_the_answer() -> None:
     rows = LONG.scoring_features(EXAMPLE, TOKENIZER)
     last = len(rows) - 1
     truth = tuple(rows[last]["labels"])
-    assert _judged(rows, {0: (30, 31), last: truth}) == {"exact": 1, "f1": 1}
+    found = _judged(rows, {0: (30, 31), last: truth})
+    assert (found["exact"], found["f1"], found["rougeL"]) == (1, 1, 1)
     assert _judged(rows, {0: (30, 31)})["exact"] == 0
     # Nothing of the question or the padding, no end before its start, and not too long a span.
     assert _judged(rows, {0: (1, 2), last: truth[::-1]})["exact"] == 0

@@ -25,6 +25,7 @@ from hpcft.records import (
     Attempt,
     Baseline,
     Cluster,
+    Confusion,
     Job,
     Layout,
     Measured,
@@ -435,6 +436,21 @@ def test_seeds_are_one_row_with_mean_and_spread(runs: Runs) -> None:
     assert (shown["parameters"], shown["trainable"]) == ("66.4 M", "592 K")
 
 
+def test_intervals_directions_and_confusion_are_shown(runs: Runs) -> None:
+    counts = Confusion(labels=["a", "b"], counts=[[8, 2], [1, 9]])
+    result = record("aaaa0001", accuracy=0.85, perplexity=3.0).model_copy(
+        update={"intervals": {"accuracy": (0.7, 0.95)}, "confusion": counts}
+    )
+    runs.add("aaaa0001", parts=(recipe(1), result))
+    header, (cells,) = collect.table(runs.rows())
+    shown = dict(zip(header, cells, strict=True))
+    assert (shown["accuracy"], shown["perplexity"]) == ("0.8500 [0.7000, 0.9500]", "3.0000")
+    assert {"accuracy ↑", "perplexity ↓", "recipe"} <= set(collect.with_arrows(header))
+    told = collect.as_json(runs.rows()[0])
+    assert told["metrics"]["accuracy"]["intervals"] == [(0.7, 0.95)]
+    assert told["confusion"] == [{"labels": ["a", "b"], "counts": [[8, 2], [1, 9]]}]
+
+
 def test_points_stay_apart(runs: Runs) -> None:
     for index, rate in enumerate((1e-4, 2e-4)):
         for seed in (1, 2):
@@ -599,7 +615,8 @@ def test_status_of_one_run_and_of_none(three: Runs, cli: Cli) -> None:
 
 def test_collect_for_programs_is_complete(three: Runs, cli: Cli) -> None:
     done, running, failed = cli("collect", "--json").json
-    assert set(done) == set(collect.Row.__dataclass_fields__)
+    in_metrics = {"intervals"}  # they stand with their metric
+    assert set(done) == set(collect.Row.__dataclass_fields__) - in_metrics
     assert done["metrics"] == {"accuracy": {"mean": 0.91, "stdev": None, "values": [0.91]}}
     assert done["baseline"] == {"f1": 0.7}
     assert (done["total_parameters"], done["peak_memory_bytes"]) == (66_364_418, 3 * GIB)
@@ -620,7 +637,8 @@ def test_collect_formats(name: str, three: Runs, cli: Cli) -> None:
     said = cli("collect", "--format", name)
     assert said.code == 0
     header, *lines = READERS[name](said.out)
-    assert header[:5] == ["recipe", "point", "state", "split", "accuracy"]
+    assert header[:4] == ["recipe", "point", "state", "split"]
+    assert header[4] == ("accuracy ↑" if name == "md" else "accuracy")
     rows = lines[1:] if name == "md" else lines
     assert [line[2] for line in rows] == ["COMPLETED", "RUNNING", "FAILED"]
     assert rows[0][4] == "0.9100"

@@ -7,6 +7,8 @@ import string
 import datasets
 import evaluate
 
+from hpcft.metrics.bootstrap import mean_values, with_intervals
+
 _DESCRIPTION = """\
 Answers are compared after lower-casing and without punctuation, articles (a, an, the) and surplus
 blanks. `exact` is the share of questions whose answer equals one of the true ones, `f1` the mean of
@@ -17,6 +19,8 @@ A prediction is taken for "no answer" where its `no_answer_score` is above `thre
 questions have no answer, `HasAns_` and `NoAns_` are the values over the questions that have one and
 those that have none, and `best_exact` and `best_f1` what the best threshold would have given, which
 is `best_exact_thresh` and `best_f1_thresh`: chosen on the very questions that it is scored on.
+
+`intervals` holds the 95 % bootstrap intervals of `exact` and `f1`.
 """
 _CITATION = "Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822)"
 
@@ -85,7 +89,8 @@ class Squad(evaluate.Metric):  # type: ignore[misc]
         # A true answer of which normalisation leaves nothing ("the") counts for none.
         truths = [[t for t in r["answers"] if normalised(t)] or [""] for r in references]
         has_answer = [bool(reference["answers"]) for reference in references]
-        result = {}
+        result: dict[str, float] = {}
+        counted: dict[str, list[float]] = {}
         for name, score in (("exact", exact), ("f1", f1)):
             pairs = zip(truths, answers, strict=True)
             raw = [max(score(t, answer) for t in truth) for truth, answer in pairs]
@@ -93,7 +98,7 @@ class Squad(evaluate.Metric):  # type: ignore[misc]
                 value if doubt <= threshold else float(not has)
                 for value, doubt, has in zip(raw, doubts, has_answer, strict=True)
             ]
-            result[name] = sum(final) / len(final)
+            counted[name] = final
             if all(has_answer):
                 continue
             for group, wanted in (("HasAns", True), ("NoAns", False)):
@@ -102,4 +107,4 @@ class Squad(evaluate.Metric):  # type: ignore[misc]
                     result[f"{group}_{name}"] = sum(of_group) / len(of_group)
             best = best_threshold(raw, has_answer, answers, doubts)
             result[f"best_{name}"], result[f"best_{name}_thresh"] = best
-        return result
+        return with_intervals(len(answers), mean_values(counted)) | result
