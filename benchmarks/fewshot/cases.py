@@ -1,0 +1,69 @@
+"""The models, prompts and choices that both sides are given."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from hpcft.prompting.requests import Request
+
+SHOTS, SHOT_TOKENS = 8, 200
+QUERY_TOKENS = (80, 120)
+"""Least and most; 100 on average."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model with one kind of label."""
+
+    name: str
+    family: str
+    vocabulary: int
+    label_tokens: tuple[int, ...]
+    """How many tokens each label may have; two labels."""
+    bar: float
+    """How many times lm-eval's examples per second are asked for."""
+
+    def model(self) -> Any:
+        """A random model in fp32: 32 million weights of Llama's shape, 62 of Gemma's."""
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {
+            "vocab_size": self.vocabulary, "hidden_size": 512, "num_hidden_layers": 8,
+            "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2,
+            "pad_token_id": 0,
+        }  # fmt: skip
+        if self.family == "llama":
+            config: Any = transformers.LlamaConfig(
+                **sizes, intermediate_size=1408, num_attention_heads=8, num_key_value_heads=4
+            )
+        else:
+            config = transformers.GemmaConfig(
+                **sizes, intermediate_size=2560, num_attention_heads=4, num_key_value_heads=1,
+                head_dim=128,
+            )  # fmt: skip
+        return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+    def requests(self, queries: int) -> list[Request]:
+        """The same prompts for whoever asks: 8 shots in common, a query and two labels each."""
+        dice = random.Random(0)
+
+        def tokens(count: int) -> list[int]:
+            return [dice.randrange(3, self.vocabulary) for _ in range(count)]
+
+        shots = [1, *tokens(SHOTS * SHOT_TOKENS)]
+        labels = [tokens(dice.choice(self.label_tokens)) for _ in range(2)]
+        return [
+            Request(shots + tokens(dice.randint(*QUERY_TOKENS)), labels) for _ in range(queries)
+        ]
+
+
+CASES = (
+    Case("Llama 32 M, 8k vocabulary, one-token labels", "llama", 8192, (1,), 14),
+    Case("Llama 32 M, 8k vocabulary, two labels of 7 to 8 tokens", "llama", 8192, (7, 8), 22),
+    Case("Gemma 62 M, 48k vocabulary, one-token labels", "gemma", 48000, (1,), 28),
+    Case("Gemma 62 M, 48k vocabulary, two labels of 5 to 7 tokens", "gemma", 48000, (5, 6, 7), 28),
+)

@@ -1,0 +1,72 @@
+"""One side of the comparison in a process of its own, so that its peak memory is its own.
+
+    python benchmarks/fewshot/side.py hpcft|lm-eval CASE QUERIES BATCH
+
+BATCH is the most tokens of a batch for hpcft, the batch size for lm-eval. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from cases import CASES
+
+from hpcft.prompting.batches import batches
+from hpcft.prompting.requests import Request, common_prefix
+from hpcft.prompting.scorer import Scorer
+
+
+def hpcft(model: Any, requests: list[Request], max_tokens: int) -> list[list[float]]:
+    """All of it, from the tokens on: the common prefix found and run, the batches made and run."""
+    length = common_prefix(requests)
+    scorer = Scorer(model, requests[0].tokens[:length])
+    found: dict[int, list[float]] = {}
+    for batch in batches(requests, scorer.shared_tokens, max_tokens):
+        found |= zip(batch, scorer.score([requests[i] for i in batch]), strict=True)
+    return [found[i] for i in range(len(requests))]
+
+
+def lm_eval(backend: Any, requests: list[Request]) -> list[list[float]]:
+    """The same from lm-eval's HF backend, without its tokenising and its start."""
+    pairs = [(("", ""), r.tokens, choice) for r in requests for choice in r.choices]
+    found = iter(backend._loglikelihood_tokens(pairs, disable_tqdm=True))
+    return [[next(found)[0] for _ in r.choices] for r in requests]
+
+
+def main() -> None:
+    """Runs one side and tells its seconds, peak memory and log-likelihoods."""
+    name, number, queries, batch = sys.argv[1], *map(int, sys.argv[2:])
+    torch.set_num_threads(1)
+    case = CASES[number]
+    model, requests = case.model(), case.requests(queries)
+    if name == "lm-eval":
+        from lm_eval.models.huggingface import HFLM
+        from tokenizers import Tokenizer, models
+        from transformers import PreTrainedTokenizerFast
+
+        words = {"<pad>": 0, "<s>": 1, "</s>": 2}
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")),
+            pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        )  # fmt: skip
+        backend = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=4096)
+        model(torch.tensor([[1, 2, 3]]))
+        begun = time.perf_counter(), time.process_time()
+        found = lm_eval(backend, requests)
+    else:
+        model(torch.tensor([[1, 2, 3]]))
+        begun = time.perf_counter(), time.process_time()
+        found = hpcft(model, requests, batch)
+    seconds, cpu_s = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = {"wall_s": seconds, "cpu_s": cpu_s, "peak_mib": peak_kib / 1024, "found": found}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,420 @@
+"""Few-shot scoring and generation give what a plain forward over each whole prompt gives."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from hpcft.prompting.batches import batches, deal
+from hpcft.prompting.generation import generate
+from hpcft.prompting.kernels import added, attend, eager
+from hpcft.prompting.prefix import CASCADE
+from hpcft.prompting.requests import Request, common_prefix, encode, row_tokens
+from hpcft.prompting.scorer import Scorer
+from tiny_models import llama_folder
+
+VOCABULARY = 259
+SHARED = 51
+WINDOW = 12  # smaller than the prefix, and than most rows
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MORE: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gemma": {"head_dim": 16},
+    "mistral": {"sliding_window": WINDOW},
+    "mixtral": {"num_local_experts": 4, "sliding_window": None},
+    "gemma2": {"head_dim": 16, "sliding_window": WINDOW},
+    "gemma3_text": {"head_dim": 16, "sliding_window": WINDOW,
+                    "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "phi3": {},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "gpt2": {},
+    "gpt_oss": {"head_dim": 16, "sliding_window": WINDOW, "num_local_experts": 4,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "mamba": {},
+}  # fmt: skip
+WAYS = dict.fromkeys(CASCADE, "cascade") | {"gpt2": "expanded", "gpt_oss": "expanded"} | {
+    "mamba": "none"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(kind: str, **changes: Any) -> Any:
+    """A random model of this architecture, its weights large enough to have opinions."""
+    transformers.set_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **{**SMALL, **MORE[kind], **changes})
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def asked(choices: tuple[int, ...] = (1, 2, 5), count: int = 7) -> list[Request]:
+    """Prompts that share their beginning, of unlike lengths, with choices of so many tokens."""
+    dice = random.Random(0)
+
+    def tokens(number: int) -> list[int]:
+        return [dice.randrange(3, VOCABULARY) for _ in range(number)]
+
+    shots = [1, *tokens(SHARED - 1)]
+    return [
+        Request([*shots, 3 + i, *tokens(4 + 5 * (i % 4))], [tokens(n) for n in choices])
+        for i in range(count)
+    ]
+
+
+@torch.no_grad()
+def plain(model: Any, requests: list[Request]) -> list[list[float]]:
+    """Each choice by a forward over its whole prompt."""
+
+    def one(tokens: list[int], choice: list[int]) -> float:
+        ids = torch.tensor([tokens + choice], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, -1 - len(choice) : -1]
+        scores = logits.float().log_softmax(1)
+        return sum(scores[i, token].item() for i, token in enumerate(choice))
+
+    return [[one(request.tokens, choice) for choice in request.choices] for request in requests]
+
+
+def scored(model: Any, requests: list[Request], max_tokens: int = 100) -> list[list[float]]:
+    """All requests, batch by batch."""
+    scorer = Scorer(model, requests[0].tokens[: common_prefix(requests)])
+    found: dict[int, list[float]] = {}
+    for batch in batches(requests, scorer.shared_tokens, max_tokens):
+        found |= zip(batch, scorer.score([requests[i] for i in batch]), strict=True)
+    return [found[i] for i in range(len(requests))]
+
+
+def furthest(one: list[list[float]], other: list[list[float]]) -> float:
+    return max(
+        abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+# ---------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_scores_are_those_of_a_plain_forward(kind: str) -> None:
+    model, requests = tiny(kind), asked()
+    before = model.config._attn_implementation
+    assert furthest(scored(model, requests), plain(model, requests)) < 1e-4
+    assert model.config._attn_implementation == before
+    assert Scorer(model, requests[0].tokens[:SHARED]).prefix.sharing == WAYS[kind]
+
+
+def test_each_type_that_shares_one_copy_is_tested() -> None:
+    assert set(MORE) >= CASCADE
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text"])
+def test_the_window_of_these_tests_bites(kind: str) -> None:
+    """What a model without the window would say is far from what this one says."""
+    model, requests = tiny(kind), asked()
+    wide = tiny(kind, sliding_window=500)
+    wide.load_state_dict(model.state_dict())
+    assert furthest(scored(model, requests), scored(wide, requests)) > 0.1
+    assert furthest(scored(wide, requests), plain(wide, requests)) < 1e-4
+
+
+def test_one_token_labels_need_no_mask_and_one_output_each() -> None:
+    model, requests = tiny("llama"), asked(choices=(1, 1))
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, inputs, out: seen.append(out[0].shape[0]))
+    found = scored(model, requests, max_tokens=10_000)
+    assert seen == [1, len(requests)]  # the prefix's pass, then one row of logits a prompt
+    assert furthest(found, plain(model, requests)) < 1e-4
+
+
+def test_the_prefix_is_run_once_and_only_label_positions_reach_the_vocabulary() -> None:
+    model, requests = tiny("llama"), asked(choices=(2, 4))
+    read: list[int] = []
+    rows: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _, inputs, out: read.append(out.shape[1]))
+    model.lm_head.register_forward_hook(lambda _, inputs, out: rows.append(out.shape[1]))
+    scored(model, requests, max_tokens=10_000)
+    longest = max(row_tokens(request, SHARED) for request in requests)
+    assert read == [SHARED, len(requests) * longest]
+    assert rows == [1, len(requests) * (1 + 1 + 3)]  # both choices' first tokens share one
+
+
+def test_prompts_that_share_nothing_are_scored_too() -> None:
+    model = tiny("llama")
+    requests = [Request(r.tokens[SHARED:], r.choices) for r in asked()]
+    assert common_prefix(requests) == 0
+    assert furthest(scored(model, requests), plain(model, requests)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_bf16_is_as_near_to_fp32_as_a_plain_forward_in_bf16(kind: str) -> None:
+    model, requests = tiny(kind, initializer_range=0.05), asked()
+    exact = plain(model, requests)
+    model = model.to(torch.bfloat16)
+    error = furthest(scored(model, requests), exact)
+    assert error < max(0.02, 2 * furthest(plain(model, requests), exact))
+
+
+def test_adapters_are_heard() -> None:
+    import peft
+
+    base, requests = tiny("llama"), asked()
+    without = plain(base, requests)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(base, config).eval()
+    found = scored(model, requests)
+    assert furthest(found, without) > 0.1
+    assert furthest(found, plain(model, requests)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_virtual_tokens_come_before_the_prefix(kind: str) -> None:
+    import peft
+
+    base, requests = tiny(kind), asked()
+    without = plain(base, requests)
+    config = peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=16
+    )
+    model = peft.get_peft_model(base, config).eval()
+    found = scored(model, requests)
+    assert furthest(found, without) > 0.1
+    assert furthest(found, plain(model, requests)) < 1e-4
+
+
+def test_a_model_in_4_bits_is_scored_as_it_is(tmp_path: Path) -> None:
+    tiny("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        ),
+        device_map="cpu",
+    ).eval()
+    assert "4bit" in type(model.model.layers[0].mlp.up_proj).__name__
+    requests = asked()
+    # bitsandbytes' CPU kernel rounds to bf16 inside: SDPA and eager are as far from each other.
+    assert furthest(scored(model, requests), plain(model, requests)) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_it_runs_on_shapes_alone(kind: str) -> None:
+    """For the planner: no step of it looks at a value."""
+    with torch.device("meta"):
+        model = tiny(kind)
+    requests = asked()
+    scorer = Scorer(model, requests[0].tokens[:SHARED])
+    assert scorer.log_likelihoods(requests).shape == (sum(len(r.choices) for r in requests),)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_gives_what_a_plain_forward_gives(kind: str, dtype: torch.dtype) -> None:
+    model, requests = tiny(kind, initializer_range=0.05).to("cuda", dtype), asked()
+    near = 1e-3 if dtype == torch.float32 else 0.1
+    assert furthest(scored(model, requests), plain(model, requests)) < near
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_ways_to_attend_agree(causal: bool, masked: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 13, 16)
+    mask = added(torch.rand(2, 1, 13, 13) < 0.7, torch.float32) if masked and not causal else None
+    one = attend(query, key, value, mask=mask, causal=causal, scale=0.3, softcap=None)
+    other = eager(query, key, value, mask, causal, 0.3, None)
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- lm-eval
+
+
+SHOTS = "Review: a fine film\nLabel: good\n\nReview: what a bore\nLabel: bad\n\n"
+QUERIES = ("moving", "not for me", "two hours that I want back", "well played")
+PROMPTS = [f"{SHOTS}Review: {query}\nLabel:" for query in QUERIES]
+LABELS = (" good", " bad", " neither of them")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = llama_folder(tmp_path_factory.mktemp("llama"))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind", ["llama", "gemma", "mistral", "gemma2", "gemma3_text", "qwen2", "gpt_neox", "opt"]
+)
+def test_likelihoods_and_choices_are_lm_evals(kind: str, tokenizer: Any) -> None:
+    backends = pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval is not here")
+    model = tiny(kind)
+    theirs = backends.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=512)
+    requests = [encode(tokenizer, prompt, LABELS) for prompt in PROMPTS]
+    pairs = [
+        (("", ""), *theirs._encode_pair(prompt, choice)) for prompt in PROMPTS for choice in LABELS
+    ]
+    assert [(r.tokens, c) for r in requests for c in r.choices] == [pair[1:] for pair in pairs]
+    values = iter(theirs._loglikelihood_tokens(pairs, disable_tqdm=True))
+    wanted = [[next(values)[0] for _ in request.choices] for request in requests]
+    found = scored(model, requests)
+    assert furthest(found, wanted) < 1e-4
+    assert [row.index(max(row)) for row in found] == [row.index(max(row)) for row in wanted]
+
+
+# ---------------------------------------------------------------- requests and batches
+
+
+def test_spaces_that_end_a_prompt_go_to_the_choices(tokenizer: Any) -> None:
+    request = encode(tokenizer, "Label: ", ["good", "bad"])
+    assert tokenizer.decode(request.tokens) == "Label:"
+    assert [tokenizer.decode(choice) for choice in request.choices] == [" good", " bad"]
+
+
+def test_a_start_token_is_there_once(tokenizer: Any) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    starting = transformers.AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    starting._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", starting.bos_token_id)]
+    )
+    plain_text, spelled = encode(starting, "a", ["b"]), encode(starting, "<s>a", ["b"])
+    assert plain_text == spelled
+    assert plain_text.tokens.count(starting.bos_token_id) == 1
+
+
+def test_a_choice_that_adds_nothing_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="adds no token"):
+        encode(tokenizer, "Label:", ["good", ""])
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        encode(tokenizer, "", ["good"])
+
+
+def test_each_prompt_keeps_a_token_of_its_own() -> None:
+    assert common_prefix([Request([1, 2, 3], []), Request([1, 2, 4, 5], [])]) == 2
+    assert common_prefix([Request([1, 2], []), Request([1, 2, 4], [])]) == 1
+    assert common_prefix([Request([1, 2, 3], [])]) == 2
+    assert common_prefix([Request([7], []), Request([8], [])]) == 0
+    assert common_prefix([]) == 0
+
+
+def test_batches_keep_to_their_budget_and_hold_every_request_once() -> None:
+    requests = asked(count=23)
+    found = batches(requests, SHARED, 100)
+    assert sorted(i for batch in found for i in batch) == list(range(23))
+    lengths = [[row_tokens(requests[i], SHARED) for i in batch] for batch in found]
+    assert all(len(batch) * max(batch) <= 100 for batch in lengths)
+    flat = [length for batch in lengths for length in batch]
+    assert flat == sorted(flat, reverse=True)
+    assert batches(requests, SHARED, 1) == [[i] for batch in found for i in batch]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_each_rank_runs_as_many_batches(ranks: int) -> None:
+    all_batches = batches(asked(count=23), SHARED, 100)
+    dealt = deal(all_batches, ranks)
+    assert len({len(own) for own in dealt}) == 1
+    assert {tuple(batch) for own in dealt for batch in own} == set(map(tuple, all_batches))
+    assert deal([], ranks) == [[]] * ranks
+
+
+# ---------------------------------------------------------------- generation
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral", "gemma2", "gemma3_text", "opt", "gpt2", "mamba"]
+)
+def test_greedy_answers_are_those_of_generate(kind: str) -> None:
+    model, requests = tiny(kind, eos_token_id=None), asked(count=5)
+    wanted = [
+        model.generate(
+            torch.tensor([r.tokens]), max_new_tokens=8, do_sample=False, pad_token_id=0
+        )[0, len(r.tokens) :].tolist()
+        for r in requests
+    ]  # fmt: skip
+    assert generate(model, requests[0].tokens[:SHARED], requests, max_new_tokens=8) == wanted
+
+
+def test_an_answer_ends_before_a_stop_token() -> None:
+    model, requests = tiny("llama"), asked(count=5)
+    prefix = Scorer(model, requests[0].tokens[:SHARED]).prefix
+    whole = generate(model, prefix, requests, max_new_tokens=8)
+    stop = {whole[0][3], whole[1][0]}
+    wanted = [
+        answer[: min((answer.index(s) for s in stop if s in answer), default=8)] for answer in whole
+    ]
+    assert generate(model, prefix, requests, max_new_tokens=8, stop=stop) == wanted
+    assert wanted[1] == []
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_drawn_answer_depends_on_its_seed_alone(kind: str) -> None:
+    model, requests = tiny(kind), asked(count=6)
+    prefix = Scorer(model, requests[0].tokens[:SHARED]).prefix
+    seeds = [11, 12, 13, 14, 15, 16]
+
+    def drawn(chosen: list[int], seeds: list[int]) -> list[list[int]]:
+        return generate(
+            model, prefix, [requests[i] for i in chosen], max_new_tokens=8, temperature=2.0,
+            seeds=seeds,
+        )  # fmt: skip
+
+    every = drawn([0, 1, 2, 3, 4, 5], seeds)
+    assert drawn([4, 1], [15, 12]) == [every[4], every[1]]
+    assert drawn([3], [14]) == [every[3]]
+    assert drawn([3], [15]) != [every[3]]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    model, request = tiny("llama", vocab_size=16), Request([1, 5, 6], [])
+    with torch.no_grad():
+        shares = (model(torch.tensor([request.tokens])).logits[0, -1] / 0.7).softmax(0)
+    count = 4000
+    found = generate(
+        model, [1], [request] * count, max_new_tokens=1, temperature=0.7, seeds=range(count)
+    )
+    drawn = torch.bincount(torch.tensor(found).flatten(), minlength=16) / count
+    assert (drawn - shares).abs().max() < 4 * (0.25 / count) ** 0.5
+
+
+def test_ranks_may_agree_to_go_on() -> None:
+    """A rank whose answers are done takes steps for as long as another needs them."""
+    model, requests = tiny("llama"), asked(count=2)
+    steps: list[bool] = []
+    outputs: list[Any] = []
+    model.lm_head.register_forward_hook(lambda *call: outputs.append(call))
+
+    def agree(done: bool) -> bool:
+        steps.append(done)
+        return len(steps) == 6
+
+    prefix = requests[0].tokens[:SHARED]
+    found = generate(
+        model, prefix, requests, max_new_tokens=6, stop=set(range(VOCABULARY)), agree=agree
+    )
+    assert found == [[], []]
+    assert steps == [True] * 6
+    assert len(outputs) == 1 + 6
+
+
+def test_drawing_asks_for_seeds() -> None:
+    with pytest.raises(ValueError, match="needs a seed"):
+        generate(nn.Identity(), [1], asked(), max_new_tokens=1, temperature=1.0)
