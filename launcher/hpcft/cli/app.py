@@ -46,11 +46,14 @@ def _register() -> None:
         plan,
         recipes,
         schema,
+        stage,
         status,
         submit,
     )
 
-    for verb in (plan, params, submit, status, logs, cancel, collect, recipes, clusters, schema):
+    for verb in (
+        plan, params, stage, submit, status, logs, cancel, collect, recipes, clusters, schema,
+    ):  # fmt: skip
         verb.add_to(app)
 
 
