@@ -1,0 +1,190 @@
+"""Trains with one contender, in a process of its own: `contender.py NAME FOLDER RESULT STEPS`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from data import GLOBAL_BATCH, MAX_LENGTH, MICRO_BATCH
+from meter import Meter, Watch
+
+ACCUMULATION = GLOBAL_BATCH // MICRO_BATCH
+LEARNING_RATE = 1e-4
+
+
+def common(folder: Path, steps: int) -> dict[str, Any]:
+    """Arguments that all Trainers share."""
+    return {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": MICRO_BATCH,
+        "gradient_accumulation_steps": ACCUMULATION,
+        "max_steps": steps,
+        "learning_rate": LEARNING_RATE,
+        "optim": "adamw_torch",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    }
+
+
+def padded_to_the_maximum(folder: Path, watch: Watch, steps: int) -> None:
+    """The Trainer as in the example scripts of `transformers`: every row is as long as can be."""
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    rows = datasets.load_dataset("json", data_files=str(folder / "train.jsonl"), split="train")
+
+    def features(row: dict[str, str]) -> dict[str, Any]:
+        prompt = len(tokenizer(row["prompt"])["input_ids"])
+        text = row["prompt"] + row["completion"] + tokenizer.eos_token
+        text = text.replace(tokenizer.eos_token, " " + tokenizer.eos_token)
+        made = tokenizer(text, padding="max_length", max_length=MAX_LENGTH, truncation=True)
+        labels = [
+            token if place >= prompt and real else -100
+            for place, (token, real) in enumerate(
+                zip(made["input_ids"], made["attention_mask"], strict=True)
+            )
+        ]
+        return {**made, "labels": labels}
+
+    trainer = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(folder / "model"),
+        args=TrainingArguments(**common(folder, steps)),
+        train_dataset=rows.map(features, remove_columns=rows.column_names),
+        callbacks=[watch],
+    )
+    trainer.train()
+
+
+def trl(folder: Path, watch: Watch, steps: int, **options: Any) -> None:
+    """TRL's SFTTrainer with its defaults, but for precision and recomputation."""
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    rows = datasets.load_dataset("json", data_files=str(folder / "train.jsonl"), split="train")
+    trainer = SFTTrainer(
+        model=str(folder / "model"),
+        args=SFTConfig(
+            **common(folder, steps) | options,
+            max_length=MAX_LENGTH,
+            model_init_kwargs={"dtype": "float32"},
+        ),
+        train_dataset=rows,
+        callbacks=[watch],
+    )
+    trainer.train()
+
+
+def llama_factory(folder: Path, watch: Watch, steps: int, **options: Any) -> None:
+    """LLaMA-Factory's supervised fine-tuning, with its template that adds nothing."""
+    from llamafactory.train.tuner import run_exp
+
+    run_exp(
+        {
+            **common(folder, steps),
+            "stage": "sft",
+            "do_train": True,
+            "finetuning_type": "full",
+            "model_name_or_path": str(folder / "model"),
+            "dataset_dir": str(folder),
+            "dataset": "skewed",
+            "template": "empty",
+            "cutoff_len": MAX_LENGTH,
+            "flash_attn": "sdpa",
+            "disable_gradient_checkpointing": True,
+            "overwrite_output_dir": True,
+            **options,
+        },
+        callbacks=[watch],
+    )
+
+
+def bare(folder: Path, result: Path, steps: int) -> None:
+    """A loop of PyTorch's own over the very micro-batches of our run in `folder/runs`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from hpcft.paths import RunPaths
+    from hpcft.recipe import FullRecipe
+    from hpcft.records import Plan
+    from hpcft.store import read
+    from hpcft.tasks import packing
+    from hpcft.train import order, prepare
+
+    (found,) = (folder / "runs").glob("*/*/plan.json")
+    paths = RunPaths(found.parent)
+    recipe, plan = read(paths.recipe, FullRecipe), read(paths.plan, Plan)
+    split = prepare.load_split(paths, "train")
+    assert split is not None
+    examples = order.of_run(recipe, plan, split.lengths)
+    rows = order.Rows(split)
+    turns = examples.micro_batches(0)
+    attention = packing.attention()
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation=attention)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    meter = Meter()
+    for _ in range(steps):
+        batches = [packing.packed(rows[next(turns)]) for _ in range(examples.accumulation)]
+        items = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+        for batch in batches:
+            meter.batch(batch)
+            labels = batch.pop("labels")
+            logits = model(**batch, use_cache=False).logits
+            targets = labels[:, 1:]
+            counted = targets != -100
+            loss = torch.nn.functional.cross_entropy(
+                logits[:, :-1][counted], targets[counted], reduction="sum"
+            )
+            (loss / items).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        meter.step()
+    result.write_text(json.dumps(meter.found()))
+
+
+def ours(folder: Path, watch: Watch, steps: int) -> None:
+    """A rank of our run, as its supervisor starts it, with the meter among its callbacks."""
+    from transformers import trainer_callback
+
+    from hpcft.train import rank
+
+    (found,) = (folder / "runs").glob("*/*/plan.json")
+    plain = trainer_callback.CallbackHandler.__init__
+
+    def with_meter(handler: Any, callbacks: Any, *more: Any, **named: Any) -> None:
+        plain(handler, [*callbacks, watch], *more, **named)
+
+    trainer_callback.CallbackHandler.__init__ = with_meter
+    rank.main(str(found.parent), "0", str(os.getppid()))
+
+
+def main(name: str, folder: Path, result: Path, steps: int) -> None:
+    """Trains with the contender of that name."""
+    if name == "bare":
+        return bare(folder, result, steps)
+    watch = Watch(result)
+    # As many tokens a step as the others have: rows of a packing trainer hold several examples.
+    rows = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+    contenders: dict[str, Any] = {
+        "ours": lambda: ours(folder, watch, steps),
+        "padded": lambda: padded_to_the_maximum(folder, watch, steps),
+        "trl": lambda: trl(folder, watch, steps),
+        "trl-packed": lambda: trl(folder, watch, steps, packing=True, **rows),
+        "factory": lambda: llama_factory(folder, watch, steps),
+        "factory-packed": lambda: llama_factory(folder, watch, steps, neat_packing=True, **rows),
+    }
+    return contenders[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,56 @@
+"""The model and the data that all contenders train with: one folder, written once.
+
+The lengths are skewed as those of real instructions are: log-normal, most of them short, a few as
+long as a row may be.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+MAX_LENGTH = 512
+"""Tokens of the longest example."""
+MEDIAN, SPREAD = 64, 1.0
+"""Of the log-normal lengths."""
+WORDS = 8000
+"""Words of the language; each is a token."""
+GLOBAL_BATCH, MICRO_BATCH = 16, 8
+"""Examples of an optimizer step, and of a forward pass."""
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+
+
+def write(folder: Path, examples: int) -> None:
+    """Writes `model/` and `train.jsonl`, and what LLaMA-Factory wants beside them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+    words = [*SPECIAL, *(f"w{number}" for number in range(WORDS))]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>",
+    )  # fmt: skip
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
+        num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=1024,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    draw = random.Random(0)
+    rows = []
+    for _ in range(examples):
+        length = round(draw.lognormvariate(0, SPREAD) * MEDIAN)
+        length = min(max(length, 8), MAX_LENGTH) - 1  # the end of text is added
+        text = [f"w{draw.randrange(WORDS)}" for _ in range(length)]
+        half = length // 2
+        rows.append({"prompt": " ".join(text[:half]), "completion": " " + " ".join(text[half:])})
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "test.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    columns = {"prompt": "prompt", "response": "completion"}
+    known = {"skewed": {"file_name": "train.jsonl", "columns": columns}}
+    (folder / "dataset_info.json").write_text(json.dumps(known))
