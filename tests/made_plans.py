@@ -1,4 +1,4 @@
-"""Plans of made-up models of round numbers: the search without a trace.
+"""Plans of made-up recipes and models of round numbers: the search without a trace.
 
 The memory of a step is a closed form here, so that tests are quick and their numbers are round;
 `test_memory.py` has the traces of real modules.
@@ -10,9 +10,52 @@ from collections.abc import Callable
 from typing import Any
 
 from hpcft import plan as planner
+from hpcft.cluster import profile
 from hpcft.memory.curves import Curve, Line, Step
 from hpcft.recipe import FullRecipe
-from hpcft.records import Alternative, Cluster, ModelFacts, Plan
+from hpcft.records import Alternative, Cluster, Layout, ModelFacts, ParameterCount, Plan
+
+BILLION = 1_000_000_000
+NVME = {"node_disk_path": "/local", "node_disk_gib": 1000.0}
+
+
+def cluster(name: str, **changes: Any) -> Cluster:
+    """A shipped profile with fields changed."""
+    return profile.load(name).cluster.model_copy(update=changes)
+
+
+CLASSIFY = {"name": "classification", "labels": ["a", "b"], "data": {"path": "x/y"}}
+COMPLETE = {"name": "instruction", "prompt": "{q}", "completion": "{a}", "data": {"path": "x/y"}}
+
+
+def recipe(**sections: Any) -> FullRecipe:
+    """A recipe from its sections, with the rest made up."""
+    made: dict[str, Any] = {"name": "made", "model": {"path": "x/y"}, "task": dict(CLASSIFY),
+                            "method": {"name": "full"}, **sections}  # fmt: skip
+    return FullRecipe.model_validate(made)
+
+
+def facts(total: int = BILLION, **changes: Any) -> ModelFacts:
+    """A decoder of round numbers; `trainable` and the like are its counts."""
+    counted = {"trainable": total, "added": 0, "largest_layer": total // 10, "quantised": 0,
+               "looked_up": 0, "layer": total // 20, "largest_trained": total // 10}  # fmt: skip
+    counts = {key: changes.pop(key, value) for key, value in counted.items()}
+    shape: dict[str, Any] = {
+        "model_type": "llama", "layers": 16, "hidden_size": 2048, "intermediate_size": 8192,
+        "attention_heads": 32, "vocab_size": 32000, "logits_width": 32000,
+        "logits_positions": "tokens", "max_positions": 4096,
+    }  # fmt: skip
+    return ModelFacts(parameters=ParameterCount(total=total, **counts), **(shape | changes))
+
+
+def layout(stage: int, ranks: int = 1, **changes: Any) -> Layout:
+    """One node of so many ranks."""
+    fields: dict[str, Any] = {
+        "nodes": 1, "ranks_per_node": ranks, "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1, "gradient_checkpointing": False, "zero_stage": stage,
+        "offload_optimizer": "none", "offload_param": "none",
+    }  # fmt: skip
+    return Layout(**(fields | changes))
 
 
 def make(made: FullRecipe, site: Cluster, facts: ModelFacts, **options: Any) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from hpcft.memory import gathers, zero
-from hpcft.memory.curves import KINDS, Curve, Line, Step, curve, envelope
+from hpcft.memory import device, gathers, zero
+from hpcft.memory.curves import KINDS, Curve, Line, Step, curve, envelope, moments
 from hpcft.memory.gathers import FETCH, RELEASE, Order
 from hpcft.memory.states import NF4_DOUBLE_BYTES, lasting_bytes
 from hpcft.records import Layout, ParameterCount, ZeroSizes
-from test_plan import CLASSIFY, COMPLETE, recipe
+from made_plans import CLASSIFY, COMPLETE, cluster, recipe
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "memory"))
 
@@ -30,12 +30,7 @@ GEMMA3 = {**LLAMA, "model_type": "gemma3_text", "head_dim": 16, "sliding_window"
 BERT = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6,
         "num_attention_heads": 4, "vocab_size": 500}  # fmt: skip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 
 
 def step(config: dict[str, Any], method: str = "full", **changes: Any) -> Step:
@@ -66,7 +61,7 @@ def test_the_trace_is_what_the_allocator_sees(name: str) -> None:
 
     case = next(case for case in cases.CASES if case.name == name)
     measured = measure.measure(case)
-    predicted = run.predicted_bytes(case, "cpu", measured["threads"])
+    predicted = run.predicted_bytes(case)
     assert predicted == pytest.approx(measured["peak_bytes"], rel=0.001)
 
 
@@ -88,22 +83,26 @@ def test_the_trace_is_what_the_allocator_sees(name: str) -> None:
     ],
 )
 def test_the_whole_model_is_what_small_traces_say(
-    config: dict[str, Any], method: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any],
+    method: str,
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    from hpcft.memory import tracing
     from hpcft.memory.tracing import run
 
     sizes = ZeroSizes(
         reduce_bucket_elements=20_000, prefetch_bucket_elements=5_000,
         persistence_threshold_elements=100, max_live_elements=60_000,
         max_reuse_distance_elements=60_000 if changes.get("checkpointing") else 0,
+        sub_group_elements=100_000,
     )  # fmt: skip
     asked = step(config, method, zero=sizes if changes.get("zero_stage") else None, **changes)
     small = curve(asked)
     layers = int(config["num_hidden_layers"])
     monkeypatch.setattr(run.models, "period", lambda *_: layers)  # so that nothing repeats
-    whole = curve(asked.model_copy(update={"threads": 2}))
-    assert tracing is not None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where the small one is not known
+    whole = curve(asked)
     for batch in (1,) if changes.get("single") else (2, 3, 8):
         assert peak(small, batch) == pytest.approx(peak(whole, batch), rel=1e-3)
 
@@ -115,6 +114,44 @@ def test_any_architecture_is_traced_without_a_rule_of_its_own(kind: str) -> None
     found = curve(step({"model_type": kind, "vocab_size": 500, **names.get(kind, plain)}))
     assert peak(found, 4) > peak(found, 2) > 0
     assert found.evaluation_bytes(2) < peak(found, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"), [("full", {"zero_stage": 3, "zero": True}), ("qlora", {"padded": False})]
+)
+def test_what_an_operation_returns_is_remembered_rightly(
+    method: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpcft.memory.tracing import operations
+    from hpcft.memory.tracing.run import traces
+
+    sizes = SIZES if changes.get("zero") else None
+    asked = step(LLAMA, method, checkpointing=True, single=True, **changes | {"zero": sizes})
+    remembered = traces(asked).parts
+    monkeypatch.setattr(operations, "_is_functional", lambda _: False)
+    assert remembered == traces(asked).parts
+
+
+def test_a_result_that_shares_memory_is_not_remembered() -> None:
+    import torch
+
+    from hpcft.memory.tracing import operations
+
+    whole = torch.empty(4, 6, device="meta")
+    for operation, arguments in (
+        (torch.ops.aten._unsafe_view.default, (whole, [24])),  # shares, and does not say so
+        (torch.ops.aten.view.default, (whole, [24])),
+        (torch.ops.aten.add_.Tensor, (whole, whole)),
+    ):
+        for _ in range(2):
+            found = operations.run(operation, arguments, {}, 1)
+            assert found.untyped_storage()._cdata == whole.untyped_storage()._cdata
+    for _ in range(2):
+        total = operations.run(torch.ops.aten.add.Tensor, (whole, whole.T.contiguous().T), {}, 1)
+        assert total.shape == (4, 6)
+        assert total.untyped_storage()._cdata != whole.untyped_storage()._cdata
+    halves = operations.run(torch.ops.aten.add.Tensor, (whole.half(), whole.half()), {}, 1)
+    assert halves.dtype == torch.float16
 
 
 # ---------------------------------------------------------------- closed forms
@@ -142,6 +179,41 @@ def test_closed_form_and_trace_agree_on_what_lasts(method: str, precision: Any) 
     assert kinds["optimizer states"] == pytest.approx(8 * facts.parameters.trainable, rel=1e-3)
     if method == "qlora":
         assert facts.parameters.quantised * NF4_DOUBLE_BYTES < kinds["weights"]
+
+
+@pytest.mark.parametrize(
+    ("method", "stage"), [("full", 0), ("full", 1), ("full", 3), ("lora", 2), ("qlora", 0)]
+)
+def test_what_is_known_without_a_trace_is_below_what_one_tells(method: str, stage: int) -> None:
+    """A layout that is refused by it would have been refused by its trace."""
+    from hpcft.memory import parameters
+
+    made = recipe(model={"config": LLAMA}, task={**COMPLETE, "max_length": 48},
+                  method={"name": method})  # fmt: skip
+    facts = parameters.facts(made.model, made.task, made.method)
+    laid = LAYOUT.model_copy(update={"zero_stage": stage, "ranks_per_node": 2})
+    traced = curve(device.step_of(made, laid, cluster("cpu"), facts, "fp32"))
+    peak = device.peak(traced, facts, laid, "fp32", "adamw_torch", on_gpu=False)
+    least = device.least_bytes(facts, made.method, laid, "fp32", "adamw_torch", on_gpu=False)
+    assert 0 < least <= peak.total_bytes
+
+
+def test_zero_1_is_traced_as_zero_2_where_every_gradient_fits_a_bucket() -> None:
+    from hpcft.memory import parameters
+
+    site = cluster("a100-80")
+    for method, width, stage in (("lora", 64, 2), ("full", 64, 2), ("full", 4000, 1)):
+        made = recipe(model={"config": LLAMA | {"intermediate_size": width * 10}}, task=COMPLETE,
+                      method={"name": method})  # fmt: skip
+        facts = parameters.facts(made.model, made.task, made.method)
+        steps = [
+            device.step_of(made, LAYOUT.model_copy(update={"zero_stage": n}), site, facts, "bf16")
+            for n in (1, 2)
+        ]
+        assert steps[0].zero_stage == stage
+        assert (steps[0] == steps[1]) == (stage == 2)
+        if stage == 2:
+            assert curve(steps[1].model_copy(update={"zero_stage": 1})) == curve(steps[1])
 
 
 def test_logits_are_the_vocabulary_times_the_tokens() -> None:
@@ -194,11 +266,38 @@ def test_a_tensor_across_a_cut_is_kept_on_both_sides() -> None:
     assert zero.largest_share(even, 2) == 0.5
 
 
+def test_a_group_of_the_optimizer_takes_whole_parameters() -> None:
+    """DeepSpeed adds one parameter's share after the other until the group is large enough."""
+    counts = ParameterCount(
+        total=100, trainable=100, added=0, largest_layer=60,
+        trained_tensors=[20, 60, 10], trained_vectors=[10],
+    )  # fmt: skip
+    assert zero.largest_group(counts, 2, 1000) == 45, "all matrices; vectors are a row of their own"
+    assert zero.largest_group(counts, 2, 20) == 40, "10 are too few, and then come 30"
+    assert zero.largest_group(counts, 2, 1) == 30
+    assert zero.largest_group(counts.model_copy(update={"trained_tensors": []}), 1, 10) == 10
+
+
+def test_an_event_is_that_of_the_deeper_trace() -> None:
+    """Where two depths differ in their moments the largest stand for them, whatever their events.
+
+    An event is a place in a list: what lies on a line through 3 and 9 of them would be beyond it.
+    """
+    parts = {
+        depth: {f"backward {i}": [((depth,), event) for event in events] for i in range(depth)}
+        for depth, events in ((2, (1, 3)), (3, (1, 5, 9)))
+    }
+    traced = {(depth, batch): parts[depth] for depth in parts for batch in (2, 3)}
+    found = moments(traced, [2, 3], 80, 1)
+    assert {event for _, event in found} <= {1, 5, 9}
+    assert max(line.at(2)[0] for line, _ in found) == 80
+
+
 # ---------------------------------------------------------------- gathers
 
 SIZES = ZeroSizes(
     reduce_bucket_elements=10, prefetch_bucket_elements=50, persistence_threshold_elements=5,
-    max_live_elements=300, max_reuse_distance_elements=0,
+    max_live_elements=300, max_reuse_distance_elements=0, sub_group_elements=100,
 )  # fmt: skip
 
 

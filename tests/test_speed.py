@@ -12,7 +12,7 @@ from hpcft import disk, duration, speed
 from hpcft.examples import known_examples
 from hpcft.rates import Rates, rates
 from hpcft.records import Calibration, Layout, StepTime
-from test_plan import BILLION, CLASSIFY, COMPLETE, cluster, facts, layout, recipe
+from made_plans import BILLION, CLASSIFY, COMPLETE, cluster, facts, layout, recipe
 
 HOP = speed.HOP_S
 # One number for everything, so that a time is a count of bytes or FLOPs.

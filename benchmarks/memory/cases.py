@@ -15,7 +15,7 @@ from hpcft.recipe import FullRecipe
 
 CLASSIFICATION = {"name": "classification", "labels": ["no", "yes"]}
 INSTRUCTION = {"name": "instruction", "prompt": "{text}", "completion": "{label}"}
-
+PROMPTING = {"name": "prompting", "prompt": "{text}", "shots": 8}
 
 PROMPT_PART = 4
 """A prompt takes this part of a sequence: its labels are ignored."""
@@ -32,11 +32,11 @@ class Case:
     method: dict[str, Any] = field(default_factory=lambda: {"name": "full"})
     """The recipe's method."""
     task: str = "instruction"
-    """`instruction` or `classification`."""
+    """`instruction`, `classification` or `prompting`."""
     batch: int = 2
-    """Micro-batch, B."""
+    """Micro-batch, B; of prompts, those of S tokens that a batch has room for."""
     sequence: int = 256
-    """Tokens of every example, S."""
+    """Tokens of every example, S; of every prompt, with its shots and its answer."""
     accumulation: int = 1
     """Micro-batches of an optimizer step."""
     checkpointing: bool = False
@@ -53,13 +53,18 @@ class Case:
     """Processes."""
     loss_chunks: int = 1
     """Parts in which the loss is computed."""
+    packed: bool = False
+    """Whether the examples of a micro-batch share a row."""
+    words: tuple[str, ...] = ()
+    """The choices of a prompt."""
 
     @property
     def digest(self) -> str:
         """Changes when the case does: stored measurements of another case are not taken for it."""
         fields = asdict(self)
-        if self.loss_chunks == 1:  # a field that came later: older measurements stay valid
-            del fields["loss_chunks"]
+        for name, default in LATER.items():
+            if fields[name] == default:
+                del fields[name]
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -68,9 +73,18 @@ class Case:
         """Tokens of an example that carry a loss; a quarter of it is prompt."""
         return self.sequence - self.sequence // PROMPT_PART
 
+    @property
+    def threads(self) -> int:
+        """Threads of a rank: two cores are what such a measurement has."""
+        return 2 if self.ranks == 1 else 1
+
     def recipe(self) -> FullRecipe:
         """The recipe of the case."""
-        task = INSTRUCTION if self.task == "instruction" else CLASSIFICATION
+        task = {
+            "instruction": INSTRUCTION,
+            "classification": CLASSIFICATION,
+            "prompting": {**PROMPTING, "labels": list(self.words)},
+        }[self.task]
         return FullRecipe.model_validate(
             {
                 "name": self.name,
@@ -85,8 +99,10 @@ class Case:
                     "bf16": self.precision == "bf16",
                     "fp16": False,
                     "gradient_checkpointing": self.checkpointing,
+                    "packing": self.packed,
                     "eval_strategy": "no",
                 },
+                "evaluation": {"per_device_eval_batch_size": self.batch},
                 "resources": {
                     "nodes": 1,
                     "gpus_per_node": self.ranks,
@@ -97,6 +113,9 @@ class Case:
             }
         )
 
+
+LATER: dict[str, Any] = {"loss_chunks": 1, "packed": False, "words": ()}
+"""Fields that came later, and what older cases have: their measurements stay valid."""
 
 STEPS = 3
 """Optimizer steps of a measurement: Adam's states appear in the first, the third repeats."""
@@ -201,10 +220,24 @@ QLORA: dict[str, Any] = {"name": "qlora", "r": 16, "target_modules": "all-linear
 QLORA_PLAIN: dict[str, Any] = {"name": "qlora", "r": 8, "bnb_4bit_use_double_quant": False}
 HEAD_ONLY: dict[str, Any] = {"name": "head_only"}
 P_TUNING: dict[str, Any] = {"name": "p_tuning"}
+FROZEN: dict[str, Any] = {"name": "frozen"}
+FROZEN_4BIT: dict[str, Any] = {"name": "frozen", "load_in_4bit": True}
 
 # ---------------------------------------------------------------- one process
 
 _LABEL = "classification"
+
+
+def _asked(
+    name: str,
+    model: dict[str, Any],
+    words: tuple[str, ...] = ("no", "yes"),
+    method: dict[str, Any] = FROZEN,
+    **more: Any,
+) -> Case:
+    fields = {"batch": 1, "sequence": 1024, **more}
+    return Case(name, model, method, "prompting", words=words, **fields)
+
 
 ONE_PROCESS = [
     Case("llama-full", LLAMA),
@@ -276,6 +309,16 @@ ONE_PROCESS = [
     Case("opt-lora-checkpointing", OPT, LORA, batch=4, sequence=256, checkpointing=True),
     Case("neox-full", NEOX, batch=2, sequence=256),
     Case("neox-lora", NEOX, LORA, batch=3, sequence=222),
+    Case("llama-full-packed", LLAMA, packed=True, batch=4),
+    Case("llama-full-checkpointing-packed", LLAMA, packed=True, checkpointing=True, batch=4),
+    Case("gemma-full-packed", GEMMA, packed=True, batch=3, sequence=160),
+    Case("gemma3-deep-packed", GEMMA3, packed=True, batch=2, sequence=384),
+    Case("llama-lora-packed", LLAMA_GQA, LORA, packed=True, precision="bf16", sequence=384),
+    Case("llama-qlora-packed", LLAMA, QLORA, packed=True, batch=3, sequence=200),
+    _asked("llama-few-shot", LLAMA, batch=2, sequence=512),
+    _asked("gemma-few-shot-long-answers", GEMMA, words=("nope", "yes, it is"), batch=2),
+    _asked("llama-few-shot-4bit", LLAMA_120M, method=FROZEN_4BIT, precision="bf16"),
+    _asked("gemma3-few-shot-window", GEMMA3),
 ]
 
 # ---------------------------------------------------------------- several ranks
@@ -316,6 +359,8 @@ SEVERAL_RANKS = [
     _sharded(
         "llama-loss-in-parts-bf16", LLAMA_UNTIED, 2, 3, precision="bf16", loss_chunks=8, optim=FUSED
     ),
+    _sharded("llama-packed", LLAMA_SMALL, 2, 0, packed=True, batch=2, sequence=128),
+    _sharded("llama-packed", LLAMA_SMALL, 2, 3, packed=True, batch=4, sequence=384, optim=FUSED),
     _sharded("llama-full", LLAMA_SMALL, 4, 1, batch=1, sequence=128),
     _sharded("llama-full", LLAMA_SMALL, 4, 2, batch=1, sequence=128),
     _sharded("llama-full", LLAMA_SMALL, 4, 3, batch=1, sequence=128),

@@ -23,60 +23,51 @@ from typing import Any
 import cases
 from cases import Case
 
-from hpcft import ds_config
 from hpcft.cluster import profile
-from hpcft.layouts import precision_of
 from hpcft.memory import parameters
+from hpcft.memory.curves import Curve, Step, curve
 from hpcft.paths import RunPaths
-from hpcft.records import Cluster, Layout, Plan
+from hpcft.plan import make
+from hpcft.records import Calibration, Cluster, Lowered, Plan
 
 TIMEOUT_S = 900
+ENDLESS_GIB = 1e6
 MOST_GROUPS = 10  # kept of what lived at the peak, unless the whole timeline is asked for
 
 
-def cluster_of(device: str) -> Cluster:
-    """This machine, with or without its GPU."""
-    cluster = profile.load("local").cluster
-    if device == "cpu":
-        return cluster.model_copy(update={"accelerator": "cpu", "gpus_per_node": 0, "gpu": None})
-    return cluster
-
-
 def plan_of(case: Case, device: str = "cpu") -> Plan:
-    """The plan of a case on this machine: its one layout, whatever memory that takes."""
+    """What the planner makes of a case on this machine, had it memory without end.
+
+    Examples are as long as they can be, and those of a padded batch alike, so that nothing is
+    masked: so they are planned.
+    """
     recipe = case.recipe()
-    cluster = cluster_of(device)
     facts = parameters.facts(recipe.model, recipe.task, recipe.method)
-    precision = precision_of(recipe, cluster)
-    layout = Layout(
-        nodes=1,
-        ranks_per_node=case.ranks,
+
+    def trace(step: Step) -> Curve:
+        known = {"labelled_tokens": case.labelled_tokens, "threads": case.threads}
+        return curve(step.model_copy(update={"padded": False, **known}))
+
+    whole_loss = facts.model_copy(update={"loss_in_parts": case.loss_chunks > 1})
+    return make(recipe, _cluster(case, device), whole_loss, trace=trace)
+
+
+def _cluster(case: Case, device: str) -> Cluster:
+    """This machine, where the recipe has had to compute the loss in so many parts."""
+    cluster = profile.load("local").cluster
+    held = Lowered(
         per_device_train_batch_size=case.batch,
-        gradient_accumulation_steps=case.accumulation,
         gradient_checkpointing=case.checkpointing,
-        zero_stage=case.stage,
-        offload_optimizer="none",
-        offload_param="none",
         loss_chunks=case.loss_chunks,
     )
-    return Plan(
-        recipe=recipe.name,
-        cluster=cluster.name,
-        accelerator=cluster.accelerator,
-        layout=layout,
-        precision=precision,
-        optim=case.optim,
-        per_device_eval_batch_size=case.batch,
-        facts=facts,
-        gpu_memory=[],
-        gpu_capacity_bytes=0,
-        host_memory=[],
-        host_capacity_bytes=0,
-        cpus_per_task=1,
-        mem_mib=0,
-        time_min=0,
-        ds_config=ds_config.build(layout, precision, facts, recipe.train, cluster),
-    )
+    changes: dict[str, Any] = {
+        "host_memory_gib": ENDLESS_GIB, "calibration": Calibration(lowered={case.name: held})
+    }  # fmt: skip
+    if device == "cpu":
+        changes |= {"accelerator": "cpu", "gpus_per_node": 0, "gpu": None}
+    elif cluster.gpu is not None:
+        changes["gpu"] = cluster.gpu.model_copy(update={"memory_gib": ENDLESS_GIB})
+    return cluster.model_copy(update=changes)
 
 
 def measure(case: Case, device: str = "cpu", *, timeline: bool = False) -> dict[str, Any]:
@@ -129,7 +120,7 @@ def _start(case: Case, folder: Path, rank: int, port: int) -> subprocess.Popen[b
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "2" if case.ranks == 1 else "1",
+        "OMP_NUM_THREADS": str(case.threads),
     }
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""One rank of a measured case: the product's own loading, Trainer and loss, on synthetic features.
+"""One rank of a measured case: the product's own loading and Trainer, or asking, on made-up tokens.
 
 Started by `measure.py`, in a process of its own: `rank.py CASE FOLDER RANK`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -20,13 +21,132 @@ from cases import STEPS, Case
 from hpcft.paths import RunPaths
 from hpcft.records import Plan
 from hpcft.store import read
+from hpcft.tasks.prompting import MOST_ROWS
 from hpcft.train import start
 
 
-def features(case: Case, vocab_size: int) -> list[dict[str, Any]]:
-    """Examples of exactly the sequence length, enough for every step of every rank."""
-    import random
+def run(case: Case, folder: Path, rank: int) -> dict[str, Any]:
+    """Trains or asks as the case says, and returns what this rank needed."""
+    plan = read(folder / "plan.json", Plan)
+    me = start.Rank(rank, case.ranks, rank, "here", "0")
+    start._set_environment(me, plan)
+    if case.ranks > 1 and plan.accelerator == "cpu":
+        _let_gloo_go_first()
+    recording = Recording(on_gpu=plan.accelerator == "cuda")
+    work = _ask if case.task == "prompting" else _train
+    work(case, plan, RunPaths(folder), recording)
+    return recording.result()
 
+
+class Recording:
+    """The memory of a rank, by phase of its work."""
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        from torch.profiler import ProfilerActivity, profile
+
+        self.on_gpu = on_gpu
+        self.times: list[float] = []
+        self.rss_before_bytes = 0
+        self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def begin(self) -> None:
+        """What follows is recorded."""
+        self.rss_before_bytes = _resident_bytes("VmRSS")
+        if not self.on_gpu:
+            self.profiler.start()
+
+    def mark(self, name: str) -> None:
+        """The phase of that name begins."""
+        from torch.profiler import record_function
+
+        with record_function(f"{events.MARK}{name}"):
+            pass
+
+    def step(self, of: str = "") -> None:
+        """A step begins, or a part of it."""
+        if of:
+            self.mark(f"step {len(self.times)}, {of}")
+            return
+        if self.on_gpu and not self.times:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        self.times.append(time.perf_counter())
+        self.mark(f"step {len(self.times)}")
+
+    def end(self) -> None:
+        """The last step has ended."""
+        self.times.append(time.perf_counter())
+        self.mark("end")
+
+    def result(self) -> dict[str, Any]:
+        """What was needed."""
+        import torch
+
+        found: dict[str, Any] = {
+            "rss_bytes": _resident_bytes("VmHWM"),
+            "rss_before_bytes": self.rss_before_bytes,
+            "threads": torch.get_num_threads(),
+            "step_s": [b - a for a, b in itertools.pairwise(self.times)],
+        }
+        if self.on_gpu:
+            free, total = torch.cuda.mem_get_info()
+            return found | {
+                "peak_bytes": torch.cuda.max_memory_allocated(),
+                "reserved_bytes": torch.cuda.max_memory_reserved(),
+                "device_bytes": total - free,
+            }
+        self.profiler.stop()
+        return found | _added_up(self.profiler)
+
+
+# ---------------------------------------------------------------- training
+
+
+def _train(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
+    import datasets
+    from transformers import TrainerCallback
+
+    from hpcft.train import loop, model, order, prepare
+
+    class Marks(TrainerCallback):  # type: ignore[misc]
+        """Bounds the phases of the profile."""
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            recording.mark("setup")
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            recording.step()
+
+        def on_substep_end(self, *_: Any, **__: Any) -> None:
+            recording.step("next micro-batch")
+
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            recording.step("optimizer")
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            recording.end()
+
+    recipe = case.recipe()
+    tokenizer = prepare.load_tokenizer(paths)
+    rows = _features(case, plan.facts.vocab_size)
+    split = prepare.Split(datasets.Dataset.from_list(rows), [])
+    recording.begin()
+    examples = order.of_run(recipe, plan, split.lengths)
+    arguments = loop.training_arguments(
+        paths, recipe, plan, examples.accumulation, has_validation=False
+    )
+    start.communicate(plan)
+    loaded = model.load(paths, recipe, plan, tokenizer)
+    _own_storage(loaded)
+    trainer = loop._trainer(recipe, plan, arguments, loaded, tokenizer, split, None, Marks())
+    trainer.order, trainer.max_length = examples, recipe.task.max_length
+    recording.mark("trainer")
+    trainer.train()
+
+
+def _features(case: Case, vocab_size: int) -> list[dict[str, Any]]:
+    """Examples of exactly the sequence length, enough for every step of every rank."""
     draw = random.Random(0)
     count = STEPS * case.accumulation * case.batch * case.ranks
     rows = []
@@ -39,84 +159,54 @@ def features(case: Case, vocab_size: int) -> list[dict[str, Any]]:
     return rows
 
 
-def run(case: Case, folder: Path, rank: int) -> dict[str, Any]:
-    """Trains the case and returns what this rank needed."""
-    plan = read(folder / "plan.json", Plan)
-    me = start.Rank(rank, case.ranks, rank, "here", "0")
-    start._set_environment(me, plan)
+# ---------------------------------------------------------------- asking
 
-    import torch
-    from torch.profiler import ProfilerActivity, profile, record_function
-    from transformers import TrainerCallback
 
-    from hpcft.train import loop, model, prepare
+def _ask(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
+    from hpcft.tasks.prompting import Prompting
+    from hpcft.train import model, prepare
+    from hpcft.train.prompting import Asker
 
-    times: list[float] = []
-    on_gpu = plan.accelerator == "cuda"
-
-    class Marks(TrainerCallback):  # type: ignore[misc]
-        """Bounds the phases of the profile."""
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            with record_function(f"{events.MARK}setup"):
-                pass
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            if on_gpu and not times:
-                torch.cuda.reset_peak_memory_stats()
-            times.append(time.perf_counter())
-            with record_function(f"{events.MARK}step {len(times)}"):
-                pass
-
-        def on_substep_end(self, *_: Any, **__: Any) -> None:
-            with record_function(f"{events.MARK}step {len(times)}, next micro-batch"):
-                pass
-
-        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            with record_function(f"{events.MARK}step {len(times)}, optimizer"):
-                pass
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-            with record_function(f"{events.MARK}end"):
-                pass
-
-    if case.ranks > 1 and not on_gpu:
-        _let_gloo_go_first()
-    paths = RunPaths(folder)
     recipe = case.recipe()
+    task = recipe.task
+    assert isinstance(task, Prompting)
     tokenizer = prepare.load_tokenizer(paths)
-    rows = features(case, plan.facts.vocab_size)
-    rss_before = _resident_bytes("VmRSS")
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    if not on_gpu:
-        profiler.start()
-    arguments = loop.training_arguments(paths, recipe, plan, has_validation=False)
-    loop._start_communication(plan)
-    loaded = model.load(paths, recipe, plan, tokenizer)
-    _own_storage(loaded)
-    trainer = loop._trainer(
-        recipe, plan, arguments, loaded, tokenizer, prepare.Split(rows, []), None, Marks()
-    )
-    with record_function(f"{events.MARK}trainer"):
-        pass
-    trained = trainer.train()
-    result: dict[str, Any] = {
-        "rss_bytes": _resident_bytes("VmHWM"),
-        "rss_before_bytes": rss_before,
-        "threads": torch.get_num_threads(),
-        "step_s": [b - a for a, b in itertools.pairwise(times)],
-        "loss": trained.training_loss,
-    }
-    if on_gpu:
-        free, total = torch.cuda.mem_get_info()
-        return result | {
-            "peak_bytes": torch.cuda.max_memory_allocated(),
-            "reserved_bytes": torch.cuda.max_memory_reserved(),
-            "device_bytes": total - free,
-        }
-    profiler.stop()
-    return result | _added_up(profiler)
+    group = _prompts(case)
+    recording.begin()
+    with model.to_ask(paths, recipe, plan, tokenizer) as loaded:
+        _own_storage(loaded)
+        room = plan.per_device_eval_batch_size * task.max_length
+        asker = Asker(loaded, tokenizer, task, max_tokens=room, seed=0)
+        recording.mark("trainer")
+        recording.mark("setup")
+        recording.step()
+        batches = asker.answers([group], {}, rank=0, ranks=1, together=False)
+        for number, (found, _) in enumerate(batches, 1):
+            assert len(found) == MOST_ROWS, f"a batch has {len(found)} prompts"
+            if number < STEPS:
+                recording.step()
+        recording.end()
+
+
+def _prompts(case: Case) -> Any:
+    """Prompts that fill the window and show the same shots, as many to a batch as may be."""
+    from hpcft.prompting.requests import Request
+    from hpcft.train.prompts import Group
+
+    draw = random.Random(0)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(3, 8000) for _ in range(count)]
+
+    # A tokenizer makes of a word no more tokens than it has bytes, and one for the blank before it.
+    choices = [tokens(len(word.encode()) + 1) for word in case.words]
+    own = case.batch * case.sequence // MOST_ROWS - sum(len(choice) - 1 for choice in choices)
+    shots = tokens(case.sequence - own - max(map(len, choices)))
+    requests = [Request(shots + tokens(own), choices) for _ in range(STEPS * MOST_ROWS)]
+    return Group(shots, list(range(len(requests))), [0] * len(requests), requests)
+
+
+# ---------------------------------------------------------------- memory
 
 
 def _let_gloo_go_first() -> None:

@@ -1,4 +1,4 @@
-"""Predicted against measured memory of real training steps, and beside what others estimate.
+"""Predicted against measured memory of real steps, and beside what others estimate.
 
     python benchmarks/memory/run.py [--only PATTERN] [--measured FILE] [--json FILE]
                                     [--markdown FILE] [--device cpu|cuda]
@@ -20,41 +20,35 @@ from typing import Any
 
 import peers
 from cases import CASES, ON_GPU, Case
-from measure import cluster_of, measure, plan_of
+from measure import measure, plan_of
 from table import Row, markdown, summary, text
 
 from hpcft.errors import HpcftError
-from hpcft.memory.curves import curve
-from hpcft.memory.device import fragmentation, peak, step_of
-from hpcft.records import Calibration
+from hpcft.memory.states import COMMUNICATOR, CONTEXT, PROCESS
 from hpcft.store import write_text
+
+BESIDE = (PROCESS, CONTEXT, COMMUNICATOR, "evaluation")
 
 PAGE = """# Predicted against measured memory
 
 Made by `python benchmarks/memory/run.py --device {device} --markdown docs/memory.md`: real training
-steps through the product's own Trainer, the peak of each rank in MiB. On a CPU the truth is what
-the allocator itself reports; RSS is how much the resident set grew. Beside ours: DeepSpeed's and
-accelerate's own estimates of the same case, which leave out what the step itself holds.
+steps through the product's own Trainer, or batches of prompts through what asks them, the peak of
+each rank in MiB. On a CPU the truth is what the allocator itself reports; RSS is how much the
+resident set grew. Beside ours: DeepSpeed's and accelerate's own estimates of the same case, which
+leave out what the step itself holds.
 """
 
 
-def predicted_bytes(case: Case, device: str, threads: int) -> int:
-    """What hpcft predicts for the batches that are measured, which are as long as they can be."""
-    plan, recipe = plan_of(case, device), case.recipe()
-    step = step_of(recipe, plan.layout, cluster_of(device), plan.facts, plan.precision)
-    step = step.model_copy(
-        update={"padded": False, "labelled_tokens": case.labelled_tokens, "threads": threads}
-    )
-    on_gpu = device == "cuda"
-    found = peak(curve(step), plan.facts, plan.layout, plan.precision, plan.optim, on_gpu=on_gpu)
-    items = [*found.items, fragmentation(found.items, Calibration())] if on_gpu else found.items
-    return sum(item.bytes for item in items)
+def predicted_bytes(case: Case, device: str = "cpu") -> int:
+    """What hpcft predicts of a step: without the process, and without what scoring takes beyond."""
+    items = plan_of(case, device).gpu_memory
+    return sum(item.bytes for item in items if item.name not in BESIDE)
 
 
 def row_of(case: Case, found: dict[str, Any], device: str) -> Row:
     """A measured case with every prediction of it."""
     begun = time.perf_counter()
-    predicted = predicted_bytes(case, device, found.get("threads", 1))
+    predicted = predicted_bytes(case, device)
     seconds = time.perf_counter() - begun
     if device == "cpu":
         measured = found["peak_bytes"]

@@ -36,7 +36,7 @@ class Row:
     prediction_s: float
     beside_bytes: dict[str, int]
     """Other measurements, by the column's name: on a CPU how much the resident set grew."""
-    deepspeed_bytes: int
+    deepspeed_bytes: int | None
     accelerate_bytes: int
 
     @property
@@ -102,7 +102,11 @@ def summary(rows: list[Row], device: str) -> tuple[list[str], bool]:
         if not some:
             continue
         for name in ("deepspeed", "accelerate"):
-            off = [abs(100 * (getattr(r, f"{name}_bytes") / r.measured_bytes - 1)) for r in some]
+            off = [
+                abs(100 * (estimate / row.measured_bytes - 1))
+                for row in some
+                if (estimate := getattr(row, f"{name}_bytes")) is not None
+            ]
             lines.append(f"{kind}, {name}: mean |error| {fmean(off):.1f} %, most {max(off):.1f} %")
         errors = [(e, row.case) for row in some if (e := row.error_percent) is not None]
         if not errors:

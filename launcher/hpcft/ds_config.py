@@ -44,6 +44,7 @@ def build(
         zero["stage3_param_persistence_threshold"] = chosen.persistence_threshold_elements
         zero["stage3_max_live_parameters"] = chosen.max_live_elements
         zero["stage3_max_reuse_distance"] = chosen.max_reuse_distance_elements
+        zero["sub_group_size"] = chosen.sub_group_elements
     for part, where in (
         ("offload_optimizer", layout.offload_optimizer),
         ("offload_param", layout.offload_param),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from hpcft import calibration, store
+from hpcft import calibration, processes, store
 from hpcft import plan as planner
 from hpcft import recipe as recipes
 from hpcft.cluster.profile import Profile
@@ -27,6 +28,7 @@ from hpcft.memory import parameters
 from hpcft.paths import calibration_file
 from hpcft.recipe import Point
 from hpcft.records import Alternative, Calibration, ModelFacts, Plan
+from hpcft.stage import cache
 from hpcft.units import format_bytes
 
 
@@ -84,6 +86,7 @@ def plan_point(point: Point, site: Profile, *, brief: bool = False) -> Plan:
         InputError: it asks for what the cluster or the model does not have.
         DoesNotFit: no layout fits.
     """
+    point = _at_hand(point, site)
     facts, load_bytes = _checked(point, site)
     return planner.make(
         point.recipe,
@@ -101,8 +104,14 @@ def all_layouts(point: Point, site: Profile) -> list[Alternative]:
     Raises:
         InputError: it asks for what the cluster or the model does not have.
     """
+    point = _at_hand(point, site)
     facts, load_bytes = _checked(point, site)
     return planner.table(point.recipe, site.cluster, facts, load_bytes=load_bytes)
+
+
+def _at_hand(point: Point, site: Profile) -> Point:
+    """The run with staged folders: what really is there is planned, not what is described."""
+    return replace(point, recipe=cache.at_hand(point.recipe, site.cluster))
 
 
 def _checked(point: Point, site: Profile) -> tuple[ModelFacts, int]:
@@ -143,17 +152,26 @@ def matrix(
     A recipe that cannot be read is answered so in all its cells, and the rest goes on.
     """
     rows: dict[str, list[Answer]] = {}
+    planned = processes.each(partial(_rows, sites=sites, overrides=overrides), names)
     for number, name in enumerate(names, 1):
         if len(names) > 1:
             say(f"planning {number} of {len(names)}: {name}")
-        try:
-            points = recipes.load(name, overrides)
-        except HpcftError as error:
-            rows[name] = [Answer(None, _reason(error))] * len(sites)
-            continue
-        for point in points:
-            values = "".join(f" {key}={value}" for key, value in point.values.items())
-            rows[point.recipe.name + values] = [answer(point, site) for site in sites]
+        rows |= next(planned)
+    return rows
+
+
+def _rows(
+    name: str, *, sites: list[Profile], overrides: list[str] | None
+) -> dict[str, list[Answer]]:
+    """The rows of a recipe."""
+    try:
+        points = recipes.load(name, overrides)
+    except HpcftError as error:
+        return {name: [Answer(None, _reason(error))] * len(sites)}
+    rows = {}
+    for point in points:
+        values = "".join(f" {key}={value}" for key, value in point.values.items())
+        rows[point.recipe.name + values] = [answer(point, site) for site in sites]
     return rows
 
 

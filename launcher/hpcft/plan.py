@@ -1,4 +1,7 @@
-"""Recipe + Cluster + model facts to Plan: the cheapest layout that fits, or why none. No I/O."""
+"""Recipe + Cluster + model facts to Plan: the cheapest layout that fits, or why none.
+
+It reads and writes nothing of its own; the default `trace` keeps what it finds in a cache.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Mapping
 from hpcft import calibration, disk, ds_config, duration, ladder, speed
 from hpcft.errors import DoesNotFit
 from hpcft.layouts import layouts, precision_of
-from hpcft.memory import device, states
+from hpcft.memory import device, prompting, states
 from hpcft.memory.curves import Curve, Step, curve
 from hpcft.recipe import FullRecipe
 from hpcft.records import (
@@ -17,11 +20,13 @@ from hpcft.records import (
     MemoryItem,
     ModelFacts,
     Plan,
+    Precision,
     RunTime,
     Split,
 )
-from hpcft.refusal import excess, explain, obstacle
+from hpcft.refusal import Limit, excess, explain, obstacle, of_a_node, of_a_rank
 from hpcft.search import Candidate, Case, Search
+from hpcft.tasks.prompting import Prompting
 from hpcft.units import GIB, MIB, format_seconds
 
 # Slurm kills a job that exceeds --mem; what the rules do not know (page cache, growth) goes here.
@@ -88,13 +93,20 @@ def table(
     return [alternative(candidate, search.priced(candidate)) for candidate in search.ordered]
 
 
-def alternative(candidate: Candidate, plan: Plan | None) -> Alternative:
-    """A layout as it is told beside the chosen one."""
+def alternative(candidate: Candidate, plan: Plan | None, least: Limit | None = None) -> Alternative:
+    """A layout as it is told beside the chosen one.
+
+    Args:
+        candidate: the layout.
+        plan: its predicted memory; None where it was not predicted.
+        least: in that case what it takes at least.
+    """
+    known = "" if least is None else f"at least {least.obstacle}"
     return Alternative(
         layout=candidate.layout,
         step=candidate.time.step,
         gpu_peak_bytes=plan.gpu_peak_bytes if plan else None,
-        obstacle=obstacle(plan) if plan else "weights and optimizer alone exceed the GPU",
+        obstacle=obstacle(plan) if plan else known,
     )
 
 
@@ -110,7 +122,7 @@ def _search(case: Case) -> Search:
         ],
         price=lambda candidate: _priced(case, candidate.layout, candidate.time),
         fits=lambda plan: excess(plan) <= 0,
-        surely_over=lambda layout: _surely_over(case, layout),
+        surely_over=lambda layout: _least(case, layout).excess,
     )
 
 
@@ -120,18 +132,58 @@ def _timed(case: Case, layout: Layout) -> Candidate:
     precision = precision_of(recipe, cluster)
     length = recipe.task.max_length
     step = speed.step_time(facts, recipe.method, layout, precision, length, cluster)
+    if isinstance(recipe.task, Prompting):
+        step = duration.asking(step, recipe.task, facts, layout)
     time = duration.run_time(step, recipe, facts, layout, precision, cluster, case.examples)
     asked = recipe.resources.time_min
     limit_s = 60 * (cluster.time_limit_min if asked == "auto" else asked)
     return Candidate(layout, time, late_s=max(0.0, (time.run_s or 0.0) - limit_s))
 
 
-def _surely_over(case: Case, layout: Layout) -> int:
-    """Bytes by which what stays on a GPU all the time exceeds it."""
+def _least(case: Case, layout: Layout) -> Limit:
+    """What a layout takes at least, seen without a trace, of what it exceeds most."""
     recipe, cluster = case.recipe, case.cluster
-    precision = precision_of(recipe, cluster)
-    least = states.lasting_bytes(case.facts, recipe.method, layout, precision, recipe.train.optim)
-    return least - capacity_bytes(cluster, layout)
+    precision, optim = precision_of(recipe, cluster), recipe.train.optim
+    on_gpu = cluster.accelerator == "cuda"
+    tensors = device.least_bytes(case.facts, recipe.method, layout, precision, optim, on_gpu=on_gpu)
+    rank = [MemoryItem(name="tensors", bytes=tensors, rule="")]
+    rank += _beside_tensors(rank, case, layout)
+    host = sum(item.bytes for item in _on_host(case, layout, precision, tensors))
+    return max(
+        of_a_rank(
+            sum(item.bytes for item in rank), capacity_bytes(cluster, layout), cluster.accelerator
+        ),
+        of_a_node(host, int(cluster.host_memory_gib * GIB)),
+        key=lambda limit: limit.excess,
+    )
+
+
+def _beside_tensors(tensors: list[MemoryItem], case: Case, layout: Layout) -> list[MemoryItem]:
+    """What a rank holds beside tensors."""
+    known = case.cluster.calibration
+    if case.cluster.accelerator == "cpu":
+        return [states.process_item(known)]
+    return [device.fragmentation(tensors, known), *states.context_items(layout, known)]
+
+
+def _on_host(case: Case, layout: Layout, precision: Precision, tensors: int) -> list[MemoryItem]:
+    """Host memory of a node; `tensors` is the bytes of a rank's, which on a CPU are there too."""
+    cluster, facts, load_bytes = case.cluster, case.facts, case.load_bytes
+    method, known = case.recipe.method, cluster.calibration
+    if cluster.accelerator == "cuda":
+        load_bytes = states.loading_bytes(facts, method, layout, precision, load_bytes)
+    host = states.host_states(facts, method, layout, precision, load_bytes=load_bytes, known=known)
+    if cluster.accelerator == "cpu":
+        # On a CPU a rank's memory is host memory: its process counts, and the node's is their sum.
+        ranks = layout.ranks_per_node
+        host.append(
+            MemoryItem(
+                name="training on the CPU",
+                bytes=ranks * tensors,
+                rule=f"{ranks} ranks × predicted peak without the process",
+            )
+        )
+    return host
 
 
 def capacity_bytes(cluster: Cluster, layout: Layout) -> int:
@@ -145,47 +197,11 @@ def capacity_bytes(cluster: Cluster, layout: Layout) -> int:
 def _priced(case: Case, layout: Layout, time: RunTime) -> Plan:
     """A layout with its predicted memory and time."""
     recipe, cluster, facts = case.recipe, case.cluster, case.facts
-    load_bytes = case.load_bytes
     precision = precision_of(recipe, cluster)
-    on_gpu = cluster.accelerator == "cuda"
-    optim = recipe.train.optim
-    traced = case.trace(device.step_of(recipe, layout, cluster, facts, precision))
-    peak = device.peak(traced, facts, layout, precision, optim, on_gpu=on_gpu)
-    eval_batch, eval_bytes = device.evaluation_batch(
-        traced,
-        peak.total_bytes,
-        sum(item.bytes for item in device.beside(facts, layout, precision, optim)),
-        layout.per_device_train_batch_size,
-        fixed=None
-        if recipe.evaluation.per_device_eval_batch_size == "auto"
-        else recipe.evaluation.per_device_eval_batch_size,
-    )
-    gpu = peak.items
-    if eval_bytes > peak.total_bytes:
-        rule = f"scoring {eval_batch} at once takes more than training"
-        gpu.append(MemoryItem(name="evaluation", bytes=eval_bytes - peak.total_bytes, rule=rule))
-    if on_gpu:
-        load_bytes = states.loading_bytes(facts, recipe.method, layout, precision, load_bytes)
-    known = cluster.calibration
-    host = states.host_states(
-        facts, recipe.method, layout, precision, load_bytes=load_bytes, known=known
-    )
+    gpu, eval_batch = _of_a_rank(case, layout, precision)
+    host = _on_host(case, layout, precision, sum(item.bytes for item in gpu))
     host_capacity = int(cluster.host_memory_gib * GIB)
-    if on_gpu:
-        gpu.append(device.fragmentation(gpu, known))
-        gpu += states.context_items(layout, known)
-    else:
-        # On a CPU a rank's memory is host memory: its process counts, and the node's is their sum.
-        ranks = layout.ranks_per_node
-        training = sum(item.bytes for item in gpu)
-        gpu.append(states.process_item(known))
-        host.append(
-            MemoryItem(
-                name="training on the CPU",
-                bytes=ranks * training,
-                rule=f"{ranks} ranks × predicted peak without the process",
-            )
-        )
+    gpu += _beside_tensors(gpu, case, layout)
     host_peak = sum(item.bytes for item in host)
     wanted = recipe.resources
     cores = max(1, cluster.cores_per_node // layout.ranks_per_node)
@@ -197,7 +213,7 @@ def _priced(case: Case, layout: Layout, time: RunTime) -> Plan:
         accelerator=cluster.accelerator,
         layout=layout,
         precision=precision,
-        optim=recipe.train.optim,
+        optim=recipe.train.optim if recipe.method.trains else "no optimizer",
         per_device_eval_batch_size=eval_batch,
         facts=facts,
         gpu_memory=gpu,
@@ -218,6 +234,30 @@ def _priced(case: Case, layout: Layout, time: RunTime) -> Plan:
     )
 
 
+def _of_a_rank(case: Case, layout: Layout, precision: Precision) -> tuple[list[MemoryItem], int]:
+    """The tensors of a rank at its peak, and how many examples it scores at once."""
+    recipe, cluster, facts = case.recipe, case.cluster, case.facts
+    batch, optim = layout.per_device_train_batch_size, recipe.train.optim
+    if not recipe.method.trains:
+        return prompting.items(recipe, layout, facts, precision, cluster.accelerator), batch
+    traced = case.trace(device.step_of(recipe, layout, cluster, facts, precision))
+    on_gpu = cluster.accelerator == "cuda"
+    peak = device.peak(traced, facts, layout, precision, optim, on_gpu=on_gpu)
+    wanted = recipe.evaluation.per_device_eval_batch_size
+    eval_batch, eval_bytes = device.evaluation_batch(
+        traced,
+        peak.total_bytes,
+        sum(item.bytes for item in device.beside(facts, layout, precision, optim)),
+        batch,
+        fixed=None if wanted == "auto" else wanted,
+    )
+    items = peak.items
+    if eval_bytes > peak.total_bytes:
+        rule = f"scoring {eval_batch} at once takes more than training"
+        items.append(MemoryItem(name="evaluation", bytes=eval_bytes - peak.total_bytes, rule=rule))
+    return items, eval_batch
+
+
 def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candidate | None) -> Plan:
     """The chosen plan with reasons, warnings, its neighbours and the DeepSpeed configuration."""
     recipe, cluster, layout = case.recipe, case.cluster, chosen.layout
@@ -228,8 +268,7 @@ def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candida
     reasons = [
         f"{layout.world_size} {unit}{'s' * (layout.world_size > 1)}: "
         + ("as the recipe asks" if fixed else f"the fewest {unit} hours of what fits"),
-        f"micro-batch {layout.per_device_train_batch_size} × {layout.gradient_accumulation_steps} "
-        f"accumulated × {layout.world_size} ranks = global batch {recipe.train.global_batch_size}",
+        _batch_in_words(recipe, layout),
     ]
     if layout.gradient_checkpointing and recipe.train.gradient_checkpointing == "auto":
         reasons.append("activations are recomputed: without, it does not fit or costs more")
@@ -258,18 +297,28 @@ def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candida
             "reasons": reasons,
             "warnings": warnings,
             "next_best": alternative(next_best, search.priced(next_best)) if next_best else None,
-            "fell_out": _fell_out(search, chosen),
+            "fell_out": _fell_out(case, search, chosen),
             "ds_config": ds_config.build(layout, plan.precision, plan.facts, recipe.train, cluster),
         }
     )
 
 
-def _fell_out(search: Search, chosen: Candidate) -> list[Alternative]:
+def _batch_in_words(recipe: FullRecipe, layout: Layout) -> str:
+    batch, length = layout.per_device_train_batch_size, recipe.task.max_length
+    if not recipe.method.trains:
+        return f"batches of at most {batch} × {length:,} tokens, beside the shots"
+    return (
+        f"micro-batch {batch} × {layout.gradient_accumulation_steps} accumulated × "
+        f"{layout.world_size} ranks = global batch {recipe.train.global_batch_size}"
+    )
+
+
+def _fell_out(case: Case, search: Search, chosen: Candidate) -> list[Alternative]:
     """The cheaper kinds of layout that do not fit, one for each number of GPUs and sharding."""
     kinds: dict[tuple[object, ...], Alternative] = {}
     for fallen in sorted(search.fallen.values(), key=lambda f: f.cost):
         x = fallen.candidate.layout
         kind = (x.nodes, x.ranks_per_node, x.zero_stage, x.offload_optimizer, x.offload_param)
-        if fallen.cost < chosen.cost:
-            kinds[kind] = alternative(fallen.candidate, fallen.plan)  # the last needs the least
+        if fallen.cost < chosen.cost:  # the last needs the least
+            kinds[kind] = alternative(fallen.candidate, fallen.plan, _least(case, x))
     return list(kinds.values())[:MOST_FALLEN]

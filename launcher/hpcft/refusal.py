@@ -40,37 +40,55 @@ class Limit(NamedTuple):
     what: str
     """What they are of."""
 
+    @property
+    def excess(self) -> int:
+        """Bytes over it; negative or 0 when it is kept."""
+        return self.need - self.allowed
+
+    @property
+    def obstacle(self) -> str:
+        """Why it is not kept: `161 GiB of 79.2 GiB a GPU`; empty when it is."""
+        if self.excess <= 0:
+            return ""
+        margin = f", {GPU_MARGIN:.0%} of which must be left" if self.need <= self.have else ""
+        what = self.what.replace(" of ", " ").replace(" for ", " ")
+        return f"{format_bytes(self.need)} of {format_bytes(self.have)} {what}{margin}"
+
 
 def tightest(plan: Plan) -> Limit:
     """The limit that a plan exceeds most, or comes closest to."""
-    gpu, rank = "a GPU", "host memory for a rank"
-    have = plan.gpu_capacity_bytes
-    allowed = int((1 - GPU_MARGIN) * have)
-    limits = [
-        Limit(plan.gpu_peak_bytes, have, allowed, gpu if plan.accelerator == "cuda" else rank)
-    ]
-    for need, have, what in (
-        (plan.host_peak_bytes, plan.host_capacity_bytes, "host memory of a node"),
-        (plan.node_disk_bytes, plan.node_disk_capacity_bytes, "disk of a node"),
-    ):
-        limits.append(Limit(need, have, have, what))
-    return max(limits, key=lambda limit: limit.need - limit.allowed)
+    return max(
+        of_a_rank(plan.gpu_peak_bytes, plan.gpu_capacity_bytes, plan.accelerator),
+        of_a_node(plan.host_peak_bytes, plan.host_capacity_bytes),
+        Limit(
+            plan.node_disk_bytes,
+            plan.node_disk_capacity_bytes,
+            plan.node_disk_capacity_bytes,
+            "disk of a node",
+        ),
+        key=lambda limit: limit.excess,
+    )
+
+
+def of_a_rank(need: int, have: int, accelerator: str) -> Limit:
+    """What a rank takes of a GPU, or of the host's memory."""
+    what = "a GPU" if accelerator == "cuda" else "host memory for a rank"
+    return Limit(need, have, int((1 - GPU_MARGIN) * have), what)
+
+
+def of_a_node(need: int, have: int) -> Limit:
+    """What a node takes of its host memory."""
+    return Limit(need, have, have, "host memory of a node")
 
 
 def excess(plan: Plan) -> int:
     """Bytes over the tightest of the limits; negative or 0 when it fits."""
-    limit = tightest(plan)
-    return limit.need - limit.allowed
+    return tightest(plan).excess
 
 
 def obstacle(plan: Plan) -> str:
     """Why a plan does not fit: `161 GiB of 79.2 GiB a GPU`; empty when it does."""
-    limit = tightest(plan)
-    if limit.need <= limit.allowed:
-        return ""
-    margin = f", {GPU_MARGIN:.0%} of which must be left" if limit.need <= limit.have else ""
-    what = limit.what.replace(" of ", " ").replace(" for ", " ")
-    return f"{format_bytes(limit.need)} of {format_bytes(limit.have)} {what}{margin}"
+    return tightest(plan).obstacle
 
 
 def explain(case: Case, closest: Plan | None, first_fit: FirstFit) -> str:

@@ -60,9 +60,12 @@ class Candidate:
 
     @property
     def gpu_seconds(self) -> float:
-        """GPU time of the run, or of a step where the length of the run is not known."""
-        run_s = self.time.run_s
-        return self.layout.world_size * (self.time.step.total_s if run_s is None else run_s)
+        """GPU time of the run, or of an example where the length of the run is not known."""
+        run_s, layout = self.time.run_s, self.layout
+        if run_s is not None:
+            return layout.world_size * run_s
+        examples = layout.per_device_train_batch_size * layout.gradient_accumulation_steps
+        return self.time.step.total_s / examples
 
     @property
     def cost(self) -> tuple[float, float]:
@@ -77,7 +80,7 @@ class Fallen:
     candidate: Candidate
     """The one with the smallest micro-batch."""
     plan: Plan | None
-    """Its predicted memory; None where the model states alone are too large."""
+    """Its predicted memory; None where what is known without a trace is too large."""
     cost: tuple[float, float]
     """Cost of the cheapest of its kind."""
 
@@ -92,7 +95,7 @@ class Search:
     fits: Callable[[Plan], bool]
     """Whether a plan fits."""
     surely_over: Callable[[Layout], int]
-    """Bytes by which a layout exceeds a GPU at least, seen without predicting all its memory."""
+    """Bytes by which a layout exceeds what there is at least, seen without a trace."""
     fallen: dict[Variant, Fallen] = field(default_factory=dict)
     """What did not fit, as far as the search has come."""
     _priced: dict[Layout, Plan] = field(default_factory=dict)
@@ -137,8 +140,8 @@ class Search:
         smallest = [sizes[0] for sizes in self._sizes.values()]
         least = {c.layout: self.surely_over(c.layout) for c in smallest}
         for candidate in sorted(smallest, key=lambda c: least[c.layout]):
-            if best is not None and least[candidate.layout] > excess(best):
-                break  # and all that follow exceed by more still
+            if best is not None and least[candidate.layout] >= excess(best):
+                break  # and all that follow exceed by as much, if not more
             plan = self.priced(candidate)
             best = plan if best is None or excess(plan) < excess(best) else best
         return best

@@ -12,7 +12,8 @@ import functools
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hpcft.errors import DataError
@@ -22,7 +23,7 @@ from hpcft.methods import AnyMethod
 from hpcft.records import ModelSpec, Precision, Record, ZeroSizes
 from hpcft.tasks import AnyTask
 
-TRACING = 5  # raised when what is traced changes, so that earlier cache files are not read
+TRACING = 7  # raised when what is traced changes, so that earlier cache files are not read
 
 KINDS = (
     "weights", "gradients", "optimizer states", "activations", "logits and loss",
@@ -33,9 +34,11 @@ KINDS = (
 PHASES = ("forward", "backward", "optimizer")
 """Parts of a step by their first word: what is there beside the trace differs between them."""
 
-Point = tuple[int, ...]
-"""Bytes alive of each kind at one moment, and last how many of ZeRO-3's events were before it in
-its part of the step; negative: during that event."""
+Sizes = tuple[int, ...]
+"""Bytes alive of each kind."""
+Point = tuple[Sizes, int]
+"""What is alive at one moment, and how many of ZeRO-3's events were before it in its part of the
+step; negative: during that event."""
 Parts = dict[str, list[Point]]
 """Part of the step to its moments, in order."""
 
@@ -64,7 +67,9 @@ class Step(Record):
     single: bool
     """Whether a micro-batch is one example, which some kernels treat otherwise."""
     padded: bool
-    """Whether the examples of a micro-batch differ in length, so that attention takes a mask."""
+    """Whether the examples of a batch differ in length, so that attention takes a mask."""
+    packed: bool = False
+    """Whether those of a micro-batch share a row when training, where none does."""
     accelerator: str
     """`cuda` or `cpu`."""
     flash_attention: bool = False
@@ -84,6 +89,11 @@ class Line(Record):
     """Bytes that do not depend on the micro-batch, by kind."""
     each: list[int]
     """Bytes for each example, by kind."""
+
+    @property
+    def phase(self) -> str:
+        """The first word of the part."""
+        return self.part.partition(" ")[0]
 
     def at(self, micro_batch: int, share: float = 1.0) -> list[int]:
         """Bytes of each kind on a rank that holds this share of the shards."""
@@ -179,8 +189,8 @@ def _traced(step: Step) -> Curve:
             f"model: its training step cannot be traced: {type(error).__name__}: {reason}\n"
             "  use another model, task or method, or attn_implementation: eager"
         ) from None
-    lines = moments(found.parts, found.batches, found.layers, found.period)
-    lines = _with_gathers(lines, step, found)
+    found_lines = moments(found.parts, found.batches, found.layers, found.period)
+    lines = list(_with_gathers(found_lines, step, found))
     scoring = [line for line in lines if line.part.startswith("evaluation")]
     training = []
     for name in PHASES:
@@ -193,8 +203,8 @@ def _traced(step: Step) -> Curve:
     return Curve(training=training, evaluation=envelope(scoring))
 
 
-def _with_gathers(lines: list[Line], step: Step, found: Traces) -> list[Line]:
-    """The lines with what ZeRO-3 has gathered, in the place of the number of its events."""
+def _with_gathers(lines: Sequence[tuple[Line, int]], step: Step, found: Traces) -> Iterator[Line]:
+    """The lines with what ZeRO-3 has gathered at each of its events."""
     elements: dict[str, tuple[list[int], list[int]]] = {}
     always = most = 0
     if found.order is not None and step.zero is not None:
@@ -209,18 +219,15 @@ def _with_gathers(lines: list[Line], step: Step, found: Traces) -> list[Line]:
                 _each_largest(old[0], played.settled[part]),
                 _each_largest(old[1], played.highest[part]),
             )
-    with_gathers = []
-    for line in lines:
-        *fixed, number = line.fixed
+    for line, event in lines:
         settled, highest = elements.get(line.part.partition(" of ")[0], ([always], [always]))
         size = (
             most
             if line.part.startswith("evaluation")
-            else (highest[-number] if number < 0 else settled[number])
+            else (highest[-event] if event < 0 else settled[event])
         )
-        fixed[KINDS.index("ZeRO gathers and buckets")] += size * found.width
-        with_gathers.append(Line(part=line.part, fixed=fixed, each=line.each[:-1]))
-    return with_gathers
+        line.fixed[KINDS.index("ZeRO gathers and buckets")] += size * found.width
+        yield line
 
 
 def _each_largest(a: list[int], b: list[int]) -> list[int]:
@@ -232,8 +239,8 @@ def _each_largest(a: list[int], b: list[int]) -> list[int]:
 
 def moments(
     traced: dict[tuple[int, int], Parts], batches: Sequence[int], layers: int, period: int
-) -> list[Line]:
-    """Every moment of the whole model as a line in the micro-batch.
+) -> list[tuple[Line, int]]:
+    """Every moment of the whole model as a line in the micro-batch, with its place among events.
 
     Args:
         traced: depth and micro-batch to what was traced.
@@ -247,14 +254,20 @@ def moments(
     for part in whole[0]:
         others = [w[part] for w in whole]
         if len({len(o) for o in others}) > 1:  # other kernels for another size: the largest decide
-            others = [[max(o, key=sum)] for o in others]
+            others = [[_largest(o)] for o in others]
         for moment in zip(*others, strict=True):
-            lines.append(_line(part, moment, batches))
+            # Of several micro-batches the events were recorded in the last.
+            sizes = [at_batch for at_batch, _ in moment]
+            lines.append((_line(part, sizes, batches), moment[-1][1]))
     return lines
 
 
-def _line(part: str, moment: Sequence[Sequence[int]], batches: Sequence[int]) -> Line:
-    first, last = moment[0], moment[-1]
+def _largest(points: Sequence[Point]) -> Point:
+    return max(points, key=lambda point: sum(point[0]))
+
+
+def _line(part: str, sizes: Sequence[Sizes], batches: Sequence[int]) -> Line:
+    first, last = sizes[0], sizes[-1]
     steps = (batches[-1] - batches[0]) or 1
     each = [(b - a) // steps for a, b in zip(first, last, strict=True)]
     fixed = [a - batches[0] * e for a, e in zip(first, each, strict=True)]
@@ -293,7 +306,8 @@ def _whole(traced: dict[int, Parts], layers: int, period: int) -> Parts:
 
     The first and last `period` layers keep their place; what is between them repeats. A moment
     moves by the same amount for each further period, and the layers between the ends are largest
-    at one of their own ends, because what is alive there is linear in their place too.
+    at one of their own ends, because what is alive there is linear in their place too. An event is
+    that of the deeper trace: they are numbered within a part.
     """
     depths = sorted(traced)
     deep = traced[depths[-1]]
@@ -302,19 +316,17 @@ def _whole(traced: dict[int, Parts], layers: int, period: int) -> Parts:
     low, high = depths
     more = (layers - high) // (high - low)
     shallow = traced[low]
-    slopes: dict[str, list[int]] = {}
+    slopes: dict[str, Sizes] = {}
     whole: Parts = {}
     for part, points in deep.items():
         before = shallow.get(_shifted(part, high, low))
         if before is None:
             continue
         if len(before) != len(points):
-            before, points = [max(before, key=sum)], [max(points, key=sum)]
-        slopes[part] = [b - a for a, b in zip(before[0], points[0], strict=True)]
-        whole[part] = [
-            tuple(p + more * (p - q) for p, q in zip(new, old, strict=True))
-            for new, old in zip(points, before, strict=True)
-        ]
+            before, points = [_largest(before)], [_largest(points)]
+        moves = [_difference(new, old) for (new, _), (old, _) in zip(points, before, strict=True)]
+        slopes[part] = moves[0]
+        whole[part] = [_moved(point, move, more) for point, move in zip(points, moves, strict=True)]
     for part, points in deep.items():
         if part in whole:
             continue
@@ -322,11 +334,17 @@ def _whole(traced: dict[int, Parts], layers: int, period: int) -> Parts:
         for end in ("0", str(high - 1)):
             slope = slopes.get(f"{name} {end}")
             if slope:
-                whole[f"{part} of {end}"] = [
-                    tuple(p + more * s for p, s in zip(point, slope, strict=True))
-                    for point in points
-                ]
+                whole[f"{part} of {end}"] = [_moved(point, slope, more) for point in points]
     return whole
+
+
+def _difference(new: Sizes, old: Sizes) -> Sizes:
+    return tuple(map(operator.sub, new, old))
+
+
+def _moved(point: Point, by: Sizes, times: int) -> Point:
+    sizes, event = point
+    return tuple([size + times * more for size, more in zip(sizes, by, strict=True)]), event
 
 
 def _shifted(part: str, high: int, low: int) -> str:

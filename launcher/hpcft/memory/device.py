@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpcft.memory import states, zero
-from hpcft.memory.curves import KINDS, Curve, Step
+from hpcft.memory.curves import KINDS, PHASES, Curve, Line, Step
+from hpcft.methods import AnyMethod
 from hpcft.recipe import FullRecipe
 from hpcft.records import Calibration, Cluster, Layout, MemoryItem, ModelFacts, Precision
 
@@ -42,6 +43,10 @@ def step_of(
     only one.
     """
     micro = layout.per_device_train_batch_size
+    stage = layout.zero_stage
+    sizes = zero.sizes(facts, recomputes=layout.recomputes) if stage else None
+    if stage == 1 and sizes and facts.parameters.largest_trained <= sizes.reduce_bucket_elements:
+        stage = 2  # they differ in gradients that no bucket holds
     has_flash = cluster.accelerator == "cuda" and (
         cluster.gpu is not None and cluster.gpu.compute_capability >= FLASH_CAPABILITY
     )
@@ -51,13 +56,14 @@ def step_of(
         method=recipe.method,
         precision=precision,
         # Under ZeRO the optimizer works on shards, which are no part of the trace.
-        optim="" if layout.zero_stage else recipe.train.optim,
-        zero_stage=layout.zero_stage,
-        zero=zero.sizes(facts, recomputes=layout.recomputes) if layout.zero_stage else None,
+        optim="" if stage else recipe.train.optim,
+        zero_stage=stage,
+        zero=sizes,
         checkpointing=layout.gradient_checkpointing,
         loss_chunks=layout.loss_chunks,
         single=micro == 1,
         padded=micro > 1,
+        packed=recipe.packs(facts.model_type),
         accelerator=cluster.accelerator,
         flash_attention=has_flash,
     )
@@ -85,27 +91,49 @@ def peak(
     micro, ranks = layout.per_device_train_batch_size, layout.world_size
     if layout.gradient_accumulation_steps > 1 and not layout.zero_stage:
         traced = traced.accumulating()
-    share = zero.largest_share(facts.parameters, ranks)
+    share = zero.largest_share(facts.parameters, ranks) if layout.zero_stage in (1, 2) else 1.0
+    passing = {
+        phase: zero.passing(phase, facts, layout, precision, optim, share, on_gpu=on_gpu)
+        if layout.zero_stage
+        else []
+        for phase in PHASES
+    }
+
+    def total(line: Line) -> int:
+        return sum(line.at(micro, share)) + sum(item.bytes for item in passing[line.phase])
+
+    top = max(traced.training, key=total)
+    items = [
+        MemoryItem(name=name, bytes=size, rule=f"traced: {top.part}, B {micro}" + _by(name, ranks))
+        for name, size in zip(KINDS, top.at(micro, share), strict=True)
+        if size
+    ]
     lasting = beside(facts, layout, precision, optim)
-    best: Peak | None = None
-    for line in traced.training:
-        passing = (
-            zero.passing(line.part, facts, layout, precision, optim, on_gpu=on_gpu)
-            if layout.zero_stage
-            else []
-        )
-        items = [
-            MemoryItem(
-                name=name, bytes=size, rule=f"traced: {line.part}, B {micro}" + _by(name, ranks)
-            )
-            for name, size in zip(KINDS, line.at(micro, share), strict=True)
-            if size
-        ]
-        moment = Peak(line.part, items + lasting + passing)
-        if best is None or moment.total_bytes > best.total_bytes:
-            best = moment
-    assert best is not None
-    return best
+    return Peak(top.part, items + lasting + passing[top.phase])
+
+
+def least_bytes(
+    facts: ModelFacts,
+    method: AnyMethod,
+    layout: Layout,
+    precision: Precision,
+    optim: str,
+    *,
+    on_gpu: bool,
+) -> int:
+    """Tensors of a rank at least, whatever a trace says of activations; arguments as for `peak`.
+
+    Where something is trained it is what is there when the optimizer takes the gradients.
+    """
+    least = states.lasting_bytes(facts, method, layout, precision, optim)
+    if not method.trains:
+        return least
+    shared = sum(item.bytes for item in beside(facts, layout, precision, optim))
+    if layout.zero_stage == 0:
+        return least + shared + 4 * facts.parameters.trainable
+    share = zero.largest_share(facts.parameters, layout.world_size)
+    work = zero.passing("optimizer", facts, layout, precision, optim, share, on_gpu=on_gpu)
+    return max(least, shared) + sum(item.bytes for item in work)
 
 
 def beside(facts: ModelFacts, layout: Layout, precision: Precision, optim: str) -> list[MemoryItem]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hpcft.errors import DataError
-from hpcft.memory.cache import cached, content
+from hpcft.memory.cache import adapter_content, cached, content
 from hpcft.methods import AnyMethod
 from hpcft.records import ModelFacts, ModelSpec, ParameterCount
 from hpcft.tasks import AnyTask
@@ -48,7 +48,9 @@ def model_config(model: ModelSpec, task: AnyTask, *, to_plan: bool = False) -> A
     is_local = model.path is not None and model.path.startswith("/")
     try:
         if model.path and (is_local or not (described and to_plan)):
-            return AutoConfig.from_pretrained(model.path, revision=model.revision, **head)
+            return AutoConfig.from_pretrained(
+                model.path, revision=model.revision, trust_remote_code=False, **head
+            )
         config = AutoConfig.for_model(str(described.pop("model_type")), **described)
         config.update(head)
     except Exception as error:  # a stranger's fields meet a stranger's class: anything is raised
@@ -90,6 +92,7 @@ def facts(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
             task.head().auto_class,
             dict(task.head().config),
             method.model_dump(mode="json"),
+            adapter_content(method),
         ],
         sort_keys=True,
     )

@@ -56,7 +56,7 @@ def lasting_bytes(
     """
     p, n, stage = facts.parameters, layout.world_size, layout.zero_stage
     width = COMPUTE_BYTES[precision] if stage else 4
-    each = NF4_DOUBLE_BYTES if getattr(method, "bnb_4bit_use_double_quant", True) else NF4_BYTES
+    each = four_bit_bytes(method)
     frozen = method.frozen_bytes(precision, stage) * (p.total - p.quantised - p.trainable)
     weights = p.quantised * each + frozen + width * p.trainable
     if layout.offload_param != "none":
@@ -65,6 +65,11 @@ def lasting_bytes(
     if layout.offload_optimizer == "none":
         states = (MOMENT_BYTES[optim] + (4 if stage else 0)) * p.trainable
     return int(weights / (n if stage == 3 else 1) + states / (n if stage else 1))
+
+
+def four_bit_bytes(method: AnyMethod) -> float:
+    """Bytes of a weight that the method holds in 4 bits, scales included."""
+    return NF4_DOUBLE_BYTES if getattr(method, "bnb_4bit_use_double_quant", True) else NF4_BYTES
 
 
 def context_items(layout: Layout, known: Calibration) -> list[MemoryItem]:
@@ -159,7 +164,7 @@ def host_states(
             )
         )
     each = 18 if layout.offload_param == "cpu" else 16 if layout.offload_optimizer == "cpu" else 0
-    if each:
+    if each and p.trainable:
         items.append(
             MemoryItem(
                 name="offloaded states",

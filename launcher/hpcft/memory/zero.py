@@ -18,13 +18,14 @@ from hpcft.records import (
     ZeroSizes,
 )
 
-# Trained parameters that a group of ZeRO-3's optimizer step holds at most, over all ranks; the
-# template's sub_group_size.
-SUB_GROUP_ELEMENTS = 1_000_000_000
+# ZeRO-3's optimizer goes over a rank's shard in groups, and works in 8 bytes or more for each
+# element of one: 7.5 GiB at DeepSpeed's 1e9, which the shards of an 8B model on 8 GPUs just reach.
+# A tenth takes no longer: a handful of kernels then still reads and writes gigabytes.
+SUB_GROUP_ELEMENTS = 100_000_000
 
 
 def sizes(facts: ModelFacts, *, recomputes: bool) -> ZeroSizes:
-    """The sizes that DeepSpeed is given; Transformers' own `auto` but for the last two.
+    """The sizes that DeepSpeed is given; the first three are Transformers' own `auto`.
 
     About two layers may be whole at once: one in use and one gathered ahead (DeepSpeed's 1e9 is a
     fifth of a small GPU, and it gathers ahead for every module, whether it has weights or not).
@@ -40,6 +41,7 @@ def sizes(facts: ModelFacts, *, recomputes: bool) -> ZeroSizes:
         persistence_threshold_elements=10 * facts.hidden_size,
         max_live_elements=two_layers,
         max_reuse_distance_elements=two_layers if recomputes else 0,
+        sub_group_elements=SUB_GROUP_ELEMENTS,
     )
 
 
@@ -95,28 +97,45 @@ def largest_share(counts: ParameterCount, ranks: int) -> float:
     return max(kept) / counts.trainable
 
 
+def largest_group(counts: ParameterCount, ranks: int, elements: int) -> int:
+    """The most of a rank's shard that ZeRO-3's optimizer goes over at once.
+
+    A group takes one parameter's share after the other until it has `elements` of the rank's own
+    (stage3.py, `_create_fp16_sub_groups`), so that the last one may take it beyond.
+    """
+    largest = 0
+    for row in (counts.trained_tensors, counts.trained_vectors):
+        group = 0
+        for numel in row:
+            group += -(-numel // ranks)
+            largest = max(largest, group)
+            group = group if group < elements else 0
+    return largest or min(-(-counts.trainable // ranks), elements)
+
+
 def passing(
-    part: str,
+    phase: str,
     facts: ModelFacts,
     layout: Layout,
     precision: Precision,
     optim: str,
+    share: float,
     *,
     on_gpu: bool,
 ) -> list[MemoryItem]:
     """What is there in one part of a step only.
 
     Args:
-        part: `forward …`, `backward …` or `optimizer`.
+        phase: `forward`, `backward` or `optimizer`.
         facts: the model.
         layout: its ZeRO stage is at least 1.
         precision: compute precision.
         optim: optimizer.
+        share: below ZeRO-3 the `largest_share`.
         on_gpu: whether the optimizer goes over a whole shard at once, as on a GPU.
     """
     p, n, stage = facts.parameters, layout.world_size, layout.zero_stage
-    w, shard = COMPUTE_BYTES[precision], p.trainable / layout.world_size
-    kept = p.trainable * largest_share(p, n)
+    w, kept = COMPUTE_BYTES[precision], p.trainable * share
     offloaded = layout.offload_optimizer != "none"
     accumulated = layout.gradient_accumulation_steps > 1
     items: list[MemoryItem] = []
@@ -124,10 +143,13 @@ def passing(
     def item(name: str, size_bytes: float, rule: str) -> None:
         items.append(MemoryItem(name=name, bytes=int(size_bytes), rule=rule))
 
-    if stage < 3 and accumulated and not offloaded and not part.startswith("optimizer"):
+    if stage < 3 and accumulated and not offloaded and phase != "optimizer":
         item("accumulated gradient shards", w * kept, f"{w} bytes × T / N {n}")
-    if part == "optimizer" and not offloaded:
-        group = min(shard, SUB_GROUP_ELEMENTS / n) if stage == 3 else shard
+    if phase == "optimizer" and not offloaded:
+        group = p.trainable / n
+        if stage == 3:
+            most = sizes(facts, recomputes=layout.recomputes).sub_group_elements
+            group = largest_group(p, n, most)
         # The shard's gradients are flattened, then cast; the optimizer works on the cast ones.
         each = max(w + 4 if w < 4 else w, 4 + _optimizer_temporaries(optim, on_gpu=on_gpu))
         gradients = w * kept if stage < 3 else 0

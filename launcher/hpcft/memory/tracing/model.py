@@ -35,11 +35,10 @@ def build(
     config._attn_implementation = attention
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # a run takes the tokenizer's
-    quantised = hasattr(method, "bnb_4bit_quant_type")
     name = method.load_dtype(precision, zero_stage)
     with torch.device("meta"):
         model = model_class(task).from_config(config, dtype=getattr(torch, name))
-    if quantised:
+    if method.quantised_parameters(model):
         _quantise(model, method, getattr(torch, DTYPES[precision]))
     model = method.wrap(model, causal=task.causal, checkpointing=checkpointing)
     if zero_stage in (1, 2):  # of a model that was sharded as it loaded, adapters stay in fp32

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import warnings
-from collections.abc import Iterator
 
+from hpcft.memory.cache import without_collection
 from hpcft.memory.curves import Parts, Step, Traces
 from hpcft.memory.parameters import model_config
 from hpcft.memory.tracing import model as models
 from hpcft.memory.tracing import step as steps
 from hpcft.memory.tracing.target import Target
+from hpcft.tasks import packing
 from hpcft.tasks.chunked_loss import loss_of
 
 
@@ -37,7 +36,7 @@ def traces(step: Step) -> Traces:
     found: dict[tuple[int, int], Parts] = {}
     order = None
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it lacks
-    with _no_collection(), warnings.catch_warnings():
+    with without_collection(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries among themselves
         for depth in depths:
             model = models.build(
@@ -48,24 +47,18 @@ def traces(step: Step) -> Traces:
                 zero_stage=step.zero_stage,
                 depth=depth,
                 checkpointing=step.checkpointing,
-                attention=step.model.attn_implementation,
+                attention=packing.attention() if step.packed else step.model.attn_implementation,
             )
             loss = loss_of(step.task, model, step.loss_chunks)
             for batch in batches:
                 found[depth, batch], order = steps.trace(
                     model,
-                    step.task,
+                    step,
                     loss,
                     target,
                     depth=depth,
                     micro_batch=batch,
-                    sequence_tokens=step.task.max_length,
-                    padded=step.padded,
                     labelled=_labelled(step),
-                    optim=step.optim,
-                    zero_stage=step.zero_stage,
-                    zero=step.zero,
-                    threads=step.threads,
                 )
     width = target.dtype.itemsize
     return Traces(found, batches, layers, period, width, order)
@@ -78,13 +71,3 @@ def _labelled(step: Step) -> int:
     """
     tokens = step.labelled_tokens or step.task.max_length - 1
     return -(-tokens // step.loss_chunks) * step.loss_chunks
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without Python's collector: it would end tensors at moments of its own, and takes as long."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

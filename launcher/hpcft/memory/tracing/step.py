@@ -4,74 +4,66 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hpcft.memory.curves import Parts
+from hpcft.memory.curves import Parts, Step
 from hpcft.memory.gathers import Order
 from hpcft.memory.tracing import model as models
 from hpcft.memory.tracing.optimizer import Optimizer
 from hpcft.memory.tracing.target import Autocast, Target, kernels, scratch
 from hpcft.memory.tracing.tracker import ACTIVATIONS, GRADIENTS, LOGITS, WEIGHTS, StorageTracker
 from hpcft.memory.tracing.zero import Recorder, Reducer
-from hpcft.records import ZeroSizes
 from hpcft.tasks import AnyTask
 from hpcft.tasks.chunked_loss import TaskLoss
 
 
 def trace(
     model: Any,
-    task: AnyTask,
+    asked: Step,
     task_loss: TaskLoss,
     target: Target,
     *,
     depth: int,
     micro_batch: int,
-    sequence_tokens: int,
-    padded: bool,
     labelled: int,
-    optim: str,
-    zero_stage: int = 0,
-    zero: ZeroSizes | None = None,
-    threads: int = 1,
 ) -> tuple[Parts, Order | None]:
     """Bytes alive after each operation, by part of the step.
 
     Args:
         model: from `models.build`.
-        task: whose inputs.
-        task_loss: its loss and scores for the model.
+        asked: the step.
+        task_loss: the task's loss and scores for the model.
         target: device.
         depth: layers of the model.
         micro_batch: examples, B.
-        sequence_tokens: tokens of each, S.
-        padded: whether attention takes a mask.
         labelled: tokens of an example that carry a loss.
-        optim: optimizer, as in the recipe.
-        zero_stage: DeepSpeed's stage.
-        zero: sizes of its buckets; None without DeepSpeed.
-        threads: CPU threads of a rank.
 
     Returns:
         Part to points; parts are `forward embedding`, `forward 0`, …, `forward head`,
         `backward head`, `backward 1`, …, `optimizer`. And the order of ZeRO-3's gathers.
     """
-    tracker = StorageTracker(scratch(target, threads), labelled * micro_batch)
+    stage, zero = asked.zero_stage, asked.zero
+    tracker = StorageTracker(scratch(target, asked.threads), labelled * micro_batch)
     layers = models.layers_of(model, depth)
-    marks = _Marks(tracker, layers)
     autocast = Autocast(target) if target.autocast else None
-    inputs, labels = _inputs(task, micro_batch, sequence_tokens)
-    if zero_stage == 3:
+    marks = _Marks(tracker, layers)
+    passes = _Passes(model, task_loss, marks, autocast)
+    tokens = asked.task.max_length
+    scored = _inputs(asked.task, micro_batch, tokens)
+    inputs, labels = _packed(micro_batch, tokens) if asked.packed else scored
+    if stage == 3:
         tracker.ignore(model.parameters())
     tracker.seed(model.parameters(), WEIGHTS)
     tracker.seed(model.buffers(), WEIGHTS)
     tracker.seed(models.quantisation_tensors(model), WEIGHTS)
     hooks = marks.register(model, autocast)
-    recorder = Recorder(tracker, model, layers) if zero_stage == 3 else None
+    recorder = Recorder(tracker, model, layers) if stage == 3 else None
     hooks += recorder.hooks if recorder else []
     on_cpu = target.accelerator == "cpu"
-    reducer = Reducer(tracker, model, zero_stage, zero, on_cpu=on_cpu) if zero else None
+    reducer = Reducer(tracker, model, stage, zero, on_cpu=on_cpu) if zero else None
 
     def accumulated(parameter: Any) -> None:
         tracker.recount(parameter.grad, GRADIENTS)
@@ -81,37 +73,32 @@ def trace(
     trained = [p for p in model.parameters() if p.requires_grad]
     hooks += [p.register_post_accumulate_grad_hook(accumulated) for p in trained]
     # Under ZeRO the optimizer works on shards, which `memory.zero` counts.
-    optimizer = Optimizer(model, optim, target, tracker) if trained and not zero else None
-
-    def micro_step() -> None:
-        _micro_step(model, task_loss, inputs, labels, marks, autocast)
-        if reducer:
-            reducer.end()
-
+    optimizer = Optimizer(model, asked.optim, target, tracker) if trained and not zero else None
     try:
         with (
             warnings.catch_warnings(),
-            kernels(target, padded=padded, zero_stage=zero_stage),
+            kernels(target, padded=asked.padded, zero_stage=stage),
             autocast or contextlib.nullcontext(),
         ):
             warnings.simplefilter("ignore")
             with tracker:
                 if optimizer:
                     optimizer.start()
-                tracker.seed([*inputs.values(), *labels.values()], ACTIVATIONS)
-                if not trained:
-                    tracker.recording = True
-                    _extract(model, inputs, marks, autocast)
-                    return tracker.segments, None
+                given = [*inputs.values(), *labels.values()]
+                tracker.seed([t for t in given if isinstance(t, torch.Tensor)], ACTIVATIONS)
                 tracker.recording = True
-                micro_step()
+                if not trained:
+                    passes.extract(inputs)
+                    return tracker.segments, None
+                passes.train(inputs, labels)
                 if reducer:
+                    reducer.end()
                     reducer.step()
                 tracker.segment("optimizer")
                 if optimizer:
                     optimizer.step()
                 model.zero_grad()
-                _evaluate(model, task_loss, inputs, labels, marks, autocast)
+                passes.score(*scored)
     finally:
         for hook in hooks:
             hook.remove()
@@ -130,70 +117,77 @@ def _inputs(task: AnyTask, b: int, s: int) -> tuple[dict[str, Any], dict[str, An
     return inputs, labels
 
 
-def _micro_step(
-    model: Any,
-    task_loss: TaskLoss,
-    inputs: Any,
-    labels: Any,
-    marks: _Marks,
-    autocast: Autocast | None,
-) -> None:
-    marks.forward("forward")
-    outputs = _outputs(model, inputs, autocast)
-    loss = task_loss(outputs, labels["labels"], None, 0.0)
-    del outputs
-    marks.backward()
-    # Not loss.backward(): inside that, autocast's rules would be off while layers are recomputed.
-    torch.autograd.graph._engine_run_backward(
-        (loss,), (torch.ones_like(loss),), False, False, (),
-        allow_unreachable=True, accumulate_grad=True,
-    )  # fmt: skip
-    if autocast:
-        autocast.casts = {}
-    del loss
+def _packed(b: int, s: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same examples in a row, as `tasks.packing` makes it."""
+    with torch.device("meta"):
+        shape = (1, b * s)
+        inputs = {
+            name: torch.empty(shape, dtype=torch.long) for name in ("input_ids", "position_ids")
+        }
+        labels = {"labels": torch.empty(shape, dtype=torch.long)}
+    return {**inputs, "lengths": [s] * b}, labels
 
 
-def _outputs(model: Any, inputs: Any, autocast: Autocast | None) -> Any:
-    outputs = model(**inputs)
-    if autocast:
-        # Accelerate casts what a model returns under mixed precision (convert_outputs_to_fp32).
-        for name in list(outputs):
-            if isinstance(outputs[name], torch.Tensor):
-                outputs[name] = outputs[name].float()
-        autocast.end_forward()
-    return outputs
+@dataclass(frozen=True)
+class _Passes:
+    """Passes through a model, each told to the tracker."""
 
+    model: Any
+    task_loss: TaskLoss
+    marks: _Marks
+    autocast: Autocast | None
 
-def _evaluate(
-    model: Any,
-    task_loss: TaskLoss,
-    inputs: Any,
-    labels: Any,
-    marks: _Marks,
-    autocast: Autocast | None,
-) -> None:
-    """Scores a micro-batch as the Trainer does: loss, then what is kept of the logits."""
-    model.eval()
-    if autocast:
-        autocast.casts = None
-    marks.forward("evaluation")
-    with torch.no_grad():
-        outputs = _outputs(model, inputs, autocast)
-        loss = task_loss(outputs, labels["labels"], None, 0.0)
-        kept = task_loss.reduce_logits(task_loss.task.logits(outputs), labels["labels"])
-    del outputs, loss, kept
-    model.train()
+    def train(self, inputs: dict[str, Any], labels: dict[str, Any]) -> None:
+        """Forward and back."""
+        self.marks.forward("forward")
+        outputs = self._outputs(inputs)
+        loss = self.task_loss(outputs, labels["labels"], None, 0.0)
+        del outputs
+        self.marks.backward()
+        # Not loss.backward(): inside it, autocast's rules would be off while layers are recomputed.
+        torch.autograd.graph._engine_run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (),
+            allow_unreachable=True, accumulate_grad=True,
+        )  # fmt: skip
+        if self.autocast:
+            self.autocast.casts = {}
+        del loss
 
-
-def _extract(model: Any, inputs: Any, marks: _Marks, autocast: Autocast | None) -> None:
-    """A forward pass of a model of which nothing is trained, as training and as scoring."""
-    model.eval()
-    for name in ("forward", "evaluation"):
-        if autocast:
-            autocast.casts = None
-        marks.forward(name)
+    def score(self, inputs: dict[str, Any], labels: dict[str, Any]) -> None:
+        """Scores a micro-batch as the Trainer does: loss, then what is kept of the logits."""
+        self.model.eval()
+        self._without_gradients("evaluation")
         with torch.no_grad():
-            model(**inputs)
+            outputs = self._outputs(inputs)
+            loss = self.task_loss(outputs, labels["labels"], None, 0.0)
+            task = self.task_loss.task
+            kept = self.task_loss.reduce_logits(task.logits(outputs), labels["labels"])
+        del outputs, loss, kept
+        self.model.train()
+
+    def extract(self, inputs: dict[str, Any]) -> None:
+        """Forward passes of a model of which nothing is trained, as training and as scoring."""
+        self.model.eval()
+        for name in ("forward", "evaluation"):
+            self._without_gradients(name)
+            with torch.no_grad():
+                self.model(**inputs)
+
+    def _without_gradients(self, name: str) -> None:
+        if self.autocast:
+            self.autocast.casts = None
+        self.marks.forward(name)
+
+    def _outputs(self, inputs: dict[str, Any]) -> Any:
+        outputs = self.model(**inputs)
+        if self.autocast:
+            # Accelerate casts what a model returns under mixed precision
+            # (convert_outputs_to_fp32).
+            for name in list(outputs):
+                if isinstance(outputs[name], torch.Tensor):
+                    outputs[name] = outputs[name].float()
+            self.autocast.end_forward()
+        return outputs
 
 
 class _Marks:

@@ -246,6 +246,8 @@ def scratch(target: Target, threads: int) -> Any:
             return _four_bit_scratch(name, args, out)
         if name == "_scaled_dot_product_flash_attention_for_cpu":
             return _cpu_attention_scratch(args, threads)
+        if name == "logsumexp":  # it takes the exponentials of all (ReduceOps.cpp)
+            return int(args[0].nbytes)
         return 0
 
     return inside

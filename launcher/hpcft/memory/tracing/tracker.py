@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from hpcft.memory.curves import KINDS, Parts, Point
+from hpcft.memory.tracing import operations
 
 WEIGHTS, GRADIENTS, STATES, ACTIVATIONS, LOGITS, ZERO, SHARDED = range(len(KINDS))
 
@@ -56,13 +57,13 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def event(self) -> None:
         """ZeRO-3 gathers or lets go: what it holds changes, as `memory.gathers` tells."""
         number = self._events[self.part] = self._events.get(self.part, 0) + 1
-        self._points.append((*self.live, -number))
+        self._points.append((tuple(self.live), -number))
         self._point()
 
     def _point(self, inside: int = 0) -> None:
         now = list(self.live)
         now[self.kind] += inside
-        self._points.append((*now, self._events.get(self.part, 0)))
+        self._points.append((tuple(now), self._events.get(self.part, 0)))
 
     def recount(self, tensor: torch.Tensor, kind: int) -> None:
         """Counts a storage as another kind from now on."""
@@ -81,9 +82,9 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and counts the storages that it returns."""
-        out = _dataless(func, args, kwargs or {}, self.labelled)
+        out = operations.run(func, args, kwargs or {}, self.labelled)
         before = sum(self.live)
-        for tensor in tree_iter(out):
+        for tensor in (out,) if isinstance(out, torch.Tensor) else tree_iter(out):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor, self.kind)
         if self.recording:
@@ -105,30 +106,3 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         self._known[key] = (size, kind, weakref.ref(storage, gone))
         self.live[kind] += size
-
-
-_INDEX_PUTS = (
-    torch.ops.aten._index_put_impl_.default,
-    torch.ops.aten.index_put_.default,
-    torch.ops.aten.index_put.default,
-)
-
-
-def _dataless(func: Any, args: Any, kwargs: dict[str, Any], labelled: int) -> Any:
-    """The operation, or its shape where the result depends on data that is not there."""
-    aten = torch.ops.aten
-    if func is aten._local_scalar_dense.default and args[0].is_meta:
-        return 1
-    if func is aten.index.Tensor and args[0].is_meta and _mask(args[1]) is not None:
-        behind = args[0].shape[_mask(args[1]).dim() :]
-        return args[0].new_empty((labelled, *behind))
-    if func is aten.nonzero.default and args[0].is_meta:
-        return args[0].new_empty((labelled, args[0].dim()), dtype=torch.long)
-    if func in _INDEX_PUTS and args[0].is_meta:
-        return args[0]  # the backward of indexing writes in place, but not while it is dispatched
-    return func(*args, **kwargs)
-
-
-def _mask(indices: Any) -> Any:
-    first = indices[0] if indices else None
-    return first if first is not None and first.dtype == torch.bool else None

@@ -1,0 +1,158 @@
+"""Memory of a rank that asks a model and trains nothing: weights, caches, and one batch.
+
+P is all parameters, Q those held in 4 bits, N the ranks, w the bytes of a weight, L the layers, K
+the heads of keys and values, D a head's width, S `max_length`, B the prompts of that length that a
+batch may hold. Shorter prompts are more to a batch, with no more tokens in all.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+
+from hpcft.errors import DataError
+from hpcft.memory import states, zero
+from hpcft.memory.cache import adapter_content, cached, content
+from hpcft.methods import AnyMethod
+from hpcft.methods.base import COMPUTE_BYTES
+from hpcft.recipe import FullRecipe
+from hpcft.records import Layout, MemoryItem, ModelFacts, ModelSpec, Precision, Record
+from hpcft.tasks.prompting import MOST_ROWS, Prompting
+
+TRACING = 2  # raised when what is traced changes, so that earlier cache files are not read
+# Of generated answers a draw takes the logits in fp64 as they are, as shares, and summed up.
+DRAWING_BYTES = 3 * 8
+
+
+class Batch(Record):
+    """Everything that the memory of a batch depends on."""
+
+    model: ModelSpec
+    """The model."""
+    task: Prompting
+    """How it is asked."""
+    method: AnyMethod
+    """Whether it is in 4 bits."""
+    precision: Precision
+    """Compute precision."""
+    accelerator: str
+    """`cuda` or `cpu`."""
+    prompts: int
+    """Prompts of `max_length` that it may hold, B."""
+
+
+class BatchMemory(Record):
+    """What a forward pass of a batch takes, beside weights and the shared cache."""
+
+    activations: int
+    """Bytes at most, whatever is behind the last layer left out."""
+    logits: int
+    """Bytes at most behind the last layer, beyond what the activations took, which have gone."""
+    token: int
+    """Bytes of keys and values of a token, in all layers."""
+    copies: bool
+    """Whether each row has a copy of what all share."""
+
+
+def items(
+    recipe: FullRecipe, layout: Layout, facts: ModelFacts, precision: Precision, accelerator: str
+) -> list[MemoryItem]:
+    """What is on a rank's device while a batch is asked."""
+    task = recipe.task
+    assert isinstance(task, Prompting)
+    batch = Batch(
+        model=recipe.model,
+        task=task,
+        method=recipe.method,
+        precision=precision,
+        accelerator=accelerator,
+        prompts=layout.per_device_train_batch_size,
+    )
+    known = batch_memory(batch)
+    tokens = batch.prompts * task.max_length
+    found = _weights(recipe.method, facts, layout, precision)
+
+    def item(name: str, size_bytes: float, rule: str) -> None:
+        found.append(MemoryItem(name=name, bytes=int(size_bytes), rule=rule))
+
+    # Keys and values: 2 × K × D × w bytes a token and layer (Pope et al. 2022, arXiv:2211.05102).
+    each = f"2 × L × K × D × w = {known.token:,} bytes a token"
+    item("KV cache of the shots", known.token * task.max_length, f"{each} × S {task.max_length:,}")
+    generates = task.answer == "generation"
+    if generates or known.copies:
+        item("KV cache of the batch", known.token * tokens, f"{each} × {tokens:,} of the batch")
+    item("activations", known.activations, f"traced: {tokens:,} tokens in a batch")
+    if generates:
+        size = MOST_ROWS * facts.vocab_size * (COMPUTE_BYTES[precision] + DRAWING_BYTES)
+        item("logits", size, f"{MOST_ROWS} rows × V {facts.vocab_size:,} × (w + {DRAWING_BYTES})")
+    elif known.logits:
+        rule = "traced: where a choice's token is asked for, beyond the activations"
+        item("logits", known.logits, rule)
+    return found
+
+
+def _weights(
+    method: AnyMethod, facts: ModelFacts, layout: Layout, precision: Precision
+) -> list[MemoryItem]:
+    p, n, w = facts.parameters, layout.world_size, COMPUTE_BYTES[precision]
+    if layout.zero_stage == 0:
+        rule = f"{w} bytes × P {p.total:,}"
+        if p.quantised:
+            each = states.four_bit_bytes(method)
+            rule = f"{w} bytes × (P − Q) + {each:.3f} × Q {p.quantised:,}"
+        size = states.lasting_bytes(facts, method, layout, precision, "adamw_torch")
+        return [MemoryItem(name="weights", bytes=size, rule=rule)]
+    sizes = zero.sizes(facts, recomputes=False)
+    ahead = sizes.max_live_elements + sizes.prefetch_bucket_elements
+    # The table of a large vocabulary is gathered whole, and more layers ahead of their use.
+    whole = min(ahead + p.largest_layer, p.total)
+    found = [
+        MemoryItem(
+            name="ZeRO gathers and buckets",
+            bytes=w * whole,
+            rule=f"{w} bytes × {whole:,}: layers gathered ahead, and the largest module",
+        )
+    ]
+    if layout.offload_param == "none":
+        rule = f"{w} bytes × P {p.total:,} / N {n}"
+        found.append(MemoryItem(name="weight shards", bytes=w * p.total // n, rule=rule))
+    return found
+
+
+def batch_memory(batch: Batch) -> BatchMemory:
+    """What a batch takes; traced where it is not cached.
+
+    Raises:
+        DataError: the model cannot be traced.
+    """
+    return cached("batches", _key(batch), BatchMemory, lambda: _traced(batch))
+
+
+def _key(batch: Batch) -> str:
+    task = batch.task
+    return json.dumps(
+        [
+            TRACING,
+            [importlib.metadata.version(p) for p in ("torch", "transformers")],
+            batch.model_dump(mode="json", exclude={"task": True, "model": {"tokenizer"}}),
+            [task.max_length, task.words, task.answer],
+            content(batch.model),
+            adapter_content(batch.method),
+        ],
+        sort_keys=True,
+    )
+
+
+def _traced(batch: Batch) -> BatchMemory:
+    from hpcft.memory.tracing.prompting import trace
+
+    try:
+        return trace(batch)
+    except DataError:
+        raise
+    except Exception as error:  # a stranger's module meets shapes without data: anything is raised
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"model: asking it cannot be traced: {type(error).__name__}: {reason}\n"
+            "  use another model, or attn_implementation: eager"
+        ) from None

@@ -1,0 +1,72 @@
+"""Work on several cores: all of it, in order, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hpcft import processes
+
+WORK = """
+import os, sys, time
+from hpcft import processes
+
+def work(item):
+    if item < 0:
+        os.kill(os.getpid(), 9)
+    if item >= 100:
+        print("at it", flush=True)
+        time.sleep(60)
+    return item * item, os.getpid()
+
+found = list(processes.each(work, [int(item) for item in sys.argv[1:]]))
+print([square for square, _ in found], os.getpid() in {pid for _, pid in found})
+"""
+several = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+
+
+def start(folder: Path, *items: int) -> subprocess.Popen[str]:
+    """A process of its own: this one has loaded PyTorch."""
+    script = folder / "work.py"
+    script.write_text(WORK)
+    return subprocess.Popen(
+        [sys.executable, script, *map(str, items)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(9, marks=several)])
+def test_all_is_done_in_order(tmp_path: Path, count: int) -> None:
+    out, err = start(tmp_path, *range(count)).communicate(timeout=60)
+    assert err == ""
+    assert out.strip() == f"{[item**2 for item in range(count)]} {count < 4}"
+
+
+def test_where_pytorch_is_loaded_this_process_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", pytest)
+    assert set(processes.each(lambda _: os.getpid(), range(9))) == {os.getpid()}
+
+
+@several
+def test_ctrl_c_ends_all(tmp_path: Path) -> None:
+    running = start(tmp_path, 100, 101, 102, 103)
+    assert running.stdout is not None
+    assert running.stdout.readline() == "at it\n"
+    workers = psutil.Process(running.pid).children(recursive=True)
+    assert workers
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=20)
+    assert err.strip().endswith("KeyboardInterrupt"), "of this process, which the CLI answers"
+    assert not [worker for worker in workers if worker.is_running()]
+
+
+@several
+def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
+    _, err = start(tmp_path, -1, 1, 2, 3).communicate(timeout=60)
+    assert "HpcftError: a process that planned was ended from outside" in err
