@@ -29,8 +29,7 @@ from hpcft.records import (
     RunRecord,
 )
 from hpcft.units import GIB, MIB
-from made_plans import make
-from test_plan import cluster, facts, layout, recipe
+from made_plans import cluster, facts, layout, make, recipe
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -30,7 +30,9 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 }
 
 
-def fit(records: Iterable[RunRecord], cluster: str) -> Calibration:
+def fit(
+    records: Iterable[RunRecord], cluster: str, unfinished: Iterable[ladder.CameDown] = ()
+) -> Calibration:
     """What the latest runs of a cluster have measured.
 
     Of memory the largest value that was seen counts, from one run on; of efficiency the median,
@@ -39,6 +41,7 @@ def fit(records: Iterable[RunRecord], cluster: str) -> Calibration:
     Args:
         records: of finished runs, in any order.
         cluster: name of the profile; runs of others are left out.
+        unfinished: runs without a record, which count for what they came down to.
     """
     of_cluster = [record for record in records if record.cluster == cluster]
     latest = sorted(of_cluster, key=lambda record: record.finished_at)[-MOST_RUNS:]
@@ -49,7 +52,8 @@ def fit(records: Iterable[RunRecord], cluster: str) -> Calibration:
         "fragmentation": _max([_fragmentation(record) for record in as_planned]),
         "efficiency": _median([_efficiency(record) for record in as_planned]),
     }
-    caps = {name: ladder.lowered(latest, name, cluster) for name in {r.recipe for r in latest}}
+    runs = [*latest, *unfinished]
+    caps = {name: ladder.lowered(runs, name, cluster) for name in {run.recipe for run in runs}}
     taken: dict[str, float] = {}
     notes = []
     for name, value in seen.items():
@@ -99,6 +103,10 @@ def reasons(recipe: FullRecipe, cluster: Cluster) -> list[str]:
             parts.append(f"micro-batch at most {cap.per_device_train_batch_size}")
         if cap.gradient_checkpointing and recipe.train.gradient_checkpointing == "auto":
             parts.append("checkpointing")
+        if cap.loss_chunks > 1:
+            parts.append(f"loss in {cap.loss_chunks} parts")
+        if cap.nodes > 1 and recipe.resources.nodes == "auto":
+            parts.append(f"at least {cap.nodes} nodes")
         if parts:
             came_down = f"earlier runs of {recipe.name} were out of memory and came down to it"
             found.append(f"{', '.join(parts)}: {came_down}")

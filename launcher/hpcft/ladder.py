@@ -1,21 +1,38 @@
 """The ladder: what a run that is out of memory changes next, and what later runs learn from it.
 
 Every rung keeps the global batch, and so the loss up to rounding. The rungs are layouts that the
-planner may choose too, taken in the order of what they cost in speed.
+planner may choose too, taken in the order of what they cost in speed; the last one, more nodes,
+takes another job (`more_nodes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 from hpcft import ds_config
 from hpcft.layouts import layouts
 from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster, Layout, Lowered, Plan, RunRecord
+from hpcft.records import Cluster, Layout, Lowered, Plan, Rung
 
 Stage = Literal["states", "step", "evaluation"]
 """What memory ran out for: weights and optimizer, a training step, or scoring."""
+
+
+class CameDown(Protocol):
+    """A run of which it is known what rungs it took: a record, or one that has none yet."""
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe."""
+
+    @property
+    def cluster(self) -> str:
+        """Name of the profile."""
+
+    @property
+    def rungs(self) -> Sequence[Rung]:
+        """Its rungs, in order."""
 
 
 def step_down(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage) -> Plan | None:
@@ -78,9 +95,10 @@ def next_rung(
             or checkpointing would not help.
         loss_in_parts: whether the model's loss can be computed in parts.
     """
+    here = freed(recipe, nodes=layout.nodes, gpus_per_node=layout.ranks_per_node)
     below = [
         other
-        for other in layouts(_freed(recipe, layout), cluster, loss_in_parts=loss_in_parts)
+        for other in layouts(here, cluster, loss_in_parts=loss_in_parts)
         if _shape(other) == _shape(layout)
     ]
     if in_step and layout.per_device_train_batch_size > 1:
@@ -104,9 +122,13 @@ def next_rung(
 
 
 def change(before: Plan, after: Plan) -> str:
-    """What a rung changed: `micro-batch 8 → 4`, `checkpointing`, `ZeRO-2 → ZeRO-3`."""
+    """What a rung changed: `micro-batch 8 → 4`, `checkpointing`, `2 → 4 nodes, queued anew`."""
     old, new = before.layout, after.layout
     parts = []
+    if new.nodes != old.nodes:
+        parts.append(f"{old.nodes} → {new.nodes} nodes")
+    if new.ranks_per_node != old.ranks_per_node:
+        parts.append(f"{old.ranks_per_node} → {new.ranks_per_node} ranks on each")
     if new.per_device_train_batch_size != old.per_device_train_batch_size:
         sizes = f"{old.per_device_train_batch_size} → {new.per_device_train_batch_size}"
         parts.append(f"micro-batch {sizes}")
@@ -121,6 +143,8 @@ def change(before: Plan, after: Plan) -> str:
         parts.append(f"optimizer on {new.offload_optimizer}")
     if new.offload_param != old.offload_param:
         parts.append(f"parameters on {new.offload_param}")
+    if _shape(new) != _shape(old):
+        parts.append("queued anew")
     if not parts:
         sizes = f"{before.per_device_eval_batch_size} → {after.per_device_eval_batch_size}"
         parts.append(f"evaluation batch {sizes}")
@@ -133,16 +157,10 @@ def shards_alike(one: Layout, other: Layout) -> bool:
 
 
 def more_nodes(layout: Layout, recipe: FullRecipe, cluster: Cluster) -> int | None:
-    """The next number of nodes that would hold less each; None where more would not help.
-
-    Taking them means to queue anew, so that this is advice for a person, not a rung.
-    """
-    wider = _freed(recipe, layout)
-    anywhere = wider.resources.model_copy(update={"nodes": "auto"})
-    candidates = layouts(wider.model_copy(update={"resources": anywhere}), cluster)
+    """The next number of nodes that would hold less each; None where more would not help."""
     nodes = [
         other.nodes
-        for other in candidates
+        for other in layouts(freed(recipe, nodes="auto"), cluster)
         if other.nodes > layout.nodes
         and other.ranks_per_node >= layout.ranks_per_node
         and other.zero_stage >= max(layout.zero_stage, 1)  # unsharded, each rank holds it all
@@ -150,54 +168,53 @@ def more_nodes(layout: Layout, recipe: FullRecipe, cluster: Cluster) -> int | No
     return min(nodes, default=None)
 
 
-def lowered(records: Iterable[RunRecord], recipe: str, cluster: str) -> Lowered | None:
-    """What the finished runs of a recipe's name on a cluster say of its next plan.
+def lowered(runs: Iterable[CameDown], recipe: str, cluster: str) -> Lowered | None:
+    """What the runs of a recipe's name on a cluster say of its next plan.
 
     Returns:
         The least that any of them came down to, as a cap; None where all ran as planned.
     """
-    ends = [
-        record.rungs[-1].layout
-        for record in records
-        if record.rungs and (record.recipe, record.cluster) == (recipe, cluster)
-    ]
-    if not ends:
+    down = [run for run in runs if run.rungs and (run.recipe, run.cluster) == (recipe, cluster)]
+    if not down:
         return None
+    ends = [run.rungs[-1].layout for run in down]
+    widened = [x.layout.nodes for run in down for x in run.rungs if x.how == "queued anew"]
     return Lowered(
         per_device_train_batch_size=min(end.per_device_train_batch_size for end in ends),
         gradient_checkpointing=any(end.gradient_checkpointing for end in ends),
+        loss_chunks=max(end.loss_chunks for end in ends),
+        nodes=max(widened, default=1),
     )
 
 
 def held_down(found: Iterable[Layout], recipe: FullRecipe, cluster: Cluster) -> list[Layout]:
     """The layouts without those that earlier runs of the recipe had to come down from.
 
-    What the recipe itself fixes stays: a person may know better.
+    What the recipe itself fixes stays: a person may know better. So does what the profile allows
+    no more: of several caps, one that would leave nothing is passed over.
     """
+    kept = list(found)
     cap = cluster.calibration.lowered.get(recipe.name)
-    if cap is None:
-        return list(found)
-    train = recipe.train
-    most = cap.per_device_train_batch_size
-    recomputes = cap.gradient_checkpointing and train.gradient_checkpointing == "auto"
-    return [
-        layout
-        for layout in found
-        if (
-            layout.per_device_train_batch_size <= most
-            or train.per_device_train_batch_size != "auto"
-        )
-        and (layout.gradient_checkpointing or not recomputes)
-    ]
+    for is_below in _caps(cap) if cap else ():
+        kept = [layout for layout in kept if is_below(layout)] or kept
+    return kept
 
 
-def _freed(recipe: FullRecipe, layout: Layout) -> FullRecipe:
-    """The recipe on the ranks that it has, with micro-batch and checkpointing left open."""
+def _caps(cap: Lowered) -> Iterator[Callable[[Layout], bool]]:
+    yield lambda x: x.nodes >= cap.nodes
+    # Unsharded, each node would hold as much as one alone.
+    yield lambda x: cap.nodes == 1 or x.nodes == 1 or x.zero_stage > 0
+    yield lambda x: x.per_device_train_batch_size <= cap.per_device_train_batch_size
+    yield lambda x: x.gradient_checkpointing or not cap.gradient_checkpointing
+    yield lambda x: x.loss_chunks >= cap.loss_chunks
+
+
+def freed(recipe: FullRecipe, **resources: Any) -> FullRecipe:
+    """The recipe with micro-batch and checkpointing left open, and resources as given."""
     free = {"per_device_train_batch_size": "auto", "gradient_checkpointing": "auto"}
-    held = {"nodes": layout.nodes, "gpus_per_node": layout.ranks_per_node}
     train = recipe.train.model_copy(update=free)
-    resources = recipe.resources.model_copy(update=held)
-    return recipe.model_copy(update={"train": train, "resources": resources})
+    held = recipe.resources.model_copy(update=resources)
+    return recipe.model_copy(update={"train": train, "resources": held})
 
 
 def _shape(layout: Layout) -> tuple[int, int]:

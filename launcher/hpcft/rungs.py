@@ -14,6 +14,8 @@ from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Plan, Rung
 from hpcft.store import read, write, write_once
 
+How = Literal["in-process", "restarted", "queued anew"]
+
 
 def taken(paths: RunPaths) -> list[Rung]:
     """The rungs of a run, the first one first; damaged files are left out."""
@@ -52,7 +54,7 @@ def take(
     after: Plan,
     *,
     number: int,
-    how: Literal["in-process", "restarted"],
+    how: How,
     who: RankError,
 ) -> None:
     """Writes a rung down: of several ranks that take the same one at once, one does.
@@ -62,7 +64,7 @@ def take(
         before: the plan that ran.
         after: the plan to go on with.
         number: of the rung: one more than the rank runs on.
-        how: whether the same process goes on, or all ranks start again.
+        how: whether the same process goes on, all ranks start again, or another job takes over.
         who: which rank was out of memory, and what it said.
     """
     rung = Rung(
@@ -80,3 +82,11 @@ def take(
     paths.rungs.mkdir(mode=0o700, exist_ok=True)
     if write_once(paths.rungs / f"{number}.json", rung):
         write(paths.effective_plan, after)
+
+
+def take_back(paths: RunPaths, rung: Rung, recipe: FullRecipe, cluster: Cluster) -> Plan:
+    """Removes the last rung, which could not be gone down to; the plan before it."""
+    (paths.rungs / f"{rung.number}.json").unlink()
+    before = plan_now(paths, recipe, cluster)
+    write(paths.effective_plan, before)
+    return before

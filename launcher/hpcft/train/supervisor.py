@@ -3,7 +3,8 @@
 What one rank does when memory runs out, the others cannot see: they wait inside a collective. So
 each has a process beside it that holds no memory and no communicator. The supervisors meet in the
 run folder alone: a new rung there ends their children, each says that it is ready, and when all
-are, a new generation of children starts, within the same allocation.
+are, a new generation of children starts, within the same allocation. After the last rung, more
+nodes, one of them queues the run anew instead, and all end.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from hpcft import ladder, rungs
-from hpcft.errors import HpcftError
+from hpcft import ladder, more_nodes, rungs
+from hpcft.cluster import slurm
+from hpcft.errors import ClusterError, HpcftError
 from hpcft.failures import STARTS_AGAIN, RankError, only_followed
 from hpcft.ladder import Stage
 from hpcft.paths import RunPaths
-from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster, Plan, Progress
+from hpcft.records import Cluster, Plan, Progress, Rung
+from hpcft.rungs import How
+from hpcft.stage.cache import recipe_of_run
 from hpcft.store import check_private, read, read_if_there, write
 from hpcft.train import rank, start
 from hpcft.train.oom_kills import OomKills
@@ -38,8 +41,9 @@ LOOK_S = 1.0
 END_S = 10.0
 # A rank that only lost its peer waits this long for the peer's rung; folders lag behind.
 RUNG_S = 60.0
-# Until all ranks are ready to start again.
+# Until all ranks are ready to start again, and until one of them has queued the run anew.
 READY_S = 300.0
+QUEUED_S = 300.0
 # Sent by Slurm or submitit to this process, and meant for the training. (USR2 is submitit's own.)
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGCONT)
 
@@ -63,6 +67,7 @@ def main(run_folder: str) -> None:
     check_private(paths.folder)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("hpcft").setLevel(logging.INFO)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # planned anew, too, nothing waits for a network
     me = start.who_am_i()
     code = 1
     try:
@@ -86,7 +91,7 @@ class Supervisor:
     def __init__(self, paths: RunPaths, me: start.Rank) -> None:
         self.paths = paths
         self.me = me
-        self.recipe = read(paths.recipe, FullRecipe)
+        self.recipe = recipe_of_run(paths)
         self.cluster = read(paths.cluster, Cluster)
         self.kills = OomKills()
         self.child: subprocess.Popen[bytes] | None = None
@@ -98,9 +103,12 @@ class Supervisor:
         for signum in FORWARDED:
             signal.signal(signum, self._forward)
         while True:
-            self.generation = len(rungs.taken(self.paths))
-            if self.generation:
+            taken = rungs.taken(self.paths)
+            self.generation = len(taken)
+            if taken:
                 self._meet()
+                if taken[-1].how == "queued anew" and taken[-1].job_id == self.me.job_id:
+                    return self._leave(taken[-1])
             self._start_child()
             code = self._watch()
             if code == 0:
@@ -191,21 +199,32 @@ class Supervisor:
         if rungs.is_taken(self.paths, number):
             return True
         stage = _STAGES.get(error.phase)
+        how: How = "restarted"
         after = stage and ladder.step_down(before, self.recipe, self.cluster, stage)
+        if stage and not after:
+            how = "queued anew"
+            after = more_nodes.planned(before, self.recipe, self.cluster)
         if not after:
             _tell(self.paths, self._exhausted(error, before))
             return False
-        rungs.take(self.paths, before, after, number=number, how="restarted", who=error)
+        rungs.take(self.paths, before, after, number=number, how=how, who=error)
         return True
 
-    def _exhausted(self, error: RankError, plan: Plan) -> RankError:
-        """The error of a rank that no rung can help, with what was tried and what may help."""
+    def _exhausted(self, error: RankError, plan: Plan, obstacle: str = "") -> RankError:
+        """The error of a rank that no rung can help, with what was tried and what may help.
+
+        Args:
+            error: what the rank said.
+            plan: what ran.
+            obstacle: why the run cannot queue itself anew on more nodes.
+        """
         tried = rungs.in_words(rungs.taken(self.paths))
         more = ladder.more_nodes(plan.layout, self.recipe, self.cluster)
         if error.phase not in _STAGES:
             advice = "preparing the data takes more memory than a node has: limit task.data"
-        elif more:
+        elif more and (obstacle or self.recipe.resources.nodes != "auto"):
             advice = f"set resources.nodes: {more} and submit it again"
+            advice += f" (it could not do so itself: {obstacle})" if obstacle else ""
         else:
             unit = "GPUs" if plan.accelerator == "cuda" else "nodes"
             advice = (
@@ -230,6 +249,34 @@ class Supervisor:
                 return True
             time.sleep(LOOK_S)
         return False
+
+    # ------------------------------------------------------------ more nodes
+
+    def _leave(self, rung: Rung) -> int:
+        """Ends this rank once its run is queued anew; 1 when that cannot be."""
+        deadline = time.monotonic() + QUEUED_S
+        while not more_nodes.is_queued(self.paths, self.me.job_id):
+            if rung.rank == self.me.rank and not self.told_to_end:
+                return self._queue_anew(rung)
+            if self.told_to_end or not rungs.is_taken(self.paths, rung.number):
+                return 1  # the rank that could not queue it says why
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"rank {rung.rank} has not queued the run anew; see its log")
+            time.sleep(LOOK_S)
+        return 0
+
+    def _queue_anew(self, rung: Rung) -> int:
+        """Queues the run on more nodes; 0 when that is done."""
+        error = read(_error_file(self.paths, self.me), RankError)
+        plan = read(self.paths.effective_plan, Plan)
+        try:
+            job_id = more_nodes.queue(self.paths, plan, self.cluster, self.me.job_id)
+        except (slurm.Refused, ClusterError) as refused:
+            before = rungs.take_back(self.paths, rung, self.recipe, self.cluster)
+            _tell(self.paths, self._exhausted(error, before, str(refused)))
+            return 1
+        log.info("out of memory: queued anew as job %s: %s", job_id, rung.change)
+        return 0
 
     # ------------------------------------------------------------ starting together
 
