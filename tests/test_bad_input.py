@@ -106,7 +106,7 @@ def test_a_wrong_recipe(
         (b"[]", "tiny.yaml:1: expected a mapping"),
         (b"extends: tiny.yaml", "tiny.yaml:1 extends: tiny.yaml extends this recipe in a circle"),
         (b"{}", "tiny.yaml:1 name: is required"),
-        (None, "tiny.yaml: expected at most 1 MB"),
+        (None, "tiny.yaml: expected at most 256 kB"),
     ],
 )
 def test_what_is_no_recipe(

@@ -202,7 +202,7 @@ def test_a_huge_file_is_refused_without_being_read(tmp_path: Path) -> None:
     started = time.perf_counter()
     said = failing(path)
     assert time.perf_counter() - started < 0.2
-    assert said.startswith(f"{path}: expected at most 1 MB")
+    assert said.startswith(f"{path}: expected at most 256 kB")
 
 
 def test_a_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
     path.write_text("a: " + "x" * (MAX_BYTES - 3))
     assert len(document.load(path).value["a"]) == MAX_BYTES - 3
     path.write_text("a: " + "x" * (MAX_BYTES - 2))
-    assert "expected at most 1 MB" in failing(path)
+    assert "expected at most 256 kB" in failing(path)
 
 
 def test_bytes_that_are_not_utf8_name_their_line(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from hpcft.errors import StoreError
 from hpcft.out_of_memory import line_of
 from hpcft.paths import RunPaths
 from hpcft.records import Attempt, Record
-from hpcft.store import read
+from hpcft.store import open_file, read
 
 TAIL_BYTES = 40_000
 
@@ -168,9 +170,10 @@ def rank_errors(paths: RunPaths) -> list[RankError]:
 def _log_tails(logs: Path, job_id: str) -> list[str]:
     tails = []
     for file in sorted(logs.glob(f"{job_id}_*_log.err"))[:64]:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
-            tails.append(stream.read().decode(errors="replace").rpartition(STARTS_AGAIN)[2])
+        with contextlib.suppress(OSError), open_file(file) as stream:  # no evidence, then
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
+            tail = stream.read(TAIL_BYTES).decode(errors="replace")
+            tails.append(tail.rpartition(STARTS_AGAIN)[2])
     return tails
 
 

@@ -64,6 +64,7 @@ def snapshot(runs: Iterable[tuple[RunPaths, Job]]) -> list[View]:
             try:
                 if job_id is None and not trouble:
                     job_id = slurm.find_by_token(attempt.token, attempt.array_index)
+                    job_id = job_id or _queues_anew(files)
             except ClusterError as error:
                 trouble = str(error)
             if job_id:
@@ -110,8 +111,17 @@ def _read(paths: RunPaths) -> _Files:
             return None
 
     record = part(paths.result, RunRecord)
+    if record and record.run_id != paths.folder.name:
+        damage.append(f"{paths.result}: is that of the run {record.run_id}")
+        record = None
     progress, plan = part(paths.progress, Progress), part(paths.plan, Plan)
     return _Files(paths, record, progress, plan, tuple(taken(paths)), "; ".join(damage))
+
+
+def _queues_anew(files: _Files) -> str | None:
+    """The job that is about to queue the run anew: it lives until that is done."""
+    last = files.rungs[-1] if files.rungs else None
+    return last.job_id if last and last.how == "queued anew" else None
 
 
 def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: JobState) -> View:
@@ -174,7 +184,7 @@ def done_share(view: View) -> float | None:
     if view.record is not None:
         return 1.0
     p = view.progress
-    return p.step / p.total_steps if p and p.total_steps else None
+    return min(max(p.step / p.total_steps, 0.0), 1.0) if p and p.total_steps else None
 
 
 def _of_progress(name: str, shown: Callable[[Any], str]) -> Callable[[View], str]:

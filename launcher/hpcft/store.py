@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -102,6 +103,19 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A file of a run folder to read; a pipe or device in its place is not waited for.
+
+    Raises:
+        OSError: it is missing, may not be read, or is no file.
+    """
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    return stream
+
+
 def read(path: Path, kind: type[R]) -> R:
     """The record in a file.
 
@@ -109,9 +123,10 @@ def read(path: Path, kind: type[R]) -> R:
         StoreError: it is missing, huge or damaged.
     """
     try:
-        if path.stat().st_size > MAX_RECORD_BYTES:
-            raise StoreError(f"{path}: too large for a record; the run folder is damaged")
-        return kind.model_validate_json(path.read_bytes())
+        with open_file(path) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_RECORD_BYTES:
+                raise StoreError(f"{path}: too large for a record; the run folder is damaged")
+            return kind.model_validate_json(stream.read())
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
@@ -122,7 +137,13 @@ def read(path: Path, kind: type[R]) -> R:
 
 def read_if_there(path: Path, kind: type[R]) -> R | None:
     """The record in a file, or None where there is no such file."""
-    return read(path, kind) if path.exists() else None
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # reading says why
+    return read(path, kind)
 
 
 @contextlib.contextmanager
@@ -142,25 +163,47 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def runs_in(root: Path) -> Iterator[tuple[RunPaths, Job]]:
-    """Every run below `root` with its job record, oldest first; damaged ones are left out."""
+def _folders(folder: Path, damaged: Callable[[str], None]) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        damaged(f"{folder}: cannot be listed: {error.strerror}")
+        return []
+
+
+def runs_in(
+    root: Path, damaged: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[RunPaths, Job]]:
+    """Every run below `root` with its job record, oldest first; `damaged` is told of the others."""
     found = []
-    for file in root.glob("*/*/job.json"):
+    recipes = _folders(root, damaged)
+    for folder in (run for recipe in recipes for run in _folders(recipe, damaged)):
+        paths = RunPaths(folder)
         try:
-            found.append((RunPaths(file.parent), read(file, Job)))
-        except StoreError:
+            job = read_if_there(paths.job, Job)
+        except StoreError as error:
+            damaged(f"a run is left out: {error}")
             continue
+        if job and job.run_id != folder.name:
+            damaged(f"a run is left out: {paths.job}: is that of the run {job.run_id}")
+        elif job:
+            found.append((paths, job))
     found.sort(key=lambda pair: pair[1].attempts[0].submitted_at if pair[1].attempts else 0.0)
     yield from found
 
 
-def find_run(root: Path, name: str) -> list[tuple[RunPaths, Job]]:
+def find_run(
+    root: Path, name: str, damaged: Callable[[str], None] = lambda _: None
+) -> list[tuple[RunPaths, Job]]:
     """The runs that a user means: a recipe, a sweep, a run's id or folder, a job or array id.
 
     The beginning of a run id will do where nothing bears the name itself, so that a job's number
     never means a run whose id happens to begin with it.
     """
-    runs = list(runs_in(root))
+    runs = list(runs_in(root, damaged))
     named = [(paths, job) for paths, job in runs if name in _names(job) or _is(paths, name)]
     begun = [(p, j) for p, j in runs if len(name) >= SHORTEST and j.run_id.startswith(name)]
     return named or begun

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hpcft.document import Document, Loc, Origin, dotted
 from hpcft.errors import InputError, Problem
 
 M = TypeVar("M")
+
+_schema: Callable[[Any], Any] = functools.cache(lambda model: model.model_json_schema())
 
 
 def validate(document: Document, model: type[M]) -> M:
@@ -135,8 +139,7 @@ def _in_document(value: Any, detail: Any) -> Loc:
 
 def _siblings(model: type[Any], loc: Loc) -> list[str]:
     """Names of the fields that are known where `loc` points, found in the JSON Schema."""
-    schema = model.model_json_schema()
-    node: Any = schema
+    node: Any = (schema := _schema(model))
     for part in loc[:-1]:
         node = _resolve(node, schema, part)
     return sorted(_properties(node, schema))

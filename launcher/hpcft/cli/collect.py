@@ -54,6 +54,8 @@ def add_to(app: typer.Typer) -> None:
             console.say(f"no runs in {runs_dir}")
             return
         header, cells = collecting.table(found, metric)
+        if wanted in ("md", "latex") or (wanted == "table" and console.out.is_terminal):
+            header = collecting.with_arrows(header)
         if wanted == "table":
             console.table(header, cells)
         else:

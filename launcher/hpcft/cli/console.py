@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -13,33 +14,39 @@ from rich.table import Table
 
 from hpcft.report import as_tsv
 
-out = Console(highlight=False, soft_wrap=True)
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, emoji=False, soft_wrap=True)
+talk = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+# What a terminal obeys (C0 and C1 controls but for tab and line feed), what turns the direction of
+# a line around, and halves of surrogate pairs, which no stream takes.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+"
+)
 
 
 def say(text: str) -> None:
     """A line for the person, on stderr."""
-    talk.print(escape(clean(text)))
+    talk.print(_plain(text))
 
 
 def error(text: str) -> None:
     """An error, on stderr."""
-    talk.print(f"[bold red]error:[/] {escape(clean(text))}")
+    talk.print(f"[bold red]error:[/] {_plain(text)}")
 
 
 def warn(text: str) -> None:
     """A warning, on stderr."""
-    talk.print(f"[yellow]warning:[/] {escape(clean(text))}")
+    talk.print(f"[yellow]warning:[/] {_plain(text)}")
 
 
 def data(text: str) -> None:
-    """Text as it is, on stdout."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    """Text on stdout, in a pipe too without control sequences: it may go on to a terminal."""
+    sys.stdout.write(clean(text if text.endswith("\n") else text + "\n"))
 
 
 def as_json(value: Any) -> None:
-    """A value as JSON, on stdout."""
-    data(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """A value as JSON, on stdout; control characters are escaped, so that none is lost."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    data(_CONTROL.sub(lambda found: "".join(f"\\u{ord(c):04x}" for c in found[0]), text))
 
 
 def table(header: list[str], cells: list[list[str]], *, right: set[str] | None = None) -> None:
@@ -54,10 +61,10 @@ def table(header: list[str], cells: list[list[str]], *, right: set[str] | None =
     else:
         longest = max(map(len, header))
         for line in cells:
-            out.print(f"[bold]{escape(line[0])}[/]")
+            out.print(f"[bold]{_plain(line[0])}[/]")
             for title, cell in zip(header[1:], line[1:], strict=True):
                 if cell:
-                    out.print(f"  {title:{longest}}  {escape(cell)}")
+                    out.print(f"  {title:{longest}}  {_plain(cell)}")
 
 
 def rich_table(
@@ -86,7 +93,7 @@ def rich_table(
         justify: JustifyMethod = "right" if header[i] in (right or set()) else "left"
         drawn.add_column(header[i], justify=justify, overflow="fold")
     for line in cells:
-        drawn.add_row(*(escape(line[i]) for i in used))
+        drawn.add_row(*(_plain(line[i]) for i in used))
     return drawn
 
 
@@ -107,5 +114,10 @@ def raw(block: bytes) -> None:
 
 
 def clean(text: str) -> str:
-    """Text without control sequences, which a log or a column name may hold."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
+    """Text with one mark for each run of control characters, which a log or a name may hold."""
+    return _CONTROL.sub("�", text)
+
+
+def _plain(text: str) -> str:
+    """Text to be printed as it is where markup is understood."""
+    return escape(clean(text))

@@ -26,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     ) -> None:
         """Print what a rank of a run wrote."""
         from hpcft.cli.status import chosen
+        from hpcft.monitor import look
 
         view = chosen(runs_dir, [run])[-1]
         attempt = view.job.attempts[-1] if view.job.attempts else None
@@ -36,19 +37,20 @@ def add_to(app: typer.Typer) -> None:
             others = sorted(p.name for p in Path(attempt.logs).glob(f"{view.job_id}_*_log.*"))
             known = f"; there are: {', '.join(others)}" if others else "; it has not started"
             raise UsageError(f"{view.job.run_id}: rank {rank} has no log{known}")
-        _stream(file, lambda: follow and chosen(runs_dir, [run])[-1].is_live)
+        _stream(file, lambda: follow and look(view.paths, view.job).is_live)
 
 
 def _stream(file: Path, more: object) -> None:
     """Prints a log from its start, and what is added while `more()` says so."""
     from hpcft.cli import console
+    from hpcft.store import open_file
 
     assert callable(more)
     position = 0
     while True:
         goes_on = more()
         if file.exists():
-            with file.open("rb") as stream:
+            with open_file(file) as stream:
                 stream.seek(position)
                 for block in iter(lambda: stream.read(1 << 16), b""):
                     console.raw(block)

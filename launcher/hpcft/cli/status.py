@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,20 +45,33 @@ def add_to(app: typer.Typer) -> None:
 
 
 def chosen(root: Path, names: list[str] | None) -> list[View]:
-    """The runs that the user names; all of them without a name.
+    """The runs that the user names; all of them without a name. Of damaged ones it warns.
 
     Raises:
         UsageError: a name matches nothing.
     """
+    from hpcft.cli import console
     from hpcft.monitor import snapshot
+
+    damaged: dict[str, None] = {}
+    try:
+        return snapshot(_named(root, names, damaged.setdefault))
+    finally:
+        for line in damaged:
+            console.warn(line)
+
+
+def _named(
+    root: Path, names: list[str] | None, damaged: Callable[[str], None]
+) -> Iterable[tuple[RunPaths, Job]]:
     from hpcft.store import find_run, runs_in
 
     if not names:
-        return snapshot(runs_in(root))
+        return runs_in(root, damaged)
     found: dict[Path, tuple[RunPaths, Job]] = {}
     for name in names:
-        matches = find_run(root, name)
+        matches = find_run(root, name, damaged)
         if not matches:
             raise UsageError(f"no run {name!r} in {root}; hpcft status lists them")
         found |= {paths.folder: (paths, job) for paths, job in matches}
-    return snapshot(found.values())
+    return found.values()

@@ -39,6 +39,7 @@ def add_to(app: typer.Typer) -> None:
             cluster,
             override or [],
             calibrated_by=None if uncalibrated else runs_dir,
+            dry=dry_run,
             say=console.say,
         )
         for warning in dict.fromkeys(w for item in prepared for w in item.plan.warnings):

@@ -71,7 +71,7 @@ def _started(pid: int) -> float | None:
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.Error:
+    except (psutil.Error, OverflowError):  # no process id is that large
         return None
 
 
@@ -79,11 +79,11 @@ def state(attempt: Attempt) -> JobState:
     """Whether the controller still lives; that it is gone tells no outcome."""
     if attempt.host != os.uname().nodename:
         return JobState("UNKNOWN", f"runs on {attempt.host}: ask there")
-    if attempt.job_id is None:
+    if attempt.job_id is None or not attempt.job_id.isdecimal():
         return JobState("FAILED", "was not started: the submitting command was interrupted")
     started = _started(int(attempt.job_id))
     expected = attempt.process_started
-    if started is None or (expected is not None and abs(started - expected) > 2):
+    if started is None or expected is None or abs(started - expected) > 2:
         return JobState(COMPLETED, "", attempt.host)
     if not log_file(Path(attempt.logs), attempt.job_id, 0, "out").exists():
         return JobState("PENDING", "waiting for another local run to end")

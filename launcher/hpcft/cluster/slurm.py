@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +235,23 @@ def submit(
             raise Refused(reason.splitlines()[0], "the script of the dry run") from None
         raise ClusterError(f"sbatch failed: {error}") from None
     return [job.job_id for job in jobs]
+
+
+# Slurm sets them in a job for the GPUs that it got.
+_GPUS_OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES",
+                  "ZE_AFFINITY_MASK")  # fmt: skip
+
+
+@contextlib.contextmanager
+def outside_of_its_job() -> Iterator[None]:
+    """Lets a job submit another one as a login node would: the other inherits nothing of it."""
+    from submitit.helpers import clean_env
+
+    where = os.environ.get("SLURM_CONF")
+    with clean_env(_GPUS_OF_A_JOB):
+        if where is not None:
+            os.environ["SLURM_CONF"] = where  # of the cluster, not of the job
+        yield
 
 
 # ---------------------------------------------------------------- asking
