@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpcft import calibration
 from hpcft.errors import StoreError, UsageError
 from hpcft.identity import run_id
+from hpcft.metrics.facts import arrow
 from hpcft.monitor import View, point_text
 from hpcft.paths import calibration_file
 from hpcft.recipe import FullRecipe
-from hpcft.records import Calibration, Fingerprints, Lowered, Plan, RunRecord
+from hpcft.records import Calibration, Fingerprints, Lowered, Plan, Rung, RunRecord
 from hpcft.store import create_folder, read_if_there, write
 from hpcft.units import format_bytes, format_count, format_number, format_seconds
 
 SEED = "train.seed"
 # Shown first, in this order, if a run has them; the rest only in JSON and CSV, or on request.
-HEADLINE = ("accuracy", "majority", "f1", "exact_match", "perplexity", "completion_loss")
+HEADLINE = ("accuracy", "no_answer", "majority", "exact", "f1", "perplexity", "completion_loss")
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Row:
     split: str = ""
     metrics: dict[str, list[float]] = field(default_factory=dict)
     before: dict[str, list[float]] = field(default_factory=dict)
+    intervals: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    confusion: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, float] = field(default_factory=dict)
     baseline_source: str = ""
     baseline_outcome: str = ""
@@ -49,6 +52,17 @@ class Row:
     step_s: list[float] = field(default_factory=list)
     rungs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+class Unfinished(NamedTuple):
+    """A run without a result that was out of memory, as `hpcft.ladder` knows it."""
+
+    recipe: str
+    """Name of the recipe."""
+    cluster: str
+    """Name of the profile."""
+    rungs: Sequence[Rung]
+    """What it came down to so far."""
 
 
 def rows(views: Iterable[View]) -> list[Row]:
@@ -106,6 +120,10 @@ def _add_record(row: Row, record: RunRecord) -> None:
         row.metrics.setdefault(name, []).append(value)
     for name, value in record.metrics_before.items():
         row.before.setdefault(name, []).append(value)
+    for name, interval in record.intervals.items():
+        row.intervals.setdefault(name, []).append(interval)
+    if record.confusion:
+        row.confusion.append(record.confusion.model_dump())
     row.notes += [note for note in record.notes if note not in row.notes]
     if record.predicted_memory_bytes is not None:
         row.predicted_memory_bytes = record.predicted_memory_bytes
@@ -132,14 +150,18 @@ def mean_spread(values: list[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), spread
 
 
-def number(values: list[float], digits: int = 4) -> str:
-    """`0.8421`, or `0.8421 ± 0.0102 (n=3)` over repeats."""
+def number(values: list[float], intervals: Sequence[tuple[float, float]] = ()) -> str:
+    """`0.8421`, `0.8421 [0.8203, 0.8611]` with its interval, or `0.8421 ± 0.0102 (n=3)`."""
     mean, spread = mean_spread(values)
-    return (
-        f"{mean:.{digits}f}"
-        if spread is None
-        else (f"{mean:.{digits}f} ± {spread:.{digits}f} (n={len(values)})")
-    )
+    if spread is not None:
+        return f"{mean:.4f} ± {spread:.4f} (n={len(values)})"
+    ends = "".join(f" [{low:.4f}, {high:.4f}]" for low, high in intervals)
+    return f"{mean:.4f}{ends}"
+
+
+def with_arrows(header: list[str]) -> list[str]:
+    """The header for people: after a metric, whether higher (`↑`) or lower (`↓`) is better."""
+    return [f"{title} {arrow(title)}".rstrip() for title in header]
 
 
 def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str], list[list[str]]]:
@@ -164,7 +186,8 @@ def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str]
     ]  # fmt: skip
     for name in names:
         columns = [
-            (name, [number(row.metrics[name]) if name in row.metrics else "" for row in found]),
+            (name, [number(row.metrics[name], row.intervals.get(name, ()))
+                    if name in row.metrics else "" for row in found]),
             (f"{name} before",
              [number(row.before[name]) if name in row.before else "" for row in found]),
             (f"{name} reported",
@@ -200,7 +223,7 @@ def _seconds(duration_s: float | None) -> str:
     return "" if duration_s is None else f"{format_number(duration_s)} s"
 
 
-def learn(views: Iterable[View], root: Path) -> list[str]:
+def learn(views: Sequence[View], root: Path) -> list[str]:
     """Keeps what the runs have measured of their clusters; what is new, in a line for each.
 
     Args:
@@ -212,9 +235,16 @@ def learn(views: Iterable[View], root: Path) -> list[str]:
         StoreError: likewise, or others may write to it.
     """
     records = [view.record for view in views if view.record is not None]
+    unfinished = [
+        Unfinished(view.job.recipe, view.job.cluster, view.rungs)
+        for view in views
+        if view.record is None and view.rungs
+    ]
     told = []
-    for cluster in sorted({record.cluster for record in records if record.cluster}):
-        fitted, file = calibration.fit(records, cluster), calibration_file(root, cluster)
+    clusters = {record.cluster for record in records} | {run.cluster for run in unfinished}
+    for cluster in sorted(clusters - {""}):
+        fitted = calibration.fit(records, cluster, unfinished)
+        file = calibration_file(root, cluster)
         try:
             earlier = read_if_there(file, Calibration) or Calibration()
         except StoreError:
@@ -231,12 +261,15 @@ def learn(views: Iterable[View], root: Path) -> list[str]:
 
 
 def _cap(cap: Lowered) -> str:
-    recomputes = ", checkpointing" * cap.gradient_checkpointing
-    return f"micro-batch {cap.per_device_train_batch_size}{recomputes}"
+    parts = [f"micro-batch {cap.per_device_train_batch_size}"]
+    parts += ["checkpointing"] * cap.gradient_checkpointing
+    parts += [f"loss in {cap.loss_chunks} parts"] * (cap.loss_chunks > 1)
+    parts += [f"{cap.nodes} nodes"] * (cap.nodes > 1)
+    return ", ".join(parts)
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row for programs: every metric with its mean, spread and single values."""
+    """A row for programs: every metric with its mean, spread, single values and their intervals."""
 
     def summary(metrics: dict[str, list[float]]) -> dict[str, Any]:
         return {
@@ -244,4 +277,7 @@ def as_json(row: Row) -> dict[str, Any]:
             for name, v in metrics.items()
         }
 
-    return {**vars(row), "metrics": summary(row.metrics), "before": summary(row.before)}
+    shown = {**vars(row), "metrics": summary(row.metrics), "before": summary(row.before)}
+    for name, intervals in shown.pop("intervals").items():
+        shown["metrics"][name]["intervals"] = intervals
+    return shown

@@ -10,7 +10,8 @@ from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.rates import rates
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Layout, ModelFacts, Precision, RunTime, Split, StepTime
-from hpcft.speed import forward_flops
+from hpcft.speed import forward_flops, overhead_s
+from hpcft.tasks.prompting import MOST_ROWS, Prompting
 
 # Importing torch and DeepSpeed from a shared file system, meeting the other ranks, compiling.
 START_S = 120.0
@@ -35,6 +36,17 @@ def run_time(
 ) -> RunTime:
     """Predicted time of a run; `examples` are the splits whose size is known."""
     train = recipe.train
+    read = COMPUTE_BYTES[precision] * facts.parameters.total
+    start_s = START_S + read / SHARED_DISK_BYTES_S
+    if isinstance(recipe.task, Prompting):
+        asked = examples.get(recipe.evaluation.split)
+        return RunTime(
+            step=step,
+            steps=None if asked is None else _batches(recipe.task, layout, asked),
+            start_s=start_s,
+            evaluation_s=0.0,
+            saving_s=0.0,
+        )
     steps = total_steps(recipe, examples)
     scored = [examples.get(split) for split in _scored_splits(recipe, steps)]
     evaluation_s = None
@@ -48,14 +60,31 @@ def run_time(
     written = model_bytes(facts, recipe, layout, precision)
     if train.save_strategy != "no":
         written += saves * checkpoint_bytes(facts, recipe, layout, precision)
-    read = COMPUTE_BYTES[precision] * facts.parameters.total
     return RunTime(
         step=step,
         steps=steps,
-        start_s=START_S + read / SHARED_DISK_BYTES_S,
+        start_s=start_s,
         evaluation_s=evaluation_s,
         saving_s=written / SHARED_DISK_BYTES_S,
     )
+
+
+def asking(step: StepTime, task: Prompting, facts: ModelFacts, layout: Layout) -> StepTime:
+    """A batch with the tokens that are generated after it, one forward pass for each."""
+    if task.answer == "likelihood":
+        return step
+    passes = 1 + task.max_new_tokens
+    return StepTime(
+        compute_s=step.compute_s + task.max_new_tokens * overhead_s(facts, layout),
+        communication_s=passes * step.communication_s,
+        offload_s=passes * step.offload_s,
+    )
+
+
+def _batches(task: Prompting, layout: Layout, asked: int) -> int:
+    """Batches of a rank; a prompt is taken to fill its window, a shot as long as the question."""
+    each = min(layout.per_device_train_batch_size * (1 + task.shots), MOST_ROWS)
+    return math.ceil(asked / (each * layout.world_size))
 
 
 def total_steps(recipe: FullRecipe, examples: Mapping[Split, int]) -> int | None:

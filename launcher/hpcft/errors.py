@@ -7,6 +7,7 @@
     │   ├── DoesNotFit         2   the plan exceeds the cluster; names the smallest change that fits
     │   └── StoreError         2   a run folder is unsafe, damaged or locked
     ├── ClusterError           3   a scheduler command failed, is missing or did not answer
+    ├── HubError               3   the Hugging Face hub cannot be reached or did not answer
     └── DataError              2   a data file, model or tokenizer cannot be used
 
 Exit code 0 is success and 130 an interruption. `assert` is for our own mistakes only.
@@ -41,6 +42,12 @@ class UsageError(HpcftError):
 
 class ClusterError(HpcftError):
     """A scheduler command failed, is missing, or did not answer in time."""
+
+    exit_code = EXIT_CLUSTER
+
+
+class HubError(HpcftError):
+    """The Hugging Face hub cannot be reached, or did not answer as it should."""
 
     exit_code = EXIT_CLUSTER
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from hpcft.records import DataSpec, Split
+from hpcft.tasks.folders import prepared_rows
 from hpcft.tasks.rows import SPLITS, sources
 
 # As much of a file is counted, and the rest taken to be alike.
@@ -15,11 +16,18 @@ COUNTED_BYTES = 32 * 2**20
 def known_examples(data: DataSpec) -> dict[Split, int]:
     """Examples of the splits whose number is known, or cannot be more.
 
-    Local files are counted; of a hub data set only what `limits` caps is known before it is read.
+    Local files are counted, of a staged data set it is noted; of others only what `limits` caps is
+    known before they are read.
     """
     found: dict[Split, int] = {}
+    counted: dict[str, int | None] = {}
     if data.files is not None:
         counted = {split: _rows(Path(file)) for split, file in sources(data).items()}
+    elif data.path is not None and (noted := prepared_rows(Path(data.path))):
+        for split, names in sources(data).items():
+            parts = [noted.get(name.strip()) for name in names.split("+")]
+            counted[split] = None if None in parts else sum(filter(None, parts))
+    if counted:
         if data.fractions:
             pool = sum(filter(None, counted.values())) if None not in counted.values() else None
             counted = {s: _share(pool, share) for s, share in data.fractions.items()}

@@ -15,8 +15,9 @@ from hpcft.recipe import FullRecipe, path_locs, value_at
 def fingerprints(recipe: FullRecipe) -> dict[str, str]:
     """Content hashes of the local files that the recipe reads: dotted field to hash.
 
-    Data files and small files are hashed whole. Of files over 64 MiB (weights) the size and the
-    first and last MiB are, which a retrained or truncated file changes.
+    Data files and small files are hashed whole, of a folder of data all that lies below it. Of
+    files over 64 MiB (weights) the size and the first and last MiB are, which a retrained or
+    truncated file changes.
     """
     found = {}
     content = recipe.model_dump(mode="json")
@@ -31,11 +32,12 @@ def fingerprints(recipe: FullRecipe) -> dict[str, str]:
 
 
 def _hash_path(path: Path, *, whole: bool) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    inside = path.rglob("*") if whole else path.glob("*")
+    files = [path] if path.is_file() else sorted(p for p in inside if p.is_file())
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode() if path.is_dir() else b"")
+        digest.update(f"{file.relative_to(path)}\0{size}\0".encode() if path.is_dir() else b"")
         with file.open("rb") as stream:
             if whole or size <= 64 * 2**20:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

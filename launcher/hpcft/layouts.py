@@ -9,9 +9,11 @@ from typing import Any
 from hpcft.document import Loc
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Layout, ModelFacts, Precision
+from hpcft.tasks.packing import obstacle
 
 BF16_CAPABILITY = 8.0  # Ampere; NVIDIA CUDA C++ Programming Guide, arithmetic throughput
 MAX_MICRO_BATCH = 64
+MOST_SCORED_TOKENS = 16_384  # a GPU is busy with these; larger batches gain nothing
 LOSS_CHUNKS = (1, 8)  # parts of the logits to try, one after the other
 
 # ZeRO stage, optimizer offload, parameter offload, in the order of what they cost in speed.
@@ -20,6 +22,7 @@ _RUNGS: tuple[tuple[int, Any, Any], ...] = (
     (1, "none", "none"),
     (2, "none", "none"),
     (3, "none", "none"),
+    (3, "none", "cpu"),
     (2, "cpu", "none"),
     (3, "cpu", "none"),
     (3, "cpu", "cpu"),
@@ -126,6 +129,9 @@ def problems(recipe: FullRecipe, cluster: Cluster, facts: ModelFacts) -> list[tu
                 f"lower it to {max(facts.max_positions - extra, 0)}",
             )
         )
+    why_padded = obstacle(recipe.task, recipe.method, recipe.model, facts.model_type)
+    if recipe.train.packing is True and why_padded:
+        found.append((("train", "packing"), f"cannot be: {why_padded}", "use auto or false"))
     return found
 
 
@@ -146,13 +152,13 @@ def layouts(
     if wanted.gpus_per_node == "auto" and wanted.nodes != "auto" and wanted.nodes > 1:
         ranks = [most]  # who asks for several nodes means whole ones
     shapes = [(n, r) for n in nodes for r in ranks if n == 1 or r == ranks[-1]]
-    checkpointing = (
-        [False, True] if train.gradient_checkpointing == "auto" else [train.gradient_checkpointing]
-    )
-    chunks = LOSS_CHUNKS if loss_in_parts else (1,)
+    trains = recipe.method.trains
+    recomputing = train.gradient_checkpointing if trains else False
+    checkpointing = [False, True] if recomputing == "auto" else [recomputing]
+    chunks = LOSS_CHUNKS if loss_in_parts and trains else (1,)
     for (n, r), rung in itertools.product(shapes, list(_rungs(recipe, cluster))):
         stage, optimizer, param = rung
-        if wanted.zero_stage == "auto" and stage and n * r == 1 and optimizer == "none":
+        if wanted.zero_stage == "auto" and stage and n * r == 1 and optimizer == param == "none":
             continue  # sharding over one rank gains nothing
         for recompute, parts in itertools.product(checkpointing, chunks):
             for micro in _micro_batches(recipe, n * r):
@@ -160,7 +166,9 @@ def layouts(
                     nodes=n,
                     ranks_per_node=r,
                     per_device_train_batch_size=micro,
-                    gradient_accumulation_steps=train.global_batch_size // (micro * n * r),
+                    gradient_accumulation_steps=train.global_batch_size // (micro * n * r)
+                    if trains
+                    else 1,
                     gradient_checkpointing=recompute,
                     zero_stage=stage,
                     offload_optimizer=optimizer,
@@ -184,6 +192,9 @@ def _rungs(recipe: FullRecipe, cluster: Cluster) -> Iterator[tuple[int, Any, Any
             and (not places or recipe.train.optim in ("adamw_torch", "adamw_torch_fused"))
             and (cluster.accelerator == "cuda" or "auto" not in asked)
             and ("nvme" not in places or cluster.node_disk_path is not None)
+            # Parameters follow the optimizer, where there is one.
+            and (param == "none" or (optimizer != "none") == recipe.method.trains)
+            and (recipe.method.trains or optimizer == "none")
         ):
             yield stage, optimizer, param
 
@@ -194,8 +205,15 @@ def doubling(most: int) -> list[int]:
 
 
 def _micro_batches(recipe: FullRecipe, world: int) -> list[int]:
-    """Micro-batches that make up the global batch exactly, largest first."""
+    """Micro-batches that make up the global batch exactly, largest first.
+
+    Where nothing is trained, they are what is scored at once, in prompts of `max_length`.
+    """
     train = recipe.train
+    if not recipe.method.trains:
+        scored = recipe.evaluation.per_device_eval_batch_size
+        most = max(1, MOST_SCORED_TOKENS // recipe.task.max_length)
+        return doubling(most)[::-1] if scored == "auto" else [scored]
     if train.global_batch_size % world:
         return []
     each = train.global_batch_size // world

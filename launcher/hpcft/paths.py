@@ -45,7 +45,7 @@ class RunPaths:
 
     @property
     def plan(self) -> Path:
-        """The plan."""
+        """The plan that the latest job was submitted with."""
         return self.folder / "plan.json"
 
     @property
@@ -65,8 +65,13 @@ class RunPaths:
 
     @property
     def fingerprints(self) -> Path:
-        """Content hashes of local data and model files."""
+        """Hashes of local data and model files, commits of those of the hub."""
         return self.folder / "fingerprints.json"
+
+    @property
+    def staged(self) -> Path:
+        """What the run reads from the cache instead of the hub: commits, folders, files."""
+        return self.folder / "staged.json"
 
     @property
     def job(self) -> Path:
@@ -97,6 +102,11 @@ class RunPaths:
     def prepared(self) -> Path:
         """Tokenizer, features and initial weights that rank 0 made for all."""
         return self.folder / "prepared"
+
+    @property
+    def answers(self) -> Path:
+        """What a prompted model has answered so far, a file for each rank."""
+        return self.folder / "answers"
 
     @property
     def checkpoints(self) -> Path:

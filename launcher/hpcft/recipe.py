@@ -15,13 +15,16 @@ from hpcft import document, validation
 from hpcft.document import Document, Loc, Origin, dotted
 from hpcft.errors import InputError, Problem
 from hpcft.methods import AnyMethod
+from hpcft.methods.frozen import ADAPTER_FILE, Frozen
 from hpcft.paths import shipped
 from hpcft.records import Recipe
-from hpcft.tasks import AnyTask
+from hpcft.tasks import AnyTask, packing
+from hpcft.tasks.prompting import Prompting
 from hpcft.tasks.rows import sources
 
 MAX_EXTENDS = 8
 MAX_POINTS = 5000
+MAX_LAYERS = 1000  # eight times those of the deepest open model; the planner builds each of them
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?")
 _DOTTED = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
@@ -34,6 +37,11 @@ class FullRecipe(Recipe):
     """The task and its data."""
     method: AnyMethod
     """The training method."""
+
+    def packs(self, model_type: str) -> bool:
+        """Whether a model of this type is trained with several examples in a row."""
+        why_not = packing.obstacle(self.task, self.method, self.model, model_type)
+        return self.train.packing is not False and why_not is None
 
 
 @dataclass(frozen=True)
@@ -88,15 +96,15 @@ def load(name: str, overrides: list[str] | None = None) -> list[Point]:
         return [Point({}, recipe, doc)]
     points = []
     problems: dict[Problem, None] = {}
+    unswept = doc.without("sweep")  # else every point would carry all points
     for values in _sweep_points(recipe, doc):
-        at_point = doc
+        at_point = unswept
         for key, value in values.items():
             part = Document(value, {(): _swept_at(doc, key)})
             at_point = at_point.merged(part.placed(tuple(key.split("."))))
         at_point = _with_absolute_paths(at_point)
         try:
-            point = _validated(at_point).model_copy(update={"sweep": None})
-            points.append(Point(values, point, at_point))
+            points.append(Point(values, _validated(at_point), at_point))
         except InputError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -190,7 +198,12 @@ def _sweep_points(recipe: Recipe, doc: Document) -> list[dict[str, JsonValue]]:
 
 def path_locs(value: dict[str, Any]) -> list[Loc]:
     """The fields of a recipe that name files or folders."""
-    locs: list[Loc] = [("model", "path"), ("model", "tokenizer")]
+    locs: list[Loc] = [
+        ("model", "path"),
+        ("model", "tokenizer"),
+        ("method", "adapter_path"),
+        ("task", "data", "path"),
+    ]
     data = value_at(value, ("task", "data", "files"))
     return (
         [*locs, *(("task", "data", "files", split) for split in data)]
@@ -214,8 +227,8 @@ def _with_absolute_paths(doc: Document) -> Document:
             continue
         origin = doc.origin_of(loc)
         target = (origin.folder or Path.cwd()) / os.path.expanduser(text)
-        is_path = loc[0] == "task" or text.startswith(("/", "./", "../", "~"))
-        if is_path or os.path.isdir(target):
+        is_local = bool({"files", "adapter_path"} & {*loc})
+        if is_local or text.startswith(("/", "./", "../", "~")) or os.path.isdir(target):
             absolute = Document(os.path.realpath(target), {(): origin})
             doc = doc.merged(absolute.placed(loc))
     return doc
@@ -240,6 +253,10 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
         found.append((("model",), "needs `path` or `config`", "name a model or describe a new one"))
     if model.config is not None and not isinstance(model.config.get("model_type"), str):
         found.append((("model", "config"), "needs `model_type`", "for example model_type: llama"))
+    for key, value in (model.config or {}).items():
+        if key.endswith(("layers", "n_layer")) and isinstance(value, int) and value > MAX_LAYERS:
+            what = f"expected at most {MAX_LAYERS}, got {value}"
+            found.append((("model", "config", key), what, ""))
     if model.path is None and model.tokenizer is None:
         found.append(
             (
@@ -258,14 +275,12 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
         )
     if (data.path is None) == (data.files is None):
         found.append((("task", "data"), "needs either `path` (a hub data set) or `files`", ""))
-    if data.path is not None and not _HUB_NAME.fullmatch(data.path):
-        found.append(
-            (
-                ("task", "data", "path"),
-                f"expected a hub name, got {data.path!r}",
-                "use `files` for local files",
-            )
-        )
+    if data.path is not None and data.path.startswith("/"):
+        if not os.path.isdir(data.path):
+            found.append((("task", "data", "path"), f"there is no folder {data.path}", ""))
+    elif data.path is not None and not _HUB_NAME.fullmatch(data.path):
+        what = f"expected a hub name or a folder, got {data.path!r}"
+        found.append((("task", "data", "path"), what, "use `files` for local files"))
     for split, file in (data.files or {}).items():
         loc = ("task", "data", "files", split)
         if not os.path.isfile(file):
@@ -275,8 +290,8 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
                 (loc, f"expected .csv, .jsonl, .json or .parquet, got {Path(file).name}", "")
             )
     splits: set[str] = set(data.fractions or sources(data))
-    if "train" not in splits:
-        found.append((("task", "data"), "has no train split", "add one"))
+    for needed in set(recipe.task.needed_splits) - splits:
+        found.append((("task", "data"), f"has no {needed} split", "add one"))
     if recipe.evaluation.split not in splits:
         found.append(
             (
@@ -320,7 +335,28 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
     if train.metric_for_best_model not in (None, *names):
         what = f"the task has no metric {train.metric_for_best_model!r}"
         found.append((("train", "metric_for_best_model"), what, f"it has {', '.join(names)}"))
-    return found
+    return found + _prompting_checks(recipe)
+
+
+def _prompting_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
+    """What is wrong with prompting, which trains nothing, and only with a method that does not."""
+    task, method = recipe.task, recipe.method
+    if not isinstance(task, Prompting):
+        if method.trains:
+            return []
+        what = f"frozen trains nothing, which the task {task.name} needs"
+        return [(("method", "name"), what, "use another method, or the task prompting")]
+    found: list[tuple[Loc, str, str]] = []
+    if method.trains:
+        what = f"the task prompting trains nothing, {method.name} does"
+        found.append((("method", "name"), what, "use method: {name: frozen}"))
+    if recipe.evaluation.before:
+        found.append((("evaluation", "before"), "nothing is trained", "leave it out"))
+    folder = method.adapter_path if isinstance(method, Frozen) else None
+    if folder and not os.path.isfile(Path(folder) / ADAPTER_FILE):
+        fix = "name the folder of a saved adapter, for example runs/NAME/ID/model"
+        found.append((("method", "adapter_path"), f"{folder} has no {ADAPTER_FILE}", fix))
+    return found + [(("task", key), what, fix) for key, what, fix in task.problems()]
 
 
 def _check_model_folder(

@@ -38,10 +38,11 @@ def step_time(
 ) -> StepTime:
     """Predicted time of one optimizer step."""
     reached = rates(cluster, precision, layout.ranks_per_node)
+    passes = 1.0 if method.trains else 0.5  # weights come forward and backward, or forward alone
     return StepTime(
         compute_s=_compute_s(facts, method, layout, sequence_tokens, reached),
-        communication_s=_communication_s(facts, layout, precision, reached),
-        offload_s=_offload_s(facts, layout, precision, reached)
+        communication_s=passes * _communication_s(facts, layout, precision, reached),
+        offload_s=passes * _offload_s(facts, layout, precision, reached)
         if cluster.accelerator == "cuda"
         else 0.0,
     )
@@ -77,6 +78,8 @@ def step_flops(facts: ModelFacts, method: AnyMethod, layout: Layout, sequence_to
     tokens = layout.per_device_train_batch_size * sequence_tokens
     multiplied = p.total - p.looked_up
     flops = forward_flops(facts, tokens, sequence_tokens) * (1 + layout.gradient_checkpointing)
+    if not method.trains:
+        return flops
     if method.adapter or p.trainable == p.total:
         flops += tokens * (2 * multiplied + 2 * _attention_flops(facts, sequence_tokens))
     flops += tokens * 2 * min(p.trainable, multiplied)
@@ -151,7 +154,7 @@ def _offload_s(facts: ModelFacts, layout: Layout, precision: Precision, reached:
     On NVMe its states are read and written too. Parameters: P/N a rank come up (from NVMe first
     into the host) before each of the two gathers of a micro-batch.
     """
-    if layout.offload_optimizer == "none":
+    if layout.offload_optimizer == layout.offload_param == "none":
         return 0.0
     p, width = facts.parameters, COMPUTE_BYTES[precision]
     micro_batches, ranks = layout.gradient_accumulation_steps, layout.world_size

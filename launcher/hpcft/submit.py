@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hpcft import identity, store
+from hpcft import attempts, identity, store
 from hpcft import recipe as recipes
 from hpcft.cluster import local, profile, rank_entry, slurm
 from hpcft.cluster.profile import Profile
@@ -21,8 +18,9 @@ from hpcft.fits import calibrated, plan_point
 from hpcft.monitor import look, point_text
 from hpcft.paths import RunPaths
 from hpcft.recipe import Point
-from hpcft.records import Attempt, Fingerprints, Job, Plan
-from hpcft.tasks import rows
+from hpcft.records import Attempt, Fingerprints, Job, Plan, StagedInputs
+from hpcft.stage import cache, needs
+from hpcft.stage.rows import check_rows
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Prepared:
     plan: Plan
     run_id: str
     prints: Fingerprints
+    staged: StagedInputs
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def prepare(
     overrides: list[str],
     *,
     calibrated_by: Path | None = None,
-    check_data: bool = True,
+    dry: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Profile, list[Prepared]]:
     """Reads, checks and plans every run of a recipe; touches no run folder.
@@ -61,28 +60,38 @@ def prepare(
         cluster_name: name or file of the profile; None for the one that is here.
         overrides: `key=value` changes of the recipe.
         calibrated_by: runs folder whose measurements the plans go by; None for stated values.
-        check_data: whether local data files are read.
+        dry: whether nothing is going to be submitted: what has not been staged is only told.
         say: is told of progress.
 
     Raises:
         InputError: the recipe, the profile or the data is wrong, with all problems found.
+        UsageError: the model or the data have not been staged.
         DoesNotFit: a run does not fit the cluster.
     """
     points = recipes.load(recipe_name, overrides)
     site = calibrated(profile.load(cluster_name or profile.detect()), calibrated_by, say)
+    hub = cache.hub_folder(cache.environment(site.cluster))
+    looked_up = [cache.look_up(point.recipe, hub) for point in points]
+    if missing := [line for _, lines in looked_up for line in lines]:
+        refusal = cache.not_staged(missing, hub, recipe_name, cluster_name, overrides)
+        if not dry:
+            raise refusal
+        say(f"not yet to be submitted: {refusal}")
     prepared = []
     checked: set[str] = set()
-    for number, point in enumerate(points, 1):
+    for number, (point, (staged, lacks)) in enumerate(zip(points, looked_up, strict=True), 1):
         if len(points) > 1:
             say(f"planning {number} of {len(points)}: {point_text(point.values)}")
         plan = plan_point(point, site)
-        data = point.recipe.task.model_dump_json()
-        if check_data and data not in checked:
+        there = needs.with_folders(point.recipe, staged)
+        data = there.task.model_dump_json() + there.evaluation.split
+        if not lacks and data not in checked:
             checked.add(data)
-            rows.check_local_files(point.recipe.task)
-        prints = identity.fingerprints(point.recipe)
+            check_rows(there, fixed="task.data.path" in staged)
+        prints = identity.fingerprints(point.recipe) | needs.commits(staged)
         run_id = identity.run_id(point.recipe, site.cluster.name, prints)
-        prepared.append(Prepared(point, plan, run_id, Fingerprints(files=prints)))
+        inputs = StagedInputs(inputs=staged)
+        prepared.append(Prepared(point, plan, run_id, Fingerprints(files=prints), inputs))
     ids = [p.run_id for p in prepared]
     if len(set(ids)) < len(ids):
         where = points[0].where(("sweep",))
@@ -189,7 +198,7 @@ def _token(group: list[Prepared], root: Path) -> str:
     job = store.read_if_there(RunPaths(first).job, Job)
     number = len(job.attempts) if job else 0
     name = group[0].run_id if len(group) == 1 else sweep_id(group)
-    return f"hpcft-{name}-{number}-{zlib.crc32(str(first).encode()):08x}"
+    return attempts.token(name, number, first)
 
 
 def _script(site: Profile, group: list[Prepared], root: Path) -> str:
@@ -252,7 +261,7 @@ def _submit_group(
     for item, folder, log, index in zip(group, folders, logs, indices, strict=True):
         _write_folder(site, item, folder)
         store.create_folder(log)
-        _note(site, item, folder, _attempt(None, token, log, index), sweep)
+        _note(site, item, folder, attempts.attempt(None, token, log, index), sweep)
     if is_slurm:
         options = _options(site, group, token)
         try:
@@ -271,29 +280,12 @@ def _submit_group(
     for item, folder, log, index, job_id, time_s in zip(
         group, folders, logs, indices, ids, started, strict=True
     ):
-        _note(site, item, folder, _attempt(job_id, token, log, index, time_s), sweep)
+        made = attempts.attempt(job_id, token, log, index, time_s)
+        _note(site, item, folder, made, sweep)
     return [
         Submitted(item.run_id, folder, "submitted", job_id)
         for item, folder, job_id in zip(group, folders, ids, strict=True)
     ]
-
-
-def _attempt(
-    job_id: str | None,
-    token: str,
-    logs: Path,
-    array_index: int | None,
-    process_started: float | None = None,
-) -> Attempt:
-    return Attempt(
-        job_id=job_id,
-        token=token,
-        array_index=array_index,
-        submitted_at=time.time(),
-        logs=str(logs),
-        host=os.uname().nodename,
-        process_started=process_started,
-    )
 
 
 def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
@@ -306,21 +298,22 @@ def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
     store.write(paths.cluster, site.cluster)
     store.write(paths.plan, item.plan)
     store.write(paths.fingerprints, item.prints)
+    store.write(paths.staged, item.staged)
     if item.plan.ds_config is not None:
         store.write_json(paths.ds_config, item.plan.ds_config)
 
 
 def _set_aside(paths: RunPaths) -> None:
-    """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost."""
-    written = (paths.result, paths.progress, paths.metrics, paths.errors, paths.checkpoints,
-               paths.rungs, paths.effective_plan)  # fmt: skip
-    stale = [path for path in written if path.exists()]
+    """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost.
+
+    Answers that a run had when it ended too early stay: the next attempt goes on from them.
+    """
+    written = [paths.result, paths.progress, paths.metrics, paths.errors, paths.checkpoints,
+               paths.rungs, paths.effective_plan]  # fmt: skip
+    if paths.result.exists():
+        written.append(paths.answers)
     shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
-    if stale:
-        aside = paths.earlier / str(sum(1 for _ in paths.earlier.glob("*")))
-        aside.mkdir(mode=0o700, parents=True)
-        for path in stale:
-            path.rename(aside / path.name)
+    attempts.set_aside(paths, written)
 
 
 def _note(site: Profile, item: Prepared, folder: Path, attempt: Attempt, sweep: str | None) -> None:
@@ -334,5 +327,4 @@ def _note(site: Profile, item: Prepared, folder: Path, attempt: Attempt, sweep: 
         point=item.point.values,
         sweep_id=sweep,
     )
-    others = [a for a in job.attempts if a.token != attempt.token]
-    store.write(paths.job, job.model_copy(update={"attempts": [*others, attempt]}))
+    attempts.note(paths, job, attempt)

@@ -14,16 +14,24 @@ COMPUTE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 class MethodBase(Method):
     """A method with its behaviour."""
 
-    zero_stages: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
-    """ZeRO stages that it works with; the planner tries no others."""
+    trains: ClassVar[bool] = True
+    """Whether there is anything to train; if not, the model is only scored."""
     adapter: ClassVar[bool] = False
     """Whether the weights that come out are an adapter beside the base model."""
     frozen_base: ClassVar[bool] = False
     """Whether the pretrained weights stay as they are."""
     resumes: ClassVar[bool] = True
     """Whether training can go on from what it saves."""
-    loads_on_device: ClassVar[bool] = False
-    """Whether weights go to the GPU as they are read, instead of through host memory as a whole."""
+
+    @property
+    def zero_stages(self) -> tuple[int, ...]:
+        """ZeRO stages that it works with; the planner tries no others."""
+        return (0, 1, 2, 3)
+
+    @property
+    def loads_on_device(self) -> bool:
+        """Whether weights go to the GPU as they are read, not through host memory as a whole."""
+        return False
 
     @property
     def extra_tokens(self) -> int:

@@ -18,7 +18,6 @@ class Features(MethodBase):
     `sklearn.linear_model.LogisticRegression`.
     """
 
-    zero_stages: ClassVar[tuple[int, ...]] = (0,)
     adapter: ClassVar[bool] = True
     frozen_base: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
@@ -29,6 +28,11 @@ class Features(MethodBase):
     """Inverse of the regularisation's strength."""
     max_iter: PositiveInt = 1000
     """Most iterations of the solver."""
+
+    @property
+    def zero_stages(self) -> tuple[int, ...]:
+        """There is nothing to shard."""
+        return (0,)
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
         """The model without the task's head.

@@ -19,13 +19,16 @@ OUTPUTS_PER_TOKEN = ("start_logits", "end_logits")
 class Prompts(MethodBase):
     """Train N virtual tokens and the task's head; names as in PEFT's `PromptLearningConfig`."""
 
-    # What is saved is the prompt itself, which PEFT computes on one rank: it needs whole weights.
-    zero_stages: ClassVar[tuple[int, ...]] = (0, 1, 2)
     adapter: ClassVar[bool] = True
     frozen_base: ClassVar[bool] = True
 
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1000)] = 20
     """Virtual tokens in front of every text; they count against the model's longest sequence."""
+
+    @property
+    def zero_stages(self) -> tuple[int, ...]:
+        """Not 3: what is saved is the prompt, which PEFT computes on one rank of whole weights."""
+        return (0, 1, 2)
 
     @property
     def extra_tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, Protocol
 
 from hpcft.methods.base import DTYPES
 from hpcft.methods.lora import LoRA
@@ -13,12 +13,20 @@ from hpcft.records import Precision
 NOT_QUANTISED = ("lm_head", "embed_out", "score", "classifier", "pre_classifier", "qa_outputs")
 
 
+class FourBit(Protocol):
+    """A method that says how weights are held in 4 bits."""
+
+    @property
+    def bnb_4bit_quant_type(self) -> Literal["nf4", "fp4"]:
+        """4-bit type."""
+
+    @property
+    def bnb_4bit_use_double_quant(self) -> bool:
+        """Whether the scales are quantised too."""
+
+
 class QLoRA(LoRA):
     """Train low-rank updates over a 4-bit base; names as in PEFT and `BitsAndBytesConfig`."""
-
-    # ZeRO-3 would first load the whole base on every GPU: no gain over ZeRO-2 (HF documentation).
-    zero_stages: ClassVar[tuple[int, ...]] = (0, 1, 2)
-    loads_on_device: ClassVar[bool] = True
 
     name: Literal["qlora"]  # type: ignore[assignment]
     """`qlora`."""
@@ -27,27 +35,19 @@ class QLoRA(LoRA):
     bnb_4bit_use_double_quant: bool = True
     """Quantise the scales too: 0.516 instead of 0.563 bytes a parameter."""
 
+    @property
+    def zero_stages(self) -> tuple[int, ...]:
+        """Not 3: it would first load the whole base on every GPU (HF documentation)."""
+        return (0, 1, 2)
+
+    @property
+    def loads_on_device(self) -> bool:
+        """4-bit weights are made on the device."""
+        return True
+
     def load_options(self, precision: Precision, zero_stage: int) -> dict[str, Any]:
         """A 4-bit base on this rank's own device."""
-        import os
-
-        import torch
-        from transformers import BitsAndBytesConfig
-
-        compute = getattr(torch, DTYPES[precision])
-        here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-        return {
-            "dtype": compute,
-            "device_map": {"": here},
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=self.bnb_4bit_quant_type,
-                bnb_4bit_use_double_quant=self.bnb_4bit_use_double_quant,
-                bnb_4bit_compute_dtype=compute,
-                bnb_4bit_quant_storage=compute,
-                llm_int8_skip_modules=list(NOT_QUANTISED),  # of 4-bit loading too, despite its name
-            ),
-        }
+        return four_bit_options(self, precision)
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
         """LoRA layers over the quantised base, prepared for training in 4 bits."""
@@ -64,13 +64,41 @@ class QLoRA(LoRA):
 
     def quantised_parameters(self, model: Any) -> int:
         """Weights of all linear layers but those of the head."""
-        import torch
+        return four_bit_parameters(model)
 
-        return sum(
-            module.weight.numel()
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and not {*name.split(".")} & {*NOT_QUANTISED}
-        )
+
+def four_bit_options(method: FourBit, precision: Precision) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a 4-bit model on this rank's own device."""
+    import os
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    compute = getattr(torch, DTYPES[precision])
+    here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return {
+        "dtype": compute,
+        "device_map": {"": here},
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=method.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=method.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=compute,
+            bnb_4bit_quant_storage=compute,
+            llm_int8_skip_modules=list(NOT_QUANTISED),  # of 4-bit loading too, despite its name
+        ),
+    }
+
+
+def four_bit_parameters(model: Any) -> int:
+    """Weights that a 4-bit model holds in 4 bits: all linear layers but those of the head."""
+    import torch
+
+    return sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not {*name.split(".")} & {*NOT_QUANTISED}
+    )
 
 
 def _keep_differentiable(model: Any) -> None:

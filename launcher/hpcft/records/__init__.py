@@ -33,6 +33,7 @@ from hpcft.records.recipe import (
 )
 from hpcft.records.run import (
     Attempt,
+    Confusion,
     Fingerprints,
     Job,
     Measured,
@@ -42,6 +43,7 @@ from hpcft.records.run import (
     Rung,
     RunRecord,
 )
+from hpcft.records.staged import Staged, StagedFile, StagedInputs
 
 __all__ = [
     "CALIBRATION_BOUNDS",
@@ -50,6 +52,7 @@ __all__ = [
     "Baseline",
     "Calibration",
     "Cluster",
+    "Confusion",
     "DataSpec",
     "Evaluation",
     "Fingerprints",
@@ -76,6 +79,9 @@ __all__ = [
     "RunTime",
     "Rung",
     "Split",
+    "Staged",
+    "StagedFile",
+    "StagedInputs",
     "StepTime",
     "Sweep",
     "Task",

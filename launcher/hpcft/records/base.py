@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Auto = Literal["auto"]
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -31,11 +31,26 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]{0,4
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
+# A process or a job of Slurm, `123` or `123_4`: it goes into file names and to scancel.
+JobId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}(_[0-9]{1,10})?$")]
+AnyPath = Annotated[str, StringConstraints(pattern=r"^[^\x00]{1,4096}$")]
+
 PositiveInt = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+# No quantity is larger, whatever its unit; beyond, products of two would no longer be finite.
+MOST = 1e12
+NonNegative = Annotated[float, Field(ge=0, le=MOST)]
+Positive = Annotated[float, Field(gt=0, le=MOST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+# Sums and products of a few numbers up to here can still be told from infinity.
+MOST_NUMBER = 1e100
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, int | float) and abs(value) > MOST_NUMBER:
+        raise ValueError(f"{name} is beyond {MOST_NUMBER:g}")
 
 
 class Record(BaseModel):
@@ -51,3 +66,10 @@ class Record(BaseModel):
         # use would take a tenth of its time; `reference` reads the docstrings when asked.
         defer_build=True,
     )
+
+    @model_validator(mode="after")
+    def _has_numbers_to_count_with(self) -> Self:
+        for name, value in self:
+            for part in value.values() if isinstance(value, dict) else (value,):
+                _check_number(name, part)
+        return self

@@ -49,9 +49,13 @@ class Lowered(Record):
     """What earlier runs of a recipe had to come down to when they were out of memory."""
 
     per_device_train_batch_size: PositiveInt
-    """The largest micro-batch that ran to the end after a lack of memory."""
+    """The largest micro-batch that is left after a lack of memory."""
     gradient_checkpointing: bool
     """Whether activations had to be recomputed."""
+    loss_chunks: PositiveInt = 1
+    """Parts in which the loss had to be computed."""
+    nodes: PositiveInt = 1
+    """Nodes that it took, where a run had to be queued anew."""
 
 
 # What measurements may make of the stated values, least and most. Contexts of 0.3 to 0.6 GiB have

@@ -120,6 +120,8 @@ class ZeroSizes(Record):
     """ZeRO-3: nothing is gathered ahead while this much is whole."""
     max_reuse_distance_elements: int
     """ZeRO-3: parameters that are used again within this distance stay whole."""
+    sub_group_elements: int
+    """ZeRO-3: elements of a rank's shard that its optimizer goes over at once."""
 
 
 class StepTime(Record):

@@ -52,9 +52,10 @@ class DataSpec(Record):
     """Where the examples come from and how they are split."""
 
     path: OneLine | None = None
-    """Hub data set name, loaded with `datasets.load_dataset(path, name)`."""
+    """Hub data set name (`nyu-mll/glue`), or a local folder: data files as a hub data set has them,
+    or what `save_to_disk` wrote."""
     name: SlurmWord | None = None
-    """Configuration of the hub data set (`winogrande_l`)."""
+    """Configuration of the data set (`winogrande_l`)."""
     revision: Revision | None = None
     """Hub revision of the data set."""
     files: dict[Split, OneLine] | None = None
@@ -99,7 +100,7 @@ class Train(Record):
     """Examples per optimizer step over all ranks; the plan splits it into micro-batches."""
     per_device_train_batch_size: PositiveInt | Auto = "auto"
     """Micro-batch: examples per rank and forward pass; `auto` lets the plan choose."""
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    num_train_epochs: Annotated[float, Field(gt=0, le=1_000_000)] = 3.0
     """Passes over the training split."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """Stop after this many optimizer steps; -1: by epochs."""
@@ -138,7 +139,10 @@ class Train(Record):
     gradient_checkpointing: bool | Auto = "auto"
     """Recompute activations in the backward pass; `auto`: only where it does not fit without."""
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
-    """Order of the training examples."""
+    """Order of the training examples; a step's are the same on any number of ranks."""
+    packing: bool | Auto = "auto"
+    """Put the examples of a micro-batch into one row without padding: the same loss and gradients
+    in less time, and fewer, fuller micro-batches. `auto`: where task, method and model allow it."""
     eval_strategy: Literal["no", "epoch", "steps"] = "epoch"
     """When the validation split is scored during training."""
     eval_steps: PositiveInt | None = None
@@ -167,7 +171,8 @@ class Evaluation(Record):
     split: Literal["validation", "test"] = "test"
     """The split whose metrics go into the results table."""
     per_device_eval_batch_size: PositiveInt | Auto = "auto"
-    """Examples per rank and forward pass when scoring."""
+    """Examples per rank and forward pass when scoring; of prompts, as many as have the tokens of so
+    many of `max_length`."""
     before: bool = False
     """Also score the model before training, for a before/after comparison."""
 

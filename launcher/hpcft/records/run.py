@@ -6,21 +6,21 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from hpcft.records.base import Record
+from hpcft.records.base import AnyPath, JobId, Name, Positive, PositiveInt, Record
 from hpcft.records.plan import Layout, ParameterCount
 
 
 class Fingerprints(Record):
-    """What the local files of a run were when it was submitted."""
+    """What the inputs of a run were when it was submitted."""
 
     files: dict[str, str] = Field(default_factory=dict)
-    """Dotted field of the recipe to content hash."""
+    """Dotted field of the recipe to the hash of local files, or the commit on the hub."""
 
 
 class Attempt(Record):
     """One submission of a run."""
 
-    job_id: str | None
+    job_id: JobId | None
     """Slurm's id (`123`, `123_4` in an array) or the local controller's process id; None until
     known."""
     token: str
@@ -29,7 +29,7 @@ class Attempt(Record):
     """Element of the job array."""
     submitted_at: float
     """Unix time in seconds."""
-    logs: str
+    logs: AnyPath
     """Folder of submitit's logs."""
     host: str
     """Machine that submitted; a local process can only be asked about there."""
@@ -42,9 +42,9 @@ class Job(Record):
 
     run_id: str
     """Identity by content."""
-    recipe: str
+    recipe: Name
     """Name of the recipe."""
-    cluster: str
+    cluster: Name
     """Name of the profile."""
     scheduler: Literal["slurm", "local"]
     """Who runs it."""
@@ -70,9 +70,9 @@ class Progress(Record):
     node: str = ""
     """Node of rank 0."""
     step: int = 0
-    """Optimizer steps done."""
+    """Optimizer steps done; of a run that trains nothing, examples."""
     total_steps: int = 0
-    """Optimizer steps in all."""
+    """As many in all."""
     epoch: float = 0.0
     """Epochs done."""
     loss: float | None = None
@@ -97,7 +97,7 @@ class Rung(Record):
     at: float
     """Unix time in seconds."""
     job_id: str
-    """Attempt that took it."""
+    """Attempt that took it; of a rung that was queued anew, the one that ended with it."""
     rank: int
     """Global rank that was out of memory."""
     node: str
@@ -106,8 +106,9 @@ class Rung(Record):
     """What was changed, for example `micro-batch 8 → 4`."""
     evidence: str
     """Line that tells of the missing memory."""
-    how: Literal["in-process", "restarted"]
-    """Whether the step was done again where it stood, or all ranks started again."""
+    how: Literal["in-process", "restarted", "queued anew"]
+    """Whether the step was done again where it stood, all ranks started again, or another job
+    took over."""
     layout: Layout
     """How the run is laid out from here on; the global batch is the same."""
     per_device_eval_batch_size: int
@@ -147,7 +148,7 @@ class Measured(Record):
     """Training tokens per second over all ranks."""
     phases: dict[str, PhasePeaks] = Field(default_factory=dict)
     """Phase, as in the heartbeat, to its peaks: `model` (loading), `training`, `evaluation`, …"""
-    step_s: float | None = None
+    step_s: Positive | None = None
     """Median time of an optimizer step, the first ones left out."""
     timed_steps: int = 0
     """Steps that this median is of."""
@@ -174,8 +175,18 @@ class Prediction(Record):
     """What of it is the time of FLOPs: the rest is overhead, communication and offloading."""
     efficiency: float
     """Share of the peak FLOP/s that was taken for it."""
-    tokens_per_step: int
+    tokens_per_step: PositiveInt
     """Tokens that it was taken for: every sequence as long as the recipe allows."""
+
+
+class Confusion(Record):
+    """Which labels a model takes for which."""
+
+    labels: list[str]
+    """In the order of rows and columns."""
+    counts: list[list[int]]
+    """Examples by the label that they have (a row) and the one that they were given (a column); a
+    last column without a label, if there is one, counts those that were given none."""
 
 
 class RunRecord(Record):
@@ -183,9 +194,9 @@ class RunRecord(Record):
 
     run_id: str
     """Identity by content."""
-    recipe: str
+    recipe: Name
     """Name of the recipe."""
-    cluster: str = ""
+    cluster: Name | Literal[""] = ""
     """Name of the profile."""
     finished_at: float
     """Unix time in seconds."""
@@ -195,6 +206,10 @@ class RunRecord(Record):
     """Split that the metrics are of."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Metric to value, after training."""
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Metric to the ends of its 95 % interval, by a bootstrap over the examples."""
+    confusion: Confusion | None = None
+    """Of a classifier, unless it has too many labels to show."""
     metrics_before: dict[str, float] = Field(default_factory=dict)
     """Metric to value before training, where the recipe asked for it."""
     examples: dict[str, int] = Field(default_factory=dict)

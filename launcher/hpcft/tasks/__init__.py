@@ -9,10 +9,12 @@ from pydantic import Field
 from hpcft.tasks.classification import Classification
 from hpcft.tasks.instruction import Instruction
 from hpcft.tasks.pretraining import Pretraining
+from hpcft.tasks.prompting import Prompting
 from hpcft.tasks.question_answering import QuestionAnswering
 
-TASKS = (Classification, Instruction, QuestionAnswering, Pretraining)
+TASKS = (Classification, Instruction, Prompting, QuestionAnswering, Pretraining)
 
 AnyTask = Annotated[
-    Classification | Instruction | QuestionAnswering | Pretraining, Field(discriminator="name")
+    Classification | Instruction | Prompting | QuestionAnswering | Pretraining,
+    Field(discriminator="name"),
 ]

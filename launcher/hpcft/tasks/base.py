@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hpcft.errors import Problem
+from hpcft.errors import InputError, Problem
+from hpcft.metrics import Scores
 from hpcft.records import Task
 
 Example = dict[str, Any]
 Features = dict[str, Any]
 
 
-LOWER_IS_BETTER = ("loss", "completion_loss", "masked_loss", "perplexity")
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 # What goes to the model; whatever else a row has is for the metrics.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
+MAX_PROBLEMS = 10  # rows told one by one; the rest is counted
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 
 class BadRow(Exception):
@@ -57,6 +60,13 @@ class TaskBase(Task):
     """Whether the tokenizer needs a mask token."""
     cuts_texts: ClassVar[bool] = True
     """Whether what is longer than `max_length` is lost."""
+    keeps_places: ClassVar[bool] = False
+    """Whether an example says as `place` which file and line it comes from."""
+
+    @property
+    def needed_splits(self) -> tuple[str, ...]:
+        """Splits that the data has to have, besides the one that is scored."""
+        return ("train",)
 
     @abstractmethod
     def columns(self) -> list[str]:
@@ -73,6 +83,13 @@ class TaskBase(Task):
     def arranged(self, examples: list[Example]) -> list[Example]:
         """The examples of a split from its rows, in their order; by default one from each."""
         return examples
+
+    def check_splits(self, splits: Mapping[str, list[Example]], scored: str) -> None:
+        """Refuses splits that do not go together; by default all do.
+
+        Raises:
+            DataError: they do not.
+        """
 
     @abstractmethod
     def texts(self, example: Example) -> list[str]:
@@ -129,11 +146,11 @@ class TaskBase(Task):
 
     @abstractmethod
     def metric_names(self) -> list[str]:
-        """Names that `metrics` gives; those in `LOWER_IS_BETTER` are."""
+        """Names that `metrics` gives; `hpcft.metrics.facts` says what they are."""
 
     @abstractmethod
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:
-        """Metric names and values of a scored split; `reduced` are rows of `reduce_logits`."""
+    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
+        """The scores of a split; `reduced` are rows of `reduce_logits`."""
 
 
 def summed_cross_entropy(logits: Any, targets: Any, items: Any, smoothing: float) -> Any:
@@ -169,6 +186,43 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
         what = "the text has half of a surrogate pair, which is no letter"
         raise BadRow(column, what, "it was cut apart in an earlier step: correct the row") from None
     return text
+
+
+def refusal(problems: list[Problem]) -> InputError:
+    """The error for rows that cannot be used: the first of them, and how many more there are."""
+    hidden = len(problems) - MAX_PROBLEMS
+    more = [Problem(problems[-1].where, "", f"… and {hidden} more rows")] if hidden > 0 else []
+    return InputError(problems[:MAX_PROBLEMS] + more)
+
+
+def label_index(row: Mapping[str, Any], column: str, labels: list[str]) -> int:
+    """The place among the labels of the one in a column, which holds its name or its index.
+
+    Raises:
+        BadRow: it holds neither.
+    """
+    value = row.get(column)
+    text = "" if value is None or isinstance(value, bool | float) else str(value)
+    for name in (text, text.strip()):
+        if name in labels:
+            return labels.index(name)
+    # An index counts only where it cannot be meant as a label: not for the labels 1 to 5.
+    if not _INTEGER.fullmatch(text.strip()) or any(map(_INTEGER.fullmatch, labels)):
+        raise BadRow(
+            column,
+            f"expected one of {shortened(labels)}, got {value!r:.80}",
+            "correct the row or add the label to task.labels",
+        )
+    index = int(text)
+    if index == -1:
+        raise BadRow(
+            column,
+            "the row has no label (-1, as in GLUE's test splits)",
+            "use a labelled split, for example evaluation.split: validation",
+        )
+    if not 0 <= index < len(labels):
+        raise BadRow(column, f"expected an index below {len(labels)}, got {index}")
+    return index
 
 
 def distinct(words: list[str]) -> list[str]:

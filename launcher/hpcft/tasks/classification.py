@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from hpcft.metrics import classification_names, compute
+from hpcft.metrics import Scores, classification_names, compute
 from hpcft.records.base import ColumnName, OneLine
 from hpcft.tasks.base import (
-    BadRow,
     Example,
     Features,
     Head,
     TaskBase,
     distinct,
-    shortened,
+    label_index,
     summed_cross_entropy,
     text_of,
 )
-
-_INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 
 class Classification(TaskBase):
@@ -49,31 +45,9 @@ class Classification(TaskBase):
     def example(self, row: Mapping[str, Any]) -> Example:
         """`text`, `text_pair` (or None) and `label` as an index."""
         pair = text_of(row, self.text_pair) if self.text_pair else None
-        return {"text": text_of(row, self.text), "text_pair": pair, "label": self._index(row)}
-
-    def _index(self, row: Mapping[str, Any]) -> int:
-        value = row.get(self.label)
-        text = "" if value is None or isinstance(value, bool | float) else str(value)
-        for name in (text, text.strip()):
-            if name in self.labels:
-                return self.labels.index(name)
-        # An index counts only where it cannot be meant as a label: not for the labels 1 to 5.
-        if not _INTEGER.fullmatch(text.strip()) or any(map(_INTEGER.fullmatch, self.labels)):
-            raise BadRow(
-                self.label,
-                f"expected one of {shortened(self.labels)}, got {value!r:.80}",
-                "correct the row or add the label to task.labels",
-            )
-        index = int(text)
-        if index == -1:
-            raise BadRow(
-                self.label,
-                "the row has no label (-1, as in GLUE's test splits)",
-                "use a labelled split, for example evaluation.split: validation",
-            )
-        if not 0 <= index < len(self.labels):
-            raise BadRow(self.label, f"expected an index below {len(self.labels)}, got {index}")
-        return index
+        text = text_of(row, self.text)
+        label = label_index(row, self.label, self.labels)
+        return {"text": text, "text_pair": pair, "label": label}
 
     def texts(self, example: Example) -> list[str]:
         """The text, and the second one of a pair."""
@@ -116,7 +90,7 @@ class Classification(TaskBase):
         """Those of `metrics/classification`."""
         return classification_names(self.labels)
 
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
         """Accuracy, precision, recall and F1 as in `metrics/classification`."""
         return compute(
             "classification",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import string
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field
 
-from hpcft.metrics import classification_names, compute
+from hpcft.metrics import Scores, classification_names, compute, joined
 from hpcft.records.base import OneLine
 from hpcft.tasks.base import (
     IGNORED,
@@ -23,6 +21,7 @@ from hpcft.tasks.base import (
     summed_cross_entropy,
     text_of,
 )
+from hpcft.tasks.templates import Template, fields, filled
 
 
 class Instruction(TaskBase):
@@ -33,9 +32,9 @@ class Instruction(TaskBase):
 
     name: Literal["instruction"]
     """`instruction`."""
-    prompt: str = Field(min_length=1)
+    prompt: Template
     """Prompt with `{column}` where a column's text goes; `{{` is a brace."""
-    completion: str = Field(min_length=1)
+    completion: Template
     """Completion with `{column}` likewise; the end-of-text token is added."""
     choices: Annotated[
         list[OneLine], Field(default_factory=list, max_length=1000), AfterValidator(distinct)
@@ -44,40 +43,20 @@ class Instruction(TaskBase):
     length_normalised: bool = False
     """Divide a choice's log-likelihood by its tokens before comparing."""
 
-    @field_validator("prompt", "completion")
-    @classmethod
-    def _check_template(cls, template: str) -> str:
-        try:
-            parts = list(string.Formatter().parse(template))
-        except ValueError as error:
-            raise ValueError(f"the template is malformed: {error}") from None
-        for _, name, spec, conversion in parts:
-            if name is not None and (not name or spec or conversion):
-                raise ValueError(f"a template may only hold plain {{column}} fields, not {name!r}")
-        return template
-
-    def _fields(self, template: str) -> list[str]:
-        return [name for _, name, _, _ in string.Formatter().parse(template) if name]
-
-    def _filled(self, template: str, values: Mapping[str, str]) -> str:
-        # Not `str.format`: to it the column `a.b` is an attribute, here it is a name.
-        parts = string.Formatter().parse(template)
-        return "".join(text + (values[name] if name else "") for text, name, _, _ in parts)
-
     def columns(self) -> list[str]:
         """Columns that the templates name."""
-        return list(dict.fromkeys(self._fields(self.prompt) + self._fields(self.completion)))
+        return list(dict.fromkeys(fields(self.prompt) + fields(self.completion)))
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """`prompt` and `completion`, filled in."""
         values = {column: text_of(row, column) for column in self.columns()}
         example = {
-            "prompt": self._filled(self.prompt, values),
-            "completion": self._filled(self.completion, values),
+            "prompt": filled(self.prompt, values),
+            "completion": filled(self.completion, values),
         }
         if self.choices and example["completion"] not in self.choices:
             raise BadRow(
-                ", ".join(self._fields(self.completion)),
+                ", ".join(fields(self.completion)),
                 f"expected a completion among {shortened(self.choices)}, "
                 f"got {example['completion']!r:.80}",
                 "correct the row or add it to task.choices",
@@ -142,24 +121,28 @@ class Instruction(TaskBase):
         chosen = classification_names(self.choices) if self.choices else []
         return ["completion_loss", "perplexity", *chosen]
 
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
         """Accuracy among the choices, and loss and perplexity over the true completions' tokens."""
         rows_each = max(1, len(self.choices))
         scores = reduced.reshape(len(examples), rows_each, 2).astype("float64")
         truth = [self.choices.index(e["completion"]) if self.choices else 0 for e in examples]
-        likelihood = sum(float(scores[i, t, 0]) for i, t in enumerate(truth))
-        tokens = sum(float(scores[i, t, 1]) for i, t in enumerate(truth))
-        loss = -likelihood / max(tokens, 1.0)
-        result = {"completion_loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        if self.choices:
-            judged = scores[..., 0]
-            if self.length_normalised:
-                judged = judged / scores[..., 1].clip(min=1.0)
-            predictions = judged.argmax(-1).tolist()
-            result |= compute(
-                "classification", predictions=predictions, references=truth, labels=self.choices
-            )
-        return result
+        of_truth = scores[range(len(truth)), truth]
+        result = compute(
+            "perplexity",
+            predictions=-of_truth[:, 0],
+            references=of_truth[:, 1],
+            loss="completion_loss",
+        )
+        if not self.choices:
+            return result
+        judged = scores[..., 0]
+        if self.length_normalised:
+            judged = judged / scores[..., 1].clip(min=1.0)
+        predictions = judged.argmax(-1).tolist()
+        chosen = compute(
+            "classification", predictions=predictions, references=truth, labels=self.choices
+        )
+        return joined(result, chosen)
 
 
 def next_tokens(outputs: Any, labels: Any) -> tuple[Any, Any]:

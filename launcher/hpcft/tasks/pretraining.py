@@ -5,7 +5,6 @@ Shapes: B pairs, S tokens, V words.
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from hpcft.metrics import Scores, compute
 from hpcft.records.base import ColumnName, Share
 from hpcft.tasks.base import IGNORED, Example, Features, Head, TaskBase, text_of
 
@@ -183,13 +183,12 @@ class Pretraining(TaskBase):
         """Loss, perplexity and accuracy over masked tokens, accuracy over pairs."""
         return ["masked_loss", "perplexity", "masked_accuracy", "next_sentence_accuracy"]
 
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:
+    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
         """Perplexity is exp of the mean cross-entropy over all masked tokens, not over batches."""
-        loss, tokens, right, pairs = reduced.astype("float64").sum(axis=0).tolist()
-        mean = loss / max(tokens, 1.0)
+        losses, counts, _, _ = reduced.T.tolist()
+        _, tokens, right, pairs = reduced.astype("float64").sum(axis=0).tolist()
         return {
-            "masked_loss": mean,
-            "perplexity": math.exp(min(mean, 700.0)),
+            **compute("perplexity", predictions=losses, references=counts, loss="masked_loss"),
             "masked_accuracy": right / max(tokens, 1.0),
             "next_sentence_accuracy": pairs / len(reduced),
         }

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hpcft.metrics import compute, squad_names
+from hpcft.metrics import Scores, compute, joined, overlap_names, squad_names
 from hpcft.records.base import ColumnName, PositiveInt
 from hpcft.tasks.base import (
     BadRow,
@@ -204,24 +204,35 @@ class QuestionAnswering(TaskBase):
         return torch.stack(sides, dim=1)
 
     def metric_names(self) -> list[str]:
-        """Those of `metrics/squad`."""
-        return squad_names(no_answers=self.version_2_with_negative)
+        """Those of `metrics/squad` and of `metrics/text_overlap`."""
+        return [*squad_names(no_answers=self.version_2_with_negative), *overlap_names()]
 
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> dict[str, float]:
-        """Exact match and F1 as in `metrics/squad`."""
-        predictions = []
+    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
+        """As in `metrics/squad`; BLEU, ROUGE and METEOR over the questions that have an answer."""
+        predictions: list[dict[str, Any]] = []
         at = 0
         for example in examples:
             windows = example["rows"]
             answer, doubt = self._answer(example, reduced[at : at + len(windows)])
             predictions.append({"answer": answer, "no_answer_score": doubt})
             at += len(windows)
-        return compute(
+        truths = [[text for _, text in example["answers"]] for example in examples]
+        threshold = self.null_score_diff_threshold if self.version_2_with_negative else 1e300
+        scores = compute(
             "squad",
             predictions=predictions,
-            references=[{"answers": [text for _, text in e["answers"]]} for e in examples],
-            threshold=self.null_score_diff_threshold if self.version_2_with_negative else 1e300,
+            references=[{"answers": texts} for texts in truths],
+            threshold=threshold,
         )
+        answered = [
+            ("" if p["no_answer_score"] > threshold else p["answer"], texts)
+            for p, texts in zip(predictions, truths, strict=True)
+            if texts
+        ]
+        if not answered:
+            return scores
+        given, wanted = zip(*answered, strict=True)
+        return joined(scores, compute("text_overlap", predictions=given, references=wanted))
 
     def _answer(self, example: Example, reduced: Any) -> tuple[str, float]:
         """The best span of all windows, and by how much "no answer" outscores it."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcft.errors import DataError, InputError, Problem
+from hpcft.errors import DataError, Problem
 from hpcft.records import DataSpec, Split
-from hpcft.tasks.base import BadRow, Example, TaskBase, shortened
+from hpcft.tasks.base import MAX_PROBLEMS, BadRow, Example, TaskBase, refusal, shortened
+from hpcft.tasks.folders import read_folder
 
-MAX_PROBLEMS = 10  # told one by one; the rest is counted
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -130,23 +130,14 @@ def sources(data: DataSpec) -> dict[str, str]:
     return {split: named[split] for split in SPLITS if split in named}
 
 
-def read_hub(data: DataSpec, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a split of a hub data set (or of several, joined with `+`), from the local cache.
+def read_splits(data: DataSpec, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a split of the data set in a folder, or of several, joined with `+`.
 
     Raises:
-        DataError: it is not there.
+        DataError: it cannot be read.
     """
-    import datasets
-
     for part in split.split("+"):
-        try:
-            loaded = datasets.load_dataset(
-                data.path, data.name, revision=data.revision, split=part.strip()
-            )
-        except (OSError, ValueError, ConnectionError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"data set {data.path} ({part}): {first}") from None
-        yield from enumerate(loaded, 1)
+        yield from enumerate(read_folder(Path(data.path or ""), data.name, part.strip()), 1)
 
 
 def load(task: TaskBase) -> Examples:
@@ -164,7 +155,7 @@ def load(task: TaskBase) -> Examples:
         if data.files is not None:
             source, rows = name, read_file(Path(name))
         else:
-            source, rows = f"{data.path}[{name}]", read_hub(data, name)
+            source, rows = f"{data.path}[{name}]", read_splits(data, name)
         examples, dropped = _check(task, source, rows, problems)
         if dropped:
             notes.append(f"{split}: {dropped} rows with empty text left out")
@@ -174,9 +165,7 @@ def load(task: TaskBase) -> Examples:
         if not loaded[split] and not problems:
             raise DataError(f"{source}: {len(examples)} rows are too few for one example")
     if problems:
-        hidden = len(problems) - MAX_PROBLEMS
-        more = [Problem(problems[-1].where, "", f"… and {hidden} more rows")] if hidden > 0 else []
-        raise InputError(problems[:MAX_PROBLEMS] + more)
+        raise refusal(problems)
     if data.fractions is not None:
         loaded = _cut(loaded, data)
     return Examples({s: _sampled(s, rows, data, notes) for s, rows in loaded.items()}, notes)
@@ -203,8 +192,9 @@ def _check(
             if len(problems) > MAX_PROBLEMS or not examples:
                 break  # a wrong column name is wrong in every row
             continue
+        place = {"place": f"{source}:{number}"} if task.keeps_places else {}
         try:
-            examples.append(task.example(row))
+            examples.append({**task.example(row), **place})
         except BadRow as bad:
             if task.data.drop_empty and bad.empty:
                 dropped += 1
@@ -248,11 +238,19 @@ def _sampled(split: str, rows: list[Example], data: DataSpec, notes: list[str]) 
     return [rows[index] for index in chosen]
 
 
-def check_local_files(task: TaskBase) -> None:
-    """Reads and checks local files on the login node, so that bad data is found before queueing.
+def check_local_data(task: TaskBase, scored: str) -> dict[str, list[Example]]:
+    """Reads and checks local data on the login node, so that bad data is found before queueing.
+
+    Args:
+        task: whose data.
+        scored: the split that is scored.
+
+    Returns:
+        The examples of each split.
 
     Raises:
         InputError, DataError: as `load`.
     """
-    if task.data.files is not None:
-        load(task)
+    splits = load(task).splits
+    task.check_splits(splits, scored)
+    return splits

@@ -43,7 +43,7 @@ class FeatureTrainer(ScoringTrainer):
 
     def evaluate(
         self, eval_dataset: Any = None, metric_key_prefix: str = "eval", **_: Any
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Scores a split with the task's metrics."""
         features, labels = self._extracted(eval_dataset)
         outputs = self.task.head().outputs

@@ -64,7 +64,7 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
             with self.paths.metrics.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
 
-    def logged(self, kind: str) -> dict[str, float]:
+    def logged(self, kind: str) -> dict[str, Any]:
         """The latest values that were logged as `kind`, by an earlier start of this run too."""
         lines = self.paths.metrics.read_text().splitlines() if self.paths.metrics.exists() else []
         found = [line for line in map(json.loads, lines) if line["kind"] == kind]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hpcft.memory.parameters import model_class, model_config
 from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
 from hpcft.records import ModelFacts, ParameterCount, Plan
+from hpcft.tasks import packing
 
 
 def load(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Any:
@@ -29,8 +32,11 @@ def load(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Any
         model = model_class(recipe.task).from_pretrained(
             source,
             config=config,
-            revision=recipe.model.revision if recipe.model.path else None,
-            attn_implementation=recipe.model.attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=packing.attention()
+            if recipe.packs(plan.facts.model_type)
+            else recipe.model.attn_implementation,
             **recipe.method.load_options(plan.precision, plan.layout.zero_stage),
         )
     except OSError as error:
@@ -40,6 +46,26 @@ def load(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Any
         raise RuntimeError("the model was not sharded while it was loaded")
     checkpointing = plan.layout.gradient_checkpointing
     return recipe.method.wrap(model, causal=recipe.task.causal, checkpointing=checkpointing)
+
+
+@contextlib.contextmanager
+def to_ask(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Iterator[Any]:
+    """The model on this rank's device, for forward passes alone."""
+    if plan.ds_config is None:
+        model = load(paths, recipe, plan, tokenizer).eval()
+        # 4-bit weights are made where they are to be.
+        yield model if recipe.method.loads_on_device else model.to(plan.accelerator)
+        return
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    alive = HfDeepSpeedConfig(plan.ds_config)  # `from_pretrained` looks for one
+    model = load(paths, recipe, plan, tokenizer).eval()
+    del alive
+    # Without an optimizer the engine only gathers weights, by hooks on the modules.
+    engine, *_ = deepspeed.initialize(model=model, config=plan.ds_config)
+    yield engine.module
+    engine.destroy()
 
 
 def counted(model: Any, facts: ModelFacts) -> ParameterCount:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,16 @@ from hpcft.errors import DataError
 from hpcft.memory.parameters import model_class, model_config
 from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
-from hpcft.records import Fingerprints, Record, TokenizerTraining
+from hpcft.records import Cluster, Fingerprints, Plan, Record, TokenizerTraining
+from hpcft.rungs import taken
+from hpcft.stage import cache
+from hpcft.stage.verify import load_tokenizer as load_pretrained_tokenizer
 from hpcft.store import read, write
 from hpcft.tasks import rows
-from hpcft.tasks.base import INPUTS, Example
+from hpcft.tasks.base import INPUTS, Example, Features, TaskBase
+from hpcft.tasks.prompting import Prompting
+from hpcft.train import operators, prompts, start
+from hpcft.train.heartbeat import Heartbeat
 from hpcft.train.tokenizer import train_tokenizer
 
 
@@ -47,22 +55,73 @@ class Split:
         row: dict[str, Any] = self.features[index]
         return row
 
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        import pyarrow.compute
+
+        column = self.features.data.column("input_ids")
+        counted: list[int] = pyarrow.compute.list_value_length(column).to_pylist()
+        return counted
+
+    def rows(self, indices: Sequence[int]) -> list[Features]:
+        """Several rows, read at once."""
+        found: list[Features] = self.features.__getitems__(list(indices))
+        return found
+
+
+def together(
+    paths: RunPaths,
+    recipe: FullRecipe,
+    cluster: Cluster,
+    plan: Plan,
+    heartbeat: Heartbeat,
+    generation: int,
+) -> Summary:
+    """What rank 0 has prepared, after all ranks have met; arguments as of `loop.run`."""
+    if generation:  # from here on, metrics.jsonl begins anew or goes on from a checkpoint
+        rung = taken(paths)[-1]
+        heartbeat.log("rung", {"number": rung.number, "change": rung.change, "how": rung.how})
+    heartbeat.set(phase="data")
+    if heartbeat.me.is_first:
+        prepare(paths, recipe)
+        operators.build(plan)
+    start.meet(paths, cluster, heartbeat.me, generation)
+    return read(paths.prepared / "summary.json", Summary)
+
 
 def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
     """Writes `prepared/`; what an earlier attempt finished is kept."""
     done = paths.prepared / "summary.json"
     if done.exists():
         return
-    _check_unchanged(paths, recipe)
+    _check_unchanged(paths)
     shutil.rmtree(paths.prepared, ignore_errors=True)
     paths.prepared.mkdir(mode=0o700)
     examples = rows.load(recipe.task)
     notes = list(examples.notes)
-    tokenizer = _tokenizer(recipe, examples.splits["train"])
+    tokenizer = _tokenizer(recipe, examples.splits.get("train", []))
     tokenizer.save_pretrained(paths.prepared / "tokenizer")
+    if isinstance(recipe.task, Prompting):
+        tokens = prompts.prepare(paths, recipe, recipe.task, examples.splits, tokenizer, notes)
+    else:
+        tokens = _features(paths, recipe.task, examples.splits, tokenizer, notes)
+    if recipe.model.path is None:
+        _new_weights(recipe, tokenizer, paths.prepared / "model")
+    counts = {split: len(found) for split, found in examples.splits.items()}
+    write(done, Summary(examples=counts, tokens=tokens, notes=notes))
+
+
+def _features(
+    paths: RunPaths,
+    task: TaskBase,
+    splits: dict[str, list[Example]],
+    tokenizer: Any,
+    notes: list[str],
+) -> dict[str, int]:
+    """Writes the features of every split; the tokens of each."""
     tokens = {}
-    task = recipe.task
-    for split, found in examples.splits.items():
+    for split, found in splits.items():
         features_of = task.training_features if split == "train" else task.scoring_features
         kept, features = [], []
         for example in found:
@@ -76,15 +135,7 @@ def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
         tokens[split] = sum(len(row["input_ids"]) for row in features)
         datasets.Dataset.from_list(features).save_to_disk(paths.prepared / split)
         (paths.prepared / f"{split}.json").write_text(json.dumps(kept, ensure_ascii=False))
-    if recipe.model.path is None:
-        _new_weights(recipe, tokenizer, paths.prepared / "model")
-    counts = {split: len(found) for split, found in examples.splits.items()}
-    write(done, Summary(examples=counts, tokens=tokens, notes=notes))
-
-
-def summary(paths: RunPaths) -> Summary:
-    """What rank 0 has prepared."""
-    return read(paths.prepared / "summary.json", Summary)
+    return tokens
 
 
 def load_split(paths: RunPaths, split: str) -> Split | None:
@@ -101,9 +152,10 @@ def load_tokenizer(paths: RunPaths) -> Any:
     return AutoTokenizer.from_pretrained(paths.prepared / "tokenizer")
 
 
-def _check_unchanged(paths: RunPaths, recipe: FullRecipe) -> None:
+def _check_unchanged(paths: RunPaths) -> None:
+    cache.check_of_run(paths)
     submitted = read(paths.fingerprints, Fingerprints).files
-    for key, value in identity.fingerprints(recipe).items():
+    for key, value in identity.fingerprints(read(paths.recipe, FullRecipe)).items():
         if submitted.get(key) not in (None, value):
             raise DataError(f"{key}: the files have changed since the run was submitted")
 
@@ -122,13 +174,9 @@ def _tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
         )
         tokenizer.model_max_length = recipe.task.max_length
     else:
-        name = wanted or recipe.model.path
-        revision = recipe.model.revision if wanted is None else None
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True)
-        except (OSError, ValueError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"model: {name} has no usable tokenizer: {first}") from None
+        source = wanted or recipe.model.path
+        assert source is not None  # a recipe without either is refused
+        tokenizer = load_pretrained_tokenizer(source)
     if tokenizer.pad_token_id is None:
         # Harmless: padding is masked by position, and labels of real end tokens are kept.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from hpcft.errors import HpcftError
 from hpcft.failures import RankError
 from hpcft.paths import RunPaths
-from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Plan
 from hpcft.rungs import plan_now
+from hpcft.stage.cache import recipe_of_run
 from hpcft.store import check_private, read, write
 from hpcft.train import device, start
 
@@ -48,18 +48,21 @@ def main(run_folder: str, generation: str, supervisor: str) -> None:
     heartbeat: Heartbeat | None = None
     plan: Plan | None = None
     try:
-        recipe = read(paths.recipe, FullRecipe)
+        recipe = recipe_of_run(paths)
         cluster = read(paths.cluster, Cluster)
         plan = plan_now(paths, recipe, cluster)
         me = start.enter(plan)
         # Deprecations inside the libraries are for their developers, not for this log.
         warnings.filterwarnings("ignore", category=FutureWarning)
         # Imported here: the environment has to be set before torch and transformers are.
-        from hpcft.train import loop
         from hpcft.train.heartbeat import Heartbeat
 
         heartbeat = Heartbeat(paths, me, int(generation))
-        loop.run(paths, recipe, cluster, plan, heartbeat, int(generation))
+        if recipe.method.trains:
+            from hpcft.train.loop import run
+        else:
+            from hpcft.train.prompting import run
+        run(paths, recipe, cluster, plan, heartbeat, int(generation))
     except BaseException as error:
         # Frames hold tensors: what is left to do needs a little of their memory.
         traceback.clear_frames(error.__traceback__)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from hpcft.train.order import MicroBatches, Order
 from hpcft.train.prepare import Split
 from hpcft.train.stepping import SteppingTrainer
 
 
 class ScoringTrainer(SteppingTrainer):
-    """A Trainer whose metrics know the examples of the split that is being scored."""
+    """A Trainer that takes examples in our order, and whose metrics know those of a split."""
 
     scored: Split
+    order: Order
 
-    def evaluate(self, eval_dataset: Any = None, **options: Any) -> dict[str, float]:
+    def _get_train_sampler(self, train_dataset: Any = None) -> MicroBatches:
+        return MicroBatches(self.order, lambda: int(self.state.epoch or 0))
+
+    def evaluate(self, eval_dataset: Any = None, **options: Any) -> dict[str, Any]:
         """Scores a split with the task's metrics."""
         self.scored = eval_dataset if eval_dataset is not None else self.eval_dataset
-        result: dict[str, float] = super().evaluate(eval_dataset, **options)
+        result: dict[str, Any] = super().evaluate(eval_dataset, **options)
         return result

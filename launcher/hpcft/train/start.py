@@ -86,6 +86,8 @@ def _set_environment(me: Rank, plan: Plan) -> None:
         HF_HUB_OFFLINE="1",
         HF_DATASETS_OFFLINE="1",
         HF_EVALUATE_OFFLINE="1",
+        # The cache may be one that compute nodes can only read.
+        HF_MODULES_CACHE=str(cache_folder() / "hf_modules"),
         TOKENIZERS_PARALLELISM="false",
         HF_HUB_DISABLE_TELEMETRY="1",
         HF_DATASETS_DISABLE_PROGRESS_BARS="1",
@@ -106,6 +108,25 @@ def is_alone(plan: Plan) -> bool:
     buckets hold every gradient a second time.
     """
     return plan.layout.world_size == 1 and plan.ds_config is None
+
+
+def communicate(plan: Plan) -> None:
+    """Joins the ranks, unless they have been, or this one is alone.
+
+    `from_pretrained` needs DeepSpeed's communication under ZeRO-3. Accelerate leaves it out on a
+    CPU, and the model would be built before there are ranks.
+    """
+    import torch
+
+    backend = "gloo" if plan.accelerator == "cpu" else "nccl"
+    if plan.accelerator == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if plan.ds_config is not None:
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    elif not (is_alone(plan) or torch.distributed.is_initialized()):
+        torch.distributed.init_process_group(backend)
 
 
 def extensions_folder() -> Path:

@@ -23,6 +23,7 @@ from hpcft.ladder import Stage
 from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Layout, Plan
+from hpcft.tasks import packing
 from hpcft.train.device import is_answerable, shortage_of
 from hpcft.train.heartbeat import Heartbeat
 
@@ -39,6 +40,7 @@ class SteppingTrainer(Trainer):  # type: ignore[misc]
     """
 
     step_down: StepDown | None = None
+    max_length = 0
     _piece: int | None = None
     _window: tuple[Any, ...] = ()
     _done = 0
@@ -71,11 +73,11 @@ class SteppingTrainer(Trainer):  # type: ignore[misc]
             model.zero_grad()
             todo = self._window[: self._done + 1]
 
-    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Scores a split, with batches that fit."""
         while True:
             try:
-                result: dict[str, float] = super().evaluate(*arguments, **options)
+                result: dict[str, Any] = super().evaluate(*arguments, **options)
             except Exception as error:
                 plan = self._lower(error, "evaluation")
                 if plan is None:
@@ -85,15 +87,18 @@ class SteppingTrainer(Trainer):  # type: ignore[misc]
             self._take_over(plan)
 
     def _in_pieces(self, model: Any, inputs: Mapping[str, Any], items: Any) -> Any:
-        size = len(inputs["input_ids"])
-        piece = self._piece or size
-        losses = [
-            super(SteppingTrainer, self).training_step(
-                model, {name: part[first : first + piece] for name, part in inputs.items()}, items
-            )
-            for first in range(0, size, piece)
-        ]
+        parts = self._parts(inputs, self._piece) if self._piece else [inputs]
+        losses = [super(SteppingTrainer, self).training_step(model, p, items) for p in parts]
         return torch.stack(losses).sum()
+
+    def _parts(self, inputs: Mapping[str, Any], size: int) -> list[Mapping[str, Any]]:
+        """A micro-batch as several of at most so many examples, or what is planned for those."""
+        if "lengths" in inputs:
+            return [*packing.pieces(inputs, size * self.max_length)]
+        return [
+            {name: part[first : first + size] for name, part in inputs.items()}
+            for first in range(0, len(inputs["input_ids"]), size)
+        ]
 
     def _lower(self, error: Exception, stage: Stage) -> Plan | None:
         if self.step_down is None:

@@ -1,0 +1,35 @@
+"""Templates: texts with `{column}` where a column's text goes; `{{` is a brace."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+
+def _checked(template: str) -> str:
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"the template is malformed: {error}") from None
+    for _, name, spec, conversion in parts:
+        if name is not None and (not name or spec or conversion):
+            raise ValueError(f"a template may only hold plain {{column}} fields, not {name!r}")
+    return template
+
+
+Template = Annotated[str, Field(min_length=1), AfterValidator(_checked)]
+
+
+def fields(template: str) -> list[str]:
+    """The columns that a template names, each as often as it does."""
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """The template with the values in the place of the columns."""
+    # Not `str.format`: to it the column `a.b` is an attribute, here it is a name.
+    parts = string.Formatter().parse(template)
+    return "".join(text + (values[name] if name else "") for text, name, _, _ in parts)

@@ -1,0 +1,118 @@
+"""What came out of a run: its record, which rank 0 writes last."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from typing import Any
+
+import torch
+
+from hpcft import rates, speed
+from hpcft.memory.states import COMMUNICATOR, tensor_bytes
+from hpcft.metrics import Scores, values
+from hpcft.paths import RunPaths
+from hpcft.recipe import FullRecipe
+from hpcft.records import Cluster, Measured, ParameterCount, Plan, Prediction, RunRecord
+from hpcft.rungs import taken
+from hpcft.store import write
+from hpcft.train.heartbeat import Heartbeat
+from hpcft.train.peaks import most_bytes, of_all_ranks
+from hpcft.train.prepare import Summary
+
+VERSIONS = ("hpcft", "torch", "transformers", "deepspeed", "peft", "bitsandbytes", "accelerate")
+
+
+def write_record(
+    paths: RunPaths,
+    recipe: FullRecipe,
+    cluster: Cluster,
+    plan: Plan,
+    heartbeat: Heartbeat,
+    summary: Summary,
+    parameters: ParameterCount,
+    *,
+    metrics: Scores,
+    before: Scores | None = None,
+    train_s: float | None = None,
+) -> None:
+    """Gathers what all ranks measured; rank 0 writes it with the metrics.
+
+    Args:
+        paths: the run.
+        recipe: its recipe.
+        cluster: its profile.
+        plan: what ran last.
+        heartbeat: of this rank.
+        summary: of the data.
+        parameters: counted on the model.
+        metrics: of the finished model.
+        before: of the model before training, if it was scored.
+        train_s: how long training took; None where nothing was trained.
+    """
+    me = heartbeat.me
+    heartbeat.peaks.end("saving")
+    found = gathered((me.node, heartbeat.peaks.phases))
+    if not me.is_first:
+        return
+    phases = of_all_ranks(found, plan.other_processes_bytes)
+    wall_s = time.time() - heartbeat.progress.started_at
+    write(
+        paths.result,
+        RunRecord(
+            run_id=paths.folder.name,
+            recipe=recipe.name,
+            cluster=cluster.name,
+            finished_at=time.time(),
+            job_id=me.job_id,
+            split=recipe.evaluation.split,
+            metrics=values(metrics),
+            intervals=metrics.get("intervals", {}),
+            confusion=metrics.get("confusion"),
+            metrics_before=values(before or {}),
+            examples=summary.examples,
+            notes=summary.notes + plan.warnings,
+            parameters=parameters,
+            predicted_memory_bytes=plan.gpu_peak_bytes,
+            # What a plan says of a run that only scores is a bound, of which nothing is learnt.
+            predicted=_predicted(recipe, cluster, plan) if recipe.method.trains else None,
+            measured=Measured(
+                wall_s=wall_s,
+                train_s=train_s,
+                gpu_hours=wall_s * me.world_size / 3600,
+                peak_memory_bytes=most_bytes(list(phases.values())),
+                peak_host_bytes=max(peaks.host_bytes for peaks in phases.values()),
+                tokens_per_s=heartbeat.progress.tokens_per_s,
+                phases=phases,
+                step_s=heartbeat.times.median_s,
+                timed_steps=heartbeat.times.count,
+                tokens_per_step=heartbeat.tokens_per_step,
+            ),
+            rungs=taken(paths),
+            versions={name: importlib.metadata.version(name) for name in VERSIONS},
+        ),
+    )
+
+
+def _predicted(recipe: FullRecipe, cluster: Cluster, plan: Plan) -> Prediction | None:
+    """What the plan says of what is measured; a lowered plan still says what it did before."""
+    if plan.time is None:
+        return None
+    step = plan.time.step
+    return Prediction(
+        tensor_bytes=tensor_bytes(plan),
+        communicator_bytes=sum(i.bytes for i in plan.gpu_memory if i.name == COMMUNICATOR),
+        step_s=step.total_s,
+        flops_s=step.compute_s - speed.overhead_s(plan.facts, plan.layout),
+        efficiency=rates.efficiency(cluster),
+        tokens_per_step=recipe.train.global_batch_size * recipe.task.max_length,
+    )
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every rank, on every rank."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, value)
+    return every
