@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import pytest
+
+# Of rouge_score: when logging is set up anew it closes the stream that it logs to, if that is not
+# the process's own; and in a test that is the one which pytest captures with.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +43,15 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HPCFT_CLUSTER", raising=False)
     monkeypatch.delenv("HPCFT_RUNS_DIR", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+
+@pytest.fixture(scope="module")
+def cache_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of a module's own: models are counted and traced once, by today's code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

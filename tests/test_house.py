@@ -22,7 +22,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("submit", "fits", "monitor", "collect", "report", "reference"),
-    ("store", "cluster", "failures", "rungs", "out_of_memory"),
+    ("store", "stage", "cluster", "failures", "rungs", "out_of_memory", "attempts", "more_nodes"),
     ("plan", "ladder", "calibration"),
     ("refusal",),
     ("layouts", "search", "duration"),
@@ -31,9 +31,9 @@ FLOORS = (
     ("recipe",),
     ("validation",),
     ("document",),
-    ("tasks", "methods", "metrics"),
+    ("tasks", "methods", "metrics", "prompting"),
     ("records",),
-    ("paths", "units", "errors"),
+    ("paths", "units", "errors", "processes"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TRAIN_MAY_USE = FLOORS[FLOOR["store"] :]
@@ -42,8 +42,9 @@ DOORS_TO_TRAIN = {
     ("cluster", "hpcft.train.supervisor"), ("cluster", "hpcft.train.local_controller")
 }  # fmt: skip
 
-HEAVY = {"accelerate", "bitsandbytes", "datasets", "deepspeed", "evaluate", "matplotlib", "numpy",
-         "pandas", "peft", "sklearn", "submitit", "torch", "transformers"}  # fmt: skip
+HEAVY = {"accelerate", "bitsandbytes", "datasets", "deepspeed", "evaluate", "matplotlib", "nltk",
+         "numpy", "pandas", "peft", "rouge_score", "sacrebleu", "sklearn", "submitit", "torch",
+         "transformers"}  # fmt: skip
 
 
 def module_of(file: Path) -> str:

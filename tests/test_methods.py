@@ -226,7 +226,7 @@ task:
   labels: [bad, good]
   max_length: 32
 method: {method}
-train: {{ global_batch_size: 16, max_steps: 100, learning_rate: 3e-3, seed: 0 }}
+train: {{ global_batch_size: 16, max_steps: 100, learning_rate: 1e-2, seed: 0 }}
 resources: {json.dumps(layout)}
 """)
     return path

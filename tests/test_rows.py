@@ -278,7 +278,9 @@ def test_problems_of_all_splits_are_told_together(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     test = file_of(tmp_path / "deep", jsonl(GOOD, {"text": "", "label": "bad"}))
     with pytest.raises(InputError) as error:
-        rows.check_local_files(classification({"files": {"train": str(train), "test": str(test)}}))
+        rows.check_local_data(
+            classification({"files": {"train": str(train), "test": str(test)}}), "test"
+        )
     assert [p.where for p in error.value.problems] == [f"{train}:1", f"{test}:2"]
 
 
