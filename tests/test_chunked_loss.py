@@ -204,7 +204,7 @@ def test_a_trace_holds_one_part_of_the_logits() -> None:
                     single=False, padded=False, accelerator="cpu", loss_chunks=chunks)  # fmt: skip
         parts = traces(step).parts[2, 2]
         for name in ("backward head", "evaluation head"):
-            most.append(max(point[4] for point in parts[name]))
+            most.append(max(sizes[4] for sizes, _ in parts[name]))
     (whole, scored), (parts_of, scored_parts) = most[:2], most[2:]
     logits = 2 * 64 * 50_000 * 4  # B · S · V in fp32; 63 labels are rounded up to 8 parts of 8
     assert whole >= 2 * logits
