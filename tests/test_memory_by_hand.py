@@ -92,6 +92,13 @@ def test_rank_0_collects_whole_weights_to_save_them() -> None:
     assert "loading" not in host, "which is over by then"
 
 
+def test_data_workers_are_paid_for_each_rank() -> None:
+    items = host_states(facts(), recipe().method, layout(3, 4), "bf16", load_bytes=10, workers=2)
+    host = {item.name: item.bytes for item in items}
+    assert host["data workers"] == 4 * 2 * 64 * 2**20
+    assert host["saving"] == 2 * BILLION
+
+
 @pytest.mark.parametrize(("double", "each"), [(True, 0.516), (False, 0.563)])
 def test_qlora_by_hand(double: bool, each: float) -> None:
     """A base of 7 billion: 6 in 4 bits, the rest as fp32 (PEFT's preparation), adapters trained."""

@@ -172,7 +172,15 @@ def _on_host(case: Case, layout: Layout, precision: Precision, tensors: int) -> 
     method, known = case.recipe.method, cluster.calibration
     if cluster.accelerator == "cuda":
         load_bytes = states.loading_bytes(facts, method, layout, precision, load_bytes)
-    host = states.host_states(facts, method, layout, precision, load_bytes=load_bytes, known=known)
+    host = states.host_states(
+        facts,
+        method,
+        layout,
+        precision,
+        load_bytes=load_bytes,
+        workers=case.recipe.train.dataloader_num_workers,
+        known=known,
+    )
     if cluster.accelerator == "cpu":
         # On a CPU a rank's memory is host memory: its process counts, and the node's is their sum.
         ranks = layout.ranks_per_node

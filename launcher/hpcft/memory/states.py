@@ -33,6 +33,10 @@ PROCESS_BYTES = int(1.5 * GIB)
 # Buffers between host and NVMe; DeepSpeed's default (runtime/zero/offload_config.py).
 NVME_BUFFERS = 5
 
+# What a forked data-loading process has for itself: 13 to 40 MiB seen with batches of 32 × 200
+# tokens; the libraries are shared with its rank, the examples with the page cache.
+WORKER_BYTES = 64 * 2**20
+
 # The C++ compiler on one of torch's extension headers, as Slurm counts the job step.
 COMPILER_BYTES = GIB
 
@@ -133,9 +137,14 @@ def host_states(
     precision: Precision,
     *,
     load_bytes: int,
+    workers: int = 0,
     known: Calibration | None = None,
 ) -> list[MemoryItem]:
-    """Host memory per node: the processes, loading, and what is offloaded.
+    """Host memory per node: the processes, loading, data workers, and what is offloaded.
+
+    Loading counts beside offloaded states, although it is over when they are there: they are
+    pinned, so that the page cache of what is read after them (weights, data) cannot take their
+    place.
 
     Offloaded states take 1.5 × 16 bytes (optimizer) or 1.5 × 18 bytes (parameters too) for each
     parameter, over the nodes; DeepSpeed's memory.rst gives the 1.5 for buffers. Frozen parameters
@@ -155,6 +164,14 @@ def host_states(
         if whole > load_bytes * ranks:
             rule = f"{COMPUTE_BYTES[precision]} bytes × P, on rank 0's node"
             items[-1] = MemoryItem(name="saving", bytes=whole, rule=rule)
+    if workers:
+        items.append(
+            MemoryItem(
+                name="data workers",
+                bytes=WORKER_BYTES * workers * ranks,
+                rule=f"{format_bytes(WORKER_BYTES)} × {workers} workers × {ranks} ranks",
+            )
+        )
     if layout.zero_stage:
         items.append(
             MemoryItem(
