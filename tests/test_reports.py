@@ -95,9 +95,7 @@ def table(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
         for name in NAMES:
             hpcft("submit", name, *swapped(name, folder))
         hpcft("status", "--watch")
-        rows: dict[str, Any] = {
-            row["recipe"]: row for row in json.loads(hpcft("collect", "--json"))
-        }
+        rows = json.loads(hpcft("collect", "--json"))
         (folder / "table.md").write_text(hpcft("collect", "--format", "md"))
         yield {row["recipe"]: row for row in rows}
     finally:
