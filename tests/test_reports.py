@@ -114,7 +114,7 @@ def test_runs_to_its_end(table: dict[str, Any], name: str) -> None:
     assert row["metrics"]
     baseline = recipes.load(name)[0].recipe.baseline
     if baseline is not None:
-        assert row["baseline"]["source"] == baseline.source
+        assert row["baseline_source"] == baseline.source
 
 
 @pytest.mark.parametrize("name", LEARN)
