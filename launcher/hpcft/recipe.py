@@ -19,6 +19,7 @@ from hpcft.methods.frozen import ADAPTER_FILE, Frozen
 from hpcft.paths import shipped
 from hpcft.records import Recipe
 from hpcft.tasks import AnyTask, packing
+from hpcft.tasks.base import TrainedTask
 from hpcft.tasks.prompting import Prompting
 from hpcft.tasks.rows import sources
 
@@ -37,6 +38,12 @@ class FullRecipe(Recipe):
     """The task and its data."""
     method: AnyMethod
     """The training method."""
+
+    @property
+    def trained_task(self) -> TrainedTask:
+        """The task of a recipe that trains: the door lets no other method have such a task."""
+        assert isinstance(self.task, TrainedTask)
+        return self.task
 
     def packs(self, model_type: str) -> bool:
         """Whether a model of this type is trained with several examples in a row."""

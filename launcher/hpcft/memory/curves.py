@@ -16,12 +16,12 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpcft.errors import DataError
 from hpcft.memory import gathers
 from hpcft.memory.cache import cached, content
+from hpcft.memory.untraced import explained
 from hpcft.methods import AnyMethod
 from hpcft.records import ModelSpec, Precision, Record, ZeroSizes
-from hpcft.tasks import AnyTask
+from hpcft.tasks.base import TrainedTask
 
 TRACING = 7  # raised when what is traced changes, so that earlier cache files are not read
 
@@ -48,7 +48,7 @@ class Step(Record):
 
     model: ModelSpec
     """The model."""
-    task: AnyTask
+    task: TrainedTask
     """The task: head, loss and sequence length."""
     method: AnyMethod
     """The method."""
@@ -179,16 +179,9 @@ def _versions() -> list[str]:
 def _traced(step: Step) -> Curve:
     from hpcft.memory.tracing.run import traces
 
-    try:
+    fix = "another model, task or method, or attn_implementation: eager"
+    with explained("its training step", fix):
         found = traces(step)
-    except DataError:
-        raise
-    except Exception as error:  # a stranger's module meets shapes without data: anything is raised
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"model: its training step cannot be traced: {type(error).__name__}: {reason}\n"
-            "  use another model, task or method, or attn_implementation: eager"
-        ) from None
     found_lines = moments(found.parts, found.batches, found.layers, found.period)
     lines = list(_with_gathers(found_lines, step, found))
     scoring = [line for line in lines if line.part.startswith("evaluation")]

@@ -52,7 +52,7 @@ def step_of(
     )
     return Step(
         model=recipe.model,
-        task=recipe.task,
+        task=recipe.trained_task,
         method=recipe.method,
         precision=precision,
         # Under ZeRO the optimizer works on shards, which are no part of the trace.

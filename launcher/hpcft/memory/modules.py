@@ -5,7 +5,7 @@ from __future__ import annotations
 from hpcft.memory.parameters import on_meta, quietly, with_method
 from hpcft.methods import AnyMethod
 from hpcft.records import ModelSpec, Record
-from hpcft.tasks import AnyTask
+from hpcft.tasks.base import TaskBase
 
 
 class ModuleGroup(Record):
@@ -23,7 +23,7 @@ class ModuleGroup(Record):
     """Those that the task's head and the method add to the pretrained model."""
 
 
-def module_groups(model: ModelSpec, task: AnyTask, method: AnyMethod) -> list[ModuleGroup]:
+def module_groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleGroup]:
     """The parts of the model that the task and the method make, in the model's order.
 
     Raises:
@@ -41,7 +41,7 @@ def total(groups: list[ModuleGroup]) -> ModuleGroup:
     return ModuleGroup(name="all", **sums)
 
 
-def _groups(model: ModelSpec, task: AnyTask, method: AnyMethod) -> list[ModuleGroup]:
+def _groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleGroup]:
     bare = on_meta(model, task)
     prefix = bare.base_model_prefix + "."
     has_head = task.head().outputs is not None

@@ -14,7 +14,7 @@ from hpcft.errors import DataError
 from hpcft.memory.cache import adapter_content, cached, content
 from hpcft.methods import AnyMethod
 from hpcft.records import ModelFacts, ModelSpec, ParameterCount
-from hpcft.tasks import AnyTask
+from hpcft.tasks.base import TaskBase
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class BadConfig(DataError):
         self.key, self.what, self.fix = key, what, fix
 
 
-def model_config(model: ModelSpec, task: AnyTask, *, to_plan: bool = False) -> Any:
+def model_config(model: ModelSpec, task: TaskBase, *, to_plan: bool = False) -> Any:
     """The `transformers` configuration of the model with the task's head.
 
     Args:
@@ -75,14 +75,14 @@ def _check_described(described: dict[str, Any], config: Any) -> None:
             raise BadConfig(key, f"expected a positive number, got {value}", "correct it")
 
 
-def model_class(task: AnyTask) -> Any:
+def model_class(task: TaskBase) -> Any:
     """The `transformers` Auto class of the task's head."""
     import transformers
 
     return getattr(transformers, task.head().auto_class)
 
 
-def facts(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
+def facts(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
     """What planning has to know of a model; counted once, then read from the cache."""
     key = json.dumps(
         [
@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
 
 
-def _count(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
+def _count(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
     bare = on_meta(model, task)
     config = bare.config
     quantised = method.quantised_parameters(bare)
@@ -165,7 +165,7 @@ def _count(model: ModelSpec, task: AnyTask, method: AnyMethod) -> ModelFacts:
     )
 
 
-def on_meta(model: ModelSpec, task: AnyTask) -> Any:
+def on_meta(model: ModelSpec, task: TaskBase) -> Any:
     """The model with the task's head on the meta device: shapes without weights.
 
     Raises:
@@ -187,7 +187,7 @@ def on_meta(model: ModelSpec, task: AnyTask) -> Any:
     return bare
 
 
-def with_method(bare: Any, task: AnyTask, method: AnyMethod) -> Any:
+def with_method(bare: Any, task: TaskBase, method: AnyMethod) -> Any:
     """The model as the method trains it.
 
     Raises:
@@ -236,7 +236,7 @@ def _max_positions(model: Any, declared: int | None) -> int | None:
     return declared
 
 
-def _loss_in_parts(config: Any, task: AnyTask) -> bool:
+def _loss_in_parts(config: Any, task: TaskBase) -> bool:
     """Whether the loss can be computed in parts: that of the next tokens alone can."""
     if not task.causal or task.head().outputs is not None:
         return False

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib.metadata
 import json
 
-from hpcft.errors import DataError
 from hpcft.memory import states, zero
 from hpcft.memory.cache import adapter_content, cached, content
+from hpcft.memory.untraced import explained
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.recipe import FullRecipe
@@ -146,13 +146,5 @@ def _key(batch: Batch) -> str:
 def _traced(batch: Batch) -> BatchMemory:
     from hpcft.memory.tracing.prompting import trace
 
-    try:
+    with explained("asking it", "another model, or attn_implementation: eager"):
         return trace(batch)
-    except DataError:
-        raise
-    except Exception as error:  # a stranger's module meets shapes without data: anything is raised
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"model: asking it cannot be traced: {type(error).__name__}: {reason}\n"
-            "  use another model, or attn_implementation: eager"
-        ) from None

@@ -58,8 +58,6 @@ class TaskBase(Task):
     """Whether labels are as long as the text, and padded with it."""
     masks: ClassVar[bool] = False
     """Whether the tokenizer needs a mask token."""
-    cuts_texts: ClassVar[bool] = True
-    """Whether what is longer than `max_length` is lost."""
     keeps_places: ClassVar[bool] = False
     """Whether an example says as `place` which file and line it comes from."""
 
@@ -98,6 +96,27 @@ class TaskBase(Task):
     @abstractmethod
     def head(self) -> Head:
         """The model's output for this task."""
+
+    @abstractmethod
+    def metric_names(self) -> list[str]:
+        """Names that `metrics` gives; `hpcft.metrics.facts` says what they are."""
+
+    @abstractmethod
+    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
+        """The scores of a split.
+
+        Args:
+            reduced: what was made of each row: that of `TrainedTask.reduce_logits`, or an answer.
+            labels: of the rows.
+            examples: of the split.
+        """
+
+
+class TrainedTask(TaskBase):
+    """A task that a model is trained for: its examples become features with labels and a loss."""
+
+    cuts_texts: ClassVar[bool] = True
+    """Whether what is longer than `max_length` is lost."""
 
     @abstractmethod
     def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
@@ -143,14 +162,6 @@ class TaskBase(Task):
         Returns:
             A small tensor whose first dimension is B.
         """
-
-    @abstractmethod
-    def metric_names(self) -> list[str]:
-        """Names that `metrics` gives; `hpcft.metrics.facts` says what they are."""
-
-    @abstractmethod
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
-        """The scores of a split; `reduced` are rows of `reduce_logits`."""
 
 
 def summed_cross_entropy(logits: Any, targets: Any, items: Any, smoothing: float) -> Any:

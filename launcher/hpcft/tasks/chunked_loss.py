@@ -13,11 +13,11 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from hpcft.tasks.base import TaskBase, summed_cross_entropy
+from hpcft.tasks.base import TrainedTask, summed_cross_entropy
 from hpcft.tasks.instruction import by_example, log_likelihoods, next_tokens
 
 
-def loss_of(task: TaskBase, model: Any, chunks: int) -> TaskLoss:
+def loss_of(task: TrainedTask, model: Any, chunks: int) -> TaskLoss:
     """The task's loss for a model that is about to be trained.
 
     Args:
@@ -32,22 +32,22 @@ def loss_of(task: TaskBase, model: Any, chunks: int) -> TaskLoss:
 class TaskLoss:
     """A task's loss and scores from what the model returns."""
 
-    def __init__(self, task: TaskBase) -> None:
+    def __init__(self, task: TrainedTask) -> None:
         self.task = task
 
     def __call__(self, outputs: Any, labels: Any, items: Any, smoothing: float) -> Any:
-        """The loss from the model's outputs; otherwise as `TaskBase.loss`."""
+        """The loss from the model's outputs; otherwise as `TrainedTask.loss`."""
         return self.task.loss(self.task.logits(outputs), labels, items, smoothing)
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
-        """What is kept of a scored batch, after its loss; as `TaskBase.reduce_logits`."""
+        """What is kept of a scored batch, after its loss; as `TrainedTask.reduce_logits`."""
         return self.task.reduce_logits(logits, labels)
 
 
 class ChunkedLoss(TaskLoss):
     """The same numbers in parts, up to rounding."""
 
-    def __init__(self, task: TaskBase, model: Any, chunks: int) -> None:
+    def __init__(self, task: TrainedTask, model: Any, chunks: int) -> None:
         super().__init__(task)
         self.chunks = chunks
         self.layer = model.get_output_embeddings()

@@ -13,7 +13,7 @@ from hpcft.tasks.base import (
     Example,
     Features,
     Head,
-    TaskBase,
+    TrainedTask,
     distinct,
     label_index,
     summed_cross_entropy,
@@ -21,7 +21,7 @@ from hpcft.tasks.base import (
 )
 
 
-class Classification(TaskBase):
+class Classification(TrainedTask):
     """Give each text, or pair of texts, one of a fixed set of labels."""
 
     name: Literal["classification"]

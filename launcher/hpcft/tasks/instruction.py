@@ -15,7 +15,7 @@ from hpcft.tasks.base import (
     Example,
     Features,
     Head,
-    TaskBase,
+    TrainedTask,
     distinct,
     shortened,
     summed_cross_entropy,
@@ -24,7 +24,7 @@ from hpcft.tasks.base import (
 from hpcft.tasks.templates import Template, fields, filled
 
 
-class Instruction(TaskBase):
+class Instruction(TrainedTask):
     """Complete a prompt; with `choices`, also pick the likeliest of them and report accuracy."""
 
     causal: ClassVar[bool] = True

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from hpcft.metrics import Scores, compute
 from hpcft.records.base import ColumnName, Share
-from hpcft.tasks.base import IGNORED, Example, Features, Head, TaskBase, text_of
+from hpcft.tasks.base import IGNORED, Example, Features, Head, TrainedTask, text_of
 
 _TITLE = re.compile(r" ?= [^=].* = ?\s*")  # of an article, as WikiText has it; sections have more =
 _HEADING = re.compile(r" ?= .* = ?\s*")
@@ -22,7 +22,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 WORDS_OF_A_TOKEN = 0.75  # of English, in a subword vocabulary; what is too long is cut
 
 
-class Pretraining(TaskBase):
+class Pretraining(TrainedTask):
     """Guess masked words, and whether the second of two texts follows the first.
 
     Rows are lines in their order. Where lines bear WikiText's titles (` = Title = `), a document

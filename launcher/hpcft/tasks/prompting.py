@@ -15,7 +15,6 @@ from hpcft.metrics import Scores, classification_names, compute
 from hpcft.records.base import ColumnName, NonNegative, OneLine, PositiveInt
 from hpcft.tasks.base import (
     Example,
-    Features,
     Head,
     TaskBase,
     distinct,
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 64  # prompts of a batch at most, which bounds its logits
 NO_ANSWER = -1  # the answer that is none of the choices
-_UNTRAINED = "a model that is prompted is not trained"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,6 @@ class Prompting(TaskBase):
     """
 
     causal: ClassVar[bool] = True
-    cuts_texts: ClassVar[bool] = False
     keeps_places: ClassVar[bool] = True
 
     name: Literal["prompting"]
@@ -300,24 +297,6 @@ class Prompting(TaskBase):
         if self.answer == "generation":
             result["no_answer"] = reduced.count(NO_ANSWER) / len(reduced)
         return result
-
-    # ------------------------------------------------------------ nothing is trained
-
-    def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
-        """Nothing."""
-        raise NotImplementedError(_UNTRAINED)
-
-    def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
-        """Nothing: `prompts` makes what is scored."""
-        raise NotImplementedError(_UNTRAINED)
-
-    def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
-        """Nothing."""
-        raise NotImplementedError(_UNTRAINED)
-
-    def reduce_logits(self, logits: Any, labels: Any) -> Any:
-        """Nothing."""
-        raise NotImplementedError(_UNTRAINED)
 
 
 def _content(text: str) -> str:

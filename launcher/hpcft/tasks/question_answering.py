@@ -19,7 +19,7 @@ from hpcft.tasks.base import (
     Example,
     Features,
     Head,
-    TaskBase,
+    TrainedTask,
     summed_cross_entropy,
     text_of,
 )
@@ -28,7 +28,7 @@ NULL = 0  # the token that stands for "no answer": the first, [CLS]
 SPECIAL_TOKENS = 4  # around question and context, at most (RoBERTa: <s> Q </s></s> C </s>)
 
 
-class QuestionAnswering(TaskBase):
+class QuestionAnswering(TrainedTask):
     """Find the answer to a question in its context; option names as in Hugging Face's example."""
 
     cuts_texts: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from hpcft.methods.features import Features
-from hpcft.tasks.base import TaskBase
+from hpcft.tasks.base import TrainedTask
 from hpcft.train.prepare import Split
 from hpcft.train.scoring import ScoringTrainer
 
@@ -24,7 +24,7 @@ from hpcft.train.scoring import ScoringTrainer
 class FeatureTrainer(ScoringTrainer):
     """Trains and scores by extracting features; all ranks extract, and each fits the same."""
 
-    def __init__(self, method: Features, task: TaskBase, **options: Any) -> None:
+    def __init__(self, method: Features, task: TrainedTask, **options: Any) -> None:
         super().__init__(
             compute_loss_func=lambda outputs, labels, num_items_in_batch=None: torch.zeros(()),
             preprocess_logits_for_metrics=_first_token,

@@ -199,8 +199,8 @@ def _trainer(
         "callbacks": [heartbeat],
     }
     if isinstance(recipe.method, Features):
-        return FeatureTrainer(recipe.method, recipe.task, train_dataset=train, **common)
-    loss = loss_of(recipe.task, model, plan.layout.loss_chunks)
+        return FeatureTrainer(recipe.method, recipe.trained_task, train_dataset=train, **common)
+    loss = loss_of(recipe.trained_task, model, plan.layout.loss_chunks)
     trainer: ScoringTrainer = ScoringTrainer(
         **common,
         train_dataset=Rows(train),

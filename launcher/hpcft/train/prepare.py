@@ -23,7 +23,7 @@ from hpcft.stage import cache
 from hpcft.stage.verify import load_tokenizer as load_pretrained_tokenizer
 from hpcft.store import read, write
 from hpcft.tasks import rows
-from hpcft.tasks.base import INPUTS, Example, Features, TaskBase
+from hpcft.tasks.base import INPUTS, Example, Features, TrainedTask
 from hpcft.tasks.prompting import Prompting
 from hpcft.train import operators, prompts, start
 from hpcft.train.heartbeat import Heartbeat
@@ -114,7 +114,7 @@ def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
 
 def _features(
     paths: RunPaths,
-    task: TaskBase,
+    task: TrainedTask,
     splits: dict[str, list[Example]],
     tokenizer: Any,
     notes: list[str],

@@ -12,7 +12,7 @@ from hpcft.methods import AnyMethod
 from hpcft.methods.base import DTYPES
 from hpcft.methods.qlora import NOT_QUANTISED
 from hpcft.records import Precision
-from hpcft.tasks import AnyTask
+from hpcft.tasks.base import TaskBase
 
 BLOCK = 64  # weights of one NF4 scale; bitsandbytes' default
 SECOND_BLOCK = 256  # scales of one second scale, with double quantisation
@@ -20,7 +20,7 @@ SECOND_BLOCK = 256  # scales of one second scale, with double quantisation
 
 def build(
     config: Any,
-    task: AnyTask,
+    task: TaskBase,
     method: AnyMethod,
     *,
     precision: Precision,

@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpcft.memory.parameters import model_class
 from hpcft.memory.tracing.model import with_depth
 from hpcft.memory.tracing.target import Target, kernels
-from hpcft.tasks import AnyTask
+from hpcft.tasks.base import TaskBase
 from hpcft.tasks.chunked_loss import soft_cap
 
 SOFT_CAP = ["div", "tanh", "mul"]
 LAYERS = 2  # what follows the last of them does not depend on how many there are
 
 
-def loss_can_be_chunked(config: Any, task: AnyTask) -> bool:
+def loss_can_be_chunked(config: Any, task: TaskBase) -> bool:
     """Whether `tasks.chunked_loss` computes the same loss as the model's own logits would.
 
     Args:

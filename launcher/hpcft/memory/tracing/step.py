@@ -16,7 +16,7 @@ from hpcft.memory.tracing.optimizer import Optimizer
 from hpcft.memory.tracing.target import Autocast, Target, kernels, scratch
 from hpcft.memory.tracing.tracker import ACTIVATIONS, GRADIENTS, LOGITS, WEIGHTS, StorageTracker
 from hpcft.memory.tracing.zero import Recorder, Reducer
-from hpcft.tasks import AnyTask
+from hpcft.tasks.base import TrainedTask
 from hpcft.tasks.chunked_loss import TaskLoss
 
 
@@ -106,7 +106,7 @@ def trace(
     return tracker.segments, recorder.order() if recorder else None
 
 
-def _inputs(task: AnyTask, b: int, s: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _inputs(task: TrainedTask, b: int, s: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Token ids and mask, and labels, in shapes only."""
     with torch.device("meta"):
         inputs = {
