@@ -25,7 +25,7 @@ from hpcft.records import (
     Measured,
     PhasePeaks,
     Prediction,
-    Rung,
+    Recovery,
     RunRecord,
 )
 from hpcft.units import GIB, MIB
@@ -66,9 +66,10 @@ def record(
     return RunRecord(measured=measured, predicted=prediction, **fields)
 
 
-def rung(micro: int, *, checkpointing: bool = False) -> Rung:
+def rung(micro: int, *, checkpointing: bool = False) -> Recovery:
     changed = layout(0, per_device_train_batch_size=micro, gradient_checkpointing=checkpointing)
-    return Rung(number=1, at=1.0, job_id="1", rank=0, node="n1", change="less", evidence="oom",
+    return Recovery(number=1, at=1.0, cause="out_of_memory", job_id="1", rank=0, node="n1",
+                change="less", evidence="oom",
                 how="restarted", layout=changed, per_device_eval_batch_size=1)  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def test_the_latest_runs_count() -> None:
 
 
 def test_runs_that_came_down_teach_a_cap_and_no_values() -> None:
-    down = record(on_gpu(context_bytes=GIB), rungs=[rung(2)])
+    down = record(on_gpu(context_bytes=GIB), recoveries=[rung(2)])
     known = fit([down, record(on_gpu(), recipe="other")], "site")
     assert known.context_bytes == GIB // 2
     cap = Lowered(per_device_train_batch_size=2, gradient_checkpointing=False)
@@ -250,7 +251,7 @@ def views(root: Path, *records: RunRecord) -> list[View]:
 
 
 def test_collecting_keeps_what_was_measured(tmp_path: Path) -> None:
-    found = [record(on_gpu()), record(rungs=[rung(4, checkpointing=True)], cluster="other")]
+    found = [record(on_gpu()), record(recoveries=[rung(4, checkpointing=True)], cluster="other")]
     told = collect.learn(views(tmp_path, *found), tmp_path)
     assert told == [
         "calibration of other by 0 runs: made came down to micro-batch 4, checkpointing",

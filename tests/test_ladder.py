@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpcft import ds_config, ladder, rungs, store
+from hpcft import ds_config, ladder, recoveries, store
 from hpcft.cluster.states import JobState
 from hpcft.failures import STARTS_AGAIN, RankError, explain
 from hpcft.out_of_memory import gpu_use, shortage
@@ -22,7 +22,7 @@ from hpcft.records import (
     ModelFacts,
     ParameterCount,
     Plan,
-    Rung,
+    Recovery,
     RunRecord,
 )
 from hpcft.train import oom_kills
@@ -173,11 +173,14 @@ def test_more_nodes_are_advised_where_they_would_hold_less() -> None:
 def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
     def record(name: str, *micros: int, **changes: Any) -> RunRecord:
         steps = [
-            Rung(number=i, at=1.0, job_id="1", rank=0, node="n", change="", evidence="",
+            Recovery(number=i, at=1.0, cause="out_of_memory", job_id="1", rank=0, node="n",
+                 change="less", evidence="",
                  how="restarted", layout=layout(micro, **changes), per_device_eval_batch_size=1)
             for i, micro in enumerate(micros, 1)
         ]  # fmt: skip
-        return RunRecord(run_id="a" * 8, recipe=name, cluster="site", finished_at=1.0, rungs=steps)
+        return RunRecord(
+            run_id="a" * 8, recipe=name, cluster="site", finished_at=1.0, recoveries=steps
+        )
 
     records = [
         record("made"),
@@ -201,10 +204,10 @@ def test_of_two_ranks_that_take_a_rung_one_does(workplace: Path) -> None:
     assert below is not None
     for number in (0, 1):
         who = RankError(rank=number, node="n", at=float(number), kind="X", message="no memory")
-        rungs.take(paths, first, below, number=1, how="restarted", who=who)
-    (rung,) = rungs.taken(paths)
+        recoveries.take(paths, first, below, number=1, how="restarted", who=who)
+    (rung,) = recoveries.taken(paths)
     assert (rung.number, rung.rank, rung.change) == (1, 0, "micro-batch 8 → 4")
-    assert rungs.plan_now(paths, made, there) == below
+    assert recoveries.plan_now(paths, made, there) == below
     assert store.read(paths.effective_plan, Plan) == below
     assert store.read(paths.plan, Plan) == first, "what was submitted stays as it was"
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, Cli, write_rows
-from hpcft import rungs, store
+from hpcft import recoveries, store
 from hpcft.paths import RunPaths
 from hpcft.records import RunRecord
 from hpcft.units import MIB
@@ -103,13 +103,13 @@ def test_one_rank_goes_on_in_the_same_process(wide: Path, cli: Cli) -> None:
     honest = limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2")
     assert honest.returncode == 0, honest.stderr
     large = folder_of("large")
-    taken = rungs.taken(RunPaths(large))
+    taken = recoveries.taken(RunPaths(large))
     steps = [rung for rung in taken if rung.change.startswith("micro-batch")]
     assert steps[0].change == "micro-batch 16 → 8"
     assert {rung.how for rung in taken} == {"in-process"}
     assert all("allocate memory" in rung.evidence for rung in taken)
     assert [rung.number for rung in taken] == list(range(1, len(taken) + 1))
-    assert not rungs.taken(RunPaths(folder_of("honest")))
+    assert not recoveries.taken(RunPaths(folder_of("honest")))
     assert len(losses(large)) == 3
     assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
     result = store.read(large / "result.json", RunRecord)
@@ -143,7 +143,7 @@ def test_ranks_start_again_together_from_the_last_checkpoint(wide: Path, cli: Cl
                      "-o", "evaluation.before=true")  # fmt: skip
     assert honest.returncode == 0, honest.stderr
     large = folder_of("large")
-    (rung,) = rungs.taken(RunPaths(large))
+    (rung,) = recoveries.taken(RunPaths(large))
     assert (rung.change, rung.how) == ("micro-batch 8 → 4", "restarted")
     told = [line["kind"] if "loss" not in line else line["step"] for line in lines(large)]
     assert [what for what in told if what != "step"] == ["before", 1, "rung", 2, 3, "test"]
@@ -170,7 +170,7 @@ def test_at_the_end_of_the_ladder_it_says_what_was_tried(wide: Path, cli: Cli) -
     assert done.returncode == 1
     (view,) = cli("status", "--json").json
     assert view["state"] == "FAILED"
-    taken = [rung["change"] for rung in view["rungs"]]
+    taken = [rung["change"] for rung in view["recoveries"]]
     assert taken == ["micro-batch 2 → 1", "loss in 8 parts"]
     assert "was out of memory (training): " in view["note"]
     assert "can't allocate memory" in view["note"]
@@ -201,7 +201,7 @@ def test_a_killed_rank_without_evidence_is_no_lack_of_memory(tiny: Path, cli: Cl
     os.kill(child, signal.SIGKILL)
     until(lambda: cli("status", "--json").json[0]["state"] == "FAILED", 20.0)
     (view,) = cli("status", "--json").json
-    assert view["rungs"] == []
+    assert view["recoveries"] == []
     assert "the training process was ended by SIGKILL" in view["note"]
     assert children(folder) == []
 
@@ -237,7 +237,7 @@ def test_a_rank_that_the_kernel_killed_starts_again(
     until(lambda: cli("status", "--json").json[0]["state"] in ("COMPLETED", "FAILED"))
     (view,) = cli("status", "--json").json
     assert view["state"] == "COMPLETED", view["note"]
-    first = view["rungs"][0]
+    first = view["recoveries"][0]
     assert (first["change"], first["how"]) == ("micro-batch 16 → 8", "restarted")
     assert "the kernel killed it for lack of memory" in first["evidence"]
 
@@ -266,10 +266,10 @@ def test_a_job_comes_down_within_its_allocation(wide: Path, cli: Cli, testbed: A
         assert said.code == 0, said.err
         done = cli("status", name, "--watch")
         assert done.code == 0, done.err
-    taken = rungs.taken(RunPaths(folder_of("boasting")))
+    taken = recoveries.taken(RunPaths(folder_of("boasting")))
     assert taken[0].change == "micro-batch 32 → 16"
     assert {rung.how for rung in taken} == {"restarted"}
-    assert not rungs.taken(RunPaths(folder_of("honest")))
+    assert not recoveries.taken(RunPaths(folder_of("honest")))
     job = json.loads((folder_of("boasting") / "job.json").read_text())
     (attempt,) = job["attempts"]
     known = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%i %j"], capture_output=True,

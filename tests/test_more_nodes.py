@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from conftest import ROOT, Cli, film_rows, write_rows
-from hpcft import calibration, collect, ladder, monitor, more_nodes, rungs, store
+from hpcft import calibration, collect, ladder, monitor, more_nodes, recoveries, store
 from hpcft import plan as planner
 from hpcft.cluster import slurm
 from hpcft.errors import ClusterError
@@ -31,7 +31,7 @@ from hpcft.records import (
     Layout,
     Lowered,
     Plan,
-    Rung,
+    Recovery,
     RunRecord,
 )
 from hpcft.train.start import Rank
@@ -136,13 +136,18 @@ def test_several_nodes_are_whole_ones() -> None:
 # ---------------------------------------------------------------- what later plans learn
 
 
-def rung(number: int, laid: Layout, how: rungs.How = "restarted", job_id: str = "1") -> Rung:
-    return Rung(number=number, at=1.0, job_id=job_id, rank=0, node="n", change=f"rung {number}",
+def rung(
+    number: int, laid: Layout, how: recoveries.How = "restarted", job_id: str = "1"
+) -> Recovery:
+    return Recovery(number=number, at=1.0, cause="out_of_memory", job_id=job_id, rank=0, node="n",
+                change=f"rung {number}",
                 evidence="", how=how, layout=laid, per_device_eval_batch_size=1)  # fmt: skip
 
 
-def record(*steps: Rung) -> RunRecord:
-    return RunRecord(run_id="a" * 8, recipe="made", cluster="site", finished_at=1.0, rungs=[*steps])
+def record(*steps: Recovery) -> RunRecord:
+    return RunRecord(
+        run_id="a" * 8, recipe="made", cluster="site", finished_at=1.0, recoveries=[*steps]
+    )
 
 
 def test_nodes_and_a_loss_in_parts_are_learned() -> None:
@@ -165,12 +170,12 @@ def test_a_run_without_a_result_is_learned_from_too() -> None:
 def test_a_failed_run_lowers_the_next_plan(workplace: Path) -> None:
     (folder := workplace / "runs/made/aaaa0000").mkdir(parents=True)
     paths = RunPaths(folder)
-    paths.rungs.mkdir()
+    paths.recoveries.mkdir()
     attempt = Attempt(job_id="999999999", token="t", submitted_at=1.0, logs=str(paths.logs),
                       host=os.uname().nodename, process_started=1.0)  # fmt: skip
     store.write(paths.job, Job(run_id="aaaa0000", recipe="made", cluster="site",
                                scheduler="local", attempts=[attempt]))  # fmt: skip
-    store.write(paths.rungs / "1.json", rung(1, layout(1)))
+    store.write(paths.recoveries / "1.json", rung(1, layout(1)))
     root = workplace / "runs"
     views = monitor.snapshot(store.runs_in(root))
     assert [view.state for view in views] == ["FAILED"]
@@ -274,7 +279,7 @@ def queued(tiny: Path, cli: Cli, testbed: Any) -> Iterator[Queued]:
     assert wider is not None
     run = Queued(paths, plan, wider, cluster, attempt.job_id)
     who = RankError(rank=0, node="n1", at=1.0, kind="X", message="no", job_id=run.job_id)
-    rungs.take(paths, plan, wider, number=1, how="queued anew", who=who)
+    recoveries.take(paths, plan, wider, number=1, how="queued anew", who=who)
     yield run
     for job_id in live_jobs():
         slurm.cancel(job_id)
@@ -342,18 +347,18 @@ def two_ranks(run: Queued) -> list[Supervisor]:
     return [Supervisor(run.paths, me) for me in ranks]
 
 
-def end_of(supervisors: list[Supervisor], rung: Rung) -> list[int]:
+def end_of(supervisors: list[Supervisor], rung: Recovery) -> list[int]:
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda one: one._leave(rung), supervisors))
 
 
 @pytest.mark.slurm
 def test_one_rank_queues_it_and_all_end(queued: Queued, monkeypatch: pytest.MonkeyPatch) -> None:
-    (rung,) = rungs.taken(queued.paths)
+    (rung,) = recoveries.taken(queued.paths)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "/nowhere")
         assert end_of(two_ranks(queued), rung) == [1, 1]
-    assert rungs.taken(queued.paths) == [], "it was not taken after all"
+    assert recoveries.taken(queued.paths) == [], "it was not taken after all"
     (error,) = rank_errors(queued.paths)
     assert (error.failure, error.message) == (
         "out_of_memory", "rank 0 on n1 was out of memory (training): no; there is no lower rung"
@@ -361,7 +366,7 @@ def test_one_rank_queues_it_and_all_end(queued: Queued, monkeypatch: pytest.Monk
     assert error.next_step.startswith(
         "set resources.nodes: 2 and submit it again (it could not do so itself: sbatch is not on"
     )
-    store.write(queued.paths.rungs / "1.json", rung)
+    store.write(queued.paths.recoveries / "1.json", rung)
     store.write(queued.paths.effective_plan, queued.wider)
     assert end_of(two_ranks(queued), rung) == [0, 0]
     assert end_of(two_ranks(queued), rung) == [0, 0], "started again by Slurm, it ends again"
@@ -427,14 +432,14 @@ def test_a_run_that_one_node_cannot_hold_ends_on_two(
     assert watched.code == 0, watched.err
     assert "FAILED" not in watched.err
     (boasting,), (honest,) = Path("runs/deep").glob("*"), Path("runs/honest").glob("*")
-    (step,) = rungs.taken(RunPaths(boasting))
+    (step,) = recoveries.taken(RunPaths(boasting))
     first, second = store.read(boasting / "job.json", Job).attempts
     assert (step.change, step.how) == ("1 → 2 nodes, queued anew", "queued anew")
     assert step.job_id == first.job_id
     result = store.read(boasting / "result.json", RunRecord)
     assert (result.job_id, result.rungs) == (second.job_id, [step])
     assert lines(boasting)[0]["kind"] == "rung", "what follows began anew"
-    assert not rungs.taken(RunPaths(honest))
+    assert not recoveries.taken(RunPaths(honest))
     assert len(store.read(honest / "job.json", Job).attempts) == 1
     assert losses(boasting)[-2:] == pytest.approx(losses(honest), rel=TOLERANCE)
     (row,) = cli("collect", "deep", "--json").json

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from conftest import RECIPE, ROOT, Cli, write_rows
-from hpcft import document, identity, recipe, reference
-from hpcft.errors import InputError
-from hpcft.recipe import FullRecipe
+from made_recipes import one, problems, write
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 PROFILES = sorted((ROOT / "slurm").glob("*.yaml"))
-
-
-def one(*overrides: str, name: str = "tiny.yaml") -> FullRecipe:
-    (point,) = recipe.load(name, list(overrides))
-    return point.recipe
-
-
-def problems(*overrides: str, name: str = "tiny.yaml") -> list[str]:
-    with pytest.raises(InputError) as error:
-        recipe.load(name, list(overrides))
-    return [str(problem) for problem in error.value.problems]
-
-
-def write(name: str, text: str) -> Path:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 # ---------------------------------------------------------------- extends
@@ -214,100 +192,6 @@ def test_a_model_is_a_folder_if_there_is_one_and_a_hub_name_else(tiny: Path) -> 
     assert one("model.tokenizer=org/name").model.tokenizer == str(folder)
 
 
-# ---------------------------------------------------------------- sweeps
-
-
-@pytest.mark.parametrize(
-    ("sweep", "count"),
-    [
-        ("{grid: {train.seed: [1, 2, 3]}}", 3),
-        ("{grid: {train.seed: [1, 2], train.learning_rate: [1e-3, 1e-4, 1e-5]}}", 6),
-        ("{zip: {train.seed: [1, 2], train.learning_rate: [1e-3, 1e-4]}}", 2),
-        ("{list: [{train.seed: 1}, {train.max_steps: 2, train.seed: 5}]}", 2),
-        ("{seeds: [1, 2, 3, 4]}", 4),
-        ("{grid: {train.max_steps: [1, 2]}, seeds: [1, 2, 3]}", 6),
-        (
-            "{grid: {train.max_steps: [1, 2]}, seeds: [1, 2],"
-            " list: [{train.weight_decay: 0.1}, {}],"
-            " zip: {train.learning_rate: [1e-3, 1e-4], train.adam_beta1: [0.8, 0.9]}}",
-            16,
-        ),
-        ("{grid: {model.config: [{hidden_size: 32}, {hidden_size: 64}]}}", 2),
-    ],
-)
-@pytest.mark.usefixtures("tiny")
-def test_a_sweep_is_the_product_of_its_axes(sweep: str, count: int) -> None:
-    points = recipe.load("tiny.yaml", [f"sweep={sweep}"])
-    assert len(points) == count
-    assert len({json.dumps(point.values, sort_keys=True) for point in points}) == count
-    assert all(point.recipe.sweep is None for point in points)
-    assert len({point.recipe.model_dump_json() for point in points}) == count
-
-
-@pytest.mark.usefixtures("tiny")
-def test_each_point_has_its_values_and_the_rest_of_the_recipe() -> None:
-    sweep = "{zip: {train.seed: [1, 2], method: [{name: full}, {name: lora, r: 4}]}}"
-    first, second = recipe.load("tiny.yaml", [f"sweep={sweep}"])
-    assert first.values == {"train.seed": 1, "method": {"name": "full"}}
-    assert (first.recipe.method.name, second.recipe.method.name) == ("full", "lora")
-    assert (first.recipe.train.seed, second.recipe.train.seed) == (1, 2)
-    assert first.recipe.train.max_steps == second.recipe.train.max_steps == 3
-
-
-def test_swept_files_start_at_the_recipe(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.write_text(
-        RECIPE + "sweep:\n  grid:\n    task.data.files.train: [train.jsonl, test.jsonl]\n"
-    )
-    monkeypatch.chdir(tiny.parent.parent)
-    points = recipe.load(str(tiny))
-    found = [(p.recipe.task.data.files or {})["train"] for p in points]
-    assert found == [str(tiny.parent / "train.jsonl"), str(tiny.parent / "test.jsonl")]
-    assert (
-        points[1].where(("task", "data", "files", "train")) == f"{tiny}:{RECIPE.count(chr(10)) + 3}"
-    )
-
-
-@pytest.mark.parametrize(
-    ("sweep", "said"),
-    [
-        (
-            "  zip: {train.seed: [1, 2], train.max_steps: [1]}",
-            ["@0 sweep.zip: .*train.seed: 2, train.max_steps: 1"],
-        ),
-        ("  grid: {}", ["@0 sweep: expected 1 to 5000 points, got 0"]),
-        ("  grid: {train.seed: []}", ["@0 sweep: .* got 0"]),
-        ("  grid:\n    train.sed: [1, 2]", ["@2 train.sed: unknown key; .*seed"]),
-        ("  grid:\n    trian.seed: [1]", ["@2 trian: unknown key; .*train"]),
-        ("  grid:\n    sweep.seeds: [1]", ["@2 sweep: sweep.seeds: expected a dotted"]),
-        ("  grid:\n    'a b': [1]", ["@2 sweep: a b: expected a dotted"]),
-        (
-            "  grid:\n    train.seed: [1, x, y]\n    train.max_steps: [z, 4]",
-            [
-                '@2 train.seed: .* got "x"',
-                '@2 train.seed: .* got "y"',
-                '@3 train.max_steps: .* got "z"',
-            ],
-        ),
-        ("\n  seeds: [1, -1]", ["@2 train.seed: .*greater than or equal to 0, got -1"]),
-        ("\n  list: [{train.sed: 1}]", ["@2 train.sed: unknown key"]),
-        ("  seeds: [a]", ["@1 sweep.seeds.0: expected a whole number"]),
-        ("  gird: {}", [r"@1 sweep.gird: unknown key; did you mean grid\?"]),
-        (
-            "  list:\n" + "".join(f"    - train.max_steps: {n}\n" for n in range(1, 5002)),
-            ["@0 sweep: expected 1 to 5000 points, got 5001"],
-        ),
-    ],
-)
-def test_a_wrong_sweep(tiny: Path, sweep: str, said: list[str]) -> None:
-    tiny.write_text(RECIPE + "sweep:\n" + sweep + "\n")
-    first = RECIPE.count("\n") + 1
-    found = problems()
-    for pattern in said:
-        line = re.sub(r"@(\d)", lambda match: f"tiny.yaml:{first + int(match[1])}", pattern)
-        assert any(re.match(line, text) for text in found), found
-    assert len(found) == len(said)
-
-
 # ---------------------------------------------------------------- problems
 
 
@@ -432,117 +316,6 @@ def test_what_is_no_recipe(workplace: Path) -> None:
     for name in ("nosuch", "nosuch.yaml", "x" * 5000, "~nosuchuser/x", str(workplace), "local"):
         (said,) = problems(name=name)
         assert "there is no such file" in said or "cannot be read" in said
-
-
-# ---------------------------------------------------------------- identity
-
-
-def run_id(*overrides: str, name: str = "tiny.yaml", cluster: str = "local") -> str:
-    found = one(*overrides, name=name)
-    return identity.run_id(found, cluster, identity.fingerprints(found))
-
-
-def test_the_same_content_is_the_same_run_wherever_it_lies(tiny: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in tiny.parent.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    (copy / "train.jsonl").rename(copy / "renamed.jsonl")
-    (copy / "tiny.yaml").write_text(RECIPE.replace("train.jsonl", "renamed.jsonl") + "# remark\n")
-    assert run_id(name=str(copy / "tiny.yaml")) == run_id()
-    assert re.fullmatch(r"[0-9a-f]{12}", run_id())
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["description=other", "baseline={source: a paper, metrics: {accuracy: 0.5}}", "train.seed=42"],
-)
-@pytest.mark.usefixtures("tiny")
-def test_what_does_not_decide_the_result_is_not_in_the_identity(override: str) -> None:
-    assert run_id(override) == run_id()
-
-
-@pytest.mark.usefixtures("tiny")
-def test_all_else_is_in_the_identity(tiny: Path) -> None:
-    changed = [
-        run_id("train.seed=1"),
-        run_id("name=other"),
-        run_id("task.data.seed=1"),
-        run_id("task.labels=[good, bad]"),
-        run_id("evaluation.before=true"),
-        run_id("resources.time_min=11"),
-        run_id(cluster="other"),
-    ]
-    before = run_id()
-    with (tiny.parent / "train.jsonl").open("a") as stream:
-        stream.write("\n")
-    changed.append(run_id())
-    assert len({before, *changed}) == len(changed) + 1
-
-
-@pytest.mark.usefixtures("tiny")
-def test_a_model_folder_counts_by_content() -> None:
-    folder = Path("tok")
-    folder.mkdir()
-    (folder / "tokenizer.json").write_text("{}")
-    first = run_id("model.tokenizer=./tok")
-    folder.rename("moved")
-    assert run_id("model.tokenizer=./moved") == first
-    (Path("moved") / "tokenizer.json").write_text("{ }")
-    assert run_id("model.tokenizer=./moved") != first
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_resolved_recipe_validates_again(path: Path) -> None:
-    for point in recipe.load(str(path)):
-        dumped = point.recipe.model_dump_json()
-        again = FullRecipe.model_validate_json(dumped)
-        assert again == point.recipe
-        assert again.model_dump_json() == dumped
-        prints = identity.fingerprints(again)
-        assert identity.run_id(again, "c", prints) == identity.run_id(point.recipe, "c", prints)
-
-
-# ---------------------------------------------------------------- the schema
-
-
-def with_unknown_keys(value: Any) -> list[Any]:
-    """The value with one key too many, in every mapping in turn."""
-    if not isinstance(value, dict):
-        return []
-    found = [{**value, "unknown_key": 1}]
-    for key, part in value.items():
-        if key not in ("config", "environment", "metrics"):  # whose keys are the user's
-            found += [{**value, key: changed} for changed in with_unknown_keys(part)]
-    return found
-
-
-@pytest.mark.parametrize(
-    ("kind", "path"),
-    [("recipe", path) for path in RECIPES] + [("cluster", path) for path in PROFILES],
-    ids=lambda part: part.stem if isinstance(part, Path) else part,
-)
-def test_the_schema_takes_what_is_shipped_and_refuses_an_unknown_key(kind: str, path: Path) -> None:
-    checker = jsonschema.Draft202012Validator(reference.schema(kind))
-    value = document.load(path).value
-    assert [error.message for error in checker.iter_errors(value)] == []
-    for changed in with_unknown_keys(value):
-        assert not checker.is_valid(changed)
-
-
-@pytest.mark.parametrize("kind", ["recipe", "cluster"])
-def test_the_schema_is_printed(kind: str, cli: Cli) -> None:
-    said = cli("schema", kind)
-    assert said.code == 0
-    jsonschema.Draft202012Validator.check_schema(said.json)
-    assert said.json == reference.schema(kind)
-
-
-def test_the_schema_knows_extends_and_auto() -> None:
-    checker = jsonschema.Draft202012Validator(reference.schema("recipe"))
-    checker.validate({"extends": "quickstart", "resources": "auto"})
-    assert not checker.is_valid({"extends": 5})
-    assert not checker.is_valid({"name": "x"})
 
 
 def test_best_metric_has_to_be_one_of_the_tasks(tiny: Path, cli: Cli) -> None:

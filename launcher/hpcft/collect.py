@@ -15,7 +15,7 @@ from hpcft.metrics.facts import arrow
 from hpcft.monitor import View, point_text
 from hpcft.paths import calibration_file
 from hpcft.recipe import FullRecipe
-from hpcft.records import Calibration, Fingerprints, Lowered, Plan, Rung, RunRecord
+from hpcft.records import Calibration, Fingerprints, Lowered, Plan, Recovery, RunRecord
 from hpcft.store import create_folder, read_if_there, write
 from hpcft.units import format_bytes, format_count, format_number, format_seconds
 
@@ -61,7 +61,7 @@ class Unfinished(NamedTuple):
     """Name of the recipe."""
     cluster: str
     """Name of the profile."""
-    rungs: Sequence[Rung]
+    rungs: Sequence[Recovery]
     """What it came down to so far."""
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from hpcft import ds_config
 from hpcft.layouts import layouts
 from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster, Layout, Lowered, Plan, Rung
+from hpcft.records import Cluster, Layout, Lowered, Plan, Recovery
 
 Stage = Literal["states", "step", "evaluation"]
 """What memory ran out for: weights and optimizer, a training step, or scoring."""
@@ -31,7 +31,7 @@ class CameDown(Protocol):
         """Name of the profile."""
 
     @property
-    def rungs(self) -> Sequence[Rung]:
+    def rungs(self) -> Sequence[Recovery]:
         """Its rungs, in order."""
 
 

@@ -13,8 +13,8 @@ from hpcft.cluster.states import PENDING, UNKNOWN, JobState
 from hpcft.errors import ClusterError, StoreError
 from hpcft.failures import explain
 from hpcft.paths import RunPaths
-from hpcft.records import Attempt, Job, Plan, Progress, Rung, RunRecord
-from hpcft.rungs import in_words, taken
+from hpcft.records import Attempt, Job, Plan, Progress, Recovery, RunRecord
+from hpcft.recoveries import changes, rungs, taken
 from hpcft.store import R, read_if_there
 from hpcft.units import format_bytes, format_seconds
 
@@ -38,8 +38,13 @@ class View:
     progress: Progress | None = None
     record: RunRecord | None = None
     plan: Plan | None = None
-    rungs: tuple[Rung, ...] = ()
-    """Steps down the ladder that it has taken."""
+    recoveries: tuple[Recovery, ...] = ()
+    """What it has met on its way."""
+
+    @property
+    def rungs(self) -> list[Recovery]:
+        """Steps down the ladder that it has taken."""
+        return rungs(self.recoveries)
 
     @property
     def is_live(self) -> bool:
@@ -96,7 +101,7 @@ class _Files:
     record: RunRecord | None
     progress: Progress | None
     plan: Plan | None
-    rungs: tuple[Rung, ...]
+    recoveries: tuple[Recovery, ...]
     damage: str
 
 
@@ -120,7 +125,7 @@ def _read(paths: RunPaths) -> _Files:
 
 def _queues_anew(files: _Files) -> str | None:
     """The job that is about to queue the run anew: it lives until that is done."""
-    last = files.rungs[-1] if files.rungs else None
+    last = files.recoveries[-1] if files.recoveries else None
     return last.job_id if last and last.how == "queued anew" else None
 
 
@@ -143,7 +148,17 @@ def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: 
     nodes = state.nodes or (progress.node if progress else "")
     note = "; ".join(part for part in (files.damage, note) if part)
     return View(
-        paths, job, word, note, job_id, nodes, elapsed, progress, record, files.plan, files.rungs
+        paths,
+        job,
+        word,
+        note,
+        job_id,
+        nodes,
+        elapsed,
+        progress,
+        record,
+        files.plan,
+        files.recoveries,
     )
 
 
@@ -205,7 +220,7 @@ def _memory(view: View) -> str:
 def _note(view: View) -> str:
     if not view.rungs or view.state == "FAILED":  # why it failed tells its rungs
         return view.note
-    came_down = f"was out of memory, went on with {in_words(view.rungs)}"
+    came_down = f"was out of memory, went on with {changes(view.rungs)}"
     return f"{view.note}; {came_down}" if view.note else came_down
 
 
@@ -243,5 +258,5 @@ def as_json(view: View) -> dict[str, Any]:
         "elapsed_s": view.elapsed_s,
         "folder": str(view.paths.folder),
         "progress": view.progress.model_dump(mode="json") if view.progress else None,
-        "rungs": [rung.model_dump(mode="json") for rung in view.rungs],
+        "recoveries": [recovery.model_dump(mode="json") for recovery in view.recoveries],
     }

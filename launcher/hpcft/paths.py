@@ -50,13 +50,13 @@ class RunPaths:
 
     @property
     def effective_plan(self) -> Path:
-        """The plan that runs since the last rung of the ladder, for people; `rungs` decides."""
+        """The plan that runs since the last rung of the ladder, for people; `recoveries` decide."""
         return self.folder / "effective_plan.json"
 
     @property
-    def rungs(self) -> Path:
-        """Steps down the ladder, one file each, by number."""
-        return self.folder / "rungs"
+    def recoveries(self) -> Path:
+        """What the run has met and how it went on, one file each, by number."""
+        return self.folder / "recoveries"
 
     @property
     def ds_config(self) -> Path:

@@ -309,7 +309,7 @@ def _set_aside(paths: RunPaths) -> None:
     Answers that a run had when it ended too early stay: the next attempt goes on from them.
     """
     written = [paths.result, paths.progress, paths.metrics, paths.errors, paths.checkpoints,
-               paths.rungs, paths.effective_plan]  # fmt: skip
+               paths.recoveries, paths.effective_plan]  # fmt: skip
     if paths.result.exists():
         written.append(paths.answers)
     shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again

@@ -19,7 +19,7 @@ from conftest import Cli
 from hpcft import store
 from hpcft.failures import RankError
 from hpcft.paths import RunPaths
-from hpcft.records import Attempt, Fingerprints, Job, Rung
+from hpcft.records import Attempt, Fingerprints, Job, Recovery
 from test_tables import plan, progress, recipe, record
 
 HANG_S = 5.0
@@ -33,7 +33,7 @@ def write_run(root: Path, run_id: str, *, done: bool) -> RunPaths:
     """A run with everything that the commands read."""
     paths = RunPaths(root / "made" / run_id)
     store.create_folder(paths.folder)
-    for folder in (paths.logs, paths.errors, paths.rungs, paths.model, paths.checkpoints):
+    for folder in (paths.logs, paths.errors, paths.recoveries, paths.model, paths.checkpoints):
         folder.mkdir()
     made = plan()
     attempt = Attempt(job_id="999999999", token=f"t-{run_id}", submitted_at=1.0,
@@ -45,8 +45,9 @@ def write_run(root: Path, run_id: str, *, done: bool) -> RunPaths:
     store.write(paths.fingerprints, Fingerprints(files={"a": "b"}))
     store.write(paths.plan, made)
     store.write(paths.progress, progress())
-    store.write(paths.rungs / "1.json", Rung(
-        number=1, at=1.0, job_id="1", rank=0, node="n", change="c", evidence="e", how="restarted",
+    store.write(paths.recoveries / "1.json", Recovery(
+        number=1, at=1.0, cause="out_of_memory", job_id="1", rank=0, node="n", change="c",
+        evidence="e", how="restarted",
         layout=made.layout, per_device_eval_batch_size=1,
     ))  # fmt: skip
     if done:
@@ -108,7 +109,7 @@ def damage(seed: int, paths: RunPaths) -> str:
     files = sorted(path for path in paths.folder.rglob("*") if path.is_file())
     file = rng.choice(files)
     if rng.random() < 0.1:
-        folder = rng.choice((paths.logs, paths.errors, paths.rungs))
+        folder = rng.choice((paths.logs, paths.errors, paths.recoveries))
         shutil.rmtree(folder)
         rng.choice((lambda: None, folder.touch, lambda: os.mkfifo(folder),
                     lambda: folder.symlink_to(folder.name)))()  # fmt: skip
@@ -242,7 +243,7 @@ def test_no_pickle_of_a_run_folder_is_loaded(workplace: Path, cli: Cli) -> None:
     for name in ("model/pytorch_model.bin", "model/adapter_model.bin", "checkpoints/x.pt",
                  "checkpoints/rng_state.pth", "training_args.bin", "logs/999999999_submitted.pkl",
                  "logs/999999999_0_result.pkl", "result.json", "progress.json", "plan.json",
-                 "rungs/2.json", "errors/1.json", "logs/999999999_0_log.out"):  # fmt: skip
+                 "recoveries/2.json", "errors/1.json", "logs/999999999_0_log.out"):  # fmt: skip
         (paths.folder / name).write_bytes(planted)
     for verb in (*VERBS, ("logs", BAD), ("cancel", BAD)):
         assert cli(*verb).code == 0

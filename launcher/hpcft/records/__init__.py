@@ -40,7 +40,7 @@ from hpcft.records.run import (
     PhasePeaks,
     Prediction,
     Progress,
-    Rung,
+    Recovery,
     RunRecord,
 )
 from hpcft.records.staged import Staged, StagedFile, StagedInputs
@@ -74,10 +74,10 @@ __all__ = [
     "Progress",
     "Recipe",
     "Record",
+    "Recovery",
     "Resources",
     "RunRecord",
     "RunTime",
-    "Rung",
     "Split",
     "Staged",
     "StagedFile",

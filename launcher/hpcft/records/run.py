@@ -89,30 +89,39 @@ class Progress(Record):
     """Seconds to the last step at the current speed."""
 
 
-class Rung(Record):
-    """A step down the ladder: what a run changed, when it was out of memory, so as to go on."""
+class Recovery(Record):
+    """What a run met on its way, and how it went on; a rung of the ladder is one with a change."""
 
     number: int
-    """From 1; each rung of a run stands below the one before."""
+    """From 1, in the order in which they came."""
     at: float
     """Unix time in seconds."""
     job_id: str
-    """Attempt that took it; of a rung that was queued anew, the one that ended with it."""
-    rank: int
-    """Global rank that was out of memory."""
-    node: str
+    """Attempt that met it; of one that was queued anew, the one that ended with it."""
+    restart: int = 0
+    """How often Slurm had started this job again before."""
+    rank: int = 0
+    """Global rank that met it first."""
+    node: str = ""
     """Node that it ran on."""
-    change: str
-    """What was changed, for example `micro-batch 8 → 4`."""
+    cause: str
+    """Class of the failure: `out_of_memory`, `timeout`, `preempted`, `rank_died`, …"""
     evidence: str
-    """Line that tells of the missing memory."""
-    how: Literal["in-process", "restarted", "queued anew"]
-    """Whether the step was done again where it stood, all ranks started again, or another job
-    took over."""
+    """Line that tells of it."""
+    how: Literal["in-process", "restarted", "requeued", "queued anew", "resumed"]
+    """Whether the step was done again where it stood, all ranks started again within their
+    allocation, Slurm started the same job again, another job took over, or a person had it go on.
+    """
+    step: int = 0
+    """Optimizer step that it goes on from; of a run that trains nothing, examples."""
+    change: str = ""
+    """Of a rung what was changed, for example `micro-batch 8 → 4`; else empty."""
     layout: Layout
     """How the run is laid out from here on; the global batch is the same."""
     per_device_eval_batch_size: int
     """Examples per rank and forward pass when scoring, from here on."""
+    excluded: list[str] = Field(default_factory=list)
+    """Nodes that the run keeps away from, from here on."""
 
 
 class PhasePeaks(Record):
@@ -220,11 +229,16 @@ class RunRecord(Record):
     """Counted on the model that was trained."""
     measured: Measured | None = None
     """What it took."""
-    rungs: list[Rung] = Field(default_factory=list)
-    """Steps down the ladder that it needed; none where the plan held."""
+    recoveries: list[Recovery] = Field(default_factory=list)
+    """What it met on its way; none where it went through as planned."""
     predicted_memory_bytes: int | None = None
     """The plan's peak per rank."""
     predicted: Prediction | None = None
     """Its parts, and the predicted time."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of what computed the number."""
+
+    @property
+    def rungs(self) -> list[Recovery]:
+        """Steps down the ladder that it needed; none where the plan held."""
+        return [recovery for recovery in self.recoveries if recovery.change]

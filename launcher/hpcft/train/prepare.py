@@ -18,7 +18,7 @@ from hpcft.memory.parameters import model_class, model_config
 from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Fingerprints, Plan, Record, TokenizerTraining
-from hpcft.rungs import taken
+from hpcft.recoveries import taken
 from hpcft.stage import cache
 from hpcft.stage.verify import load_tokenizer as load_pretrained_tokenizer
 from hpcft.store import read, write

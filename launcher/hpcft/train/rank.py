@@ -20,7 +20,7 @@ from hpcft.errors import HpcftError
 from hpcft.failures import RankError
 from hpcft.paths import RunPaths
 from hpcft.records import Cluster, Plan
-from hpcft.rungs import plan_now
+from hpcft.recoveries import plan_now
 from hpcft.stage.cache import recipe_of_run
 from hpcft.store import check_private, read, write
 from hpcft.train import device, start

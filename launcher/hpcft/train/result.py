@@ -14,7 +14,7 @@ from hpcft.metrics import Scores, values
 from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Measured, ParameterCount, Plan, Prediction, RunRecord
-from hpcft.rungs import taken
+from hpcft.recoveries import taken
 from hpcft.store import write
 from hpcft.train.heartbeat import Heartbeat
 from hpcft.train.peaks import most_bytes, of_all_ranks
@@ -88,7 +88,7 @@ def write_record(
                 timed_steps=heartbeat.times.count,
                 tokens_per_step=heartbeat.tokens_per_step,
             ),
-            rungs=taken(paths),
+            recoveries=taken(paths),
             versions={name: importlib.metadata.version(name) for name in VERSIONS},
         ),
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from hpcft import ladder, rungs
+from hpcft import ladder, recoveries
 from hpcft.failures import RankError
 from hpcft.ladder import Stage
 from hpcft.paths import RunPaths
@@ -133,7 +133,7 @@ def stepper(
         short = shortage_of(error, plan)
         if short is None or not is_answerable(short, plan):
             return None
-        before = rungs.plan_now(paths, recipe, cluster)
+        before = recoveries.plan_now(paths, recipe, cluster)
         after = ladder.step_down(before, recipe, cluster, stage)
         if after is None or _changes_the_model(before.layout, after.layout):
             return None
@@ -145,8 +145,8 @@ def stepper(
             message=short.evidence,
             job_id=me.job_id,
         )
-        number = len(rungs.taken(paths)) + 1
-        rungs.take(paths, before, after, number=number, how="in-process", who=who)
+        number = len(recoveries.taken(paths)) + 1
+        recoveries.take(paths, before, after, number=number, how="in-process", who=who)
         change = ladder.change(before, after)
         log.warning("out of memory (%s): goes on with %s", short.evidence, change)
         heartbeat.log("rung", {"number": number, "change": change, "how": "in-process"})

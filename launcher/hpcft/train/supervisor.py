@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from hpcft import ladder, more_nodes, rungs
+from hpcft import ladder, more_nodes, recoveries
 from hpcft.cluster import slurm
 from hpcft.errors import ClusterError, HpcftError
 from hpcft.failures import STARTS_AGAIN, RankError, only_followed
 from hpcft.ladder import Stage
 from hpcft.paths import RunPaths
-from hpcft.records import Cluster, Plan, Progress, Rung
-from hpcft.rungs import How
+from hpcft.records import Cluster, Plan, Progress, Recovery
+from hpcft.recoveries import How
 from hpcft.stage.cache import recipe_of_run
 from hpcft.store import check_private, read, read_if_there, write
 from hpcft.train import rank, start
@@ -103,7 +103,7 @@ class Supervisor:
         for signum in FORWARDED:
             signal.signal(signum, self._forward)
         while True:
-            taken = rungs.taken(self.paths)
+            taken = recoveries.taken(self.paths)
             self.generation = len(taken)
             if taken:
                 self._meet()
@@ -116,7 +116,7 @@ class Supervisor:
             if code is not None and not self._is_answered(code):
                 return 1
             self.end_child()
-            words = rungs.in_words(rungs.taken(self.paths))
+            words = recoveries.changes(recoveries.taken(self.paths))
             for stream in (sys.stdout, sys.stderr):
                 stream.write(f"{STARTS_AGAIN} with {words}\n")
                 stream.flush()
@@ -143,7 +143,7 @@ class Supervisor:
             # A single rank takes its rungs itself, and goes on.
             if self.me.world_size > 1 and time.monotonic() - looked > LOOK_S:
                 looked = time.monotonic()
-                if rungs.is_taken(self.paths, self.generation + 1):
+                if recoveries.is_taken(self.paths, self.generation + 1):
                     return None
 
     def end_child(self) -> None:
@@ -192,11 +192,11 @@ class Supervisor:
 
     def _step_down(self, error: RankError) -> bool:
         """Takes the rung below, unless another rank has; whether there is one."""
-        before = rungs.plan_now(self.paths, self.recipe, self.cluster)
+        before = recoveries.plan_now(self.paths, self.recipe, self.cluster)
         # Alone, the child has taken rungs of its own since it was started.
         alone = self.me.world_size == 1
-        number = 1 + (len(rungs.taken(self.paths)) if alone else self.generation)
-        if rungs.is_taken(self.paths, number):
+        number = 1 + (len(recoveries.taken(self.paths)) if alone else self.generation)
+        if recoveries.is_taken(self.paths, number):
             return True
         stage = _STAGES.get(error.phase)
         how: How = "restarted"
@@ -207,7 +207,7 @@ class Supervisor:
         if not after:
             _tell(self.paths, self._exhausted(error, before))
             return False
-        rungs.take(self.paths, before, after, number=number, how=how, who=error)
+        recoveries.take(self.paths, before, after, number=number, how=how, who=error)
         return True
 
     def _exhausted(self, error: RankError, plan: Plan, obstacle: str = "") -> RankError:
@@ -218,7 +218,7 @@ class Supervisor:
             plan: what ran.
             obstacle: why the run cannot queue itself anew on more nodes.
         """
-        tried = rungs.in_words(rungs.taken(self.paths))
+        tried = recoveries.changes(recoveries.taken(self.paths))
         more = ladder.more_nodes(plan.layout, self.recipe, self.cluster)
         if error.phase not in _STAGES:
             advice = "preparing the data takes more memory than a node has: limit task.data"
@@ -245,34 +245,34 @@ class Supervisor:
         """Whether the rank that went away left a rung; its folder may lag behind."""
         deadline = time.monotonic() + RUNG_S
         while time.monotonic() < deadline and not self.told_to_end:
-            if rungs.is_taken(self.paths, self.generation + 1):
+            if recoveries.is_taken(self.paths, self.generation + 1):
                 return True
             time.sleep(LOOK_S)
         return False
 
     # ------------------------------------------------------------ more nodes
 
-    def _leave(self, rung: Rung) -> int:
+    def _leave(self, rung: Recovery) -> int:
         """Ends this rank once its run is queued anew; 1 when that cannot be."""
         deadline = time.monotonic() + QUEUED_S
         while not more_nodes.is_queued(self.paths, self.me.job_id):
             if rung.rank == self.me.rank and not self.told_to_end:
                 return self._queue_anew(rung)
-            if self.told_to_end or not rungs.is_taken(self.paths, rung.number):
+            if self.told_to_end or not recoveries.is_taken(self.paths, rung.number):
                 return 1  # the rank that could not queue it says why
             if time.monotonic() > deadline:
                 raise TimeoutError(f"rank {rung.rank} has not queued the run anew; see its log")
             time.sleep(LOOK_S)
         return 0
 
-    def _queue_anew(self, rung: Rung) -> int:
+    def _queue_anew(self, rung: Recovery) -> int:
         """Queues the run on more nodes; 0 when that is done."""
         error = read(_error_file(self.paths, self.me), RankError)
         plan = read(self.paths.effective_plan, Plan)
         try:
             job_id = more_nodes.queue(self.paths, plan, self.cluster, self.me.job_id)
         except (slurm.Refused, ClusterError) as refused:
-            before = rungs.take_back(self.paths, rung, self.recipe, self.cluster)
+            before = recoveries.take_back(self.paths, rung, self.recipe, self.cluster)
             _tell(self.paths, self._exhausted(error, before, str(refused)))
             return 1
         log.info("out of memory: queued anew as job %s: %s", job_id, rung.change)

@@ -1,0 +1,56 @@
+"""The schema takes what is shipped, and its pages have every field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from conftest import ROOT, Cli
+from hpcft import document, reference
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+PROFILES = sorted((ROOT / "slurm").glob("*.yaml"))
+
+
+def with_unknown_keys(value: Any) -> list[Any]:
+    """The value with one key too many, in every mapping in turn."""
+    if not isinstance(value, dict):
+        return []
+    found = [{**value, "unknown_key": 1}]
+    for key, part in value.items():
+        if key not in ("config", "environment", "metrics"):  # whose keys are the user's
+            found += [{**value, key: changed} for changed in with_unknown_keys(part)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [("recipe", path) for path in RECIPES] + [("cluster", path) for path in PROFILES],
+    ids=lambda part: part.stem if isinstance(part, Path) else part,
+)
+def test_the_schema_takes_what_is_shipped_and_refuses_an_unknown_key(kind: str, path: Path) -> None:
+    checker = jsonschema.Draft202012Validator(reference.schema(kind))
+    value = document.load(path).value
+    assert [error.message for error in checker.iter_errors(value)] == []
+    for changed in with_unknown_keys(value):
+        assert not checker.is_valid(changed)
+
+
+@pytest.mark.parametrize("kind", ["recipe", "cluster"])
+def test_the_schema_is_printed(kind: str, cli: Cli) -> None:
+    said = cli("schema", kind)
+    assert said.code == 0
+    jsonschema.Draft202012Validator.check_schema(said.json)
+    assert said.json == reference.schema(kind)
+
+
+def test_the_schema_knows_extends_and_auto() -> None:
+    checker = jsonschema.Draft202012Validator(reference.schema("recipe"))
+    checker.validate({"extends": "quickstart", "resources": "auto"})
+    assert not checker.is_valid({"extends": 5})
+    assert not checker.is_valid({"name": "x"})
