@@ -106,6 +106,26 @@ train:
 resources: { nodes: 1, gpus_per_node: 1, time_min: 10 }
 """
 
+# A Slurm cluster without GPUs, for what is written and never queued.
+SITE = """\
+name: site
+scheduler: slurm
+accelerator: cpu
+partition: main
+partitions: [main, high]
+max_nodes: 2
+gpus_per_node: 4
+cores_per_node: 8
+host_memory_gib: 16
+time_limit_min: 60
+"""
+
+
+def line_of(text: str, part: str) -> int:
+    """Line of the first occurrence of a part of a text."""
+    assert part in text
+    return text[: text.index(part)].count("\n") + 1
+
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Writes a JSONL file."""

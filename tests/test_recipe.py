@@ -1,4 +1,4 @@
-"""Recipes: extends, overrides, sweeps, paths, problems, identity, and the schema of it all."""
+"""Recipes: extends, overrides, paths and problems."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import pytest
 
 from conftest import RECIPE, ROOT, Cli, write_rows
 from made_recipes import one, problems, write
-
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-PROFILES = sorted((ROOT / "slurm").glob("*.yaml"))
 
 
 # ---------------------------------------------------------------- extends

@@ -12,8 +12,6 @@ from conftest import ROOT, Cli
 from hpcft import document, reference
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-
-
 PROFILES = sorted((ROOT / "slurm").glob("*.yaml"))
 
 
