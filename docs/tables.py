@@ -1,4 +1,4 @@
-"""Writes docs/fits.md, docs/scale.md and docs/scale.svg; `make docs` runs it."""
+"""Writes docs/failures.md, docs/fits.md, docs/scale.md and docs/scale.svg; `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hpcft.cli.plan_tables import scale_table
 from hpcft.cluster import profile
 from hpcft.cluster.profile import Profile
 from hpcft.errors import DoesNotFit
+from hpcft.failures import KNOWN, POLICIES
 from hpcft.fits import Answer, matrix, plan_point, scale
 from hpcft.recipe import Point
 from hpcft.records import StepTime
@@ -224,6 +225,35 @@ def figure(groups: list[tuple[str, dict[int, StepTime]]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+# ---------------------------------------------------------------- how runs fail
+
+
+def failures_page() -> str:
+    """The page on the classes of failures."""
+    header = ["class", "what has happened", "Slurm's state", "hpcft", "what you can do"]
+    cells = [
+        [f"`{row.name}`", row.means, ", ".join(row.states), row.policy, row.next_step]
+        for row in sorted(KNOWN.values(), key=lambda row: row.name)
+    ]
+    policies = "\n".join(f"- **{name}**: it {words}." for name, words in POLICIES.items())
+    return f"""# How runs fail, and what is done about it
+
+Made by `make docs` of `launcher/hpcft/failures/classes.py`, which also holds the patterns that are
+evidence of each class. `hpcft explain RUN` says of a run which it was, with the decisive line, the
+rank, its node and the file that the line stands in; `hpcft status` and `hpcft collect` show the
+class and a sentence.
+
+{as_markdown(header, cells)}
+
+{policies}
+
+What a rank itself knows (whose memory it was, who was late, which rungs were tried) counts before
+what its texts tell, the texts of ranks before their logs, a cause before what follows from it, and
+Slurm's state where nobody said anything. A run whose state nobody knows has not failed.
+"""
+
+
 if __name__ == "__main__":
+    (DOCS / "failures.md").write_text(failures_page())
     (DOCS / "fits.md").write_text(fits_page())
     (DOCS / "scale.md").write_text(scale_page())

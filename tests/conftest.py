@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import absl.logging
 import pytest
@@ -17,6 +17,9 @@ import pytest
 # Of rouge_score: when logging is set up anew it closes the stream that it logs to, if that is not
 # the process's own; and in a test that is the one which pytest captures with.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+if TYPE_CHECKING:
+    from made_runs import Runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,6 +152,83 @@ def tiny(workplace: Path) -> Path:
     path = workplace / "tiny.yaml"
     path.write_text(RECIPE)
     return path
+
+
+# ---------------------------------------------------------------- a tiny model that is asked
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models wait for threads longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose tokens are bytes."""
+    from tiny_models import llama_folder
+
+    return llama_folder(tmp_path_factory.mktemp("llama") / "base")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base)
+
+
+@pytest.fixture(scope="session")
+def model(base: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base).eval()
+
+
+ASKED = """\
+name: asked
+model: { path: base }
+task:
+  name: prompting
+  data: { files: { train: train.jsonl, test: test.jsonl } }
+  prompt: "Review: {text}\\nIt is "
+  labels: [bad, good]
+  shots: 4
+  max_length: 250
+method: { name: frozen }
+evaluation: { per_device_eval_batch_size: 1 }
+resources: { nodes: 1, gpus_per_node: 2, zero_stage: 0, time_min: 10 }
+"""
+
+
+@pytest.fixture
+def asked(workplace: Path, base: Path) -> Path:
+    """A recipe of a tiny model that is asked, with its data beside it."""
+    (workplace / "base").symlink_to(base)
+    splits = {"train": [("film", 24)], "test": [("play", 40)]}
+    for split, ((noun, count),) in splits.items():
+        write_rows(workplace / f"{split}.jsonl",
+                   [{"text": f"a {noun}, number {n}{' indeed' * (n % 7)}", "label": n % 2}
+                    for n in range(count)])  # fmt: skip
+    path = workplace / "asked.yaml"
+    path.write_text(ASKED)
+    return path
+
+
+# ---------------------------------------------------------------- made-up runs
+
+
+@pytest.fixture
+def runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Runs whose folders are written by the test, and whose scheduler answers as it says."""
+    from made_runs import made_in
+
+    return made_in(workplace, monkeypatch)
 
 
 # ---------------------------------------------------------------- a real Slurm

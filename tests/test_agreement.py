@@ -6,7 +6,6 @@ examples. Examples have few or many labels, so that a mean of means would not be
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from conftest import Cli, write_rows
 from hpcft import submit
 from hpcft.paths import RunPaths
 from hpcft.train import order
+from real_runs import losses
 from tiny_models import llama_folder
 
 FEW, MANY = 2, 30  # labels of an example, the end of text not counted
@@ -241,13 +241,12 @@ def test_qlora_is_that_of_a_plain_loop(agrees: Path, cli: Cli) -> None:
     assert done.code == 0, done.err
     (folder,) = (agrees.parent / "runs/agrees").glob("*")
     paths = RunPaths(folder)
-    lines = map(json.loads, paths.metrics.read_text().splitlines())
-    found = [line["loss"] for line in lines if "loss" in line]
+    found = losses(folder)
 
-    losses, adapter = plain_qlora(encoded(rows(24)))
-    assert len(losses) == STEPS
-    assert found == pytest.approx(losses, abs=1e-5)
-    assert abs(losses[-1] - losses[0]) > 0.1, "it moves"
+    plain, adapter = plain_qlora(encoded(rows(24)))
+    assert len(plain) == STEPS
+    assert found == pytest.approx(plain, abs=1e-5)
+    assert abs(plain[-1] - plain[0]) > 0.1, "it moves"
     saved = load_file(paths.model / "adapter_model.safetensors")
     assert saved.keys() == adapter.keys()
     for name, tensor in adapter.items():

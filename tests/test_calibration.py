@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,7 @@ from hpcft.records import (
 from hpcft.units import GIB, MIB
 from made_plans import cluster, facts, layout, make, recipe
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _facts_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 
 
 PREDICTED: dict[str, Any] = {
@@ -307,71 +301,6 @@ def test_a_calibration_that_others_may_write_is_neither_read_nor_written(tmp_pat
     assert "others may write to it" in said[0]
     with pytest.raises(StoreError, match="others may write"):
         collect.learn(views(tmp_path, record(on_gpu())), tmp_path)
-
-
-# ---------------------------------------------------------------- what is measured
-
-
-def test_a_phase_has_its_own_peak() -> None:
-    from hpcft.train.peaks import Peaks
-
-    peaks = Peaks()
-    held = b"x" * (300 * MIB)
-    del held  # what a phase leaves behind is the next one's too
-    peaks.end("large")
-    peaks.end("small")
-    phases = dict(peaks.phases)
-    assert phases["large"].resident_bytes - phases["small"].resident_bytes > 200 * MIB
-    assert phases["large"].reserved_bytes is None, "there is no device"
-    held = b"x" * (300 * MIB)
-    assert peaks.most_bytes() >= phases["large"].resident_bytes
-    peaks.end("small")
-    assert peaks.phases["small"].resident_bytes > phases["small"].resident_bytes + 200 * MIB
-    assert len(held) == 300 * MIB
-
-
-def test_of_all_ranks_the_largest_counts_and_a_node_is_their_sum() -> None:
-    from hpcft.train.peaks import most_bytes, of_all_ranks
-
-    one = PhasePeaks(resident_bytes=5, allocated_bytes=1, reserved_bytes=4, device_bytes=9)
-    two = PhasePeaks(resident_bytes=3, allocated_bytes=2, reserved_bytes=2, device_bytes=8)
-    found = of_all_ranks([("a", {"training": one, "saving": one}), ("a", {"training": two}),
-                          ("b", {"training": two})], others_bytes=1)  # fmt: skip
-    assert found["training"] == PhasePeaks(resident_bytes=5, host_bytes=8, allocated_bytes=2,
-                                           reserved_bytes=4, device_bytes=8)  # fmt: skip
-    assert found["saving"].host_bytes == 5
-    assert most_bytes([one, two]) == 4
-
-
-def test_the_first_steps_do_not_count() -> None:
-    from hpcft.train.peaks import StepTimes
-
-    times = StepTimes()
-    for done in range(4):
-        assert times.count == max(0, done - 2)
-        assert (times.median_s is None) == (done <= 2)
-        times.begin()
-        times.end()
-
-
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (1, 2)])
-def test_a_rank_that_is_alone_is_told_of_no_group(
-    ranks: int, stage: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else its model is wrapped for others, and every gradient held twice."""
-    import os
-
-    from hpcft.train import start
-
-    shape = {"nodes": 1, "gpus_per_node": ranks, "zero_stage": stage}
-    offload = {"offload_optimizer": "cpu"} if stage and ranks == 1 else {}
-    plan = make(recipe(resources=shape | offload), cluster("a100-80"), SMALL)
-    monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "3,4"})
-    start._set_environment(start.Rank(0, ranks, 0, "here", "1"), plan)
-    alone = (ranks, stage) == (1, 0)
-    assert start.is_alone(plan) == alone
-    assert ("WORLD_SIZE" in os.environ) == ("LOCAL_RANK" in os.environ) == (not alone)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("3" if alone else "3,4")
 
 
 # ---------------------------------------------------------------- the command line

@@ -21,6 +21,7 @@ MAX_LINES = 400
 FLOORS = (
     ("__main__",),
     ("cli",),
+    ("resume",),
     ("submit", "fits", "monitor", "collect", "report", "reference"),
     (
         "store",
@@ -31,6 +32,7 @@ FLOORS = (
         "out_of_memory",
         "attempts",
         "more_nodes",
+        "queued_anew",
     ),
     ("plan", "ladder", "calibration"),
     ("refusal",),
@@ -42,7 +44,7 @@ FLOORS = (
     ("document",),
     ("tasks", "methods", "metrics", "prompting"),
     ("records",),
-    ("paths", "units", "errors", "processes"),
+    ("paths", "units", "errors", "processes", "marks"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TRAIN_MAY_USE = FLOORS[FLOOR["store"] :]

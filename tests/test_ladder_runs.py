@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hpcft import recoveries, store
 from hpcft.paths import RunPaths
 from hpcft.records import RunRecord
 from hpcft.units import MIB
+from real_runs import children, folder_of, lines, losses, step, until
 
 # ---------------------------------------------------------------- real runs that come down
 
@@ -77,19 +77,6 @@ def limited(*arguments: object, limit_bytes: int = LIMIT_BYTES) -> subprocess.Co
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes)),
     )  # fmt: skip
-
-
-def folder_of(name: str) -> Path:
-    (folder,) = Path("runs", name).glob("*")
-    return folder
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in lines(folder) if "loss" in line]
 
 
 def test_one_rank_goes_on_in_the_same_process(wide: Path, cli: Cli) -> None:
@@ -177,26 +164,10 @@ def test_at_the_end_of_the_ladder_it_says_what_was_tried(wide: Path, cli: Cli) -
     assert f"tried before: {', '.join(taken)}; take nodes with more memory" in view["note"]
 
 
-def until(true: Any, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.1)
-
-
-def children(folder: Path) -> list[int]:
-    """The training processes of a run."""
-    import psutil
-
-    return [p.pid for p in psutil.process_iter(["cmdline"])
-            if {"hpcft.train.rank", str(folder)} <= set(p.info["cmdline"] or [])]  # fmt: skip
-
-
 def test_a_killed_rank_without_evidence_is_no_lack_of_memory(tiny: Path, cli: Cli) -> None:
     said = cli("submit", tiny, "-c", "local", "-o", "train.max_steps=100000", "--json")
     folder = Path(said.json[0]["folder"])
-    progress = folder / "progress.json"
-    until(lambda: progress.exists() and json.loads(progress.read_text())["step"] > 0)
+    until(lambda: step(folder) > 0)
     (child,) = children(folder)
     os.kill(child, signal.SIGKILL)
     until(lambda: cli("status", "--json").json[0]["state"] == "FAILED", 20.0)

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from conftest import ROOT, Cli, film_rows, write_rows
+from real_runs import gone, step, supervisors, until
 
 
 @pytest.fixture(scope="module")
@@ -246,41 +246,16 @@ def _submit_long(tiny: Path, cli: Cli) -> Path:
                "-o", "resources.gpus_per_node=2", "--json")  # fmt: skip
     assert said.code == 0, said.err
     folder = Path(said.json[0]["folder"])
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        file = folder / "progress.json"
-        if file.exists() and json.loads(file.read_text())["step"] > 0:
-            return folder
-        time.sleep(0.2)
-    raise AssertionError("did not start training")
-
-
-def _processes(folder: Path, module: str) -> list[int]:
-    import psutil
-
-    named = {str(folder), str(folder / "logs")}
-    found = [(p.pid, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-    return [pid for pid, command in found if module in command and named & set(command)]
-
-
-def _ranks(folder: Path) -> list[int]:
-    return _processes(folder, "submitit.core._submit")
-
-
-def _wait_until_gone(folder: Path, within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    modules = ("submitit.core._submit", "hpcft.train.rank", "hpcft.train.local_controller")
-    while any(_processes(folder, module) for module in modules):
-        assert time.monotonic() < deadline, "ranks outlived the dead one"
-        time.sleep(0.1)
+    until(lambda: step(folder) > 0)
+    return folder
 
 
 def test_one_dead_rank_ends_the_others(tiny: Path, cli: Cli) -> None:
     folder = _submit_long(tiny, cli)
-    ranks = _ranks(folder)
+    ranks = supervisors(folder)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    _wait_until_gone(folder, 10)
+    until(lambda: gone(folder), 10)
     (view,) = cli("status", "--json").json
     assert view["state"] == "FAILED"
     assert view["note"]
@@ -289,7 +264,7 @@ def test_one_dead_rank_ends_the_others(tiny: Path, cli: Cli) -> None:
 def test_cancel_leaves_no_process(tiny: Path, cli: Cli) -> None:
     folder = _submit_long(tiny, cli)
     assert "cancelled" in cli("cancel", "tiny").err
-    _wait_until_gone(folder, 5)
+    until(lambda: gone(folder), 5)
     assert "has ended already" in cli("cancel", "tiny").err
 
 

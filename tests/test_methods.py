@@ -110,9 +110,9 @@ def test_features_need_an_encoder(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("change", ["save_strategy=epoch", "load_best_model_at_end=true"])
-def test_p_tuning_keeps_no_checkpoints(change: str) -> None:
-    overrides = ["method.name=p_tuning", f"train.{change}"]
-    with pytest.raises(InputError, match="p_tuning cannot go on from a checkpoint"):
+def test_features_keep_no_checkpoints(change: str) -> None:
+    overrides = ["method.name=features", f"train.{change}"]
+    with pytest.raises(InputError, match="features cannot go on from a checkpoint"):
         recipes.load("distilbert_imdb_trainer", overrides)
 
 

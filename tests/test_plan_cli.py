@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,12 +15,7 @@ from hpcft.units import parse_bytes
 
 GEMMA, QLORA = "gemma7b_full", "llama3_8b_winogrande_qlora"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _facts_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 
 
 # ---------------------------------------------------------------- one plan

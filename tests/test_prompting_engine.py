@@ -1,83 +1,25 @@
-"""Few-shot scoring and generation give what a plain forward over each whole prompt gives."""
+"""Few-shot scoring gives what a plain forward over each whole prompt gives."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import nn
 
 from hpcft.prompting.batches import batches, deal
-from hpcft.prompting.generation import generate
 from hpcft.prompting.kernels import added, attend, eager
 from hpcft.prompting.prefix import CASCADE
 from hpcft.prompting.requests import Request, common_prefix, encode, row_tokens
 from hpcft.prompting.scorer import Scorer
-from tiny_models import llama_folder
+from tiny_models import MORE, SHARED, asked, tiny
 
-VOCABULARY = 259
-SHARED = 51
-WINDOW = 12  # smaller than the prefix, and than most rows
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-    "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-MORE: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "gemma": {"head_dim": 16},
-    "mistral": {"sliding_window": WINDOW},
-    "mixtral": {"num_local_experts": 4, "sliding_window": None},
-    "gemma2": {"head_dim": 16, "sliding_window": WINDOW},
-    "gemma3_text": {"head_dim": 16, "sliding_window": WINDOW,
-                    "layer_types": ["sliding_attention", "full_attention"] * 2},
-    "qwen2": {},
-    "qwen3": {"head_dim": 16},
-    "phi3": {},
-    "gpt_neox": {},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-    "gpt2": {},
-    "gpt_oss": {"head_dim": 16, "sliding_window": WINDOW, "num_local_experts": 4,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
-    "mamba": {},
-}  # fmt: skip
 WAYS = dict.fromkeys(CASCADE, "cascade") | {"gpt2": "expanded", "gpt_oss": "expanded"} | {
     "mamba": "none"}  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def tiny(kind: str, **changes: Any) -> Any:
-    """A random model of this architecture, its weights large enough to have opinions."""
-    transformers.set_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **{**SMALL, **MORE[kind], **changes})
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
-
-
-def asked(choices: tuple[int, ...] = (1, 2, 5), count: int = 7) -> list[Request]:
-    """Prompts that share their beginning, of unlike lengths, with choices of so many tokens."""
-    dice = random.Random(0)
-
-    def tokens(number: int) -> list[int]:
-        return [dice.randrange(3, VOCABULARY) for _ in range(number)]
-
-    shots = [1, *tokens(SHARED - 1)]
-    return [
-        Request([*shots, 3 + i, *tokens(4 + 5 * (i % 4))], [tokens(n) for n in choices])
-        for i in range(count)
-    ]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @torch.no_grad()
@@ -254,18 +196,13 @@ PROMPTS = [f"{SHOTS}Review: {query}\nLabel:" for query in QUERIES]
 LABELS = (" good", " bad", " neither of them")
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = llama_folder(tmp_path_factory.mktemp("llama"))
-    return transformers.AutoTokenizer.from_pretrained(folder)
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "kind", ["llama", "gemma", "mistral", "gemma2", "gemma3_text", "qwen2", "gpt_neox", "opt"]
 )
 def test_likelihoods_and_choices_are_lm_evals(kind: str, tokenizer: Any) -> None:
-    backends = pytest.importorskip("lm_eval.models.huggingface", reason="lm-eval is not here")
+    from lm_eval.models import huggingface as backends
+
     model = tiny(kind)
     theirs = backends.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=512)
     requests = [encode(tokenizer, prompt, LABELS) for prompt in PROMPTS]
@@ -334,87 +271,3 @@ def test_each_rank_runs_as_many_batches(ranks: int) -> None:
     assert len({len(own) for own in dealt}) == 1
     assert {tuple(batch) for own in dealt for batch in own} == set(map(tuple, all_batches))
     assert deal([], ranks) == [[]] * ranks
-
-
-# ---------------------------------------------------------------- generation
-
-
-@pytest.mark.parametrize(
-    "kind", ["llama", "mistral", "gemma2", "gemma3_text", "opt", "gpt2", "mamba"]
-)
-def test_greedy_answers_are_those_of_generate(kind: str) -> None:
-    model, requests = tiny(kind, eos_token_id=None), asked(count=5)
-    wanted = [
-        model.generate(
-            torch.tensor([r.tokens]), max_new_tokens=8, do_sample=False, pad_token_id=0
-        )[0, len(r.tokens) :].tolist()
-        for r in requests
-    ]  # fmt: skip
-    assert generate(model, requests[0].tokens[:SHARED], requests, max_new_tokens=8) == wanted
-
-
-def test_an_answer_ends_before_a_stop_token() -> None:
-    model, requests = tiny("llama"), asked(count=5)
-    prefix = Scorer(model, requests[0].tokens[:SHARED]).prefix
-    whole = generate(model, prefix, requests, max_new_tokens=8)
-    stop = {whole[0][3], whole[1][0]}
-    wanted = [
-        answer[: min((answer.index(s) for s in stop if s in answer), default=8)] for answer in whole
-    ]
-    assert generate(model, prefix, requests, max_new_tokens=8, stop=stop) == wanted
-    assert wanted[1] == []
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_drawn_answer_depends_on_its_seed_alone(kind: str) -> None:
-    model, requests = tiny(kind), asked(count=6)
-    prefix = Scorer(model, requests[0].tokens[:SHARED]).prefix
-    seeds = [11, 12, 13, 14, 15, 16]
-
-    def drawn(chosen: list[int], seeds: list[int]) -> list[list[int]]:
-        return generate(
-            model, prefix, [requests[i] for i in chosen], max_new_tokens=8, temperature=2.0,
-            seeds=seeds,
-        )  # fmt: skip
-
-    every = drawn([0, 1, 2, 3, 4, 5], seeds)
-    assert drawn([4, 1], [15, 12]) == [every[4], every[1]]
-    assert drawn([3], [14]) == [every[3]]
-    assert drawn([3], [15]) != [every[3]]
-
-
-def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    model, request = tiny("llama", vocab_size=16), Request([1, 5, 6], [])
-    with torch.no_grad():
-        shares = (model(torch.tensor([request.tokens])).logits[0, -1] / 0.7).softmax(0)
-    count = 4000
-    found = generate(
-        model, [1], [request] * count, max_new_tokens=1, temperature=0.7, seeds=range(count)
-    )
-    drawn = torch.bincount(torch.tensor(found).flatten(), minlength=16) / count
-    assert (drawn - shares).abs().max() < 4 * (0.25 / count) ** 0.5
-
-
-def test_ranks_may_agree_to_go_on() -> None:
-    """A rank whose answers are done takes steps for as long as another needs them."""
-    model, requests = tiny("llama"), asked(count=2)
-    steps: list[bool] = []
-    outputs: list[Any] = []
-    model.lm_head.register_forward_hook(lambda *call: outputs.append(call))
-
-    def agree(done: bool) -> bool:
-        steps.append(done)
-        return len(steps) == 6
-
-    prefix = requests[0].tokens[:SHARED]
-    found = generate(
-        model, prefix, requests, max_new_tokens=6, stop=set(range(VOCABULARY)), agree=agree
-    )
-    assert found == [[], []]
-    assert steps == [True] * 6
-    assert len(outputs) == 1 + 6
-
-
-def test_drawing_asks_for_seeds() -> None:
-    with pytest.raises(ValueError, match="needs a seed"):
-        generate(nn.Identity(), [1], asked(), max_new_tokens=1, temperature=1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,13 +23,7 @@ from hpcft.tasks.prompting import Prompting
 GEMMA_7B = 8_537_680_896
 LAYERS, HEADS, HEAD_WIDTH, WINDOW = 28, 16, 256, 8192
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _traces_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own: batches are traced once, by today's code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 
 
 def planned(cli: Cli, *arguments: object) -> tuple[dict[str, Any], dict[str, int]]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from conftest import RECIPE, ROOT, Cli, write_rows
+from conftest import RECIPE, Cli, write_rows
 from made_recipes import one, problems, write
-
 
 # ---------------------------------------------------------------- extends
 

@@ -11,19 +11,12 @@ import pytest
 from hpcft.errors import DataError, HpcftError, InputError
 from hpcft.tasks import rows
 from hpcft.tasks.classification import Classification
-from hpcft.tasks.instruction import Instruction
 from hpcft.tasks.rows import Examples
 
 
 def classification(data: dict[str, Any], **options: Any) -> Classification:
     made = {"name": "classification", "labels": ["bad", "good"], "data": data, **options}
     return Classification.model_validate_json(json.dumps(made))
-
-
-def instruction(data: dict[str, Any] | None = None, **options: Any) -> Instruction:
-    made = {"name": "instruction", "prompt": "Q: {q}\nA:", "completion": " {a}", **options}
-    files = data or {"files": {"train": "/nowhere.jsonl"}}
-    return Instruction.model_validate_json(json.dumps({**made, "data": files}))
 
 
 def file_of(folder: Path, text: str | bytes, suffix: str = ".jsonl") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from conftest import ROOT, Cli
 from hpcft import document, reference
+from hpcft.recipe import FullRecipe
+from hpcft.records import Cluster
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 PROFILES = sorted((ROOT / "slurm").glob("*.yaml"))
@@ -52,3 +55,21 @@ def test_the_schema_knows_extends_and_auto() -> None:
     checker.validate({"extends": "quickstart", "resources": "auto"})
     assert not checker.is_valid({"extends": 5})
     assert not checker.is_valid({"name": "x"})
+
+
+@pytest.mark.parametrize(("kind", "root"), [("recipe", FullRecipe), ("cluster", Cluster)])
+def test_the_reference_page_has_every_field(kind: str, root: Any) -> None:
+    schema = reference.schema(kind)
+    json.dumps(schema)
+    page = reference.page(kind)
+    parts = {schema["title"]: schema, **schema.get("$defs", {})}
+    assert set(root.model_fields) <= set(schema["properties"])
+    for title, part in parts.items():
+        if "properties" not in part:
+            continue
+        section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        rows = [line for line in section.splitlines() if line.startswith("| `")]
+        assert [row.split("`")[1] for row in rows] == list(part["properties"]), title
+        for row in rows:
+            meaning = row.replace(r"\|", "").split(" | ")[-1].rstrip(" |")
+            assert meaning, f"{title}: {row} says nothing"

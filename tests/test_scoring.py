@@ -16,7 +16,6 @@ from hpcft.methods import QLoRA
 from hpcft.records import DataSpec, TokenizerTraining
 from hpcft.tasks import Classification, Instruction
 from hpcft.tasks.base import IGNORED
-from hpcft.train.operators import remove_stale_locks
 from hpcft.train.tokenizer import train_tokenizer
 
 DATA = DataSpec(files={"train": "x.jsonl"})
@@ -129,14 +128,6 @@ def test_scoring_a_4bit_model_does_not_cut_its_gradients(tmp_path: Path) -> None
     assert len(linear) == 14
     assert any(g.abs().sum() > 0 for g in before)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def test_lock_of_a_dead_build_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "deepspeed_cpu_adam").mkdir()
-    (tmp_path / "deepspeed_cpu_adam/lock").touch()
-    (tmp_path / "deepspeed_cpu_adam/cpu_adam.so").touch()
-    remove_stale_locks(tmp_path)
-    assert [p.name for p in (tmp_path / "deepspeed_cpu_adam").iterdir()] == ["cpu_adam.so"]
 
 
 TRAIN_TOKENIZER = """

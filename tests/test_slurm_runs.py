@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import RECIPE, Cli, film_rows, write_rows
+from real_runs import folder_of, losses, step, supervisors, until
 
 pytestmark = pytest.mark.slurm
 
@@ -87,12 +87,6 @@ def campus(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.chdir(before)
 
 
-def _losses(folder: Path, name: str) -> list[float]:
-    (file,) = folder.glob(f"runs/{name}/*/metrics.jsonl")
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
-
-
 def test_zero3_over_two_nodes_of_two_ranks(campus: Path) -> None:
     (folder,) = campus.glob("runs/four/*")
     plan = json.loads((folder / "plan.json").read_text())
@@ -106,7 +100,7 @@ def test_zero3_over_two_nodes_of_two_ranks(campus: Path) -> None:
 
 @pytest.mark.parametrize("other", ["four", "accumulated"])
 def test_losses_agree_at_the_same_global_batch(campus: Path, other: str) -> None:
-    ours, theirs = _losses(campus, "one"), _losses(campus, other)
+    ours, theirs = losses(folder_of("one")), losses(folder_of(other))
     assert len(ours) == STEPS
     assert ours == pytest.approx(theirs, abs=TOLERANCE)
     assert ours[0] != ours[-1]
@@ -169,29 +163,13 @@ def _view(cli: Cli, name: str) -> Any:
     return cli("status", name, "--json").json[0]
 
 
-def _until(seconds: float, true: Any) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.2)
-
-
 def test_one_dead_rank_ends_the_job(campus: Path, cli: Cli) -> None:
     said = hpcft("submit", "tiny.yaml", "-o", "name=dead", "-o", "train.max_steps=100000",
                  "-o", "resources.nodes=2")  # fmt: skip
     assert said.returncode == 0, said.stderr
-    _until(120, lambda: (_view(cli, "dead")["progress"] or {"step": 0})["step"] > 0)
-    (folder,) = campus.glob("runs/dead/*")
-    import psutil
-
-    ranks = [p for p in psutil.process_iter(["cmdline", "environ"])
-             if str(folder / "logs") in (p.info["cmdline"] or [])
-             and (p.info["environ"] or {}).get("SLURM_PROCID") == "1"
-             and "srun" not in p.info["cmdline"][0]]  # fmt: skip
-    assert ranks
-    for rank in ranks:
-        rank.send_signal(signal.SIGKILL)
-    _until(30, lambda: _view(cli, "dead")["state"] not in ("RUNNING", "PENDING"))
+    until(lambda: step(folder_of("dead")) > 0)
+    os.kill(supervisors(folder_of("dead"))[1], signal.SIGKILL)
+    until(lambda: _view(cli, "dead")["state"] not in ("RUNNING", "PENDING"), 30)
     view = _view(cli, "dead")
     assert view["state"] == "FAILED"
     assert view["note"]
@@ -202,10 +180,10 @@ def test_pending_reason_in_words(campus: Path, cli: Cli, testbed: Any) -> None:
         testbed.set_node(node, "drain", "test")
     try:
         assert hpcft("submit", "tiny.yaml", "-o", "name=waits").returncode == 0
-        _until(30, lambda: "nodes" in _view(cli, "waits")["note"])
+        until(lambda: "nodes" in _view(cli, "waits")["note"], 30)
         assert _view(cli, "waits")["state"] == "PENDING"
         assert "cancelled" in cli("cancel", "waits").err
-        _until(30, lambda: _view(cli, "waits")["state"] == "CANCELLED")
+        until(lambda: _view(cli, "waits")["state"] == "CANCELLED", 30)
     finally:
         for node in ("n1", "n2", "n3", "n4"):
             testbed.set_node(node, "resume", "")

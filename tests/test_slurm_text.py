@@ -1,4 +1,4 @@
-"""What is written for Slurm and DeepSpeed, and what is read from Slurm: golden files, samples."""
+"""What is written for Slurm and DeepSpeed, against golden files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 from conftest import ROOT
 from hpcft import ds_config
-from hpcft.cluster import profile, slurm
-from hpcft.cluster.states import JobState, explained, normalised
-from hpcft.errors import ClusterError, UsageError
+from hpcft.cluster import slurm
+from hpcft.errors import UsageError
+from hpcft.marks import SETUP_BEGINS, SETUP_ENDS
 from hpcft.records import Cluster, Gpu, Layout, ModelFacts, ParameterCount, Plan, Train
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -116,10 +116,12 @@ def test_setup_that_fails_stops_the_job(tmp_path: Path) -> None:
     failing = subprocess.run(["bash", "-c", "\n".join([*lines, "echo reached"])], check=False,
                              capture_output=True, text=True)  # fmt: skip
     assert (failing.returncode, failing.stdout) == (1, "")
+    assert failing.stderr == f"{SETUP_BEGINS}\n", "nothing but that it began"
     good = slurm.parameters(site(setup=["true"], environment=cluster.environment), plan(), "m", "t")
     text = "\n".join([*good["setup"], "false", 'echo "$SPACED"'])
     passing = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=False)
     assert passing.stdout == "a 'b' $c\n"
+    assert passing.stderr == f"{SETUP_BEGINS}\n{SETUP_ENDS}\n"
 
 
 # ---------------------------------------------------------------- DeepSpeed JSON
@@ -213,272 +215,3 @@ def test_a_misspelt_key_in_a_template_is_refused(
     monkeypatch.setattr(ds_config, "shipped", lambda kind: tmp_path)
     with pytest.raises(UsageError, match=r"steps_per_prnt, zero_optimization\.overlap_com"):
         ds_config.build(layout(zero_stage=1), "bf16", FACTS, Train(), site())
-
-
-# ---------------------------------------------------------------- reading Slurm
-
-
-SQUEUE = """\
-101|RUNNING|1-02:03:04|n[1-2]|None
-102|PENDING|0:00||Resources
-103|PENDING|0:00||(Priority)
-104_0|RUNNING|5:06|n3|None
-104_1|PENDING|0:00||JobArrayTaskLimit
-104_10|PENDING|0:00||Dependency
-105|PENDING|0:00||ReqNodeNotAvail, UnavailableNodes:n[1-2]
-106|PENDING|0:00||Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions
-107|CONFIGURING|0:03|n4|Prolog
-108|COMPLETING|0:10|n4|None
-109|NODE_FAIL|2:00|n1|NodeDown
-110|CANCELLED|0:00||None
-111|PENDING|0:00||SomethingNew(1|2)
-112|REQUEUE_HOLD|0:00||launch failed requeued held
-999|RUNNING|0:01|n1|None
-"""  # noqa: E501
-WANTED = {"101", "102", "103", "104_0", "104_1", "104_10", "105", "106", "107", "108", "109", "110",
-          "111", "112", "404"}  # fmt: skip
-
-
-def test_squeue() -> None:
-    found = slurm.parse_squeue(SQUEUE, WANTED)
-    assert set(found) == WANTED - {"404"}
-    assert found["101"] == JobState("RUNNING", "", "n[1-2]", 93784.0)
-    assert found["102"].reason == "waiting for nodes to become free (Resources)"
-    assert found["103"].reason == "jobs of higher priority are ahead (Priority)"
-    assert (found["104_0"].state, found["104_0"].elapsed_s) == ("RUNNING", 306.0)
-    assert found["104_1"].reason.startswith("waiting for other points of the sweep")
-    assert found["105"].reason == (
-        "a node that it needs is down or reserved (ReqNodeNotAvail, UnavailableNodes:n[1-2])"
-    )
-    assert found["106"].reason.startswith("the nodes that it needs are down, drained or reserved")
-    assert found["111"].reason == "SomethingNew(1|2)"
-    assert found["112"].reason.startswith("could not start on its node and is held")
-    live = {name for name, state in found.items() if state.is_live}
-    assert live == WANTED - {"404", "109", "110"}
-    assert {name for name, state in found.items() if state.is_over} == {"109", "110"}
-
-
-SACCT = """\
-201|COMPLETED|0:0|00:01:02|n1
-202|CANCELLED by 0|0:15|1-02:03:04|n[1-4]
-203|CANCELLED+|0:0|00:00:00|None assigned
-204|TIMEOUT|0:0|01:00:00|n2
-205|OUT_OF_MEMORY|0:125|00:02:00|n2
-206|NODE_FAIL|1:0|00:00:30|n3
-207_0|FAILED|1:0|00:00:10|n1
-207_1|COMPLETED|0:0|00:00:11|n1
-207_[2-3,5%2]|PENDING|0:0|00:00:00|None assigned
-208|PREEMPTED|0:15|00:09:00|n1
-209|RUNNING|0:0|02:03.500|n1
-210|FAILED|
-"""
-
-
-def test_sacct() -> None:
-    wanted = {str(n) for n in (201, 202, 203, 204, 205, 206, 208, 209, 210)}
-    wanted |= {f"207_{n}" for n in range(6)}
-    found = slurm.parse_sacct(SACCT, wanted)
-    assert {name: state.state for name, state in found.items()} == {
-        "201": "COMPLETED", "202": "CANCELLED", "203": "CANCELLED", "204": "TIMEOUT",
-        "205": "OUT_OF_MEMORY", "206": "NODE_FAIL", "207_0": "FAILED", "207_1": "COMPLETED",
-        "207_2": "PENDING", "207_3": "PENDING", "207_5": "PENDING", "208": "PREEMPTED",
-        "209": "RUNNING", "210": "FAILED",
-    }  # fmt: skip
-    assert found["202"] == JobState("CANCELLED", "", "n[1-4]", 93784.0, "0:15")
-    assert found["209"].elapsed_s == 123.0
-    assert found["210"].elapsed_s is None
-    over = {name for name, state in found.items() if state.is_over}
-    assert over == set(found) - {"207_2", "207_3", "207_5", "209"}
-
-
-@pytest.mark.parametrize(
-    ("word", "plain"),
-    [("CANCELLED by 1000", "CANCELLED"), ("CANCELLED+", "CANCELLED"), (" running ", "RUNNING"),
-     ("OUT_OF_ME+", "OUT_OF_ME"), ("", "UNKNOWN"), ("+", "UNKNOWN")],
-)  # fmt: skip
-def test_normalised(word: str, plain: str) -> None:
-    assert normalised(word) == plain
-
-
-@pytest.mark.parametrize(
-    ("reason", "sentence"),
-    [
-        ("None", ""),
-        ("", ""),
-        ("(None)", ""),
-        ("(Resources)", "waiting for nodes to become free (Resources)"),
-        ("PartitionTimeLimit", "asks for more time than the partition allows: lower "
-         "resources.time_min (PartitionTimeLimit)"),
-        ("Nodes_required_for_job_are_DOWN,_DRAINED", "the nodes that it needs are down, "
-         "drained or reserved (Nodes_required_for_job_are_DOWN,_DRAINED)"),
-        ("launch_failed_requeued_held", "could not start on its node and is held: scontrol release "
-         "(launch_failed_requeued_held)"),
-        ("ReqNodeNotAvail(Unavailable:n1)", "ReqNodeNotAvail(Unavailable:n1)"),
-        ("Unheard", "Unheard"),
-    ],
-)  # fmt: skip
-def test_pending_reasons(reason: str, sentence: str) -> None:
-    assert explained(reason) == sentence
-
-
-def scheduler(monkeypatch: pytest.MonkeyPatch, **answers: str | Exception) -> list[str]:
-    """Puts made-up answers where scheduler commands would be; the commands that were called."""
-    called: list[str] = []
-
-    def run(*command: str, timeout_s: float = 0) -> str:
-        called.append(" ".join(command))
-        answer = answers[command[0]]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(slurm, "_run", run)
-    return called
-
-
-AWAY = ClusterError("squeue failed (1): slurm_load_jobs error: Unable to contact slurm controller")
-NO_ACCOUNTS = ClusterError("sacct failed (1): Slurm accounting storage is disabled")
-
-
-def test_states_ask_each_command_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = scheduler(monkeypatch, squeue=SQUEUE, sacct=SACCT)
-    found = slurm.states(["101", "104_1", "201", "207_0", "207_1"])
-    assert [state.state for state in found.values()] == [
-        "RUNNING", "PENDING", "COMPLETED", "FAILED", "COMPLETED",
-    ]  # fmt: skip
-    assert len(called) == 2
-    assert "-j 201,207 " in called[1]
-    assert slurm.states([]) == {}
-    assert len(called) == 2
-
-
-def test_states_without_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler(monkeypatch, squeue=AWAY, sacct=SACCT)
-    found = slurm.states(["101", "204"])
-    assert found["204"].state == "TIMEOUT"
-    assert found["101"] == JobState("UNKNOWN", str(AWAY))
-
-
-def test_states_without_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler(monkeypatch, squeue=SQUEUE, sacct=NO_ACCOUNTS)
-    found = slurm.states(["101", "204"])
-    assert found["101"].state == "RUNNING"
-    assert found["204"] == JobState("UNKNOWN", str(NO_ACCOUNTS))
-
-
-def test_states_without_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler(monkeypatch, squeue=AWAY, sacct=NO_ACCOUNTS)
-    found = slurm.states(["101", "204"])
-    assert {state.state for state in found.values()} == {"UNKNOWN"}
-    assert {state.reason for state in found.values()} == {f"{AWAY}; {NO_ACCOUNTS}"}
-    assert not any(state.is_over or state.is_live for state in found.values())
-
-
-def test_states_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler(monkeypatch, squeue="", sacct="")
-    (state,) = slurm.states(["77"]).values()
-    assert state == JobState("UNKNOWN", "neither squeue nor sacct knows the job")
-
-
-def test_a_job_is_found_by_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = "5|hpcft-a\n6_0|hpcft-b\n6_1|hpcft-b\n6_11|hpcft-b\n7|\n"
-    scheduler(monkeypatch, squeue=lines)
-    assert slurm.find_by_token("hpcft-a") == "5"
-    assert slurm.find_by_token("hpcft-b", 1) == "6_1"
-    assert slurm.find_by_token("hpcft-b", 11) == "6_11"
-    assert slurm.find_by_token("hpcft-c") is None
-
-
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [("exit 3", r"failed \(3\)"), ("echo no luck >&2; exit 1", "no luck"),
-     ("echo only out; exit 1", "only out"), ("sleep 30", "did not answer within 1 s")],
-)  # fmt: skip
-def test_a_scheduler_command_that_fails(
-    body: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = tmp_path / "squeue"
-    command.write_text(f"#!/bin/sh\n{body.replace('sleep', 'exec sleep')}\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(ClusterError, match=f"squeue .*{says}"):
-        slurm._run("squeue", timeout_s=1)
-
-
-def test_a_scheduler_command_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(ClusterError, match="squeue is not on PATH: is this a Slurm login node"):
-        slurm.find_by_token("x")
-
-
-# ---------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize(
-    ("reason", "key"),
-    [
-        ("Invalid account or account/partition combination specified", "account"),
-        ("Invalid partition name specified", "partition"),
-        ("User's group not permitted to use this partition", "partition"),
-        ("Invalid qos specification", "qos"),
-        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
-         "qos"),
-        ("Invalid feature specification", "constraint"),
-        ("Requested time limit is invalid (missing or exceeds some limit)", "time_limit_min"),
-        ("Memory required by task is not available", "host_memory_gib"),
-        ("Requested node configuration is not available", "gpus_per_node"),
-        ("Node count specification invalid", "max_nodes"),
-        ("More processors requested than permitted", "cores_per_node"),
-        ("CPU count per node can not be satisfied", "cores_per_node"),
-        ("Invalid generic resource (gres) specification", "gpu_request"),
-        ("Invalid Trackable RESource (TRES) specification", "gpu_request"),
-        ("Something that nobody has seen", "name"),
-    ],
-)  # fmt: skip
-def test_refusals_name_the_field_to_blame(
-    reason: str, key: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    error = ClusterError(f"sbatch failed (1): sbatch: error: x\nallocation failure: {reason}")
-    scheduler(monkeypatch, sbatch=error, sinfo="")
-    text = script({}, 1, Path("/runs/logs"))
-    with pytest.raises(slurm.Refused) as refused:
-        slurm.check(text)
-    assert refused.value.key == key
-    assert key in Cluster.model_fields
-    assert refused.value.reason.startswith(f"{reason}, asked for --cpus-per-task=12 ")
-    assert "--partition=gpu" in refused.value.reason
-
-
-def test_an_absent_controller_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "sbatch failed (1): allocation failure: Unable to contact slurm controller"
-    scheduler(monkeypatch, sbatch=ClusterError(said))
-    with pytest.raises(ClusterError, match="Unable to contact"):
-        slurm.check("#!/bin/sh\n")
-
-
-# ---------------------------------------------------------------- which cluster is here
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [("Configuration data\nClusterName             = campus\nX = y\n", "campus"), ("Nothing", None),
-     (ClusterError("scontrol failed (1): Could not establish a configuration source"), None)],
-)  # fmt: skip
-def test_cluster_name(
-    config: str | Exception, name: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shutil.which", lambda command: f"/usr/bin/{command}")
-    scheduler(monkeypatch, scontrol=config)
-    assert slurm.cluster_name() == name
-    monkeypatch.setattr("shutil.which", lambda command: None)
-    assert slurm.cluster_name() is None
-    assert profile.detect() == "local"
-
-
-def test_node_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = "NodeName=n1 Arch=x86_64 NodeAddr=10.0.0.7 NodeHostName=n1 Port=0\n"
-    scheduler(monkeypatch, scontrol=answer)
-    assert slurm.node_address("n1") == "10.0.0.7"
-    scheduler(monkeypatch, scontrol="NodeName=n1\n")
-    with pytest.raises(ClusterError, match="no NodeAddr of node n1"):
-        slurm.node_address("n1")

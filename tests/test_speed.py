@@ -244,9 +244,9 @@ def test_checkpoints_by_hand() -> None:
 @pytest.mark.parametrize(
     ("train", "written", "count"),
     [
-        ({}, 0, 0),
-        ({"save_strategy": "epoch"}, 3, 2),  # one kept, and the new one before the old one goes
-        ({"save_strategy": "epoch", "save_total_limit": 5}, 3, 3),
+        ({}, 0, 2),  # to go on from; and the new one before the old one goes
+        ({"save_strategy": "epoch"}, 3, 2),
+        ({"save_strategy": "epoch", "save_total_limit": 5}, 3, 5),
         ({"save_strategy": "steps", "save_total_limit": 3}, None, 4),
         ({"save_strategy": "epoch", "load_best_model_at_end": True}, 3, 3),
     ],

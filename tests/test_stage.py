@@ -12,17 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Said, film_rows, write_rows
-from hpcft import identity
-from hpcft import recipe as recipes
+from conftest import Said, film_rows
 from hpcft.cluster import profile
-from hpcft.errors import DataError, InputError
+from hpcft.errors import DataError
 from hpcft.paths import RunPaths
 from hpcft.records import StagedInputs
 from hpcft.stage import cache
 from hpcft.stage.needs import Need
 from hpcft.store import write
-from hpcft.tasks import rows
 from local_hub import LocalHub
 from tiny_models import llama_folder
 
@@ -362,47 +359,6 @@ def test_local_recipes_have_nothing_to_stage(tiny: Path, shell: Shell) -> None:
     said = shell("stage", tiny)
     assert (said.code, said.out) == (0, "")
     assert "nothing comes from the hub" in said.err
-
-
-# ---------------------------------------------------------------- local folders
-
-
-def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
-    """Files as on the hub, with several configurations, or what `save_to_disk` wrote."""
-    import datasets
-
-    written = tmp_path / "films"
-    for name in ("train", "test"):
-        write_rows(tmp_path / f"{name}.jsonl", film_rows(4))
-        (written / "films").mkdir(parents=True, exist_ok=True)
-        shutil.copy(tmp_path / f"{name}.jsonl", written / "films")
-    (written / "README.md").write_text(
-        "---\nconfigs:\n- config_name: films\n  data_files:\n"
-        "  - {split: train, path: films/train.jsonl}\n  - {split: test, path: films/test.jsonl}\n"
-        "---\n"
-    )
-    whole = datasets.Dataset.from_list(film_rows(4))
-    datasets.DatasetDict(train=whole, test=whole).save_to_disk(tmp_path / "saved")
-    whole.save_to_disk(tmp_path / "alone")
-
-    def examples(*changes: str) -> dict[str, int]:
-        (point,) = recipes.load(str(tiny), ["task.data.files=null", *changes])
-        return {name: len(found) for name, found in rows.load(point.recipe.task).splits.items()}
-
-    both = "task.data.splits={train: train, test: test}"
-    expected = {"train": 8, "test": 8}
-    assert examples(f"task.data.path={written}", "task.data.name=films", both) == expected
-    assert examples(f"task.data.path={tmp_path}/saved", both) == expected
-    alone = f"task.data.path={tmp_path}/alone"
-    assert examples(alone, "task.data.fractions={train: 0.5, test: 0.5}") == {"train": 4, "test": 4}
-    with pytest.raises(DataError, match="has no split test; it has train"):
-        examples(alone, both)
-    with pytest.raises(InputError, match="there is no folder"):
-        examples("task.data.path=/nowhere/films")
-    (point,) = recipes.load(str(tiny), ["task.data.files=null", f"task.data.path={written}"])
-    first = identity.fingerprints(point.recipe)["task.data.path"]
-    write_rows(written / "films/test.jsonl", film_rows(3))
-    assert identity.fingerprints(point.recipe)["task.data.path"] != first
 
 
 def test_the_cache_is_that_of_the_profile_else_that_of_the_environment() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cases
-from cases import Case
+from case import Case
 
 from hpcft.cluster import profile
 from hpcft.memory import parameters

@@ -16,7 +16,7 @@ from typing import Any
 
 import cases
 import events
-from cases import STEPS, Case
+from case import STEPS, Case
 
 from hpcft.paths import RunPaths
 from hpcft.records import Plan

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from cases import CASES, ON_GPU, Case
+from case import Case
+from cases import CASES, ON_GPU
 from measure import measure, plan_of
 from table import Row, markdown, summary, text
 

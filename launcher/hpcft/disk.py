@@ -38,19 +38,21 @@ def run_folder_items(
     precision: Precision,
     checkpoints: int | None,
 ) -> list[MemoryItem]:
-    """What the run folder holds at most; `checkpoints` are those written, None where unknown.
+    """What the run folder holds at most; `checkpoints` are those asked for, None where unknown.
 
     A checkpoint is complete before the oldest is deleted, so one more than `save_total_limit` is
-    there at a time; and the best one is kept beside the last.
+    there at a time; and the best one is kept beside the last. The newest may be one that is only
+    there to go on from, which any run writes before its time limit or a preemption.
     """
-    train = recipe.train
+    train, method = recipe.train, recipe.method
     size = model_bytes(facts, recipe, layout, precision)
     items = [MemoryItem(name="finished model", bytes=size, rule="weights, or the adapter")]
-    if train.save_strategy == "no":
+    if not (method.trains and method.resumes):
         return items
     each = checkpoint_bytes(facts, recipe, layout, precision)
-    known = [n for n in (checkpoints, train.save_total_limit and train.save_total_limit + 1) if n]
-    count = min(known, default=2) + train.load_best_model_at_end
+    kept = [n + 1 for n in (train.save_total_limit,) if n]
+    written = [] if checkpoints is None else [checkpoints + 2]
+    count = min(kept + written, default=2) + train.load_best_model_at_end
     items.append(
         MemoryItem(
             name="checkpoints",

@@ -9,7 +9,7 @@ from hpcft.disk import checkpoint_bytes, model_bytes
 from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.rates import rates
 from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster, Layout, ModelFacts, Precision, RunTime, Split, StepTime
+from hpcft.records import Cluster, Layout, ModelFacts, Plan, Precision, RunTime, Split, StepTime
 from hpcft.speed import forward_flops, overhead_s
 from hpcft.tasks.prompting import MOST_ROWS, Prompting
 
@@ -23,6 +23,10 @@ TIME_MARGIN = 2.0
 # And this, for slow starts of a cold cache.
 ALLOWANCE_MIN = 10
 ROUNDED_TO_MIN = 5
+# Slurm may be a minute early with its word that time is nearly up (sbatch --signal), not late.
+NOTICE_S = 60.0
+# Of a short limit, the run itself is to have most.
+MOST_OF_LIMIT = 0.25
 
 
 def run_time(
@@ -137,3 +141,11 @@ def time_limit_min(time: RunTime, recipe: FullRecipe, cluster: Cluster) -> int:
         return cluster.time_limit_min
     needed = TIME_MARGIN * time.run_s / 60 + ALLOWANCE_MIN
     return min(ROUNDED_TO_MIN * math.ceil(needed / ROUNDED_TO_MIN), cluster.time_limit_min)
+
+
+def notice_s(plan: Plan) -> int:
+    """Seconds before its time limit in which a run hears of it: two steps and a checkpoint."""
+    steps_s = 2 * plan.time.step.total_s if plan.time else 0.0
+    written_s = sum(item.bytes for item in plan.disk) / SHARED_DISK_BYTES_S
+    most_s = MOST_OF_LIMIT * 60 * plan.time_min
+    return math.ceil(min(NOTICE_S + steps_s + written_s, most_s))

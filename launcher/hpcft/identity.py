@@ -48,17 +48,23 @@ def _hash_path(path: Path, *, whole: bool) -> str:
     return digest.hexdigest()
 
 
-def run_id(recipe: FullRecipe, cluster_name: str, prints: dict[str, str]) -> str:
+def run_id(
+    recipe: FullRecipe, cluster_name: str, prints: dict[str, str], origin: str = ""
+) -> str:
     """The run's identity: a hash of all that decides its result, and of where it runs.
 
-    Descriptions and baselines do not count, and a local file counts by content, not by name.
+    Descriptions, baselines and how often it is saved do not count, and a local file counts by
+    content, not by name. What went on from another run, its `origin`, is not what began by itself.
     """
-    content = recipe.model_dump(mode="json", exclude={"description", "baseline", "sweep"})
+    aside: Any = {"description": True, "baseline": True, "sweep": True,
+                  "resources": {"checkpoint_min"}}  # fmt: skip
+    content = recipe.model_dump(mode="json", exclude=aside)
     for key, value in prints.items():
         *sections, last = key.split(".")
         node: Any = content
         for section in sections:
             node = node[section]
         node[last] = value
-    text = json.dumps([content, cluster_name], sort_keys=True, ensure_ascii=False)
+    what = [content, cluster_name, *([origin] if origin else [])]
+    text = json.dumps(what, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

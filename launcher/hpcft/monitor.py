@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.cluster import local, slurm
-from hpcft.cluster.states import PENDING, UNKNOWN, JobState
+from hpcft.cluster.states import COMPLETED, PENDING, UNKNOWN, JobState
 from hpcft.errors import ClusterError, StoreError
-from hpcft.failures import explain
+from hpcft.failures import Failure, explain, held
 from hpcft.paths import RunPaths
 from hpcft.records import Attempt, Job, Plan, Progress, Recovery, RunRecord
 from hpcft.recoveries import changes, rungs, taken
-from hpcft.store import R, read_if_there
+from hpcft.store import R, age_s, is_locked, read_if_there
 from hpcft.units import format_bytes, format_seconds
 
 # A live run rewrites its heartbeat every few seconds; shared file systems may lag by half a minute.
 FRESH_S = 60.0
+# What a job wrote last may be seen so much later than its end.
+GRACE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class View:
     plan: Plan | None = None
     recoveries: tuple[Recovery, ...] = ()
     """What it has met on its way."""
+    failure: Failure | None = None
+    """Why it failed, or is held; None where it did not, or nobody knows."""
+    is_gone: bool = False
+    """Whether Slurm has no such job any more: however it ended, it is not alive."""
 
     @property
     def rungs(self) -> list[Recovery]:
@@ -52,24 +60,33 @@ class View:
         return self.state in ("PENDING", "RUNNING")
 
 
-def look(paths: RunPaths, job: Job) -> View:
-    """What is known of one run."""
-    return snapshot([(paths, job)])[0]
+def look(paths: RunPaths, job: Job, is_locked: Callable[[Path], bool] = is_locked) -> View:
+    """What is known of one run; arguments as of `snapshot`."""
+    return snapshot([(paths, job)], is_locked)[0]
 
 
-def snapshot(runs: Iterable[tuple[RunPaths, Job]]) -> list[View]:
-    """What is known of many runs, with one look at each scheduler."""
+def snapshot(
+    runs: Iterable[tuple[RunPaths, Job]], is_locked: Callable[[Path], bool] = is_locked
+) -> list[View]:
+    """What is known of many runs, with one look at each scheduler.
+
+    Args:
+        runs: run folders and their jobs.
+        is_locked: whether some command is submitting from a runs folder.
+    """
     listed = [(job, job.attempts[-1] if job.attempts else None, _read(p)) for p, job in runs]
     asked: dict[str, str] = {}
     trouble = ""
+    by_token: dict[tuple[str, int | None], str] | None = None
     for job, attempt, files in listed:
         # Of a run with a result there is nothing left to ask.
         if job.scheduler == "slurm" and attempt and files.record is None:
             job_id = attempt.job_id
             try:
                 if job_id is None and not trouble:
-                    job_id = slurm.find_by_token(attempt.token, attempt.array_index)
-                    job_id = job_id or _queues_anew(files)
+                    by_token = slurm.by_token() if by_token is None else by_token
+                    job_id = by_token.get((attempt.token, attempt.array_index))
+                    job_id = job_id or _queues_anew(files) or _wrote(files)
             except ClusterError as error:
                 trouble = str(error)
             if job_id:
@@ -83,12 +100,16 @@ def snapshot(runs: Iterable[tuple[RunPaths, Job]]) -> list[View]:
             state, job_id = local.state(attempt), attempt.job_id or ""
         else:
             job_id = asked.get(attempt.token + str(attempt.array_index), attempt.job_id or "")
-            missing = (
-                JobState(UNKNOWN, trouble)
-                if trouble
-                else JobState("FAILED", "was not queued: the submitting command was interrupted")
-            )
-            state = answers.get(job_id, missing)
+            if job_id in answers:
+                state = answers[job_id]
+            elif trouble:
+                state = JobState(UNKNOWN, trouble)
+            elif is_locked(files.paths.folder.parents[1]):
+                state = JobState("PENDING", "is being submitted")
+            else:
+                state = JobState("FAILED", "was not queued: the submitting command was interrupted")
+        if files.record is None and not state.is_live:
+            files = _read_anew(files.paths)
         views.append(_view(job, attempt, files, job_id, state))
     return views
 
@@ -123,6 +144,39 @@ def _read(paths: RunPaths) -> _Files:
     return _Files(paths, record, progress, plan, tuple(taken(paths)), "; ".join(damage))
 
 
+def _read_anew(paths: RunPaths) -> _Files:
+    """Reads the folder of a run that may have written its last since it was read."""
+    with contextlib.suppress(OSError):
+        os.listdir(paths.folder)  # has a network file system look for new files
+    return _read(paths)
+
+
+def _wrote(files: _Files) -> str | None:
+    """The job that wrote the heartbeat, where the one that queued it could not note its id."""
+    return (files.progress.job_id or None) if files.progress else None
+
+
+def _result_is_due(files: _Files, state: JobState) -> bool:
+    """Whether a job ended a moment ago in a way that leaves a result, which may come late."""
+    if state.ended_at is None or not 0 <= time.time() - state.ended_at < GRACE_S:
+        return False
+    if state.state == COMPLETED:
+        return True
+    p = files.progress
+    near = p is not None and (
+        p.phase in ("evaluation", "saving", "done") or 0 < p.total_steps <= p.step
+    )
+    return state.state == "FAILED" and near and not any(files.paths.errors.glob("*.json"))
+
+
+def _is_fresh(file: Path) -> bool:
+    """Whether a heartbeat was written a moment ago."""
+    try:
+        return abs(age_s(file)) < FRESH_S
+    except OSError:
+        return False
+
+
 def _queues_anew(files: _Files) -> str | None:
     """The job that is about to queue the run anew: it lives until that is done."""
     last = files.recoveries[-1] if files.recoveries else None
@@ -132,17 +186,24 @@ def _queues_anew(files: _Files) -> str | None:
 def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: JobState) -> View:
     paths, record, progress = files.paths, files.record, files.progress
     word, note = state.state, state.reason
+    failure: Failure | None = None
     if record is not None:
         word, note = "COMPLETED", ""
     elif state.state in PENDING:
-        word = "PENDING"
+        word, failure = "PENDING", held(state)
+        note = str(failure) if failure else note
     elif state.is_live:
         word = "RUNNING"
         note = "" if state.state == "RUNNING" else state.state.lower()
+    elif _result_is_due(files, state):
+        word, note = "RUNNING", "has ended; its result may still be on its way"
     elif state.is_over:
-        word = "FAILED" if state.state == "COMPLETED" else state.state
-        note = "" if files.damage else str(explain(paths, attempt, state))
-    elif progress is not None and time.time() - progress.updated_at < FRESH_S:
+        word = "FAILED" if state.state == COMPLETED else state.state
+        if not files.damage:
+            found = attempt and attempt.model_copy(update={"job_id": job_id or None})
+            failure = explain(paths, found, state, files.recoveries)
+        note = str(failure) if failure else ""
+    elif progress is not None and _is_fresh(paths.progress):
         word, note = "RUNNING", f"heartbeat is fresh; {state.reason}"
     elapsed = record.measured.wall_s if record and record.measured else state.elapsed_s
     nodes = state.nodes or (progress.node if progress else "")
@@ -159,6 +220,8 @@ def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: 
         record,
         files.plan,
         files.recoveries,
+        failure,
+        state.is_gone,
     )
 
 
@@ -258,5 +321,6 @@ def as_json(view: View) -> dict[str, Any]:
         "elapsed_s": view.elapsed_s,
         "folder": str(view.paths.folder),
         "progress": view.progress.model_dump(mode="json") if view.progress else None,
+        "failure": view.failure.as_dict() if view.failure else None,
         "recoveries": [recovery.model_dump(mode="json") for recovery in view.recoveries],
     }

@@ -35,6 +35,8 @@ class GpuUse:
     """What it asked for in vain."""
     others: tuple[tuple[str, int], ...] = ()
     """Other processes by name, and what each held."""
+    unused: int = 0
+    """What PyTorch had reserved, in pieces that it could not use."""
 
     @property
     def others_bytes(self) -> int:
@@ -52,6 +54,8 @@ class Shortage:
     """Whether it was the node's memory, and not a GPU's."""
     foreign: str = ""
     """Who else held it, as a sentence; empty where it was this run's own doing."""
+    fragmented: bool = False
+    """Whether what was asked for would have fitted into what PyTorch held unused, in pieces."""
 
 
 def shortage(
@@ -73,14 +77,30 @@ def shortage(
     if not on_gpu:
         return Shortage(line, of_host=True)
     use = gpu_use(str(error)) or seen
-    return Shortage(line, foreign=foreign_memory(use, planned_bytes) if use else "")
+    if use is None:
+        return Shortage(line)
+    return Shortage(line, foreign=foreign_memory(use, planned_bytes), fragmented=_in_pieces(use))
 
 
-def line_of(text: str, position: int) -> str:
+def gpu_trouble(text: str) -> str:
+    """What figures make of a GPU's shortage: `foreign_memory`, `fragmentation`, or nothing."""
+    use = gpu_use(text)
+    if use is None:
+        return ""
+    if foreign_memory(use, None):
+        return "foreign_memory"
+    return "fragmentation" if _in_pieces(use) else ""
+
+
+def _in_pieces(use: GpuUse) -> bool:
+    return 0 < use.wanted <= use.unused
+
+
+def line_of(text: str, position: int, chars: int = EVIDENCE_CHARS) -> str:
     """The line around a position, cut to what a table can hold."""
     start = text.rfind("\n", 0, position) + 1
     end = text.find("\n", position)
-    return text[start : end if end >= 0 else None].strip()[:EVIDENCE_CHARS]
+    return text[start : end if end >= 0 else None].strip()[:chars]
 
 
 def foreign_memory(use: GpuUse, planned_bytes: int | None) -> str:
@@ -112,7 +132,8 @@ def gpu_use(text: str) -> GpuUse | None:
     if total is None or free is None:
         return None
     allocated = _bytes(rf"{_SIZE} is allocated by PyTorch", text) or 0
-    reserved = allocated + (_bytes(rf"{_SIZE} is reserved by PyTorch but unallocated", text) or 0)
+    unused = _bytes(rf"{_SIZE} is reserved by PyTorch but unallocated", text) or 0
+    reserved = allocated + unused
     listed = [
         (f"process {number}", _size(size, unit))
         for number, size, unit in re.findall(rf"Process (\d+) has {_SIZE} memory in use", text)
@@ -130,7 +151,7 @@ def gpu_use(text: str) -> GpuUse | None:
         unseen = total - free - own - CONTEXT_BYTES
         others = [("unseen", unseen)] if unseen > 0 else []
     wanted = _bytes(rf"Tried to allocate {_SIZE}", text) or 0
-    return GpuUse(total, free, own, wanted, tuple(others))
+    return GpuUse(total, free, own, wanted, tuple(others), unused)
 
 
 def _bytes(pattern: str, text: str) -> int | None:

@@ -129,6 +129,11 @@ class RunPaths:
         return self.folder / "earlier"
 
     @property
+    def stacks(self) -> Path:
+        """What each rank was doing when the run seemed stuck, a folder for each time."""
+        return self.folder / "stacks"
+
+    @property
     def errors(self) -> Path:
         """What each failing rank said last."""
         return self.folder / "errors"

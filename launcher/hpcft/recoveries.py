@@ -21,7 +21,7 @@ How = Literal["in-process", "restarted", "requeued", "queued anew", "resumed"]
 
 OUT_OF_MEMORY = "out_of_memory"
 # In a row from the same step: a run that is only unlucky comes further in between.
-MOST_WITHOUT_PROGRESS = 3
+MOST_WITHOUT_PROGRESS = 2
 # Of a whole time limit or a watchdog's patience one without progress tells enough.
 _AT_ONCE = ("timeout", "stuck")
 # Of one class in all, with progress in between. A long run may well meet its time limit often, and
@@ -71,6 +71,19 @@ def plan_now(paths: RunPaths, recipe: FullRecipe, cluster: Cluster) -> Plan:
     return ladder.with_layout(plan, last.layout, last.per_device_eval_batch_size, recipe, cluster)
 
 
+def saved_step(paths: RunPaths) -> int:
+    """The step that a run would go on from: a checkpoint has its name only once it is whole.
+
+    Of a run that trains nothing it is the number of examples that are answered.
+    """
+    saved = [folder.name.rpartition("-")[2] for folder in paths.checkpoints.glob("checkpoint-*")]
+    answered = sum(
+        file.read_bytes().count(b"\n")
+        for file in (paths.answers.glob("*.jsonl") if paths.answers.is_dir() else ())
+    )
+    return max([answered, *(int(step) for step in saved if step.isdecimal())])
+
+
 def obstacle(recoveries: list[Recovery], cause: str, step: int) -> str:
     """Why a run must not go on once more; empty where it may.
 
@@ -80,9 +93,8 @@ def obstacle(recoveries: list[Recovery], cause: str, step: int) -> str:
         step: that it would go on from.
     """
     by_hand = [i for i, recovery in enumerate(recoveries) if recovery.how == "resumed"]
-    own = [r for r in recoveries[by_hand[-1] :] if not r.change] if by_hand else [
-        r for r in recoveries if not r.change
-    ]  # fmt: skip
+    since = recoveries[by_hand[-1] if by_hand else 0 :]
+    own = [recovery for recovery in since if not recovery.change]
     begun = own[-1].step if own else 0
     if cause in _AT_ONCE and step <= begun:
         return f"it came no further than step {step}"

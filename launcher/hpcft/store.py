@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -21,6 +22,7 @@ from hpcft.records import Job, Record
 
 R = TypeVar("R", bound=Record)
 MAX_RECORD_BYTES = 20_000_000
+LOCK = ".lock"
 SHORTEST = 4  # characters of a run id that name it
 
 
@@ -116,6 +118,22 @@ def open_file(path: Path) -> BinaryIO:
     return stream
 
 
+def age_s(file: Path) -> float:
+    """Seconds since a file was written, by the clock of its file system.
+
+    A heartbeat's own time is of another machine, whose clock may be ahead or behind.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    written = file.stat().st_mtime
+    try:
+        with tempfile.TemporaryFile(dir=file.parent) as now:
+            return os.fstat(now.fileno()).st_mtime - written
+    except OSError:
+        return time.time() - written  # a folder that only the run can write to
+
+
 def read(path: Path, kind: type[R]) -> R:
     """The record in a file.
 
@@ -151,16 +169,34 @@ def locked(root: Path) -> Iterator[None]:
     """Holds the runs folder's lock, so that of two submissions at once one waits for the other.
 
     Raises:
-        StoreError: the folder is not there and cannot be made.
+        StoreError: the folder is not there and cannot be made, or its file system has no locks.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".lock").open("a")
+        lock = (root / LOCK).open("a")
     except OSError as error:
         raise StoreError(f"{root}: cannot be made: {error.strerror}") from None
     with lock as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StoreError(
+                f"{root / LOCK}: cannot be locked: {error.strerror}; two submissions at once could "
+                "not be told apart: choose a runs folder on another file system (--runs-dir)"
+            ) from None
         yield
+
+
+def is_locked(root: Path) -> bool:
+    """Whether another command holds the runs folder's lock."""
+    try:
+        with (root / LOCK).open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # nobody has ever locked it, or nobody can
+    return False
 
 
 def _folders(folder: Path, damaged: Callable[[str], None]) -> list[Path]:

@@ -32,6 +32,8 @@ class Prepared:
     run_id: str
     prints: Fingerprints
     staged: StagedInputs
+    goes_on: Callable[[RunPaths], None] | None = None
+    """What makes the run folder ready to go on in; None: the run begins anew."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Submitted:
 
     run_id: str
     folder: Path
-    outcome: Literal["submitted", "running", "completed"]
+    outcome: Literal["submitted", "running", "completed", "not queued"]
     job_id: str
+    limit: str = ""
+    """Of what is not queued, Slurm's name of the limit that was reached."""
 
 
 def prepare(
@@ -111,7 +115,7 @@ def dry_run(site: Profile, prepared: list[Prepared], root: Path) -> dict[str, An
     """Exactly what would be submitted: resolved recipe, plan, DeepSpeed configuration, script."""
     store.check_path(root.absolute())
     jobs = []
-    for group in _groups(prepared):
+    for group in _groups(prepared, _array_size(site, prepared)):
         script = _script(site, group, root) if site.cluster.scheduler == "slurm" else None
         jobs.append({"runs": [item.run_id for item in group], "sbatch_script": script})
     return {
@@ -131,7 +135,9 @@ def dry_run(site: Profile, prepared: list[Prepared], root: Path) -> dict[str, An
 
 
 def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) -> list[Submitted]:
-    """Submits what is not already there; a sweep as one job array.
+    """Submits what is not already there; a sweep as one job array, or as few as Slurm takes.
+
+    Of more jobs than the user may have queued, as many are as fit; a later submission queues more.
 
     Args:
         site: the profile.
@@ -143,9 +149,7 @@ def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) 
         One entry for each run, in order.
     """
     store.check_path(root.absolute())
-    if site.cluster.scheduler == "slurm":
-        for group in _groups(prepared):
-            _check_with_slurm(site, group, root)
+    is_slurm = site.cluster.scheduler == "slurm"
     done: dict[str, Submitted] = {}
     fresh: list[Prepared] = []
     with store.locked(root):
@@ -155,20 +159,36 @@ def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) 
                 done[item.run_id] = earlier
             else:
                 fresh.append(item)
-        for group in _groups(fresh):
-            for item, entry in zip(group, _submit_group(site, group, prepared, root), strict=True):
-                done[item.run_id] = entry
+        groups = _groups(fresh, _array_size(site, fresh))
+        limits = [_limit(site, group, root) if is_slurm else "" for group in groups]
+        for group, limit in zip(groups, limits, strict=True):
+            for entry in _submit_what_fits(site, group, limit, prepared, root):
+                done[entry.run_id] = entry
     return [done[item.run_id] for item in prepared]
 
 
-def _groups(prepared: list[Prepared]) -> list[list[Prepared]]:
-    """Runs that can share a job array: those that ask for the same nodes and ranks."""
+def _array_size(site: Profile, prepared: list[Prepared]) -> int | None:
+    """The most runs of one job array; None for any number."""
+    return slurm.array_size() if site.cluster.scheduler == "slurm" and len(prepared) > 1 else None
+
+
+def _groups(prepared: list[Prepared], most: int | None) -> list[list[Prepared]]:
+    """Runs that can share a job array: those that ask for the same nodes and ranks.
+
+    Args:
+        prepared: the runs.
+        most: of one array; None for any number.
+    """
     groups: dict[tuple[int, int, str | None], list[Prepared]] = {}
     for item in prepared:
         layout = item.plan.layout
         shape = (layout.nodes, layout.ranks_per_node, item.plan.partition)
         groups.setdefault(shape, []).append(item)
-    return list(groups.values())
+    return [
+        group[first : first + (most or len(group))]
+        for group in groups.values()
+        for first in range(0, len(group), most or len(group))
+    ]
 
 
 def _run_folder(root: Path, item: Prepared) -> Path:
@@ -207,11 +227,19 @@ def _script(site: Profile, group: list[Prepared], root: Path) -> str:
     return slurm.sbatch_script(folder, options, site.cluster, len(group))
 
 
-def _check_with_slurm(site: Profile, group: list[Prepared], root: Path) -> None:
+def _limit(site: Profile, group: list[Prepared], root: Path) -> str:
+    """Name of the limit that keeps Slurm from queueing these runs now; empty where none does.
+
+    Raises:
+        InputError: Slurm would never take them.
+    """
     try:
         slurm.check(_script(site, group, root))
+    except slurm.TooManyJobs as refused:
+        return str(refused)
     except slurm.Refused as refused:
         raise _input_error(site, refused) from None
+    return ""
 
 
 def _input_error(site: Profile, refused: slurm.Refused) -> InputError:
@@ -229,7 +257,7 @@ def _earlier(item: Prepared, root: Path, *, again: bool) -> Submitted | None:
         return None
     store.check_private(folder)
     job = store.read(paths.job, Job)
-    view = look(paths, job)
+    view = look(paths, job, is_locked=lambda _: False)  # but by this command
     if view.job_id and job.attempts[-1].job_id is None:
         # The command that submitted it died between sbatch and its note: adopt the job.
         adopted = job.attempts[-1].model_copy(update={"job_id": view.job_id})
@@ -239,12 +267,40 @@ def _earlier(item: Prepared, root: Path, *, again: bool) -> Submitted | None:
         return Submitted(item.run_id, folder, "running", view.job_id)
     if view.state == "COMPLETED" and not again:
         return Submitted(item.run_id, folder, "completed", view.job_id)
-    if view.state == "UNKNOWN":
+    if view.state == "UNKNOWN" and not view.is_gone:
         raise UsageError(
             f"{item.run_id}: an earlier job of this run may still be alive, but its state is not "
             f"known ({view.note}); try later or cancel it: hpcft cancel {item.run_id}"
         )
     return None
+
+
+def _submit_what_fits(
+    site: Profile, group: list[Prepared], limit: str, whole: list[Prepared], root: Path
+) -> list[Submitted]:
+    """Submits as many of the runs, from the first on, as Slurm takes now.
+
+    Args:
+        site: the profile.
+        group: runs of one job or job array.
+        limit: that all of them together would exceed; empty where they would not.
+        whole: all runs of the submission.
+        root: the runs folder.
+    """
+    fit, over = (0, len(group)) if limit else (len(group), len(group) + 1)
+    while fit + 1 < over:
+        half = (fit + over) // 2
+        fit, over = (fit, half) if _limit(site, group[:half], root) else (half, over)
+    queued: list[Submitted] = []
+    if fit:
+        try:
+            queued = _submit_group(site, group[:fit], whole, root)
+        except slurm.TooManyJobs as refused:  # of another job of the user's, just now
+            limit = str(refused)
+    return queued + [
+        Submitted(item.run_id, _run_folder(root, item), "not queued", "", limit)
+        for item in group[len(queued) :]
+    ]
 
 
 def _submit_group(
@@ -269,6 +325,8 @@ def _submit_group(
         except slurm.Refused as refused:
             for folder in new:
                 shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(refused, slurm.TooManyJobs):
+                raise
             raise _input_error(site, refused) from None
         started: list[float | None] = [None] * len(ids)
     else:
@@ -289,11 +347,14 @@ def _submit_group(
 
 
 def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
-    """All that the job needs, written before it is queued; earlier results are set aside."""
+    """All that the job needs, written before it is queued; what it does not need is set aside."""
     store.create_folder(folder.parent)
     store.create_folder(folder)
     paths = RunPaths(folder)
-    _set_aside(paths)
+    if item.goes_on:
+        item.goes_on(paths)
+    else:
+        _set_aside(paths)
     store.write(paths.recipe, item.point.recipe)
     store.write(paths.cluster, site.cluster)
     store.write(paths.plan, item.plan)
@@ -309,7 +370,7 @@ def _set_aside(paths: RunPaths) -> None:
     Answers that a run had when it ended too early stay: the next attempt goes on from them.
     """
     written = [paths.result, paths.progress, paths.metrics, paths.errors, paths.checkpoints,
-               paths.recoveries, paths.effective_plan]  # fmt: skip
+               paths.recoveries, paths.stacks, paths.effective_plan]  # fmt: skip
     if paths.result.exists():
         written.append(paths.answers)
     shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again

@@ -8,8 +8,9 @@ import getpass
 import os
 import secrets
 import shutil
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -165,6 +166,28 @@ class Testbed:
         self._daemons.launch("slurmdbd", "slurmdbd", "-D")
         self._daemons.wait_ready("slurmdbd", self._accounting_answers, timeout_s=60.0)
 
+    def pause(self, daemon: str) -> None:
+        """Has a daemon (`slurmctld`, `slurmdbd`, `slurmd-n1`, …) stand still: clients wait."""
+        self._daemons.signal(daemon, signal.SIGSTOP)
+
+    def go_on(self, daemon: str) -> None:
+        """Has a paused daemon go on, with all that came in since."""
+        self._daemons.signal(daemon, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def configured(self, **options: str) -> Iterator[None]:
+        """Has the controller run with other values of options of slurm.conf."""
+        file = self.layout.slurm_conf
+        before = file.read_text()
+        lines = [line for line in before.splitlines() if line.partition("=")[0] not in options]
+        nodes = next(n for n, line in enumerate(lines) if line.startswith("NodeName="))
+        lines[nodes:nodes] = [f"{name}={value}" for name, value in options.items()]
+        try:
+            self._restart_controller("\n".join(lines) + "\n")
+            yield
+        finally:
+            self._restart_controller(before)
+
     def wait_idle(self, timeout_s: float = 30.0) -> None:
         """Waits until every node is up and without jobs.
 
@@ -182,6 +205,15 @@ class Testbed:
         if not daemons.wait_until(all_idle, timeout_s):
             seen = ", ".join(f"{name} {state}" for name, state in states.items()) or "no answer"
             raise TestbedError(f"nodes not idle within {timeout_s:g} s: {seen}")
+
+    def _restart_controller(self, conf: str) -> None:
+        """Starts slurmctld anew on another slurm.conf, and waits until the nodes are known."""
+        self.stop_controller()
+        self.layout.slurm_conf.write_text(conf)
+        self.start_controller()
+        daemons.wait_until(
+            lambda: not any(s.startswith("unknown") for s in self.node_states().values()), 20.0
+        )
 
     def _configure(self) -> None:
         """Writes the files of a cluster that is not running, for ports that are free now."""

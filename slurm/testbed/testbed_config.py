@@ -31,7 +31,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port + 1}
 AccountingStoragePass={layout.munge_socket}
-AccountingStorageEnforce=associations,qos
+AccountingStorageEnforce=associations,limits,qos
 AccountingStorageTRES=gres/gpu"""
     else:
         accounting = "AccountingStorageType=accounting_storage/none"

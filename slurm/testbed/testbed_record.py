@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -98,6 +99,16 @@ class Supervisor:
         process = daemons.spawn(argv, daemons.client_env(self.env), output, self.layout.root)
         self.record.processes[name] = process
         self.record.write(self.layout.record)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Sends a signal to a daemon.
+
+        Raises:
+            TestbedError: it does not run.
+        """
+        if not self.alive(name):
+            raise TestbedError(f"{name} does not run")
+        self.record.processes[name].signal(number)
 
     def wait_ready(self, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
         """Waits until a daemon is ready.

@@ -20,7 +20,7 @@ from hpcft import store
 from hpcft.failures import RankError
 from hpcft.paths import RunPaths
 from hpcft.records import Attempt, Fingerprints, Job, Recovery
-from test_tables import plan, progress, recipe, record
+from made_runs import plan, progress, recipe, record
 
 HANG_S = 5.0
 GOOD, BAD, OTHER = "a" * 12, "b" * 12, "c" * 12
@@ -132,7 +132,7 @@ def survive(seeds: range, workplace: Path, cli: Cli) -> None:
         write_run(root, GOOD, done=True)
         hit = damage(seed, write_run(root, BAD, done=seed % 2 == 0))
         verbs = [VERBS[seed % len(VERBS)], VERBS[(seed + 1) % len(VERBS)], ("logs", BAD),
-                 ("logs", BAD, "--stderr"), ("cancel", BAD)]  # fmt: skip
+                 ("logs", BAD, "--stderr"), ("explain", BAD), ("cancel", BAD)]  # fmt: skip
         for verb in verbs:
             started = time.monotonic()
             try:
@@ -267,8 +267,7 @@ def test_text_of_a_run_does_not_move_the_terminal(
     store.write(paths.errors / "0.json", RankError(
         rank=0, node="n0", at=1.0, kind="ValueError", message=HOSTILE))  # fmt: skip
     (paths.logs / "999999999_0_log.out").write_text(HOSTILE)
-    monkeypatch.setattr(console.out, "_force_terminal", terminal)
-    monkeypatch.setattr(console.out, "_color_system", None)
+    monkeypatch.setattr(console, "on_terminal", lambda _: terminal)
     for verb in (*VERBS, ("logs", BAD)):
         said = cli(*verb)
         assert said.code == 0

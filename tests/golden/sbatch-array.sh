@@ -15,12 +15,20 @@
 #SBATCH --output='/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/%A_%a_0_log.out'
 #SBATCH --partition=gpu
 #SBATCH --qos=long
-#SBATCH --signal=USR2@90
+#SBATCH --requeue
+#SBATCH --signal=USR2@60
 #SBATCH --time=90
 
 # setup
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+ln -s hpcft-0123456789ab-0-89abcdef${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}.pkl '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs'/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}_submitted.pkl 2>/dev/null || true
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/%A_%a_%t_log.out' --error '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/%A_%a_%t_log.err' --kill-on-bad-exit=1 --wait=60 /opt/hpcft/bin/python -u -m submitit.core._submit '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs'
+srun --unbuffered --output '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/%A_%a_%t_log.out' --error '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/%A_%a_%t_log.err' --open-mode=append --kill-on-bad-exit=1 --wait=60 /opt/hpcft/bin/python -u -m submitit.core._submit '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs'
+
+
+# teardown
+code=$?
+[ $code -eq 0 ] || /opt/hpcft/bin/python -m hpcft.train.requeue '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/runs-hpcft-0123456789ab-0-89abcdef.json'
+exit $code

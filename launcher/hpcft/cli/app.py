@@ -41,10 +41,12 @@ def _register() -> None:
         cancel,
         clusters,
         collect,
+        explain,
         logs,
         params,
         plan,
         recipes,
+        resume,
         schema,
         stage,
         status,
@@ -52,7 +54,8 @@ def _register() -> None:
     )
 
     for verb in (
-        plan, params, stage, submit, status, logs, cancel, collect, recipes, clusters, schema,
+        plan, params, stage, submit, resume, status, explain, logs, cancel, collect, recipes,
+        clusters, schema,
     ):  # fmt: skip
         verb.add_to(app)
 

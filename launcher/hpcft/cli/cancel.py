@@ -28,8 +28,10 @@ def add_to(app: typer.Typer) -> None:
 
         for view in chosen(runs_dir, runs):
             name = f"{view.job.recipe}/{view.job.run_id}"
-            if not (view.is_live or view.state == "UNKNOWN"):
+            if not (view.is_live or view.state == "UNKNOWN") or view.is_gone:
                 console.say(f"{name} has ended already: {view.state}")
+            elif view.job.scheduler == "slurm" and not view.job_id:
+                console.warn(f"{name}: whether it is queued is not known yet: {view.note}")
             elif view.job.scheduler == "local":
                 ended = local.cancel(view.job.attempts[-1])
                 console.say(f"{name} cancelled" if ended else f"{name} had ended already")

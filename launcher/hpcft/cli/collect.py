@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -54,7 +55,7 @@ def add_to(app: typer.Typer) -> None:
             console.say(f"no runs in {runs_dir}")
             return
         header, cells = collecting.table(found, metric)
-        if wanted in ("md", "latex") or (wanted == "table" and console.out.is_terminal):
+        if wanted in ("md", "latex") or (wanted == "table" and console.on_terminal(sys.stdout)):
             header = collecting.with_arrows(header)
         if wanted == "table":
             console.table(header, cells)

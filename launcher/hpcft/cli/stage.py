@@ -25,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
         compute nodes have to see. What is there already is kept; an interrupted fetch goes on.
         """
         import os
+        import sys
 
         from hpcft import recipe as recipes
         from hpcft.cli import console
@@ -32,12 +33,12 @@ def add_to(app: typer.Typer) -> None:
 
         points = [point for name in recipe for point in recipes.load(name, override)]
         site = profile.load(cluster or profile.detect())
-        _set_environment(site.cluster.environment, bars=console.talk.is_terminal)
+        _set_environment(site.cluster.environment, bars=console.on_terminal(sys.stderr))
         # Only now: the Hugging Face libraries read their settings when they are imported.
         from hpcft.stage import cache, staging
 
         folder = cache.hub_folder(os.environ)
-        outcomes = staging.stage(points, folder, console.say, bars=console.talk.is_terminal)
+        outcomes = staging.stage(points, folder, console.say, bars=console.on_terminal(sys.stderr))
         if json:
             console.as_json([_as_json(outcome) for outcome in outcomes])
         elif outcomes:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hpcft.cli.options import ClusterName, Json, Overrides, RecipeName, RunsDir, Uncalibrated
+from hpcft.errors import ClusterError
 from hpcft.paths import DEFAULT_RUNS
 
 
@@ -56,8 +57,14 @@ def add_to(app: typer.Typer) -> None:
             console.as_json([_as_json(entry) for entry in done])
         else:
             _tell(done, prepared)
+        left = [entry for entry in done if entry.outcome == "not queued"]
         if watch:
-            watch_until_done(runs_dir, [entry.run_id for entry in done])
+            watch_until_done(runs_dir, [entry.run_id for entry in done if entry not in left])
+        if left:
+            raise ClusterError(
+                f"{len(left)} of {len(done)} runs are not queued: Slurm takes no more jobs of "
+                f"yours for now ({left[0].limit}); submit again when some have ended"
+            )
 
 
 def _as_json(entry: Any) -> dict[str, Any]:
@@ -74,6 +81,7 @@ def _tell(done: list[Any], prepared: list[Any]) -> None:
         "submitted": "submitted as job",
         "running": "is already queued or running as job",
         "completed": "has completed already (--again runs it once more) as job",
+        "not queued": "is not queued yet",
     }
     for entry, item in zip(done, prepared, strict=True):
         values = point_text(item.point.values)

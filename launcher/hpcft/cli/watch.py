@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def watch_until_done(root: Path, run_ids: list[str]) -> None:
     wanted = set(run_ids)
     unknown_since: float | None = None
     said: dict[str, str] = {}
-    live = Live(console=console.talk, auto_refresh=False) if console.talk.is_terminal else None
+    drawn = console.on_terminal(sys.stderr)
+    live = Live(console=console.talk(), auto_refresh=False) if drawn else None
     try:
         if live:
             live.start()
@@ -63,9 +65,11 @@ def watch_until_done(root: Path, run_ids: list[str]) -> None:
     finally:
         if live:
             live.stop()
-    bad = [v for v in views if v.state != "COMPLETED"]
+    bad = [f"{v.job.run_id} {v.state}: {v.note}" for v in views if v.state != "COMPLETED"]
+    lost = wanted - {view.job.run_id for view in views}
+    bad += [f"{run_id}: its folder is gone, or damaged: hpcft status" for run_id in sorted(lost)]
     if bad:
-        raise RunFailed("\n".join(f"{v.job.run_id} {v.state}: {v.note}" for v in bad))
+        raise RunFailed("\n".join(bad))
 
 
 def _say_changes(views: list[View], said: dict[str, str]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -14,22 +14,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hpcft.cluster.states import PENDING, JobState, explained, normalised
+from hpcft.cluster.answers import (
+    SACCT_FIELDS,
+    SQUEUE_FIELDS,
+    Refused,
+    TooManyJobs,
+    parse_sacct,
+    parse_squeue,
+    refused,
+)
+from hpcft.cluster.script import given, parameters, runs_file, sbatch_script
+from hpcft.cluster.states import STARTS_AGAIN, UNKNOWN, JobState
 from hpcft.errors import ClusterError
-from hpcft.records import Cluster, Plan
+from hpcft.records import Cluster
 from hpcft.units import parse_slurm_duration_s
 
+__all__ = ["Refused", "TooManyJobs", "parameters", "sbatch_script"]  # of use with what is here
+
 TIMEOUT_S = 30  # clients wait for an absent slurmctld until their own time-out: set one
-# Points of one array that run at a time; submitit's own default.
-ARRAY_PARALLELISM = 256
 
 
-def _run(*command: str, timeout_s: float = TIMEOUT_S) -> str:
+def _run(*command: str, timeout_s: float | None = None) -> str:
     """Standard output of a scheduler command.
 
     Raises:
         ClusterError: it is missing, failed, or did not answer in time.
     """
+    timeout_s = timeout_s or TIMEOUT_S
     try:
         done = subprocess.run(
             command,
@@ -38,6 +49,7 @@ def _run(*command: str, timeout_s: float = TIMEOUT_S) -> str:
             timeout=timeout_s,
             check=False,
             errors="replace",
+            env=_environment(),
         )
     except FileNotFoundError:
         raise ClusterError(f"{command[0]} is not on PATH: is this a Slurm login node?") from None
@@ -47,6 +59,12 @@ def _run(*command: str, timeout_s: float = TIMEOUT_S) -> str:
         said = done.stderr.strip() or done.stdout.strip()
         raise ClusterError(f"{command[0]} failed ({done.returncode}): {said}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what a user sets to have squeue and sacct show less."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    return kept | {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}  # no list is shortened
 
 
 def cluster_name() -> str | None:
@@ -63,6 +81,16 @@ def cluster_name() -> str | None:
     return match[1] if match else None
 
 
+def array_size() -> int | None:
+    """The most elements that Slurm takes in one array (MaxArraySize); None where nobody says."""
+    try:
+        config = _run("scontrol", "show", "config")
+    except ClusterError:
+        return None
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
+    return max(int(match[1]), 1) if match else None  # 0: arrays are switched off
+
+
 def node_address(node: str) -> str:
     """The address under which a node is known to Slurm (`NodeAddr`)."""
     text = _run("scontrol", "show", "node", node, "--oneliner")
@@ -75,92 +103,12 @@ def node_address(node: str) -> str:
 # ---------------------------------------------------------------- submitting
 
 
-def parameters(cluster: Cluster, plan: Plan, job_name: str, token: str) -> dict[str, Any]:
-    """Submitit's parameters for a run: everything that becomes a line of the sbatch script."""
-    layout = plan.layout
-    gpu_type = cluster.gpu.type if cluster.gpu else None
-    count = layout.ranks_per_node
-    typed = f"{gpu_type}:{count}" if gpu_type else count
-    gpus: dict[str, Any] = {}
-    if cluster.gpus_per_node and cluster.gpu_request == "gpus_per_node":
-        gpus = {"gpus_per_node": typed}
-    elif cluster.gpus_per_node and cluster.gpu_request == "gres":
-        gpus = {"gres": f"gpu:{typed}"}
-    return {
-        "job_name": job_name,
-        "comment": token,
-        "time": plan.time_min,
-        "nodes": layout.nodes,
-        "ntasks_per_node": layout.ranks_per_node,
-        "cpus_per_task": plan.cpus_per_task,
-        "mem": f"{plan.mem_mib}M",
-        "partition": plan.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "setup": _setup_lines(cluster),
-        "srun_args": ["--kill-on-bad-exit=1", "--wait=60", *cluster.srun_args],
-        "array_parallelism": ARRAY_PARALLELISM,
-        "wckey": None,  # submitit's default "submitit" is refused where wckeys are enforced
-        **gpus,
-    }
-
-
-def _setup_lines(cluster: Cluster) -> list[str]:
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
-    # Without `set -e` a failing `module load` goes unnoticed and the job runs in the wrong place.
-    guarded = ["set -e", *cluster.setup, "set +e"] if cluster.setup else []
-    # Since Slurm 22.05 srun does not inherit --cpus-per-task from sbatch.
-    return [*guarded, *exports, "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"]
-
-
-def sbatch_script(folder: Path, options: dict[str, Any], cluster: Cluster, count: int) -> str:
-    """The script that submitit would write; an array where `count` is more than one."""
-    import sys
-
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    python = cluster.python or shlex.quote(sys.executable)
-    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    given = {key: value for key, value in options.items() if value is not None or key == "wckey"}
-    if count > 1:
-        given["map_count"] = count
-    return str(_make_sbatch_string(command=command, folder=folder, **given))
-
-
-class Refused(Exception):
-    """Slurm would not take a job; `key` is the profile's field that is to blame, if one is."""
-
-    def __init__(self, reason: str, asked: str) -> None:
-        super().__init__(reason)
-        self.reason = f"{reason}, asked for {asked}"
-        self.key = next((key for word, key in _BLAME if word in reason.lower()), "name")
-        self.fix = "correct the profile, or the recipe's resources"
-
-
-# Word in a refusal to the profile's field; the first that matches wins.
-_BLAME = (
-    ("accounting/qos policy", "qos"),
-    ("account", "account"),
-    ("partition", "partition"),
-    ("qos", "qos"),
-    ("feature", "constraint"),
-    ("time limit", "time_limit_min"),
-    ("memory", "host_memory_gib"),
-    ("processors", "cores_per_node"),
-    ("cpu count", "cores_per_node"),
-    ("generic resource", "gpu_request"),
-    ("trackable resource", "gpu_request"),
-    ("node configuration", "gpus_per_node"),
-    ("node count", "max_nodes"),
-)
-
-
 def check(script: str) -> None:
     """Asks Slurm whether it would take the script (`sbatch --test-only`); nothing is queued.
 
     Raises:
         Refused: it would not (partition, account, time, more than a node has).
+        TooManyJobs: it would take it, but not now.
         ClusterError: Slurm does not answer.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".sh", prefix="hpcft-") as file:
@@ -169,21 +117,28 @@ def check(script: str) -> None:
         try:
             _run("sbatch", "--test-only", file.name)
         except ClusterError as error:
-            reason = _refusal(str(error))
-            if reason is None:
+            refusal = refused(str(error), _asked(script))
+            if refusal is None:
                 raise
             # Nodes that are away for now look like nodes that lack something: sbatch, which
             # refuses only what can never run, then decides.
-            if not (reason.startswith("Requested node") and _nodes_are_away()):
-                raise Refused(reason, _asked(script)) from None
+            if not (str(refusal).startswith("Requested node") and _nodes_are_away()):
+                raise refusal from None
+    _check_time(script)
 
 
-def _refusal(said: str) -> str | None:
-    """Why Slurm refuses a job, from what a client printed; None where it is another trouble."""
-    for words in ("allocation failure:", "submission failed:"):
-        if words in said and "contact" not in said:
-            return said.split(words)[-1].strip()
-    return None
+def _check_time(script: str) -> None:
+    """Refuses what exceeds the partition's limit, which by default Slurm lets pend for ever."""
+    asked = {key: value for key, _, value in (line.removeprefix("#SBATCH --").partition("=")
+             for line in script.splitlines())}  # fmt: skip
+    for line in _run("scontrol", "show", "partition", "--oneliner").splitlines():
+        known = dict(field.partition("=")[::2] for field in line.split())
+        name = known.get("PartitionName", "")
+        ours = asked.get("partition", name if known.get("Default") == "YES" else "")
+        most_s = parse_slurm_duration_s(known.get("MaxTime", ""))
+        if name == ours and most_s and int(asked["time"]) * 60 > most_s:
+            what = f"Requested time limit is invalid: {ours} allows {most_s / 60:.0f} minutes"
+            raise Refused(what, _asked(script))
 
 
 def _nodes_are_away() -> bool:
@@ -213,16 +168,20 @@ def submit(
         A job id for each run, `123` or `123_4`.
 
     Raises:
-        Refused: Slurm will never run it.
+        Refused: Slurm will never run it, or takes no more jobs now.
         ClusterError: sbatch failed otherwise.
     """
     from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
     executor = SlurmExecutor(folder=folder, python=cluster.python)
-    executor.update_parameters(
-        **{k: v for k, v in options.items() if v is not None or k == "wckey"}
-    )
+    executor.update_parameters(**given(folder, options, cluster))
+    runs_file(folder, options).write_text(json.dumps([str(run) for run in runs]))
+    for index, run in enumerate(runs):
+        what = DelayedSubmission(entry, str(run))
+        what.set_timeout(options["time"], executor.max_num_timeout)
+        element = f"_{index}" if len(runs) > 1 else ""
+        what.dump(folder / f"{options['comment']}{element}.pkl")
     try:
         jobs = (
             [executor.submit(entry, str(runs[0]))]
@@ -230,10 +189,12 @@ def submit(
             else executor.map_array(entry, [str(run) for run in runs])
         )
     except (FailedJobError, FailedSubmissionError) as error:
-        reason = _refusal(str(error))
-        if reason is not None:
-            raise Refused(reason.splitlines()[0], "the script of the dry run") from None
-        raise ClusterError(f"sbatch failed: {error}") from None
+        refusal = refused(str(error), "the script of the dry run")
+        if refusal is not None:
+            raise refusal from None
+        raise ClusterError(
+            f"sbatch failed, and may have queued it or not; hpcft status tells: {error}"
+        ) from None
     return [job.job_id for job in jobs]
 
 
@@ -261,84 +222,107 @@ def states(job_ids: list[str]) -> dict[str, JobState]:
     """The state of each job: one squeue call, and one sacct call for those that it has forgotten.
 
     With accounting down squeue still knows recent jobs; what nobody knows is UNKNOWN, with the
-    reason, and never «failed».
+    reason, and never «failed». Accounting lags behind: what it says of a job that is queued again,
+    or has ended, may be of an earlier start.
     """
     if not job_ids:
         return {}
     trouble: list[str] = []
     found: dict[str, JobState] = {}
+    is_gone = False
     try:
         found = _squeue(job_ids)
+        is_gone = True  # whatever the controller does not list, it does not have
     except ClusterError as error:
         trouble.append(str(error))
     missing = [job_id for job_id in job_ids if job_id not in found]
     if missing:
         try:
-            found |= _sacct(missing)
+            accounts = _sacct(missing)
         except ClusterError as error:
             trouble.append(str(error))
-    reason = "; ".join(trouble) or "neither squeue nor sacct knows the job"
-    return {job_id: found.get(job_id, JobState("UNKNOWN", reason)) for job_id in job_ids}
+            accounts = {}
+        for job_id in missing:
+            found[job_id] = _by_accounts(accounts.get(job_id), "; ".join(trouble), is_gone)
+    return {job_id: found[job_id] for job_id in job_ids}
+
+
+def _by_accounts(state: JobState | None, trouble: str, is_gone: bool) -> JobState:
+    """What accounting tells of a job that squeue does not list, or was not asked of."""
+    if state is None:
+        reason = trouble or "neither squeue nor sacct knows the job"
+        return JobState(UNKNOWN, reason, is_gone=is_gone)
+    if is_gone and state.is_live:
+        reason = f"Slurm has forgotten the job, and accounting still has it {state.state}"
+        return JobState(UNKNOWN, reason, state.nodes, is_gone=True)
+    if not is_gone and state.state in STARTS_AGAIN:
+        reason = f"{trouble}; accounting has it {state.state}, but it may be queued again"
+        return JobState(UNKNOWN, reason, state.nodes)
+    return state
 
 
 def _squeue(job_ids: list[str]) -> dict[str, JobState]:
     # Asked by user: with `-j`, one forgotten id makes squeue fail for all.
-    text = _run("squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%T|%M|%N|%r")
+    text = _run("squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", SQUEUE_FIELDS)
     return parse_squeue(text, set(job_ids))
-
-
-def parse_squeue(text: str, wanted: set[str]) -> dict[str, JobState]:
-    """States from lines of `squeue -o "%i|%T|%M|%N|%r"`."""
-    found = {}
-    for line in text.splitlines():
-        job_id, state, elapsed, nodes, reason = [*line.split("|", 4), "", "", "", ""][:5]
-        if job_id in wanted:
-            word = normalised(state)
-            why = explained(reason) if word in PENDING else ""
-            found[job_id] = JobState(word, why, nodes, parse_slurm_duration_s(elapsed))
-    return found
 
 
 def _sacct(job_ids: list[str]) -> dict[str, JobState]:
     whole = sorted({job_id.split("_")[0] for job_id in job_ids})
-    fields = "JobID,State,ExitCode,Elapsed,NodeList"
-    text = _run("sacct", "-X", "-P", "-n", "-j", ",".join(whole), "-o", fields)
+    text = _run("sacct", "-X", "-P", "-n", "-j", ",".join(whole), "-o", SACCT_FIELDS)
     return parse_sacct(text, set(job_ids))
 
 
-def parse_sacct(text: str, wanted: set[str]) -> dict[str, JobState]:
-    """States from lines of `sacct -X -P -n -o JobID,State,ExitCode,Elapsed,NodeList`."""
-    found = {}
+def by_token() -> dict[tuple[str, int | None], str]:
+    """Id of each live or recent job by its comment, of an array's elements with their index."""
+    text = _run("squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%k")
+    found: dict[tuple[str, int | None], str] = {}
     for line in text.splitlines():
-        name, state, exit_code, elapsed, nodes = [*line.split("|"), "", "", "", ""][:5]
-        for job_id in _elements(name) & wanted:
-            found[job_id] = JobState(
-                normalised(state), "", nodes, parse_slurm_duration_s(elapsed), exit_code
-            )
+        job_id, _, comment = line.partition("|")
+        index = job_id.partition("_")[2]
+        if index.isdecimal() or not index:
+            found[comment.strip(), int(index) if index else None] = job_id
     return found
-
-
-def _elements(name: str) -> set[str]:
-    """Job ids behind a JobID of sacct, which keeps waiting elements together: `12_[3-5,8%2]`."""
-    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", name)
-    if not match:
-        return {name}
-    spans = [part.partition("-") for part in match[2].split(",")]
-    return {
-        f"{match[1]}_{index}"
-        for first, _, last in spans
-        for index in range(int(first), int(last or first) + 1)
-    }
 
 
 def find_by_token(token: str, array_index: int | None = None) -> str | None:
     """Id of the live or recent job, or array element, whose comment is `token`; None if none is."""
-    text = _run("squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%k")
-    for line in text.splitlines():
-        job_id, _, comment = line.partition("|")
-        if comment.strip() == token and (array_index is None or job_id.endswith(f"_{array_index}")):
-            return job_id
-    return None
+    return by_token().get((token, array_index))
+
+
+def this_job() -> str:
+    """Id of the job that this process belongs to, `123` or `123_4`."""
+    array, element = (os.environ.get(f"SLURM_ARRAY_{x}_ID") for x in ("JOB", "TASK"))
+    return f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def this_node() -> str:
+    """Slurm's name of the node that this process runs on, or the machine's own."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
+def restarts() -> int:
+    """How often Slurm has started the job of this process again; 0 where it runs without Slurm."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def time_limit_at(job_id: str) -> float | None:
+    """Unix time at which a running job meets its time limit; None where Slurm does not tell.
+
+    Since 23.02 a job's own environment says so.
+    """
+    known = os.environ.get("SLURM_JOB_END_TIME")
+    if known:
+        return float(known)
+    try:
+        return float(_run("squeue", "-h", "-j", job_id, "-o", "%e"))
+    except (ClusterError, ValueError):
+        return None
+
+
+def requeue(job_id: str) -> None:
+    """Has Slurm end a job, or one element of an array, and start it again."""
+    _run("scontrol", "requeue", job_id)
 
 
 def cancel(job_id: str) -> None:

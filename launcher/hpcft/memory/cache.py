@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from hpcft.memory.libraries import for_shapes
 from hpcft.paths import cache_folder
 from hpcft.records import Method, ModelSpec, Record
 
@@ -37,7 +38,7 @@ def cached(folder: str, key: str, kind: type[T], make: Callable[[], T]) -> T:
         return found
     except (OSError, ValueError):
         pass
-    with without_collection():
+    with without_collection(), for_shapes():
         made = _read[file] = make()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hpcft.memory.parameters import on_meta, quietly, with_method
+from hpcft.memory.libraries import for_shapes
+from hpcft.memory.parameters import on_meta, with_method
 from hpcft.methods import AnyMethod
 from hpcft.records import ModelSpec, Record
 from hpcft.tasks.base import TaskBase
@@ -29,7 +30,8 @@ def module_groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[M
     Raises:
         DataError: there is no such model, or the method cannot train it.
     """
-    return quietly(lambda: _groups(model, task, method))
+    with for_shapes():
+        return _groups(model, task, method)
 
 
 def total(groups: list[ModuleGroup]) -> ModuleGroup:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hpcft.errors import DataError
 from hpcft.memory.cache import adapter_content, cached, content
 from hpcft.methods import AnyMethod
 from hpcft.records import ModelFacts, ModelSpec, ParameterCount
 from hpcft.tasks.base import TaskBase
-
-T = TypeVar("T")
 
 COUNTING = 6  # raised when what is counted changes, so that earlier cache files are not read
 
@@ -96,15 +91,7 @@ def facts(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
         ],
         sort_keys=True,
     )
-    return cached("facts", key, ModelFacts, lambda: quietly(lambda: _count(model, task, method)))
-
-
-def quietly(count: Callable[[], T]) -> T:
-    """What `count` gives, without what the libraries say among themselves."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it lacks
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return count()
+    return cached("facts", key, ModelFacts, lambda: _count(model, task, method))
 
 
 def largest_weight_file_bytes(model: ModelSpec, facts: ModelFacts) -> int:

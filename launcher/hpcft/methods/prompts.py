@@ -67,9 +67,6 @@ class PTuning(Prompts):
     prompt stays noise, and so does what an encoder's head reads, which is the first virtual token.
     """
 
-    # PEFT saves the prompt, and not the network that makes it.
-    resumes: ClassVar[bool] = False
-
     name: Literal["p_tuning"]
     """`p_tuning`."""
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"

@@ -6,6 +6,7 @@ beside its task or method): validation, the JSON Schema and the reference page a
 """
 
 from hpcft.records.base import Offload, Precision, Record, Split
+from hpcft.records.checkpoint import Checkpoint
 from hpcft.records.cluster import CALIBRATION_BOUNDS, Calibration, Cluster, Gpu, Lowered
 from hpcft.records.plan import (
     Alternative,
@@ -40,6 +41,7 @@ from hpcft.records.run import (
     PhasePeaks,
     Prediction,
     Progress,
+    RankError,
     Recovery,
     RunRecord,
 )
@@ -51,6 +53,7 @@ __all__ = [
     "Attempt",
     "Baseline",
     "Calibration",
+    "Checkpoint",
     "Cluster",
     "Confusion",
     "DataSpec",
@@ -72,6 +75,7 @@ __all__ = [
     "Precision",
     "Prediction",
     "Progress",
+    "RankError",
     "Recipe",
     "Record",
     "Recovery",

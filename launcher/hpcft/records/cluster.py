@@ -143,6 +143,10 @@ class Cluster(Record):
     """Shell lines before srun: module load, source a venv, conda activate; trusted text."""
     python: CommandLine | None = None
     """Command that starts Python on a compute node (`apptainer exec --nv image.sif python`)."""
+    stuck_after_min: Positive = 8.0
+    """Minutes without a training step after which a run counts as stuck, at least: steps that take
+    long get longer. Less than the 10 after which NCCL and DeepSpeed end a rank that waits, so that
+    the stacks of all ranks tell which one it waits for."""
     srun_args: list[OneLine] = Field(default_factory=list)
     """More arguments of srun, for example pyxis' `--container-image=…`."""
     environment: dict[VariableName, OneLine] = Field(default_factory=dict)

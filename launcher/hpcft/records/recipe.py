@@ -194,6 +194,10 @@ class Resources(Record):
     """Where ZeRO keeps the optimizer's states."""
     offload_param: Offload | Auto = "auto"
     """Where ZeRO-3 keeps the parameters between uses."""
+    checkpoint_min: Annotated[float, Field(ge=0, le=100_000)] | Auto = "auto"
+    """Minutes between checkpoints that are only there to go on from after a failure; `auto`: by
+    what a save takes and how often nodes fail; 0: none but those before a time limit or a
+    preemption. `train.save_strategy` is apart from them, for those that you want to keep."""
 
 
 def _auto_resources(value: Any) -> Any:

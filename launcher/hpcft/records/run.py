@@ -89,6 +89,31 @@ class Progress(Record):
     """Seconds to the last step at the current speed."""
 
 
+class RankError(Record):
+    """What a rank wrote about its own end."""
+
+    rank: int
+    """Global rank."""
+    node: str
+    """Node that it ran on."""
+    at: float
+    """Unix time in seconds."""
+    kind: str
+    """Class of the exception."""
+    message: str
+    """Its text."""
+    job_id: str = ""
+    """Attempt that it belonged to."""
+    phase: str = ""
+    """What the rank was doing, in the words of `Progress`."""
+    failure: str = ""
+    """Class of the failure, where the rank knew more than its text tells; else empty."""
+    next_step: str = ""
+    """What to do, where the rank knew it."""
+    traceback: str = ""
+    """For developers; shown by `hpcft logs`."""
+
+
 class Recovery(Record):
     """What a run met on its way, and how it went on; a rung of the ladder is one with a change."""
 

@@ -1,9 +1,18 @@
-"""The heartbeat: how far a run is, in progress.json and metrics.jsonl, and what it measures."""
+"""The heartbeat: how far a run is, in progress.json and metrics.jsonl, and what it measures.
+
+A folder that cannot be written for a while (full, read-only, a server away) does not end the
+training: what was to be written is written later. The result and checkpoints do not wait so.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -11,16 +20,24 @@ from transformers import TrainerCallback
 from hpcft.paths import RunPaths
 from hpcft.records import Progress
 from hpcft.store import read_if_there, write
+from hpcft.train.beats import Beats
 from hpcft.train.peaks import Peaks, StepTimes, memory_now_bytes
 from hpcft.train.start import Rank
+
+log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 
 
 class Heartbeat(TrainerCallback):  # type: ignore[misc]
-    """Writes how far the run is; only rank 0 does, the others leave the files alone."""
+    """Writes how far the run is; only rank 0 does, the others leave the files alone.
 
-    def __init__(self, paths: RunPaths, me: Rank, generation: int = 0) -> None:
+    Every rank beats: it tells its supervisor that it is at work.
+    """
+
+    def __init__(
+        self, paths: RunPaths, me: Rank, generation: int = 0, beats: Beats | None = None
+    ) -> None:
         self.paths = paths
         self.me = me
         self.tokens_per_step = 0.0
@@ -35,7 +52,10 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
             job_id=me.job_id,
             node=me.node,
         )
+        self._beats = beats or Beats()
         self._written = 0.0
+        self._lines = b""
+        self._fails = False
         self._train_started: tuple[float, int] | None = None
         self.set()
 
@@ -46,6 +66,7 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
         if new_phase:
             self.peaks.end(self.progress.phase)
         self.progress = self.progress.model_copy(update={**fields, "updated_at": now})
+        self._beats.beat(self.progress.phase, self.progress.step)
         if not self.me.is_first or not (new_phase or now - self._written > INTERVAL_S):
             return
         self.progress = self.progress.model_copy(
@@ -54,21 +75,41 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
                 "peak_memory_bytes": self.peaks.most_bytes(),
             }
         )
-        write(self.paths.progress, self.progress)
         self._written = now
+        self._try(self._write_all)
 
     def log(self, kind: str, values: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
         if self.me.is_first:
             line = {"time": time.time(), "kind": kind, **values}
-            with self.paths.metrics.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
+            self._lines += json.dumps(line).encode() + b"\n"
+            self._try(self._write_lines)
 
     def logged(self, kind: str) -> dict[str, Any]:
         """The latest values that were logged as `kind`, by an earlier start of this run too."""
         lines = self.paths.metrics.read_text().splitlines() if self.paths.metrics.exists() else []
         found = [line for line in map(json.loads, lines) if line["kind"] == kind]
         return {k: v for k, v in found[-1].items() if k not in ("time", "kind")} if found else {}
+
+    def _write_lines(self) -> None:
+        if self._lines:
+            _append(self.paths.metrics, self._lines)
+            self._lines = b""
+
+    def _write_all(self) -> None:
+        self._write_lines()
+        write(self.paths.progress, self.progress)
+
+    def _try(self, writing: Callable[[], None]) -> None:
+        """Writes, or leaves it to the next time where that fails."""
+        try:
+            writing()
+        except OSError as error:
+            if not self._fails:
+                log.warning("the heartbeat cannot be written; the training goes on: %s", error)
+            self._fails = True
+        else:
+            self._fails = False
 
     # ------------------------------------------------------------ what the Trainer calls
 
@@ -81,6 +122,10 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
         """An optimizer step begins, maybe after a scoring."""
         self.set(phase="training")
         self.times.begin()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A micro-batch is done, but not the last one of its step."""
+        self.set(phase="training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """An optimizer step is done: speed and time to go follow from all steps so far."""
@@ -124,3 +169,19 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A batch was scored."""
         self.set(phase="evaluation")
+
+
+def _append(file: Path, lines: bytes) -> None:
+    """Appends lines to a file, all or none.
+
+    Raises:
+        OSError: there is no room, or the file cannot be written.
+    """
+    with file.open("ab", buffering=0) as stream:
+        size = stream.tell()
+        try:
+            if stream.write(lines) < len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        except OSError:
+            stream.truncate(size)
+            raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,24 +14,28 @@ from transformers import (
     TrainingArguments,
 )
 
-from hpcft import ladder
+from hpcft import disk
+from hpcft.duration import SHARED_DISK_BYTES_S
 from hpcft.methods.features import Features
 from hpcft.metrics import Scores
 from hpcft.metrics.facts import lower_is_better
 from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Plan
-from hpcft.store import read
 from hpcft.tasks import packing
 from hpcft.tasks.base import IGNORED
 from hpcft.tasks.chunked_loss import loss_of
-from hpcft.train import checkpoints, order, prepare, start
+from hpcft.train import checkpoints, notice, order, prepare, reshaping, start
 from hpcft.train import model as models
+from hpcft.train.agreement import Agreement
+from hpcft.train.boundary import Boundary
 from hpcft.train.features import FeatureTrainer
+from hpcft.train.finite import Finite
 from hpcft.train.heartbeat import Heartbeat
 from hpcft.train.order import Rows
 from hpcft.train.prepare import Split
-from hpcft.train.result import write_record
+from hpcft.train.result import gathered, write_record
+from hpcft.train.saving import Saving
 from hpcft.train.scoring import ScoringTrainer
 from hpcft.train.start import Rank
 from hpcft.train.stepping import stepper
@@ -78,6 +81,8 @@ def run(
         generation: how many rungs had been taken when this process was started.
     """
     me = heartbeat.me
+    # Rank 0 decides what is there: the folder of another rank may lag behind.
+    found = reshaping.go_on(paths, plan) if me.is_first else (None, [])
     summary = prepare.together(paths, recipe, cluster, plan, heartbeat, generation)
     tokenizer = prepare.load_tokenizer(paths)
     train = prepare.load_split(paths, "train")
@@ -88,10 +93,18 @@ def run(
 
     heartbeat.set(phase="model")
     examples = order.of_run(recipe, plan, train.lengths)
-    arguments = training_arguments(
-        paths, recipe, plan, examples.accumulation, has_validation=validation is not None
-    )
     start.communicate(plan)
+    checkpoint, skipped = gathered(found)[0]
+    earlier = checkpoint.record if checkpoint else None
+    universal = bool(earlier and reshaping.needs_conversion(earlier.layout, plan.layout))
+    arguments = training_arguments(
+        paths,
+        recipe,
+        plan,
+        examples.accumulation,
+        has_validation=validation is not None,
+        universal=universal,
+    )
     model = models.load(paths, recipe, plan, tokenizer)
     parameters = models.counted(model, plan.facts)
     trainer = _trainer(recipe, plan, arguments, model, tokenizer, train, validation, heartbeat)
@@ -103,13 +116,23 @@ def run(
     before = ScoreBefore(trainer, scored, heartbeat)
     if recipe.evaluation.before:
         trainer.add_callback(before)
+    trainer.add_callback(Finite(paths, plan.precision))
     trainer.step_down = stepper(paths, recipe, cluster, plan, heartbeat)
-    # Sharded otherwise, a checkpoint cannot be loaded: then the run begins anew.
-    goes_on = generation > 0 and ladder.shards_alike(read(paths.plan, Plan).layout, plan.layout)
-    checkpoint = checkpoints.latest(paths, me.world_size) if goes_on else None
-    train_started = time.time()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    train_s = time.time() - train_started
+    trainer.saving = saving = Saving(
+        paths=paths,
+        plan=plan,
+        me=me,
+        agreement=Agreement(),
+        kept=recipe.train.save_total_limit,
+        earlier=earlier,
+        notes=[*(earlier.notes if earlier else ()), *skipped],
+        step=earlier.step if earlier else 0,
+    )
+    trainer.add_callback(
+        Boundary(trainer, notice.told, recipe.resources.checkpoint_min, _save_s(recipe, plan))
+    )
+    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    train_s = saving.train_s
     after = _score(trainer, scored, heartbeat, recipe.evaluation.split)
 
     heartbeat.set(phase="saving")
@@ -125,21 +148,44 @@ def run(
         metrics=after,
         before=before.metrics,
         train_s=train_s,
+        notes=saving.notes,
     )
+    if me.is_first:
+        checkpoints.remove_recoveries(paths)
     heartbeat.set(phase="done")
 
 
 def training_arguments(
-    paths: RunPaths, recipe: FullRecipe, plan: Plan, accumulation: int, *, has_validation: bool
+    paths: RunPaths,
+    recipe: FullRecipe,
+    plan: Plan,
+    accumulation: int,
+    *,
+    has_validation: bool,
+    universal: bool = False,
 ) -> TrainingArguments:
     """The recipe's fields, which bear the same names, and the plan's layout.
 
     To the Trainer and to DeepSpeed a whole micro-batch is one item of the data.
+
+    Args:
+        paths: the run.
+        recipe: its recipe.
+        plan: what runs now.
+        accumulation: micro-batches of a step on each rank.
+        has_validation: whether there is a split to score during training.
+        universal: whether it goes on from a checkpoint in DeepSpeed's universal format.
     """
+    ds_config = plan.ds_config and {
+        **plan.ds_config,
+        **_sizes(accumulation, plan.layout.world_size),
+        "checkpoint": {"load_universal": universal},
+    }
     same = recipe.train.model_dump(
         exclude={"global_batch_size", "per_device_train_batch_size", "bf16", "fp16",
                  "gradient_checkpointing", "optim", "eval_strategy",
-                 "label_smoothing_factor", "packing", "train_sampling_strategy"}
+                 "label_smoothing_factor", "packing", "train_sampling_strategy",
+                 "save_total_limit"}
     )  # fmt: skip
     layout = plan.layout
     on_cpu = plan.accelerator == "cpu"
@@ -155,7 +201,7 @@ def training_arguments(
         greater_is_better=not lower_is_better(recipe.train.metric_for_best_model or "loss"),
         bf16=plan.precision == "bf16",
         fp16=plan.precision == "fp16",
-        deepspeed=plan.ds_config and {**plan.ds_config, **_sizes(accumulation, layout.world_size)},
+        deepspeed=ds_config,
         use_cpu=on_cpu,
         ddp_backend=None if start.is_alone(plan) else "gloo" if on_cpu else "nccl",
         ddp_find_unused_parameters=False,
@@ -165,9 +211,16 @@ def training_arguments(
         label_names=["labels"],
         report_to=[],
         disable_tqdm=True,
+        logging_nan_inf_filter=False,  # it would hide a loss that is none, and wait for the device
         log_level="warning",
         **same,
     )
+
+
+def _save_s(recipe: FullRecipe, plan: Plan) -> float:
+    """What a save is taken to need until one was measured."""
+    size = disk.checkpoint_bytes(plan.facts, recipe, plan.layout, plan.precision)
+    return 1 + size / SHARED_DISK_BYTES_S
 
 
 def _sizes(accumulation: int, ranks: int) -> dict[str, int]:

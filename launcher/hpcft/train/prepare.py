@@ -83,10 +83,13 @@ def together(
         rung = taken(paths)[-1]
         heartbeat.log("rung", {"number": rung.number, "change": rung.change, "how": rung.how})
     heartbeat.set(phase="data")
+    if plan.ds_config is not None:
+        operators.use_own_lock()
     if heartbeat.me.is_first:
         prepare(paths, recipe)
         operators.build(plan)
-    start.meet(paths, cluster, heartbeat.me, generation)
+    if not start.is_alone(plan):
+        start.meet(paths, cluster, heartbeat.me, generation)
     return read(paths.prepared / "summary.json", Summary)
 
 

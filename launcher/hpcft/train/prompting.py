@@ -22,12 +22,15 @@ from hpcft.prompting.scorer import Scorer
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Plan
 from hpcft.tasks.prompting import MOST_ROWS, Prompting
-from hpcft.train import answers, prepare, prompts, start
+from hpcft.train import answers, notice, prepare, prompts, start
 from hpcft.train import model as models
 from hpcft.train.answers import Answer, AnswerFile
 from hpcft.train.heartbeat import Heartbeat
 from hpcft.train.prompts import Group
 from hpcft.train.result import gathered, write_record
+
+BATCHES_AHEAD = 2
+"""Before a time limit there has to be room for so many batches."""
 
 
 def run(
@@ -68,6 +71,8 @@ def run(
             file.add(found)
             new |= found
             pace.tell(len(found), tokens)
+            if notice.told.has_to_end(BATCHES_AHEAD * pace.batch_s):
+                raise notice.Saved  # all answers so far are in the file
     for others in gathered(new):
         known |= others
     metrics = scored(task, groups, known)
@@ -202,11 +207,14 @@ class _Pace:
         self.total = sum(len(group.examples) for group in groups)
         self.before = len(known)
         self.own = self.tokens = 0
-        self.begun = time.time()
+        self.batch_s = 0.0
+        self.begun = self.told_at = time.time()
         heartbeat.set(phase="evaluation", step=self.before, total_steps=self.total)
 
     def tell(self, examples: int, tokens: int) -> None:
         """So many more of this rank are answered; the others are taken to be as fast."""
+        self.batch_s = time.time() - self.told_at
+        self.told_at = time.time()
         self.own += examples
         self.tokens += tokens
         ranks = self.heartbeat.me.world_size

@@ -1,6 +1,6 @@
 """One rank from start to end: whatever happens, it says why and keeps no other rank waiting.
 
-Its supervisor starts it as `python -m hpcft.train.rank FOLDER GENERATION SUPERVISOR`.
+Its supervisor starts it as `python -m hpcft.train.rank FOLDER GENERATION SUPERVISOR PIPE STACKS`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from hpcft.records import Cluster, Plan
 from hpcft.recoveries import plan_now
 from hpcft.stage.cache import recipe_of_run
 from hpcft.store import check_private, read, write
-from hpcft.train import device, start
+from hpcft.train import beats, device, notice, start
 
 if TYPE_CHECKING:
     from hpcft.train.heartbeat import Heartbeat
 
 OUT_OF_MEMORY_EXIT = 86
 """Exit code that asks the supervisor for a start with less memory."""
+SAVED_EXIT = 87
+"""Exit code of a rank that was told to end, and of which nothing worth it is lost."""
 ELSEWHERE = (
     "a smaller batch would not help: take a GPU that nobody else uses (another node, an exclusive "
     "job), or plan with --other-processes"
@@ -37,9 +39,11 @@ ELSEWHERE = (
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def main(run_folder: str, generation: str, supervisor: str) -> None:
+def main(run_folder: str, generation: str, supervisor: str, pipe: str, stacks: str) -> None:
     """Runs this process as one rank of the run in `run_folder`."""
+    notice.install()
     _end_with(int(supervisor))
+    beating = beats.attach(int(pipe), int(stacks))
     paths = RunPaths(Path(run_folder))
     check_private(paths.folder)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
@@ -57,12 +61,15 @@ def main(run_folder: str, generation: str, supervisor: str) -> None:
         # Imported here: the environment has to be set before torch and transformers are.
         from hpcft.train.heartbeat import Heartbeat
 
-        heartbeat = Heartbeat(paths, me, int(generation))
+        heartbeat = Heartbeat(paths, me, int(generation), beating)
         if recipe.method.trains:
             from hpcft.train.loop import run
         else:
             from hpcft.train.prompting import run
         run(paths, recipe, cluster, plan, heartbeat, int(generation))
+    except notice.Saved:
+        sys.stdout.flush()
+        os._exit(SAVED_EXIT)
     except BaseException as error:
         # Frames hold tensors: what is left to do needs a little of their memory.
         traceback.clear_frames(error.__traceback__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def write_record(
     metrics: Scores,
     before: Scores | None = None,
     train_s: float | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Gathers what all ranks measured; rank 0 writes it with the metrics.
 
@@ -49,6 +51,7 @@ def write_record(
         metrics: of the finished model.
         before: of the model before training, if it was scored.
         train_s: how long training took; None where nothing was trained.
+        notes: what the reader should know of the starts that it took.
     """
     me = heartbeat.me
     heartbeat.peaks.end("saving")
@@ -71,7 +74,7 @@ def write_record(
             confusion=metrics.get("confusion"),
             metrics_before=values(before or {}),
             examples=summary.examples,
-            notes=summary.notes + plan.warnings,
+            notes=[*summary.notes, *plan.warnings, *notes],
             parameters=parameters,
             predicted_memory_bytes=plan.gpu_peak_bytes,
             # What a plan says of a run that only scores is a bound, of which nothing is learnt.

@@ -6,10 +6,10 @@ from typing import Any
 
 from hpcft.train.order import MicroBatches, Order
 from hpcft.train.prepare import Split
-from hpcft.train.stepping import SteppingTrainer
+from hpcft.train.saving import SavingTrainer
 
 
-class ScoringTrainer(SteppingTrainer):
+class ScoringTrainer(SavingTrainer):
     """A Trainer that takes examples in our order, and whose metrics know those of a split."""
 
     scored: Split

@@ -11,6 +11,7 @@ import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcft.cluster import slurm
 from hpcft.paths import RunPaths, cache_folder
@@ -19,7 +20,8 @@ from hpcft.store import read, write
 
 # Rank 0 first prepares the data; its death ends the other ranks at once, so waiting costs little.
 MEETING_TIMEOUT_S = 6 * 3600.0
-FIRST_PORT, LAST_PORT = 20_000, 60_000
+# Rank 0's port is its own from before the others know it until the process ends.
+_held: list[Any] = []
 
 
 class Rendezvous(Record):
@@ -130,10 +132,16 @@ def communicate(plan: Plan) -> None:
 
 
 def extensions_folder() -> Path:
-    """Where DeepSpeed's compiled operators are kept: apart for each torch, Python and processor."""
+    """Where DeepSpeed's compiled operators are kept: apart for each torch, Python and processor.
+
+    And for each environment: its path is in the compiler's options, and two environments that
+    shared a folder would compile each other's operators again at every start.
+    """
     python = f"py{sys.version_info[0]}{sys.version_info[1]}"
     torch = importlib.metadata.version("torch")
-    return cache_folder() / "torch_extensions" / f"{python}-torch{torch}-{platform.machine()}"
+    environment = f"{zlib.crc32(sys.prefix.encode()):08x}"
+    name = f"{python}-torch{torch}-{platform.machine()}-{environment}"
+    return cache_folder() / "torch_extensions" / name
 
 
 def meeting(paths: RunPaths, me: Rank, generation: int) -> Path:
@@ -143,11 +151,11 @@ def meeting(paths: RunPaths, me: Rank, generation: int) -> Path:
 
 
 def meet(paths: RunPaths, cluster: Cluster, me: Rank, generation: int) -> None:
-    """Rank 0, when it is ready, publishes its address and a free port; the others wait for them."""
+    """Rank 0, when it is ready, publishes its address and its port; the others wait for them."""
     file = meeting(paths, me, generation)
     if me.is_first:
         file.parent.mkdir(mode=0o700, exist_ok=True)
-        write(file, Rendezvous(address=_address(cluster, me), port=_free_port(file.stem)))
+        write(file, Rendezvous(address=_address(cluster, me), port=_hold_port()))
     _wait_for(file)
     where = read(file, Rendezvous)
     os.environ["MASTER_ADDR"] = where.address
@@ -162,19 +170,19 @@ def _address(cluster: Cluster, me: Rank) -> str:
     return slurm.node_address(me.node)
 
 
-def _free_port(start: str) -> int:
-    """A free port, looked for from a place that the job and its start decide: jobs rarely meet."""
-    span = LAST_PORT - FIRST_PORT
-    first = zlib.crc32(start.encode()) % span
-    for offset in range(200):
-        port = FIRST_PORT + (first + offset) % span
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError(f"no free port found from {FIRST_PORT + first}")
+def _hold_port() -> int:
+    """A port that this process listens on from now on.
+
+    A port that is only looked for may be taken by another before it is used. This is the store in
+    which the ranks meet: torch, told of the port, joins the one that its process holds already.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    _held.append(
+        TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+    )
+    port: int = _held[-1].port
+    return port
 
 
 def _wait_for(file: Path) -> None:

@@ -1,51 +1,57 @@
-"""A rank's supervisor: runs the training as a child, and starts it again on a lower rung.
+"""A rank's supervisor: runs the training as a child, and starts it again when that may help.
 
-What one rank does when memory runs out, the others cannot see: they wait inside a collective. So
-each has a process beside it that holds no memory and no communicator. The supervisors meet in the
-run folder alone: a new rung there ends their children, each says that it is ready, and when all
-are, a new generation of children starts, within the same allocation. After the last rung, more
-nodes, one of them queues the run anew instead, and all end.
+What happens to one rank, the others cannot see: they wait inside a collective. So each has a
+process beside it that holds no memory and no communicator. The supervisors meet in the run folder
+alone: a new recovery there ends their children, each says that it is ready, and when all are, a
+new generation of children starts, within the same allocation. After the ladder's last rung, more
+nodes, one of them queues the run anew instead, and all end. Whether a job that ends starts again
+is not theirs to say, but the batch script's (`requeue`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
-from hpcft import ladder, more_nodes, recoveries
+from hpcft import ladder, more_nodes, queued_anew, recoveries
 from hpcft.cluster import slurm
 from hpcft.errors import ClusterError, HpcftError
-from hpcft.failures import STARTS_AGAIN, RankError, only_followed
+from hpcft.failures import STARTS_AGAIN, RankError, judged, only_followed, tell
 from hpcft.ladder import Stage
 from hpcft.paths import RunPaths
 from hpcft.records import Cluster, Plan, Progress, Recovery
 from hpcft.recoveries import How
 from hpcft.stage.cache import recipe_of_run
-from hpcft.store import check_private, read, read_if_there, write
-from hpcft.train import rank, start
+from hpcft.store import check_private, read, read_if_there
+from hpcft.train import meeting, rank, start
+from hpcft.train.child import ENDING, Child
 from hpcft.train.oom_kills import OomKills
+from hpcft.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 # Between two looks into the run folder: every rank looks, and a folder may serve a thousand.
 LOOK_S = 1.0
-# What a child has to end by itself before it is killed.
-END_S = 10.0
-# A rank that only lost its peer waits this long for the peer's rung; folders lag behind.
-RUNG_S = 60.0
-# Until all ranks are ready to start again, and until one of them has queued the run anew.
-READY_S = 300.0
+# A rank that only lost its peer waits this long for the peer's word; folders lag behind.
+RECOVERY_S = 60.0
+# Until one of the ranks has queued the run anew.
 QUEUED_S = 300.0
-# Sent by Slurm or submitit to this process, and meant for the training. (USR2 is submitit's own.)
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGCONT)
+# How near its time limit a run is taken to end because of it.
+LIMIT_NEAR_S = 300.0
+
+# Failures after which all ranks start again where they are: nothing is wrong with the nodes.
+HERE = ("rank_died", "nccl", "port", "stuck")
+
+Another = Literal["another"]
+ANOTHER_RECOVERED: Another = "another"
+"""A child has to end, because another rank has written a recovery."""
 
 # What memory ran out for, by what the rank was doing; while preparing data no rung helps.
 _STAGES: dict[str, Stage] = {
@@ -80,7 +86,7 @@ def main(run_folder: str) -> None:
         # Interrupted, out of time, or a fault of ours: the rank ends, and says so.
         kind = "DataError" if isinstance(error, HpcftError) else type(error).__name__
         log.error("the rank ends: %s", kind, exc_info=not isinstance(error, KeyboardInterrupt))
-        _tell(paths, _error_of(me, kind, str(error) or "told to end"))
+        tell(paths, _error_of(me, kind, str(error) or "told to end"))
     if code:
         raise SystemExit(code)
 
@@ -94,83 +100,103 @@ class Supervisor:
         self.recipe = recipe_of_run(paths)
         self.cluster = read(paths.cluster, Cluster)
         self.kills = OomKills()
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         self.generation = 0
-        self.told_to_end = False
+        self.time_limit_at: float | None = None
+        if self.cluster.scheduler == "slurm":
+            self.time_limit_at = slurm.time_limit_at(me.job_id)
+        self.told: signal.Signals | None = None
+
+    def _limit_at(self) -> float:
+        """Unix time at which the job meets its time limit; rank 0's training saves before it."""
+        known = os.environ.get("SLURM_JOB_END_TIME")  # since Slurm 23.02
+        if known is None and self.me.is_first and self.cluster.scheduler == "slurm":
+            told = slurm.time_limit_at(self.me.job_id)
+            if told is not None:
+                known = os.environ["SLURM_JOB_END_TIME"] = f"{told:.0f}"
+        return float(known) if known else time.time() + 60 * read(self.paths.plan, Plan).time_min
+
+    @property
+    def is_told(self) -> bool:
+        """Whether this rank has been told to end."""
+        return self.told is not None
 
     def run(self) -> int:
-        """0 when the training is done, 1 when it failed."""
-        for signum in FORWARDED:
+        """0 when the training is done, 1 when it has ended too early."""
+        for signum in ENDING:
             signal.signal(signum, self._forward)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler only logs it
+        if not meeting.note_restart(
+            self.paths, self.me, self.recipe, self.cluster, lambda: self.is_told
+        ):
+            return 1
         while True:
             taken = recoveries.taken(self.paths)
             self.generation = len(taken)
             if taken:
-                self._meet()
+                self._say_that_it_starts_again(taken[-1])
+                meeting.wait_for_all(self.paths, self.me, self.generation, lambda: self.is_told)
                 if taken[-1].how == "queued anew" and taken[-1].job_id == self.me.job_id:
                     return self._leave(taken[-1])
-            self._start_child()
-            code = self._watch()
-            if code == 0:
+            _error_file(self.paths, self.me).unlink(missing_ok=True)  # of the generation before
+            plan = recoveries.plan_now(self.paths, self.recipe, self.cluster)
+            watchdog = Watchdog(self.paths, self.me, self.cluster, plan, self.generation)
+            self.child = Child(self.paths, self.generation, watchdog)
+            end = self._watch(self.child, watchdog)
+            if end == 0:
                 return 0
-            if code is not None and not self._is_answered(code):
+            if end != ANOTHER_RECOVERED and not self._is_answered(end):
                 return 1
-            self.end_child()
-            words = recoveries.changes(recoveries.taken(self.paths))
-            for stream in (sys.stdout, sys.stderr):
-                stream.write(f"{STARTS_AGAIN} with {words}\n")
-                stream.flush()
+            self.end_child(at_once=True)
+
+    def _say_that_it_starts_again(self, last: Recovery) -> None:
+        words = last.change or f"step {last.step} after {last.cause}"
+        for stream in (sys.stdout, sys.stderr):
+            stream.write(f"{STARTS_AGAIN} with {words}\n")
+            stream.flush()
 
     # ------------------------------------------------------------ the child
 
-    def _start_child(self) -> None:
-        _error_file(self.paths, self.me).unlink(missing_ok=True)  # of the generation before
-        command = [sys.executable, "-u", "-m", "hpcft.train.rank", str(self.paths.folder)]
-        self.child = subprocess.Popen(
-            [*command, str(self.generation), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def _watch(self) -> int | None:
-        """The child's exit code; None when it has to end because another rank took a rung."""
-        assert self.child is not None
+    def _watch(self, child: Child, watchdog: Watchdog) -> int | RankError | Another:
+        """The child's exit code, or that it is stuck, or that another rank has met something."""
         looked = time.monotonic()
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self.child.wait(timeout=POLL_S)
+        while (code := child.wait(POLL_S)) is None:
             self.kills.look()
+            if stuck := watchdog.look():
+                return stuck
+            if watchdog.hangs_at_exit:
+                log.warning("the training is done, but its process does not end: it is ended")
+                self.end_child(at_once=True)
+                return 0
             # A single rank takes its rungs itself, and goes on.
             if self.me.world_size > 1 and time.monotonic() - looked > LOOK_S:
                 looked = time.monotonic()
                 if recoveries.is_taken(self.paths, self.generation + 1):
-                    return None
+                    return ANOTHER_RECOVERED
+        return code
 
-    def end_child(self) -> None:
-        """Ends the child and all that it has started: first with a word, then by force."""
-        if self.child is None:
-            return
-        self._signal_child(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.child.wait(timeout=END_S)
-        self._signal_child(signal.SIGKILL)
-        self.child.wait()
-        self.child = None
-
-    def _signal_child(self, signum: int) -> None:
+    def end_child(self, *, at_once: bool = False) -> None:
+        """Ends the child, if there is one, and all that it has started."""
         if self.child is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.child.pid, signum)  # it leads a session of its own
+            self.child.end(at_once=at_once)
+            self.child = None
 
     def _forward(self, signum: int, _frame: FrameType | None) -> None:
-        self.told_to_end = self.told_to_end or signum == signal.SIGTERM
-        self._signal_child(signum)
+        if signum in ENDING:
+            self.told = self.told or signal.Signals(signum)
+        if self.child is not None:
+            self.child.signal(signum)
 
     # ------------------------------------------------------------ when it ends
 
-    def _is_answered(self, code: int) -> bool:
-        """Whether a lower rung answers the child's end; if not, it is told why it ended."""
+    def _is_answered(self, code: int | RankError) -> bool:
+        """Whether all ranks start again after this; if not, it is told why it ended."""
+        if isinstance(code, RankError):
+            return self._start_again(code)
         error = read_if_there(_error_file(self.paths, self.me), RankError)
+        if code == rank.SAVED_EXIT:
+            tell(self.paths, self._told_to_end())
+            return False
         if code == rank.OUT_OF_MEMORY_EXIT and error is not None:
             return self._step_down(error)
         if code == -signal.SIGKILL:
@@ -179,23 +205,64 @@ class Supervisor:
             if self.kills.rose():
                 text = "the kernel killed it for lack of memory (oom_kill)"
                 error = _error_of(self.me, "Killed", text, phase=self._phase())
-                _tell(self.paths, error)
+                tell(self.paths, error)
                 return self.cluster.accelerator == "cpu" and self._step_down(error)
         # NCCL ends a process whose peer is gone with SIGABRT, and says so in the log.
         aborted = code == -signal.SIGABRT
         followed = aborted or (error is not None and only_followed(error))
-        if followed and self.me.world_size > 1 and self._gets_a_rung():
+        if followed and self.me.world_size > 1 and self._gets_a_recovery():
             return True
-        if error is None and not (aborted or self.told_to_end or code == -signal.SIGTERM):
-            _tell(self.paths, _error_of(self.me, "Died", _end_in_words(code)))
-        return False
+        if self.is_told:
+            tell(self.paths, self._told_to_end())
+            return False
+        if error is None:
+            error = _error_of(self.me, "Died", _end_in_words(code), phase=self._phase())
+            tell(self.paths, error)
+        return self._start_again(error)
+
+    def _told_to_end(self) -> RankError:
+        """What ended this rank, when it was nothing of its own."""
+        end = self.time_limit_at
+        if self.cluster.scheduler == "local":
+            cause, text = "cancelled", "it was told to end"
+        elif end and end - time.time() < LIMIT_NEAR_S and self.told != signal.SIGTERM:
+            cause, text = "timeout", "the time limit is near"
+        else:
+            told = f" ({self.told.name})" if self.told else ""
+            cause, text = "preempted", f"the scheduler told it to end{told}"
+        error = _error_of(self.me, "Ended", text)
+        return error.model_copy(update={"failure": cause})
+
+    def _start_again(self, error: RankError) -> bool:
+        """Has all ranks start again within the allocation; whether that may help."""
+        failure = judged(error)
+        if failure is None or failure.name not in HERE:
+            return False
+        number = self._next_number()
+        if recoveries.is_taken(self.paths, number):
+            return True
+        step = recoveries.saved_step(self.paths)
+        obstacle = recoveries.obstacle(recoveries.taken(self.paths), failure.name, step)
+        if obstacle:
+            update = {"failure": "stuck", "message": f"{failure.sentence}; {obstacle}"}
+            tell(self.paths, error.model_copy(update=update))
+            return False
+        plan = recoveries.plan_now(self.paths, self.recipe, self.cluster)
+        recoveries.take(
+            self.paths, plan, plan, number=number, how="restarted", who=error,
+            cause=failure.name, step=step, restart=slurm.restarts(),
+        )  # fmt: skip
+        return True
+
+    def _next_number(self) -> int:
+        # Alone, the child has taken rungs of its own since it was started.
+        alone = self.me.world_size == 1
+        return 1 + (len(recoveries.taken(self.paths)) if alone else self.generation)
 
     def _step_down(self, error: RankError) -> bool:
         """Takes the rung below, unless another rank has; whether there is one."""
         before = recoveries.plan_now(self.paths, self.recipe, self.cluster)
-        # Alone, the child has taken rungs of its own since it was started.
-        alone = self.me.world_size == 1
-        number = 1 + (len(recoveries.taken(self.paths)) if alone else self.generation)
+        number = self._next_number()
         if recoveries.is_taken(self.paths, number):
             return True
         stage = _STAGES.get(error.phase)
@@ -205,9 +272,18 @@ class Supervisor:
             how = "queued anew"
             after = more_nodes.planned(before, self.recipe, self.cluster)
         if not after:
-            _tell(self.paths, self._exhausted(error, before))
+            tell(self.paths, self._exhausted(error, before))
             return False
-        recoveries.take(self.paths, before, after, number=number, how=how, who=error)
+        recoveries.take(
+            self.paths,
+            before,
+            after,
+            number=number,
+            how=how,
+            who=error,
+            step=recoveries.saved_step(self.paths),
+            restart=slurm.restarts(),
+        )
         return True
 
     def _exhausted(self, error: RankError, plan: Plan, obstacle: str = "") -> RankError:
@@ -241,10 +317,10 @@ class Supervisor:
             }
         )
 
-    def _gets_a_rung(self) -> bool:
-        """Whether the rank that went away left a rung; its folder may lag behind."""
-        deadline = time.monotonic() + RUNG_S
-        while time.monotonic() < deadline and not self.told_to_end:
+    def _gets_a_recovery(self) -> bool:
+        """Whether the rank that went away left a recovery; its folder may lag behind."""
+        deadline = time.monotonic() + RECOVERY_S
+        while time.monotonic() < deadline and not self.is_told:
             if recoveries.is_taken(self.paths, self.generation + 1):
                 return True
             time.sleep(LOOK_S)
@@ -255,10 +331,10 @@ class Supervisor:
     def _leave(self, rung: Recovery) -> int:
         """Ends this rank once its run is queued anew; 1 when that cannot be."""
         deadline = time.monotonic() + QUEUED_S
-        while not more_nodes.is_queued(self.paths, self.me.job_id):
-            if rung.rank == self.me.rank and not self.told_to_end:
+        while not queued_anew.is_queued(self.paths, self.me.job_id):
+            if rung.rank == self.me.rank and not self.is_told:
                 return self._queue_anew(rung)
-            if self.told_to_end or not recoveries.is_taken(self.paths, rung.number):
+            if self.is_told or not recoveries.is_taken(self.paths, rung.number):
                 return 1  # the rank that could not queue it says why
             if time.monotonic() > deadline:
                 raise TimeoutError(f"rank {rung.rank} has not queued the run anew; see its log")
@@ -270,45 +346,13 @@ class Supervisor:
         error = read(_error_file(self.paths, self.me), RankError)
         plan = read(self.paths.effective_plan, Plan)
         try:
-            job_id = more_nodes.queue(self.paths, plan, self.cluster, self.me.job_id)
+            job_id = queued_anew.queue(self.paths, plan, self.cluster, self.me.job_id)
         except (slurm.Refused, ClusterError) as refused:
             before = recoveries.take_back(self.paths, rung, self.recipe, self.cluster)
-            _tell(self.paths, self._exhausted(error, before, str(refused)))
+            tell(self.paths, self._exhausted(error, before, str(refused)))
             return 1
         log.info("out of memory: queued anew as job %s: %s", job_id, rung.change)
         return 0
-
-    # ------------------------------------------------------------ starting together
-
-    def _meet(self) -> None:
-        """Waits until every rank has ended its child and is ready for this generation.
-
-        Raises:
-            TimeoutError: some did not come.
-        """
-        folder = start.meeting(self.paths, self.me, self.generation).with_suffix("")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / str(self.me.rank)).touch()
-        deadline = time.monotonic() + READY_S
-        while missing := set(map(str, range(self.me.world_size))) - set(os.listdir(folder)):
-            if time.monotonic() > deadline or self.told_to_end:
-                absent = ", ".join(sorted(missing, key=int))
-                raise TimeoutError(
-                    f"to start again all {self.me.world_size} ranks have to be ready; after "
-                    f"{READY_S:.0f} s these were not: {absent}; see their logs"
-                )
-            self._beat()
-            time.sleep(POLL_S)
-        self._beat()
-
-    def _beat(self) -> None:
-        """Keeps the heartbeat of rank 0 from looking dead while nothing trains."""
-        if not self.me.is_first:
-            return
-        progress = read_if_there(self.paths.progress, Progress)
-        if progress and time.time() - progress.updated_at > LOOK_S:
-            now = {"phase": "starting", "updated_at": time.time()}
-            write(self.paths.progress, progress.model_copy(update=now))
 
     def _phase(self) -> str:
         progress = read_if_there(self.paths.progress, Progress)
@@ -335,8 +379,3 @@ def _error_of(me: start.Rank, kind: str, message: str, phase: str = "") -> RankE
         job_id=me.job_id,
         phase=phase,
     )
-
-
-def _tell(paths: RunPaths, error: RankError) -> None:
-    paths.errors.mkdir(mode=0o700, exist_ok=True)
-    write(paths.errors / f"{error.rank}.json", error)

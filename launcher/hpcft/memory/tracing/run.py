@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 
 from hpcft.memory.cache import without_collection
@@ -35,7 +34,6 @@ def traces(step: Step) -> Traces:
     )
     found: dict[tuple[int, int], Parts] = {}
     order = None
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it lacks
     with without_collection(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries among themselves
         for depth in depths:

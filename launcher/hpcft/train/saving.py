@@ -1,0 +1,247 @@
+"""The Trainer that saves what a run can go on from, and goes on from it.
+
+A checkpoint is written aside by all ranks; then rank 0 adds a mark with the size of every file, and
+gives the folder its name. A process that is killed at any instant leaves the checkpoint before, or
+the new one, whole.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import shutil
+import time
+import zlib
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from transformers import set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+
+from hpcft.paths import RunPaths
+from hpcft.records import Checkpoint, Plan
+from hpcft.store import read, write
+from hpcft.train import checkpoints, notice, reshaping
+from hpcft.train.agreement import Agreement
+from hpcft.train.checkpoints import LATEST, MARK
+from hpcft.train.start import Rank
+from hpcft.train.stepping import SteppingTrainer
+
+log = logging.getLogger(__name__)
+
+TRAINED = "trained.safetensors"
+"""What is trained, without DeepSpeed: exact, and of every method (PEFT saves P-tuning's prompt, and
+not the network that makes it)."""
+VERSIONS = ("hpcft", "torch", "transformers", "deepspeed")
+SPEEDS = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+"""Figures of the Trainer that hold for a run without an interruption only."""
+
+
+@dataclass
+class Saving:
+    """What a run saves to, and what it went on from."""
+
+    paths: RunPaths
+    plan: Plan
+    me: Rank
+    agreement: Agreement
+    kept: int | None
+    """`train.save_total_limit`."""
+    earlier: Checkpoint | None = None
+    """What this start went on from."""
+    notes: list[str] = field(default_factory=list)
+    """What the reader of the result should know of starts."""
+    begun: float = field(default_factory=time.monotonic)
+    """When this start began to train."""
+    save_s: float | None = None
+    """Seconds that the latest save took."""
+    step: int = 0
+    """Step that is safe: of the latest checkpoint."""
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training that led here, over all starts."""
+        return (self.earlier.train_s if self.earlier else 0.0) + time.monotonic() - self.begun
+
+
+class SavingTrainer(SteppingTrainer):
+    """A Trainer whose checkpoints are complete or not there, and that goes on as if never ended."""
+
+    saving: Saving
+    asked = False
+    """Whether the checkpoint to be written next is one that the recipe asked for."""
+
+    # ------------------------------------------------------------ saving
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes a checkpoint aside, marks it as complete, and publishes it."""
+        saving, step = self.saving, self.state.global_step
+        if step == saving.step:
+            return  # at the end of an epoch, after that of its last step
+        begun = time.monotonic()
+        name = f"checkpoint-{step}"
+        home = saving.paths.checkpoints
+        aside = home / f".{name}.part"
+        if saving.me.is_first:
+            checkpoints.remove_unfinished(saving.paths)
+            (aside / name).mkdir(mode=0o700, parents=True)
+        saving.agreement.wait()
+        self.args.output_dir = str(aside)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(home)
+        folder = aside / name
+        self._save_trained(folder)
+        if self.state.best_model_checkpoint == str(folder):
+            self.state.best_model_checkpoint = str(home / name)
+            if saving.me.is_first:
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        losses = saving.agreement.all(self._tr_loss.item())
+        if saving.me.local_rank == 0:
+            _sync(folder)  # what this node wrote
+        saving.agreement.wait()
+        if saving.me.is_first:
+            self._publish(folder, losses)
+        saving.agreement.wait()  # else the others might end the job before
+        saving.step, saving.save_s = step, time.monotonic() - begun
+
+    def _publish(self, folder: Path, losses: list[float]) -> None:
+        saving, home = self.saving, self.saving.paths.checkpoints
+        latest = folder / LATEST
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        record = Checkpoint(
+            step=self.state.global_step,
+            at=time.time(),
+            asked=self.asked,
+            layout=saving.plan.layout,
+            precision=saving.plan.precision,
+            files={str(file.relative_to(folder)): file.stat().st_size for file in files},
+            tag=latest.read_text().strip() if latest.exists() else "",
+            metrics_bytes=_size(saving.paths.metrics),
+            losses=losses,
+            logged_loss=self._total_loss_scalar,
+            logged_step=self._globalstep_last_logged,
+            train_s=saving.train_s,
+            save_s=saving.save_s,
+            notes=saving.notes,
+            versions={name: importlib.metadata.version(name) for name in VERSIONS},
+        )
+        write(folder / MARK, record)
+        _sync_names(folder)
+        shutil.rmtree(home / folder.name, ignore_errors=True)  # a damaged one that was skipped
+        os.replace(folder, home / folder.name)
+        _sync_names(home)
+        folder.parent.rmdir()
+        checkpoints.rotate(saving.paths, record.step, self.state.best_model_checkpoint, saving.kept)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes weights as others load them: final ones, or of a checkpoint that was asked for."""
+        if self.asked or not _internal_call:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_trained(self, folder: Path) -> None:
+        if self.is_deepspeed_enabled or not self.saving.me.is_first:
+            return
+        named = self.model.named_parameters()
+        trained = {name: p.detach().cpu().contiguous() for name, p in named if p.requires_grad}
+        save_file(trained, folder / TRAINED)
+
+    # ------------------------------------------------------------ going on
+
+    def continue_losses(self) -> None:
+        """Sums of losses as they were, so that the next line of metrics.jsonl says the same."""
+        earlier, me = self.saving.earlier, self.saving.me
+        if earlier is None:
+            return
+        alike = len(earlier.losses) == me.world_size
+        mean = sum(earlier.losses) / len(earlier.losses)
+        self._tr_loss += earlier.losses[me.rank] if alike else mean
+        self._total_loss_scalar = earlier.logged_loss
+        self._globalstep_last_logged = earlier.logged_step
+        self._initial_global_step = 0
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Logs figures, other than those that are of this start alone."""
+        super().log({name: value for name, value in logs.items() if name not in SPEEDS}, *rest)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """What was trained; the rest is as it was loaded."""
+        trained = load_file(Path(resume_from_checkpoint) / TRAINED)
+        for name, parameter in (model or self.model).named_parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(trained[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Both, and the learning rates: a converted checkpoint has none."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_deepspeed_enabled and checkpoint is not None:
+            rates = self.lr_scheduler.get_last_lr()
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if not self.is_deepspeed_enabled:
+            self._load_from_checkpoint(best)
+            return
+        saving, now = self.saving, self.saving.plan.layout
+        found = checkpoints.Found(Path(best), read(Path(best) / MARK, Checkpoint))
+        if saving.me.is_first:
+            reshaping.fitting(found, now)
+        saving.agreement.wait()
+        fits = reshaping.fitting_folder(found, now)
+        self.state.best_model_checkpoint = str(fits)
+        self.deepspeed._config.load_universal_checkpoint = fits != found.folder
+        super()._load_best_model()
+        self.state.best_model_checkpoint = best
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Random numbers go on where they were; ranks that were not there begin their own."""
+        earlier, me = self.saving.earlier, self.saving.me
+        if earlier is None or earlier.layout.world_size == me.world_size:
+            super()._load_rng_state(checkpoint)
+        else:
+            set_seed(zlib.crc32(f"{self.args.seed} {earlier.step} {me.rank}".encode()))
+
+    def _run_epoch(self, **options: Any) -> None:
+        """Nothing where a run goes on from its last step: the Trainer would take one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**options)
+
+    def get_train_dataloader(self) -> Any:
+        """The loader of micro-batches, whose workers do not die of what this process is told."""
+        loader = super().get_train_dataloader()
+        if loader.num_workers:
+            loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+        return loader
+
+
+def _init_worker(init: Any, number: int) -> None:
+    notice.be_deaf()
+    init(number)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _sync(folder: Path) -> None:
+    """Has the content of all files reach the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _sync_names(folder: Path) -> None:
+    """Has the names of a folder's files reach the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

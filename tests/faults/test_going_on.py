@@ -1,0 +1,80 @@
+"""Runs on a real Slurm that are interrupted in every way, go on, and end as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from interrupting import FAULTS, job, met
+from on_slurm import campus, hpcft, slurm
+from safetensors.numpy import load_file
+
+from hpcft import store
+from hpcft.records import RunRecord
+from real_runs import folder_of, gone, losses, step, until
+
+pytestmark = pytest.mark.slurm
+
+COMMON = ["-c", "testbed", "-o", "train.max_steps=600", "-o", "train.logging_steps=20",
+          "-o", "train.learning_rate=1e-3"]  # fmt: skip
+# Fault to the cause that is noted, and how the run goes on.
+EXPECTED = {
+    "notice": ("preempted", "requeued"),
+    "by_hand": ("interrupted", "requeued"),
+    "killed_child": ("rank_died", "restarted"),
+    "killed_supervisor": ("rank_died", "requeued"),
+    "preempted": ("interrupted", "requeued"),
+    "node_down": ("interrupted", "requeued"),
+}
+EVERY = [
+    pytest.param(name, marks=[] if name in ("notice", "killed_supervisor") else pytest.mark.slow)
+    for name in FAULTS
+]
+
+
+@pytest.fixture(scope="module")
+def site(
+    request: pytest.FixtureRequest, testbed: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """A folder with a run for each fault, all of them interrupted and then left to themselves."""
+    chosen = {item.callspec.params.get("name") for item in request.session.items
+              if item.path == request.path and hasattr(item, "callspec")}  # fmt: skip
+    faults = {name: fault for name, fault in FAULTS.items() if name in chosen}
+    with campus(tmp_path_factory.mktemp("faults")):
+        for name in ("calm", *faults):
+            _, said = hpcft("submit", "tiny.yaml", *COMMON, "-o", f"name={name}").communicate()
+            assert folder_of(name).is_dir(), said
+        for name, inject in faults.items():
+            until(lambda name=name: step(folder_of(name)) > 5, 120.0, name)  # type: ignore[misc]
+            inject(name, testbed)
+        hpcft("status", "--watch").communicate()
+        yield
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
+    folder, calm = folder_of(name), folder_of("calm")
+    assert (folder / "result.json").exists(), hpcft("status", name).communicate()
+    ours, theirs = (store.read(f / "result.json", RunRecord) for f in (folder, calm))
+    assert ours.metrics == theirs.metrics
+    assert losses(folder) == losses(calm), "not the same digits"
+    weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
+    assert all((weights[0][key] == weights[1][key]).all() for key in weights[1])
+    (recovery,) = met(name)
+    assert (recovery.cause, recovery.how) == EXPECTED[name], recovery.evidence
+    assert recovery.step > 5 or name.startswith("killed"), "what was saved is not done again"
+    assert ours.recoveries == [recovery]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_is_left_and_nothing_runs_twice(site: None, name: str) -> None:
+    until(lambda: gone(folder_of(name)), 20.0)
+    (attempt,) = job(name).attempts
+    known = slurm("squeue", "-h", "-t", "all", "-o", "%i %j").splitlines()
+    assert [line for line in known if line.endswith(f" {name}")] == [f"{attempt.job_id} {name}"]
+    said, _ = hpcft("status", name, "--json").communicate()
+    (row,) = json.loads(said)
+    assert row["state"] == "COMPLETED"
+    assert [r["cause"] for r in row["recoveries"]] == [EXPECTED[name][0]]

@@ -1,0 +1,389 @@
+"""The truth about a run while the scheduler, accounting, its folder or its clock is in trouble."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from on_slurm import (
+    campus,
+    closed,
+    hpcft,
+    impatient,
+    job_ids,
+    jobs,
+    live_jobs,
+    nothing_left,
+    out_of,
+    slurm,
+    small_disk,
+)
+
+from conftest import ROOT, Cli
+from hpcft import monitor
+from hpcft.cluster import slurm as scheduler
+from hpcft.cluster.states import PENDING, explained
+from real_runs import children, folder_of, gone, step, supervisors, until
+
+pytestmark = pytest.mark.slurm
+
+LONG = ("-o", "train.max_steps=100000", "-o", "train.logging_steps=100")
+
+
+@pytest.fixture(scope="module")
+def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's folder, for all tests of this module."""
+    with campus(tmp_path_factory.mktemp("scheduler")) as folder:
+        yield folder
+        subprocess.run(["scancel", "--user=root", "--quiet"], check=False)
+
+
+def submit(cli: Cli, name: str, *arguments: object, cluster: object = "testbed") -> Path:
+    """The folder of a new run."""
+    said = cli("submit", "tiny.yaml", "-c", cluster, "-o", f"name={name}", *arguments)
+    assert said.code == 0, said.err
+    return folder_of(name)
+
+
+def view(cli: Cli, name: str) -> Any:
+    said = cli("status", name, "--json")
+    assert said.code == 0, said.err
+    return said.json[0]
+
+
+def cancelled(cli: Cli, name: str) -> None:
+    """Cancels a run, and waits until it is over and no process of it is left."""
+    cli("cancel", name)
+    until(lambda: view(cli, name)["state"] == "CANCELLED", 30, name)
+    assert nothing_left(folder_of(name))
+
+
+def answering(folder: Path, command: str, answer: str) -> str:
+    """A search path on which a scheduler command gives this answer."""
+    folder.mkdir()
+    file = folder / command
+    file.write_text(f"#!/bin/sh\n{answer}\n")
+    file.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+# ---------------------------------------------------------------- the controller
+
+
+def test_the_controller_is_away_while_watching(
+    place: Path, cli: Cli, testbed: Any, tmp_path: Path
+) -> None:
+    folder = submit(cli, "watched", "-o", "train.max_steps=500")
+    until(lambda: step(folder) > 0)
+    with impatient(tmp_path), hpcft("status", "watched", "--watch") as watching:
+        testbed.stop_controller()
+        try:
+            seen = view(cli, "watched")
+            assert (seen["state"], seen["job_id"]) == ("RUNNING", *jobs_noted("watched"))
+            assert "heartbeat is fresh" in seen["note"]
+            assert cli("cancel", "watched").code == 3
+        finally:
+            testbed.start_controller()
+        out_of(watching)
+    assert watching.returncode == 0
+    assert view(cli, "watched")["state"] == "COMPLETED"
+    assert len(jobs("watched")) == 1
+    assert nothing_left(folder)
+
+
+def jobs_noted(name: str) -> list[str]:
+    return [str(job_id) for job_id in job_ids(name)]
+
+
+# ---------------------------------------------------------------- accounting
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        ("echo '{id}|RUNNING|0:0|00:01:00|n1'", "accounting still has it RUNNING"),
+        ("echo 'slurmdbd: Connection refused' >&2; exit 1", "Connection refused"),
+        ("exit 0", "neither squeue nor sacct knows the job"),
+    ],
+    ids=["lags", "fails", "forgot"],
+)
+def test_of_a_job_that_slurm_forgot_nobody_says_that_it_failed(
+    answer: str, note: str, place: Path, cli: Cli, testbed: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And as it cannot be alive, it does not stand in the way of another."""
+    with closed(testbed):
+        name = f"forgotten-{len(list(Path('runs').glob('forgotten*')))}"
+        folder = submit(cli, name)
+        (job_id,) = jobs(name)
+        slurm("scancel", job_id)
+        file = folder / "job.json"
+        file.write_text(file.read_text().replace(f'"{job_id}"', '"4000000"'))
+        monkeypatch.setenv("PATH", answering(tmp_path / "b", "sacct", answer.format(id="4000000")))
+        seen = view(cli, name)
+        assert seen["state"] == "UNKNOWN"
+        assert note in seen["note"]
+        submit(cli, name)
+        assert jobs_noted(name) == live_jobs(name)
+        cli("cancel", name)
+
+
+def test_an_earlier_start_in_the_accounts_is_not_the_end(
+    place: Path, cli: Cli, testbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closed(testbed), impatient(tmp_path):
+        submit(cli, "again")
+        (job_id,) = jobs("again")
+        old = f"echo '{job_id}|PREEMPTED|0:15|00:09:00|n1'"
+        monkeypatch.setenv("PATH", answering(tmp_path / "bin", "sacct", old))
+        assert view(cli, "again")["state"] == "PENDING"
+        testbed.pause("slurmctld")
+        try:
+            seen = view(cli, "again")
+        finally:
+            testbed.go_on("slurmctld")
+        assert seen["state"] == "UNKNOWN"
+        assert "PREEMPTED, but it may be queued again" in seen["note"]
+        cli("cancel", "again")
+
+
+# ---------------------------------------------------------------- states
+
+
+def batch(*options: str, command: str = "sleep 300") -> str:
+    """Id of a new job."""
+    return slurm("sbatch", "--parsable", "-o", "/dev/null", *options, "--wrap", command).strip()
+
+
+def test_every_reason_to_wait_has_a_sentence(testbed: Any) -> None:
+    """All that this Slurm can say, as its library holds it."""
+    squeue = shutil.which("squeue")
+    linked = subprocess.run(["ldd", str(squeue)], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"libslurmfull\S* => (\S+)", linked)
+    if not found:
+        pytest.skip("this Slurm's clients do not share a library")
+    held = Path(found[1]).read_bytes()
+    first, last = held.index(b"PartitionNodeLimit\0"), held.index(b"QOSMinBilling\0")
+    words = [word.decode() for word in held[first : last + 13].split(b"\0") if word]
+    assert len(words) > 150
+    assert [word for word in words if explained(word) == word] == []
+
+
+def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
+    slurm("scancel", "--user=root")
+    until(lambda: not slurm("squeue", "-h"), 30)
+    failed = batch(command="false")
+    full = batch("-N4", "--exclusive", "--mem=0")
+    try:
+        until(lambda: scheduler.states([full])[full].state == "RUNNING", 20)
+        slurm("scontrol", "update", "partitionname=high", "state=DOWN")
+        testbed.set_node("n4", "drain", "a test")
+        held = batch("--hold")
+        wanted = {
+            held: "JobHeldUser",
+            batch("--begin=now+1hour"): "BeginTime",
+            batch(f"--dependency=afterok:{held}"): "Dependency",
+            batch(f"--dependency=afterok:{failed}"): "DependencyNeverSatisfied",
+            batch("-p", "high"): "PartitionDown",
+            batch("-w", "n4"): "ReqNodeNotAvail",
+            batch("-N3", "--exclusive"): "Resources",
+            batch("-N2", "--exclusive"): "Priority",
+        }
+        slurm("scontrol", "hold", admin := batch("--hold"))
+        wanted[admin] = "JobHeldAdmin"
+        slurm("sacctmgr", "-i", "modify", "account", "lab", "set", "GrpTRES=cpu=40")
+        wanted[batch("-n", "16")] = "AssocGrpCpuLimit"
+
+        def shown() -> dict[str, str]:
+            states = scheduler.states(list(wanted))
+            assert {state.state for state in states.values()} == {"PENDING"}
+            words = [re.search(r"\((\w+)[^()]*(\(.*\))?\)$", s.reason) for s in states.values()]
+            return {
+                job_id: word[1] if word else "" for job_id, word in zip(states, words, strict=True)
+            }
+
+        until(lambda: shown() == wanted, 20, "the reasons")
+    finally:
+        slurm("sacctmgr", "-i", "modify", "account", "lab", "set", "GrpTRES=cpu=-1")
+        slurm("scontrol", "update", "partitionname=high", "state=UP")
+        testbed.set_node("n4", "resume", "")
+        slurm("scancel", "--user=root")
+
+
+def test_a_job_that_is_held_or_stopped_is_alive(place: Path, testbed: Any) -> None:
+    job_id = batch("--requeue")
+
+    def state() -> Any:
+        return scheduler.states([job_id])[job_id]
+
+    try:
+        until(lambda: state().state == "RUNNING", 20)
+        slurm("scontrol", "suspend", job_id)
+        assert (state().state, state().is_live) == ("SUSPENDED", True)
+        slurm("scontrol", "resume", job_id)
+        slurm("scontrol", "requeuehold", "State=SpecialExit", job_id)
+        until(lambda: state().state in PENDING, 20)
+        until(lambda: state().state == "SPECIAL_EXIT", 20)
+        assert state().is_live
+        assert not state().is_over
+    finally:
+        slurm("scancel", job_id)
+
+
+def test_cancelled_while_it_waits_and_while_it_runs(place: Path, cli: Cli, testbed: Any) -> None:
+    with closed(testbed):
+        submit(cli, "waits")
+        assert view(cli, "waits")["state"] == "PENDING"
+        slurm("scancel", *jobs("waits"))
+        assert view(cli, "waits")["state"] == "CANCELLED"
+    folder = submit(cli, "runs", *LONG)
+    until(lambda: step(folder) > 0)
+    slurm("scancel", *jobs("runs"))
+    until(lambda: view(cli, "runs")["state"] == "CANCELLED", 30)
+    for name in ("waits", "runs"):
+        assert view(cli, name)["failure"]["name"] == "cancelled"
+        assert len(jobs(name)) == 1
+        assert nothing_left(folder_of(name))
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_a_line_of_the_profile_fails(place: Path, cli: Cli) -> None:
+    text = (ROOT / "slurm/testbed.yaml").read_text()
+    Path("modules.yaml").write_text(f"{text}setup: [module load nosuch]\n")
+    submit(cli, "module", cluster="modules.yaml")
+    until(lambda: view(cli, "module")["state"] == "FAILED", 30)
+    seen = view(cli, "module")
+    assert seen["failure"]["name"] == "module"
+    assert "module" in seen["note"]
+    assert len(jobs("module")) == 1
+    assert gone(folder_of("module"))
+
+
+def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = submit(cli, "late")
+    (job_id,) = jobs("late")
+    result, held_back = folder / "result.json", folder / "held-back"
+    until(result.exists)
+    result.rename(held_back)
+    until(lambda: scheduler.states([job_id])[job_id].state == "COMPLETED", 30)
+    seen = view(cli, "late")
+    assert (seen["state"], seen["note"]) == (
+        "RUNNING", "has ended; its result may still be on its way",
+    )  # fmt: skip
+    assert "is already queued or running" in cli("submit", "tiny.yaml", "-o", "name=late").err
+    monkeypatch.setattr(monitor, "GRACE_S", 0.0)
+    assert view(cli, "late")["state"] == "FAILED"
+    held_back.rename(result)
+    assert view(cli, "late")["state"] == "COMPLETED"
+
+
+def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
+    """The job ends by itself, and the run can be submitted anew."""
+    running = submit(cli, "removed", "-o", "train.max_steps=300")
+    until(lambda: step(running) > 0)
+    (first,) = jobs("removed")
+    with hpcft("status", "removed", "--watch") as watching:
+        with closed(testbed):
+            pending = submit(cli, "unstarted")
+            shutil.rmtree(pending)
+            assert cli("status", "unstarted").code == 2
+        assert watching.stderr
+        watching.stderr.readline()
+        shutil.rmtree(running)
+        assert "its folder is gone" in watching.communicate(timeout=60)[1]
+    assert watching.returncode == 1
+    for name in ("removed", "unstarted"):
+        until(lambda name=name: not live_jobs(name), 90, name)  # type: ignore[misc]
+    assert nothing_left(running)
+    assert nothing_left(pending)
+    assert jobs("removed") == [first]
+    assert len(jobs("unstarted")) == 1
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_the_disk_fails_while_a_run_trains(
+    trouble: str, place: Path, cli: Cli, tmp_path: Path
+) -> None:
+    try:
+        with small_disk(tmp_path / "d", size="40m", inodes=2000) as disk:
+            common = ("--runs-dir", disk)
+            name = f"{trouble}-disk"
+            said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", f"name={name}", *common,
+                       "-o", "train.max_steps=300")  # fmt: skip
+            assert said.code == 0, said.err
+            (folder,) = disk.glob(f"{name}/*")
+            until(lambda: step(folder) > 0)
+            if trouble == "full":
+                subprocess.run(["sh", "-c", f"cat /dev/zero > {disk}/other"], check=False,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+            else:
+                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            until(lambda: not live_jobs(name), 120, "the end of the job")
+            seen = cli("status", name, "--json", *common).json[0]
+            assert seen["state"] == "FAILED", seen
+            if trouble == "full":
+                assert seen["failure"]["name"] == "disk", seen
+            assert len(jobs(name)) == 1
+            assert nothing_left(folder)
+    except PermissionError as refused:
+        pytest.skip(f"no file system can be mounted here: {refused}")
+
+
+# ---------------------------------------------------------------- clocks
+
+
+SKEWED = """\
+import time
+real = time.time
+time.time = lambda: real() + {seconds}
+"""
+
+
+def test_clocks_of_nodes_that_are_wrong(
+    place: Path, cli: Cli, testbed: Any, tmp_path: Path
+) -> None:
+    """A heartbeat counts by when its file changed, whatever time it bears."""
+    text = (ROOT / "slurm/testbed.yaml").read_text()
+    skews = {"early": -3600, "ahead": 3600}
+    for name, seconds in skews.items():
+        where = tmp_path / name
+        where.mkdir()
+        (where / "sitecustomize.py").write_text(SKEWED.format(seconds=seconds))
+        lines = text.replace("environment:\n", f"environment:\n  PYTHONPATH: '{where}'\n")
+        (place / f"{name}.yaml").write_text(lines)
+        submit(cli, name, *LONG, cluster=place / f"{name}.yaml")
+    for name in skews:
+        until(lambda name=name: step(folder_of(name)) > 0)  # type: ignore[misc]
+    with impatient(tmp_path):
+        testbed.pause("slurmctld")
+        try:
+            for name, seconds in skews.items():
+                beat = json.loads((folder_of(name) / "progress.json").read_text())["updated_at"]
+                file_s = (folder_of(name) / "progress.json").stat().st_mtime
+                assert beat - file_s == pytest.approx(seconds, abs=60)
+            seen = {view["recipe"]: view for view in cli("status", *skews, "--json").json}
+            assert {view["state"] for view in seen.values()} == {"RUNNING"}
+            for name in skews:
+                folder = folder_of(name)
+                for pid in (*supervisors(folder).values(), *children(folder)):
+                    psutil.Process(pid).kill()
+                until(lambda folder=folder: gone(folder), 10)  # type: ignore[misc]
+                file = folder / "progress.json"
+                long_ago = file.stat().st_mtime - 2 * monitor.FRESH_S
+                os.utime(file, (long_ago, long_ago))
+            seen = {view["recipe"]: view for view in cli("status", *skews, "--json").json}
+            assert {view["state"] for view in seen.values()} == {"UNKNOWN"}
+        finally:
+            testbed.go_on("slurmctld")
+    for name in skews:
+        cancelled(cli, name)

@@ -1,0 +1,360 @@
+"""Submissions in trouble (killed, doubled, refused, too many): in the end each run has one job."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from on_slurm import (
+    campus,
+    closed,
+    hpcft,
+    impatient,
+    job_ids,
+    jobs,
+    killed_at,
+    live_jobs,
+    nothing_left,
+    out_of,
+    slurm,
+    small_disk,
+)
+
+from conftest import ROOT, Cli
+from hpcft import submit as submission
+from hpcft.cluster import slurm as scheduler
+from hpcft.errors import ClusterError
+from real_runs import folder_of, until
+
+pytestmark = pytest.mark.slurm
+
+SWEEP = ("-o", "sweep.seeds=[1, 2, 3, 4, 5]")
+
+
+@pytest.fixture(scope="module")
+def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's folder, for all tests of this module."""
+    with campus(tmp_path_factory.mktemp("submitting")) as folder:
+        yield folder
+        subprocess.run(["scancel", "--user=root", "--quiet"], check=False)
+
+
+@pytest.fixture
+def waiting(place: Path, testbed: Any) -> Iterator[Path]:
+    """The same, while no job starts."""
+    with closed(testbed):
+        yield place
+
+
+def states(cli: Cli, name: str) -> list[str]:
+    said = cli("status", name, "--json")
+    assert said.code == 0, said.err
+    return [view["state"] for view in said.json]
+
+
+# ---------------------------------------------------------------- killed
+
+
+def test_killed_between_sbatch_and_its_note(place: Path, cli: Cli, tmp_path: Path) -> None:
+    """The job is adopted by its token, and runs even though nobody told it what."""
+    real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout
+    wrapper = tmp_path / "sbatch"
+    wrapper.write_text(
+        f'#!/bin/sh\n{real.strip()} "$@"\ncase "$1" in --test-only) ;; *) kill -9 $PPID ;; esac\n'
+    )
+    wrapper.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    with hpcft("submit", "tiny.yaml", "-c", "testbed", "-o", "name=orphan", PATH=path) as killed:
+        out_of(killed)
+    assert killed.returncode == -9
+    assert job_ids("orphan") == [None]
+    (job_id,) = jobs("orphan")
+    assert states(cli, "orphan") != ["FAILED"]
+    said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=orphan", "--watch")
+    assert (said.code, jobs("orphan"), job_ids("orphan")) == (0, [job_id], [job_id]), said.err
+    assert states(cli, "orphan") == ["COMPLETED"]
+    assert nothing_left(folder_of("orphan"))
+
+
+@pytest.mark.parametrize("instants", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_instant_of_a_submission(waiting: Path, cli: Cli, instants: int) -> None:
+    """Every record can be read, and the next submission adopts the jobs or makes them."""
+    draw = random.Random(instants)
+    killed = 0
+    for instant in range(instants):
+        name = f"killed{instants}-{instant}"
+        overrides = [f"name={name}", "sweep.seeds=[1, 2]"]
+        site, prepared = submission.prepare("tiny.yaml", "testbed", overrides)
+        submit = partial(submission.submit, site, prepared, Path("runs"), again=False)
+        killed += killed_at(draw.uniform(0.0, 0.15), submit)
+        for reader in ("status", "collect"):
+            assert cli(reader, "--json").code == 0
+        assert len(live_jobs(name)) in (0, 2)
+        submit()
+        assert len(live_jobs(name)) == 2, "one job for each run"
+        assert sorted(map(str, job_ids(name))) == sorted(live_jobs(name))
+        assert {entry.outcome for entry in submit()} == {"running"}
+    assert killed > instants / 2
+    slurm("scancel", "--user=root")
+    until(lambda: set(states(cli, f"killed{instants}-0")) == {"CANCELLED"}, 20)
+
+
+def test_two_submissions_at_once_make_one_job(waiting: Path) -> None:
+    arguments = ("submit", "tiny.yaml", "-c", "testbed", "-o", "name=twice", "--json")
+    with hpcft(*arguments) as one, hpcft(*arguments) as other:
+        said = [json.loads(out_of(process))[0] for process in (one, other)]
+    assert sorted(entry["outcome"] for entry in said) == ["running", "submitted"]
+    assert {entry["job_id"] for entry in said} == set(jobs("twice"))
+    assert len(jobs("twice")) == 1
+    slurm("scancel", *jobs("twice"))
+
+
+def test_a_job_that_has_a_successor_does_not_run(place: Path, cli: Cli, testbed: Any) -> None:
+    """Of an sbatch that timed out nobody saw the job; when it starts another one has the run."""
+    with closed(testbed):
+        assert cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=stray").code == 0
+        (stray,) = jobs("stray")
+        file = folder_of("stray") / "job.json"
+        job = json.loads(file.read_text())
+        job["attempts"].append(job["attempts"][0] | {"job_id": "999999", "token": "another"})
+        file.write_text(json.dumps(job))
+    until(lambda: slurm("squeue", "-h", "-t", "all", "-j", stray, "-o", "%T") == "COMPLETED\n", 60)
+    assert "has another job by now" in next(folder_of("stray").glob("logs/*_0_log.out")).read_text()
+    assert not (folder_of("stray") / "progress.json").exists()
+
+
+# ---------------------------------------------------------------- the controller is away
+
+
+def test_the_controller_is_away_while_submitting(
+    place: Path, cli: Cli, testbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands still between the check and sbatch: is there a job? Not known; then it is."""
+    arguments = ("submit", "tiny.yaml", "-c", "testbed", "-o", "name=away")
+    with closed(testbed), impatient(tmp_path):
+        testbed.pause("slurmctld")
+        try:
+            said = cli(*arguments)
+            assert said.code == 3
+            assert "Traceback" not in said.err
+            assert not list(Path("runs").glob("away/*"))
+        finally:
+            testbed.go_on("slurmctld")
+        site, prepared = submission.prepare("tiny.yaml", "testbed", ["name=away"])
+
+        real = scheduler.check
+
+        def check(script: str) -> None:
+            monkeypatch.setattr(scheduler, "check", real)
+            real(script)
+            testbed.pause("slurmctld")
+
+        monkeypatch.setattr(scheduler, "check", check)
+        try:
+            with pytest.raises(ClusterError, match="may have queued it or not"):
+                submission.submit(site, prepared, Path("runs"), again=False)
+            assert states(cli, "away") == ["UNKNOWN"]
+            again = cli(*arguments)
+            assert again.code == 2
+            assert "an earlier job of this run may still be alive" in again.err
+        finally:
+            testbed.go_on("slurmctld")
+        until(lambda: jobs("away"), 20)
+        said = cli(*arguments)
+        assert "is already queued or running" in said.err
+        assert job_ids("away") == jobs("away")
+        assert len(jobs("away")) == 1
+        cli("cancel", "away")
+
+
+# ---------------------------------------------------------------- limits
+
+
+def test_a_sweep_above_max_array_size_is_several_arrays(
+    place: Path, cli: Cli, testbed: Any
+) -> None:
+    with testbed.configured(MaxArraySize="3"), closed(testbed):
+        shown = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=split", *SWEEP,
+                    "--dry-run", "--json").json  # fmt: skip
+        assert [len(job["runs"]) for job in shown["jobs"]] == [3, 2]
+        said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=split", *SWEEP)
+        assert said.code == 0, said.err
+        assert sorted(map(str, job_ids("split"))) == sorted(jobs("split"))
+        arrays = [job_id.partition("_")[0] for job_id in jobs("split")]
+        assert sorted(arrays.count(array) for array in set(arrays)) == [2, 3]
+        assert states(cli, "split") == ["PENDING"] * 5
+        cli("cancel", "split")
+        until(lambda: not live_jobs("split"), 20)
+
+
+def limit(value: str) -> None:
+    slurm("sacctmgr", "-i", "modify", "user", "root", "set", f"MaxSubmitJobs={value}")
+
+
+def test_more_runs_than_one_may_have_queued(waiting: Path, cli: Cli) -> None:
+    """What fits is queued, the rest is told, and a later submission queues it."""
+    slurm("scancel", "--user=root")
+    arguments = ("submit", "tiny.yaml", "-c", "testbed", "-o", "name=many", *SWEEP)
+    limit("3")
+    try:
+        until(lambda: not slurm("squeue", "-h"), 20)
+        said = cli(*arguments)
+        assert said.code == 3
+        assert "2 of 5 runs are not queued" in said.err
+        assert "AssocMaxSubmitJobLimit" in said.err
+        assert len(live_jobs("many")) == 3
+        assert states(cli, "many") == ["PENDING"] * 3
+        full = cli(*arguments)
+        assert full.code == 3
+        assert full.err.count("is already queued or running") == 3
+        assert len(live_jobs("many")) == 3
+        limit("5")
+        said = cli(*arguments)
+        assert said.code == 0, said.err
+        assert len(live_jobs("many")) == 5
+        assert sorted(map(str, job_ids("many"))) == sorted(jobs("many"))
+    finally:
+        limit("-1")
+        cli("cancel", "many")
+
+
+# ---------------------------------------------------------------- refused before anything is queued
+
+
+@pytest.mark.parametrize(
+    ("line", "fault", "key", "reason"),
+    [
+        ("account: lab", "account: nosuch", "account", "Invalid account"),
+        ("partition: main\n", "partition: nosuch\n", "partition", "Invalid partition"),
+        ("time_limit_min: 60", "time_limit_min: 60\nqos: nosuch", "qos", "Invalid qos"),
+        ("time_limit_min: 60", "time_limit_min: 60\nconstraint: nosuch", "constraint",
+         "Invalid feature"),
+        ("cores_per_node: 8", "cores_per_node: 64", "gpus_per_node", "node configuration"),
+    ],
+    ids=["account", "partition", "qos", "constraint", "cores"],
+)  # fmt: skip
+def test_what_slurm_would_refuse(
+    line: str, fault: str, key: str, reason: str, place: Path, cli: Cli
+) -> None:
+    text = (ROOT / "slurm/testbed.yaml").read_text().replace("[main, high]", "[main, high, nosuch]")
+    assert line in text
+    Path("site.yaml").write_text(text.replace(line, fault))
+    said = cli("submit", "tiny.yaml", "-c", "site.yaml", "-o", "name=refused")
+    assert said.code == 2, said.err
+    assert f" {key}: Slurm refuses the job: " in said.err
+    assert reason in said.err
+    assert "site.yaml:" in said.err
+    assert (jobs("refused"), list(Path("runs").glob("refused/*"))) == ([], [])
+
+
+def test_more_time_than_the_partition_allows(place: Path, cli: Cli) -> None:
+    """Most sites let Slurm take such a job, which then waits for ever."""
+    slurm("scontrol", "update", "partitionname=main", "MaxTime=5")
+    try:
+        said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=long")
+        assert said.code == 2
+        assert "time_limit_min: Slurm refuses the job" in said.err
+        assert "main allows 5 minutes" in said.err
+    finally:
+        slurm("scontrol", "update", "partitionname=main", "MaxTime=INFINITE")
+    assert jobs("long") == []
+
+
+def test_no_network_and_nothing_staged(place: Path, cli: Cli) -> None:
+    said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=absent",
+               "-o", "model={path: nobody/nothing}")  # fmt: skip
+    assert said.code == 2, said.err
+    assert "hpcft stage" in said.err
+    assert (jobs("absent"), list(Path("runs").glob("absent/*"))) == ([], [])
+
+
+# ---------------------------------------------------------------- the disk
+
+
+@pytest.mark.parametrize(("size", "inodes"), [("64k", 1000), ("4m", 6)], ids=["bytes", "inodes"])
+def test_no_room_for_a_run(
+    size: str, inodes: int, place: Path, cli: Cli, tmp_path: Path, testbed: Any
+) -> None:
+    arguments = ("submit", "tiny.yaml", "-c", "testbed", "-o", f"name=full{inodes}")
+    with ExitStack() as stack:
+        stack.enter_context(closed(testbed))
+        try:
+            disk = stack.enter_context(small_disk(tmp_path / "d", size=size, inodes=inodes))
+        except PermissionError as refused:
+            pytest.skip(f"no file system can be mounted here: {refused}")
+        if size == "64k":
+            (disk / "other").write_bytes(bytes(60 * 1024))
+        said = cli(*arguments, "--runs-dir", disk)
+        assert said.code == 2, said.err
+        assert "No space left on device" in said.err
+        assert "Traceback" not in said.err
+        assert jobs(f"full{inodes}") == []
+        (disk / "other").unlink(missing_ok=True)
+        subprocess.run(["mount", "-o", "remount,size=8m,nr_inodes=1000", str(disk)], check=True)
+        said = cli(*arguments, "--runs-dir", disk)
+        assert said.code == 0, said.err
+        assert len(live_jobs(f"full{inodes}")) == 1
+        cli("cancel", f"full{inodes}", "--runs-dir", disk)
+
+
+def test_a_runs_folder_that_cannot_be_written(
+    place: Path, cli: Cli, tmp_path: Path, testbed: Any
+) -> None:
+    with ExitStack() as stack:
+        try:
+            disk = stack.enter_context(small_disk(tmp_path / "d", size="8m", inodes=1000))
+        except PermissionError as refused:
+            pytest.skip(f"no file system can be mounted here: {refused}")
+        stack.enter_context(closed(testbed))
+        arguments = ("tiny.yaml", "-c", "testbed", "--runs-dir", disk)
+        assert cli("submit", *arguments, "-o", "name=rw").code == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for reader in ("status", "collect"):
+            assert cli(reader, "--json", "--runs-dir", disk).code == 0
+        said = cli("submit", *arguments, "-o", "name=ro")
+        assert said.code == 2, said.err
+        assert "Read-only file system" in said.err
+        assert jobs("ro") == []
+        said = cli("cancel", "rw", "--runs-dir", disk)
+        assert said.code == 0, said.err
+
+
+# ---------------------------------------------------------------- a planted pickle
+
+
+class Planted:
+    """Says that it was loaded."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.canary),)
+
+
+def test_no_command_loads_a_pickle_of_a_run_folder(waiting: Path, cli: Cli, tmp_path: Path) -> None:
+    arguments = ("submit", "tiny.yaml", "-c", "testbed", "-o", "name=planted")
+    assert cli(*arguments).code == 0
+    (job_id,) = jobs("planted")
+    canary = tmp_path / "loaded"
+    bomb = pickle.dumps(Planted(canary))
+    folder = folder_of("planted")
+    for file in (*folder.glob("logs/*.pkl"), folder / f"logs/{job_id}_0_result.pkl",
+                 folder / "result.pkl", folder / "logs/planted.pkl"):  # fmt: skip
+        file.write_bytes(bomb)
+    readers = (("status", "--json"), ("status", "planted"), ("collect", "--json"))
+    for command in (*readers, arguments, ("logs", "planted"), ("cancel", "planted"), arguments):
+        cli(*command)
+    assert not canary.exists()
+    pickle.loads(bomb)
+    assert canary.exists(), "it would have told"
+    cli("cancel", "planted")
