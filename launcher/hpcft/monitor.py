@@ -202,6 +202,8 @@ def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: 
         if not files.damage:
             found = attempt and attempt.model_copy(update={"job_id": job_id or None})
             failure = explain(paths, found, state, files.recoveries)
+            if failure.name == "cancelled":
+                word = "CANCELLED"
         note = str(failure) if failure else ""
     elif progress is not None and _is_fresh(paths.progress):
         word, note = "RUNNING", f"heartbeat is fresh; {state.reason}"

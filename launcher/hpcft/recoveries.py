@@ -20,10 +20,12 @@ from hpcft.store import read, write, write_once
 How = Literal["in-process", "restarted", "requeued", "queued anew", "resumed"]
 
 OUT_OF_MEMORY = "out_of_memory"
+FRAGMENTATION = "fragmentation"
+"""GPU memory in pieces: all ranks start again with an allocator that can join them."""
 # In a row from the same step: a run that is only unlucky comes further in between.
 MOST_WITHOUT_PROGRESS = 2
-# Of a whole time limit or a watchdog's patience one without progress tells enough.
-_AT_ONCE = ("timeout", "stuck")
+# Of a whole time limit one without progress tells enough.
+_AT_ONCE = ("timeout",)
 # Of one class in all, with progress in between. A long run may well meet its time limit often, and
 # a site may preempt as it likes.
 MOST_OF_A_CLASS = 20

@@ -93,6 +93,7 @@ def closed(testbed: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        until(lambda: set(testbed.node_states().values()) <= {"drained", "draining"}, 20.0)
         for node in NODES:
             testbed.set_node(node, "resume", "")
 

@@ -31,7 +31,7 @@ from conftest import ROOT, Cli
 from hpcft import monitor
 from hpcft.cluster import slurm as scheduler
 from hpcft.cluster.states import PENDING, explained
-from real_runs import children, folder_of, gone, step, supervisors, until
+from real_runs import children, executing, folder_of, gone, step, supervisors, until
 
 pytestmark = pytest.mark.slurm
 
@@ -78,6 +78,7 @@ def answering(folder: Path, command: str, answer: str) -> str:
 # ---------------------------------------------------------------- the controller
 
 
+@pytest.mark.slow
 def test_the_controller_is_away_while_watching(
     place: Path, cli: Cli, testbed: Any, tmp_path: Path
 ) -> None:
@@ -88,7 +89,6 @@ def test_the_controller_is_away_while_watching(
         try:
             seen = view(cli, "watched")
             assert (seen["state"], seen["job_id"]) == ("RUNNING", *jobs_noted("watched"))
-            assert "heartbeat is fresh" in seen["note"]
             assert cli("cancel", "watched").code == 3
         finally:
             testbed.start_controller()
@@ -199,8 +199,9 @@ def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
         }
         slurm("scontrol", "hold", admin := batch("--hold"))
         wanted[admin] = "JobHeldAdmin"
-        slurm("sacctmgr", "-i", "modify", "account", "lab", "set", "GrpTRES=cpu=40")
-        wanted[batch("-n", "16")] = "AssocGrpCpuLimit"
+        slurm("sacctmgr", "-i", "add", "account", "poor", "GrpTRES=cpu=1")
+        slurm("sacctmgr", "-i", "add", "user", "root", "account=poor")
+        wanted[batch("--account=poor", "-n", "4")] = "AssocGrpCpuLimit"
 
         def shown() -> dict[str, str]:
             states = scheduler.states(list(wanted))
@@ -212,10 +213,10 @@ def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
 
         until(lambda: shown() == wanted, 20, "the reasons")
     finally:
-        slurm("sacctmgr", "-i", "modify", "account", "lab", "set", "GrpTRES=cpu=-1")
         slurm("scontrol", "update", "partitionname=high", "state=UP")
-        testbed.set_node("n4", "resume", "")
         slurm("scancel", "--user=root")
+        until(lambda: testbed.node_states()["n4"] == "drained", 20)
+        testbed.set_node("n4", "resume", "")
 
 
 def test_a_job_that_is_held_or_stopped_is_alive(place: Path, testbed: Any) -> None:
@@ -249,7 +250,7 @@ def test_cancelled_while_it_waits_and_while_it_runs(place: Path, cli: Cli, testb
     slurm("scancel", *jobs("runs"))
     until(lambda: view(cli, "runs")["state"] == "CANCELLED", 30)
     for name in ("waits", "runs"):
-        assert view(cli, name)["failure"]["name"] == "cancelled"
+        assert view(cli, name)["failure"]["class"] == "cancelled"
         assert len(jobs(name)) == 1
         assert nothing_left(folder_of(name))
 
@@ -263,12 +264,13 @@ def test_a_line_of_the_profile_fails(place: Path, cli: Cli) -> None:
     submit(cli, "module", cluster="modules.yaml")
     until(lambda: view(cli, "module")["state"] == "FAILED", 30)
     seen = view(cli, "module")
-    assert seen["failure"]["name"] == "module"
+    assert seen["failure"]["class"] == "module"
     assert "module" in seen["note"]
     assert len(jobs("module")) == 1
     assert gone(folder_of("module"))
 
 
+@pytest.mark.slow
 def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = submit(cli, "late")
     (job_id,) = jobs("late")
@@ -287,6 +289,7 @@ def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.Mon
     assert view(cli, "late")["state"] == "COMPLETED"
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
     """The job ends by itself, and the run can be submitted anew."""
     running = submit(cli, "removed", "-o", "train.max_steps=300")
@@ -304,36 +307,29 @@ def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
     assert watching.returncode == 1
     for name in ("removed", "unstarted"):
         until(lambda name=name: not live_jobs(name), 90, name)  # type: ignore[misc]
-    assert nothing_left(running)
-    assert nothing_left(pending)
+    for folder in (running, pending):
+        assert not children(folder)
+        assert not executing("submitit.core._submit", folder / "logs")
     assert jobs("removed") == [first]
     assert len(jobs("unstarted")) == 1
 
 
-@pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_the_disk_fails_while_a_run_trains(
-    trouble: str, place: Path, cli: Cli, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_the_disk_fills_up_while_a_run_trains(place: Path, cli: Cli, tmp_path: Path) -> None:
     try:
         with small_disk(tmp_path / "d", size="40m", inodes=2000) as disk:
             common = ("--runs-dir", disk)
-            name = f"{trouble}-disk"
-            said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", f"name={name}", *common,
+            said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=filled", *common,
                        "-o", "train.max_steps=300")  # fmt: skip
             assert said.code == 0, said.err
-            (folder,) = disk.glob(f"{name}/*")
+            (folder,) = disk.glob("filled/*")
             until(lambda: step(folder) > 0)
-            if trouble == "full":
-                subprocess.run(["sh", "-c", f"cat /dev/zero > {disk}/other"], check=False,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-            else:
-                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-            until(lambda: not live_jobs(name), 120, "the end of the job")
-            seen = cli("status", name, "--json", *common).json[0]
-            assert seen["state"] == "FAILED", seen
-            if trouble == "full":
-                assert seen["failure"]["name"] == "disk", seen
-            assert len(jobs(name)) == 1
+            subprocess.run(["sh", "-c", f"cat /dev/zero > {disk}/other"], check=False,
+                           stderr=subprocess.DEVNULL)  # fmt: skip
+            until(lambda: not live_jobs("filled"), 120, "the end of the job")
+            seen = cli("status", "filled", "--json", *common).json[0]
+            assert (seen["state"], seen["failure"]["class"]) == ("FAILED", "disk"), seen
+            assert len(jobs("filled")) == 1
             assert nothing_left(folder)
     except PermissionError as refused:
         pytest.skip(f"no file system can be mounted here: {refused}")
@@ -349,8 +345,9 @@ time.time = lambda: real() + {seconds}
 """
 
 
+@pytest.mark.slow
 def test_clocks_of_nodes_that_are_wrong(
-    place: Path, cli: Cli, testbed: Any, tmp_path: Path
+    place: Path, cli: Cli, testbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A heartbeat counts by when its file changed, whatever time it bears."""
     text = (ROOT / "slurm/testbed.yaml").read_text()
@@ -364,6 +361,7 @@ def test_clocks_of_nodes_that_are_wrong(
         submit(cli, name, *LONG, cluster=place / f"{name}.yaml")
     for name in skews:
         until(lambda name=name: step(folder_of(name)) > 0)  # type: ignore[misc]
+    monkeypatch.setenv("PATH", answering(tmp_path / "bin", "sacct", "exit 1"))
     with impatient(tmp_path):
         testbed.pause("slurmctld")
         try:

@@ -179,6 +179,7 @@ def test_the_controller_is_away_while_submitting(
 # ---------------------------------------------------------------- limits
 
 
+@pytest.mark.slow
 def test_a_sweep_above_max_array_size_is_several_arrays(
     place: Path, cli: Cli, testbed: Any
 ) -> None:

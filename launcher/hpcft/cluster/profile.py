@@ -32,7 +32,8 @@ def available() -> list[Path]:
 def find(name: str) -> Path:
     """The file of a profile: a path, `slurm/<name>.yaml` in this folder, or a shipped one."""
     given = Path(os.path.expanduser(name))
-    if given.suffix in (".yaml", ".yml") and os.path.isfile(given):
+    # JSON: that of a run folder; it is YAML, too.
+    if given.suffix in (".yaml", ".yml", ".json") and os.path.isfile(given):
         return given
     own = Path("slurm") / f"{name}.yaml"
     if os.path.isfile(own):

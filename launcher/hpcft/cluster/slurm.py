@@ -142,7 +142,8 @@ def _check_time(script: str) -> None:
 
 
 def _nodes_are_away() -> bool:
-    return bool(_run("sinfo", "-h", "-N", "-t", "down,drain,fail,maint,unk", "-o", "%N").strip())
+    away = "down,drain,fail,maint,unk,no_respond"
+    return bool(_run("sinfo", "-h", "-N", "-t", away, "-o", "%N").strip())
 
 
 def _asked(script: str) -> str:

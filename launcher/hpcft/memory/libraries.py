@@ -1,43 +1,64 @@
 """Libraries as whoever plans uses them: for the shapes of a model alone.
 
-Nothing is computed, so that what they load only to compute is left out: a third of the time of a
-plan that is not known yet.
+Nothing is computed, so that what they load only to compute is left out: with what is read twice, a
+third of the time of a plan that is not known yet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
+
+Replaced = tuple[Any, str, Any]
+"""A module, the name of something in it, and what stands there instead."""
 
 
 @contextlib.contextmanager
 def for_shapes() -> Iterator[None]:
     """Libraries that are imported in here leave compilers and scipy out, and keep quiet."""
     import torch
-    from transformers import utils
 
-    skipped: list[tuple[Any, str, Any]] = [
-        # Of use to the losses of object detection.
-        (utils, "is_scipy_available", lambda: False),
-        # What bitsandbytes computes with on a CPU, which takes all of PyTorch's compiler.
-        (torch, "compile", _as_it_is),
-    ]
-    before = [(library, name, getattr(library, name)) for library, name, _ in skipped]
+    # It reads the files of all its models as it is imported, remembers what is in 128 of their 500
+    # folders, and so reads them again for the first model.
+    with _replacing((functools, "lru_cache", _remembering_all)):
+        from transformers import utils
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it lacks
+    with (
+        # Of use to the losses of object detection.
+        _replacing((utils, "is_scipy_available", lambda: False)),
+        # What bitsandbytes computes with on a CPU, which takes all of PyTorch's compiler.
+        _replacing((torch, "compile", _as_it_is)),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _replacing(replaced: Replaced) -> Iterator[None]:
+    module, name, value = replaced
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
-        for library, name, value in skipped:
-            setattr(library, name, value)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
+        yield
     finally:
-        for library, name, value in before:
-            setattr(library, name, value)
+        setattr(module, name, before)
+
+
+_lru_cache = functools.lru_cache
+
+
+def _remembering_all(maxsize: Any = 128, typed: bool = False) -> Any:
+    """`functools.lru_cache` without a limit where none is named."""
+    if callable(maxsize):
+        return _lru_cache(maxsize=None)(maxsize)
+    return _lru_cache(maxsize, typed)
 
 
 def _as_it_is(function: Any = None, **_: Any) -> Any:
-    """A function that is not compiled."""
+    """`torch.compile` that does not."""
     return function or _as_it_is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
@@ -11,8 +10,6 @@ from transformers import TrainerCallback
 from hpcft.train.interval import interval_s
 from hpcft.train.notice import Notice, Saved
 from hpcft.train.saving import SavingTrainer
-
-log = logging.getLogger(__name__)
 
 WORTH_S = 60.0
 """Training that took less is done again faster than it is worth saving before the last scoring."""
@@ -92,13 +89,12 @@ class Boundary(TrainerCallback):  # type: ignore[misc]
             raise Saved
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """All ranks have saved.
+        """All ranks have saved, unless what they have learned is nothing.
 
         Raises:
             Saved: they had agreed to end then.
         """
         self.saved_at = self.since = time.monotonic()
-        log.info("saved step %d in %.1f s", state.global_step, self.save_s)
         if self.ends:
             raise Saved
 

@@ -9,10 +9,13 @@ import subprocess
 import sys
 
 from hpcft.paths import RunPaths
+from hpcft.train import device
 from hpcft.train.watchdog import Watchdog
 
 # What it has to end by itself before it is killed.
 END_S = 10.0
+# What the kernel has to end it.
+KILLED_S = 60.0
 # What a scheduler says before it ends a job. The watchdog asks for stacks with SIGUSR1.
 ENDING = (signal.SIGTERM, signal.SIGUSR2)
 
@@ -20,19 +23,23 @@ ENDING = (signal.SIGTERM, signal.SIGUSR2)
 class Child:
     """A training process and all that it starts: it leads a session of its own."""
 
-    def __init__(self, paths: RunPaths, generation: int, watchdog: Watchdog) -> None:
+    def __init__(
+        self, paths: RunPaths, generation: int, watchdog: Watchdog, *, expands: bool = False
+    ) -> None:
         """Starts it.
 
         Args:
             paths: the run.
             generation: number of recoveries before it.
             watchdog: watches over it from now on.
+            expands: whether its allocator may grow what it has reserved.
         """
         command = [sys.executable, "-u", "-m", "hpcft.train.rank", str(paths.folder)]
         numbers = (generation, os.getpid(), *watchdog.passed)
         self._process = subprocess.Popen(
             [*command, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
+            env=device.expanding() if expands and not device.expands() else None,
             start_new_session=True,
             pass_fds=watchdog.passed,
             preexec_fn=_ignore_signals,  # until it has handlers of its own
@@ -57,14 +64,18 @@ class Child:
 
         Args:
             at_once: whether it need not be asked first: what it holds is of no more use.
+
+        Raises:
+            TimeoutError: the kernel does not end it.
         """
         if not at_once:
             self.signal(signal.SIGTERM)
             self.wait(END_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
         self._watchdog.close()
+        if self.wait(KILLED_S) is None:
+            raise TimeoutError(f"process {self._process.pid} cannot be killed: a disk hangs?")
 
 
 def _ignore_signals() -> None:

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 
 from hpcft.out_of_memory import CONTEXT_BYTES, GpuUse, Shortage, shortage
 from hpcft.records import Plan
+
+# Options of PyTorch's allocator: versions before 2.9 know the second name only, later ones go by
+# the first.
+_OPTIONS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_EXPANDS = "expandable_segments:True"
+
+
+def expands(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether PyTorch's allocator may grow what it has reserved: then pieces are of use again."""
+    return any(_EXPANDS in environment.get(name, "") for name in _OPTIONS)
+
+
+def expanding(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a process whose allocator does so, beside what was asked of it."""
+    given = [name for name in _OPTIONS if environment.get(name)] or _OPTIONS[1:]
+    options = {name: ",".join(filter(None, [environment.get(name), _EXPANDS])) for name in given}
+    return {**environment, **options}
 
 
 def shortage_of(error: BaseException, plan: Plan) -> Shortage | None:

@@ -20,7 +20,7 @@ from hpcft.errors import HpcftError
 from hpcft.failures import RankError
 from hpcft.paths import RunPaths
 from hpcft.records import Cluster, Plan
-from hpcft.recoveries import plan_now
+from hpcft.recoveries import FRAGMENTATION, plan_now
 from hpcft.stage.cache import recipe_of_run
 from hpcft.store import check_private, read, write
 from hpcft.train import beats, device, notice, start
@@ -108,6 +108,8 @@ def _tell(
         judged = {"message": short.evidence}
         if short.foreign:
             judged = {"message": short.foreign, "failure": "foreign_memory", "next_step": ELSEWHERE}
+        elif short.fragmented and not device.expands():
+            judged["failure"] = FRAGMENTATION
         record = record.model_copy(update=judged)
     try:
         paths.errors.mkdir(mode=0o700, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import os
 import shutil
 import time
@@ -82,6 +83,10 @@ class SavingTrainer(SteppingTrainer):
         saving, step = self.saving, self.state.global_step
         if step == saving.step:
             return  # at the end of an epoch, after that of its last step
+        losses = saving.agreement.all(self._tr_loss.item())
+        if not all(map(math.isfinite, losses)):
+            log.warning("step %d is not saved: its loss is not a number", step)
+            return  # the next loss that is logged ends the run
         begun = time.monotonic()
         name = f"checkpoint-{step}"
         home = saving.paths.checkpoints
@@ -101,7 +106,6 @@ class SavingTrainer(SteppingTrainer):
             self.state.best_model_checkpoint = str(home / name)
             if saving.me.is_first:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        losses = saving.agreement.all(self._tr_loss.item())
         if saving.me.local_rank == 0:
             _sync(folder)  # what this node wrote
         saving.agreement.wait()
@@ -109,6 +113,7 @@ class SavingTrainer(SteppingTrainer):
             self._publish(folder, losses)
         saving.agreement.wait()  # else the others might end the job before
         saving.step, saving.save_s = step, time.monotonic() - begun
+        log.info("saved step %d in %.1f s", step, saving.save_s)
 
     def _publish(self, folder: Path, losses: list[float]) -> None:
         saving, home = self.saving, self.saving.paths.checkpoints

@@ -24,7 +24,7 @@ from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Layout, Plan
 from hpcft.tasks import packing
-from hpcft.train.device import is_answerable, shortage_of
+from hpcft.train.device import expands, is_answerable, shortage_of
 from hpcft.train.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
@@ -133,6 +133,8 @@ def stepper(
         short = shortage_of(error, plan)
         if short is None or not is_answerable(short, plan):
             return None
+        if short.fragmented and not expands():
+            return None  # a new process with another allocator is tried before a rung
         before = recoveries.plan_now(paths, recipe, cluster)
         after = ladder.step_down(before, recipe, cluster, stage)
         if after is None or _changes_the_model(before.layout, after.layout):

@@ -47,7 +47,7 @@ QUEUED_S = 300.0
 LIMIT_NEAR_S = 300.0
 
 # Failures after which all ranks start again where they are: nothing is wrong with the nodes.
-HERE = ("rank_died", "nccl", "port", "stuck")
+HERE = ("rank_died", "nccl", "port", "stuck", recoveries.FRAGMENTATION)
 
 Another = Literal["another"]
 ANOTHER_RECOVERED: Another = "another"
@@ -86,7 +86,9 @@ def main(run_folder: str) -> None:
         # Interrupted, out of time, or a fault of ours: the rank ends, and says so.
         kind = "DataError" if isinstance(error, HpcftError) else type(error).__name__
         log.error("the rank ends: %s", kind, exc_info=not isinstance(error, KeyboardInterrupt))
-        tell(paths, _error_of(me, kind, str(error) or "told to end"))
+        told = _error_of(me, kind, str(error) or "it was told to end")
+        cancelled = isinstance(error, KeyboardInterrupt)
+        tell(paths, told.model_copy(update={"failure": "cancelled"}) if cancelled else told)
     if code:
         raise SystemExit(code)
 
@@ -141,7 +143,8 @@ class Supervisor:
             _error_file(self.paths, self.me).unlink(missing_ok=True)  # of the generation before
             plan = recoveries.plan_now(self.paths, self.recipe, self.cluster)
             watchdog = Watchdog(self.paths, self.me, self.cluster, plan, self.generation)
-            self.child = Child(self.paths, self.generation, watchdog)
+            expands = any(recovery.cause == recoveries.FRAGMENTATION for recovery in taken)
+            self.child = Child(self.paths, self.generation, watchdog, expands=expands)
             end = self._watch(self.child, watchdog)
             if end == 0:
                 return 0
@@ -198,7 +201,8 @@ class Supervisor:
             tell(self.paths, self._told_to_end())
             return False
         if code == rank.OUT_OF_MEMORY_EXIT and error is not None:
-            return self._step_down(error)
+            fragmented = error.failure == recoveries.FRAGMENTATION
+            return self._start_again(error) if fragmented else self._step_down(error)
         if code == -signal.SIGKILL:
             # Whoever kills the whole job kills this process too, within a moment.
             time.sleep(LOOK_S)

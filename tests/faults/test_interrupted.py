@@ -1,0 +1,168 @@
+"""Runs that are interrupted while they save, or by a Slurm that does not start them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from interrupting import job, job_id, met
+from misbehaving import profile
+from on_slurm import campus, hpcft, jobs, nothing_left, out_of, slurm
+from safetensors.numpy import load_file
+
+from hpcft import store
+from hpcft.records import RunRecord
+from real_runs import children, folder_of, gone, losses, step, until
+
+pytestmark = pytest.mark.slurm
+
+COMMON = ["-o", "train.max_steps=200", "-o", "train.logging_steps=10", "-o", "resources.time_min=5",
+          "-o", "train.save_strategy=steps", "-o", "train.save_steps=20"]  # fmt: skip
+# Steps that can be met, and a disk on which a save takes seconds.
+SLOW = """\
+import time
+time.sleep(0.05)
+if step == 1: os.fsync = lambda _: time.sleep(0.3)
+"""
+
+
+def running(name: str) -> bool:
+    """It has saved, and gone on."""
+    return step(folder_of(name)) > 25
+
+
+def saving(name: str) -> bool:
+    """It writes a checkpoint, and has another one."""
+    folder = folder_of(name) / "checkpoints"
+    return any(folder.glob("checkpoint-*")) and any(folder.glob(".checkpoint-*.part/*/*"))
+
+
+def told(name: str) -> None:
+    slurm("scancel", "--signal=USR2", job_id(name))
+
+
+def killed(name: str) -> None:
+    (child,) = children(folder_of(name))
+    os.kill(child, signal.SIGKILL)
+
+
+def cancelled(name: str) -> None:
+    slurm("scancel", job_id(name))
+
+
+def pushed_out(name: str) -> None:
+    """A job of higher priority takes its node."""
+    (node,) = slurm("squeue", "-h", "-j", job_id(name), "-o", "%N").split()
+    slurm("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null",
+          "--wrap", "sleep 1")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, and what has to come of it."""
+
+    when: Callable[[str], bool]
+    """When to do it."""
+    inject: Callable[[str], None]
+    """What to do."""
+    recoveries: tuple[tuple[str, str], ...] = ()
+    """Cause, and how the run goes on."""
+    failure: str = ""
+    """Class of its end, before a person has it go on; empty where it completes by itself."""
+    state: str = ""
+    """State of that end."""
+    partition: str = "main"
+    """Where it runs."""
+
+
+ROWS = {
+    "told": Row(saving, told, (("preempted", "requeued"),)),
+    "killed": Row(saving, killed, (("rank_died", "restarted"),)),
+    "cancelled": Row(saving, cancelled, (("resumed", "resumed"),), "cancelled", "CANCELLED"),
+    "pushed": Row(running, pushed_out, (("resumed", "resumed"),), "preempted", "PREEMPTED", "low"),
+    "warned": Row(running, pushed_out, (("preempted", "requeued"),), partition="warned"),
+}
+QUICK: tuple[str, ...] = ()
+EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ROWS]
+
+
+@pytest.fixture(scope="module")
+def partitions(testbed: Any) -> Iterator[None]:
+    """Partitions whose jobs are cancelled for others: without a word, and with a notice before."""
+    common = ("Nodes=n[1-4]", "PriorityTier=5", "PreemptMode=CANCEL")
+    slurm("scontrol", "create", "PartitionName=low", *common)
+    slurm("scontrol", "create", "PartitionName=warned", *common, "GraceTime=30")
+    yield
+    for name in ("low", "warned"):
+        slurm("scontrol", "delete", f"PartitionName={name}")
+
+
+@pytest.fixture(scope="module")
+def site(
+    request: pytest.FixtureRequest, partitions: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """A folder with a run for each row, all of them interrupted and then left to themselves."""
+    chosen = [item.callspec.params["name"] for item in request.session.items
+              if item.path == request.path and hasattr(item, "callspec")]  # fmt: skip
+    with campus(tmp_path_factory.mktemp("interrupted")):
+        profile("slow", SLOW)
+        text = Path("slow.yaml").read_text()
+        Path("slow.yaml").write_text(text.replace("[main, high]", "[main, high, low, warned]"))
+        for name in ("calm", *chosen):
+            where = ROWS[name].partition if name in ROWS else "main"
+            with hpcft("submit", "tiny.yaml", "-c", "slow.yaml", *COMMON, "-o", f"name={name}",
+                       "-o", f"resources.partition={where}") as command:  # fmt: skip
+                said = command.communicate(timeout=120)
+                assert command.returncode == 0, said
+        left = {name: ROWS[name] for name in chosen}
+        deadline = time.monotonic() + 300
+        while left:
+            for name in [name for name, row in left.items() if row.when(name)]:
+                left.pop(name).inject(name)
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+        with hpcft("status", "--watch") as command:
+            command.communicate(timeout=600)
+        yield
+
+
+def shown(name: str) -> dict[str, Any]:
+    """What `hpcft status` says of a recipe's only run."""
+    with hpcft("status", name, "--json") as command:
+        (found,) = json.loads(out_of(command))
+    return dict(found)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
+    row, folder, calm = ROWS[name], folder_of(name), folder_of("calm")
+    if row.failure:
+        ended = shown(name)
+        assert (ended["state"], ended["failure"]["class"]) == (row.state, row.failure)
+        assert met(name) == []
+        assert len(jobs(name)) == 1
+        assert nothing_left(folder)
+        with hpcft("resume", name, "--watch") as command:
+            said = command.communicate(timeout=300)
+            assert command.returncode == 0, said
+    assert shown(name)["state"] == "COMPLETED"
+    ours, theirs = (store.read(f / "result.json", RunRecord) for f in (folder, calm))
+    assert ours.metrics == theirs.metrics
+    assert losses(folder) == losses(calm), "not the same digits"
+    weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
+    assert all((weights[0][key] == weights[1][key]).all() for key in weights[1])
+    taken = met(name)
+    assert [(recovery.cause, recovery.how) for recovery in taken] == [*row.recoveries]
+    assert all(recovery.step >= 20 for recovery in taken), "what was saved is not done again"
+    assert ours.recoveries == taken
+    left = [file.name for file in (folder / "checkpoints").iterdir()]
+    assert not [name for name in left if name.startswith(".")], "what was half written is gone"
+    assert sorted(jobs(name)) == sorted(attempt.job_id or "" for attempt in job(name).attempts)
+    assert nothing_left(folder)

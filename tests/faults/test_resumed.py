@@ -1,0 +1,137 @@
+"""Runs that a person has go on: damaged checkpoints, another layout, a longer training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from misbehaving import profile
+
+from conftest import Cli
+from hpcft import recoveries, store
+from hpcft.paths import RunPaths
+from hpcft.records import RunRecord
+from real_runs import folder_of, gone, losses, step, until
+
+# A step takes long enough to be met.
+SLOW = "import time; time.sleep(0.05)"
+COMMON = ("-c", "slow.yaml", "-o", "train.logging_steps=5", "-o", "train.save_strategy=steps",
+          "-o", "train.save_steps=10", "-o", "train.save_total_limit=3")  # fmt: skip
+# Random numbers of dropout depend on the ranks.
+STILL = ("-o", "model.config.hidden_dropout_prob=0",
+         "-o", "model.config.attention_probs_dropout_prob=0")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _slow(workplace: Path) -> None:
+    profile("slow", SLOW, of="local")
+
+
+def result(folder: Path) -> RunRecord:
+    return store.read(folder / "result.json", RunRecord)
+
+
+def finished(cli: Cli, *command: object) -> None:
+    said = cli(*command, "--watch")
+    assert said.code == 0, said.err
+
+
+def interrupted(tiny: Path, cli: Cli, *options: object) -> Path:
+    """The folder of a run that was cancelled after its second checkpoint."""
+    said = cli("submit", tiny, *COMMON, *options)
+    assert said.code == 0, said.err
+    folder = folder_of("tiny")
+    until(lambda: step(folder) > 25)
+    said = cli("cancel", "tiny")
+    assert "tiny" in said.err
+    assert gone(folder)
+    return folder
+
+
+def of_step(paths: Path) -> list[int]:
+    return sorted(int(f.name.rpartition("-")[2]) for f in paths.glob("checkpoints/checkpoint-*"))
+
+
+def test_a_cancelled_run_goes_on(tiny: Path, cli: Cli) -> None:
+    """On this machine: the same digits as if nothing had been."""
+    folder = interrupted(tiny, cli, "-o", "train.max_steps=60")
+    (view,) = cli("status", "--json").json
+    assert (view["state"], view["failure"]["class"]) == ("CANCELLED", "cancelled")
+    step = max(of_step(folder))
+    finished(cli, "resume", "tiny")
+    (recovery,) = result(folder).recoveries
+    assert (recovery.cause, recovery.how, recovery.step) == ("resumed", "resumed", step)
+    finished(cli, "submit", tiny, *COMMON, "-o", "train.max_steps=60", "-o", "name=calm")
+    assert losses(folder) == losses(folder_of("calm")), "not the same digits"
+    assert result(folder).metrics == result(folder_of("calm")).metrics
+    assert "complete already" in cli("resume", "tiny").err
+
+
+def truncated(folder: Path) -> None:
+    os.truncate(folder / "trained.safetensors", 100)
+
+
+def without_state(folder: Path) -> None:
+    (folder / "trainer_state.json").unlink()
+
+
+def wrong_latest(folder: Path) -> None:
+    (folder / "latest").write_text("global_step10")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
+    "truncated": (truncated, "trained.safetensors has 100 of ", ()),
+    "no state": (without_state, "trainer_state.json: No such file", ()),
+    "wrong latest": (wrong_latest, "latest names 'global_step10'",
+                     ("-o", "resources.zero_stage=2")),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_skipped_and_told(kind: str, tiny: Path, cli: Cli) -> None:
+    damage, said, options = DAMAGE[kind]
+    folder = interrupted(tiny, cli, "-o", "train.max_steps=60", *options)
+    *_, before, newest = of_step(folder)
+    damage(folder / f"checkpoints/checkpoint-{newest}")
+    finished(cli, "resume", "tiny")
+    (note,) = result(folder).notes
+    assert note.startswith(f"checkpoint-{newest} was damaged (")
+    assert said in note
+    (recovery,) = recoveries.taken(RunPaths(folder))
+    assert recovery.step == before
+    finished(cli, "submit", tiny, *COMMON, "-o", "train.max_steps=60", "-o", "name=calm", *options)
+    assert losses(folder) == losses(folder_of("calm")), "not the same digits"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_it_goes_on_with_more_ranks(stage: int, tiny: Path, cli: Cli) -> None:
+    common = ("-o", "train.max_steps=60", "-o", f"resources.zero_stage={stage}", *STILL)
+    folder = interrupted(tiny, cli, *common)
+    finished(cli, "resume", "tiny", "-o", "resources.gpus_per_node=2")
+    (recovery,) = result(folder).recoveries
+    assert (recovery.how, recovery.layout.world_size) == ("resumed", 2)
+    assert folder == folder_of("tiny"), "it is the same run"
+    finished(cli, "submit", tiny, *COMMON, *common, "-o", "name=calm")
+    assert losses(folder) == pytest.approx(losses(folder_of("calm")), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_longer_training_is_a_run_of_its_own(tiny: Path, cli: Cli) -> None:
+    """It begins with a copy of the checkpoint, and says so."""
+    steady = ("-o", "train.max_steps=-1", "-o", "train.lr_scheduler_type=constant")
+    finished(cli, "submit", tiny, *COMMON, *steady, "-o", "train.num_train_epochs=5")
+    first = folder_of("tiny")
+    before = (first / "result.json").read_bytes()
+    finished(cli, "resume", "tiny", "-o", "train.num_train_epochs=8")
+    (second,) = set(first.parent.glob("*")) - {first}
+    assert (first / "result.json").read_bytes() == before
+    (recovery,) = result(second).recoveries
+    assert recovery.step == 30
+    assert recovery.evidence == f"goes on from run {first.name}, whose training was to be shorter"
+    finished(cli, "submit", tiny, *COMMON, *steady, "-o", "train.num_train_epochs=8",
+             "-o", "name=calm")  # fmt: skip
+    assert losses(second) == losses(folder_of("calm")), "not the same digits"
