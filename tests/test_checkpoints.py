@@ -203,6 +203,7 @@ def assert_same(folder: Path, whole: Path) -> RunRecord:
     return result
 
 
+@pytest.mark.slow
 def test_one_rank_told_to_end_goes_on_to_the_bit(small: Path, tmp_path: Path) -> None:
     """In the middle of an epoch and of a line of metrics."""
     folder = starts.made(tmp_path / "run", small)

@@ -60,6 +60,7 @@ def test_the_last_checkpoint_from_before_is_named(tmp_path: Path) -> None:
         logged(Finite(paths, "bf16"), 1.0, 1.0, NAN)
 
 
+@pytest.mark.slow
 def test_a_real_run_that_diverges_says_so(tiny: Path, cli: Cli) -> None:
     """Weights that grow past what 32 bits hold within a few steps."""
     said = cli("submit", tiny, "-c", "local", "--watch", "-o", "train.learning_rate=9.9",

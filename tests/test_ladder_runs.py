@@ -19,7 +19,7 @@ from hpcft import recoveries, store
 from hpcft.paths import RunPaths
 from hpcft.records import RunRecord
 from hpcft.units import MIB
-from real_runs import children, folder_of, lines, losses, step, until
+from real_runs import children, folder_of, gone, lines, losses, step, until
 
 # ---------------------------------------------------------------- real runs that come down
 
@@ -165,16 +165,20 @@ def test_at_the_end_of_the_ladder_it_says_what_was_tried(wide: Path, cli: Cli) -
 
 
 def test_a_killed_rank_without_evidence_is_no_lack_of_memory(tiny: Path, cli: Cli) -> None:
+    """It starts again where it is, as it was laid out."""
     said = cli("submit", tiny, "-c", "local", "-o", "train.max_steps=100000", "--json")
     folder = Path(said.json[0]["folder"])
     until(lambda: step(folder) > 0)
     (child,) = children(folder)
     os.kill(child, signal.SIGKILL)
-    until(lambda: cli("status", "--json").json[0]["state"] == "FAILED", 20.0)
-    (view,) = cli("status", "--json").json
-    assert view["recoveries"] == []
-    assert "the training process was ended by SIGKILL" in view["note"]
-    assert children(folder) == []
+    until(lambda: recoveries.taken(RunPaths(folder)), 20.0)
+    until(lambda: children(folder), 20.0)
+    cli("cancel", "tiny")
+    (recovery,) = cli("status", "--json").json[0]["recoveries"]
+    assert (recovery["cause"], recovery["how"]) == ("rank_died", "restarted")
+    assert (recovery["change"], recovery["step"]) == ("", 0)
+    assert recovery["evidence"] == "the training process was ended by SIGKILL"
+    assert gone(folder)
 
 
 @pytest.fixture

@@ -86,6 +86,7 @@ def test_a_dead_owner_holds_nobody_up(tmp_path: Path, owner: subprocess.Popen[st
     assert time.monotonic() - begun < 1
 
 
+@pytest.mark.slow
 def test_a_stale_lock_does_not_keep_an_operator_from_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcft import attempts, ladder, recoveries, store
+from hpcft import attempts, recoveries, store
 from hpcft.cluster import rank_entry, slurm
 from hpcft.paths import RunPaths
 from hpcft.records import Attempt, Cluster, Job, Plan
@@ -53,10 +53,7 @@ def _submit(
     before = store.read(paths.plan, Plan)
     store.create_folder(paths.logs)
     attempts.note(paths, job, made)
-    stale = [paths.progress, paths.errors, paths.plan]
-    if not ladder.shards_alike(before.layout, plan.layout):
-        stale.append(paths.checkpoints)
-    attempts.set_aside(paths, stale)
+    attempts.set_aside(paths, [paths.progress, paths.errors, paths.plan])
     store.write(paths.plan, plan)
     try:
         (job_id,) = slurm.submit(paths.logs, options, cluster, rank_entry.start, [paths.folder])

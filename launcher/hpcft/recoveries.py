@@ -6,10 +6,12 @@ Caps say how often: a run that comes no further, or meets the same too often, st
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Iterable
 from typing import Literal
 
-from hpcft import ladder
+from hpcft import attempts, ladder
 from hpcft.errors import StoreError
 from hpcft.failures import RankError
 from hpcft.paths import RunPaths
@@ -46,6 +48,17 @@ def taken(paths: RunPaths) -> list[Recovery]:
 def is_taken(paths: RunPaths, number: int) -> bool:
     """Whether there is one; lists the folder, so that a network file system looks again."""
     return paths.recoveries.is_dir() and f"{number}.json" in os.listdir(paths.recoveries)
+
+
+def is_superseded(paths: RunPaths, job_id: str, restart: int) -> bool:
+    """Whether Slurm has started a job again while an earlier start still runs, on a lost node.
+
+    Args:
+        paths: the run.
+        job_id: the job.
+        restart: how often Slurm had started it again before the start that asks.
+    """
+    return any(later.job_id == job_id and later.restart > restart for later in taken(paths))
 
 
 def rungs(recoveries: Iterable[Recovery]) -> list[Recovery]:
@@ -165,6 +178,23 @@ def take(
     if recovery.change:
         write(paths.effective_plan, after)
     return True
+
+
+def resume(paths: RunPaths, plan: Plan, said: str) -> None:
+    """Makes a run folder ready for another attempt that goes on, not anew.
+
+    Args:
+        paths: the run; no job of it is alive.
+        plan: of the new attempt.
+        said: why it goes on.
+    """
+    attempts.set_aside(paths, [paths.errors])
+    shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
+    here = os.uname().nodename
+    who = RankError(rank=0, node=here, at=time.time(), kind="", message=said)
+    number = len(taken(paths)) + 1
+    step = saved_step(paths)
+    take(paths, plan, plan, number=number, how="resumed", who=who, cause="resumed", step=step)
 
 
 def take_back(paths: RunPaths, last: Recovery, recipe: FullRecipe, cluster: Cluster) -> Plan:

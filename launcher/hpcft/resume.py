@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from hpcft import attempts, identity, recoveries
+from hpcft import identity, recoveries
 from hpcft import submit as submission
 from hpcft.cluster.profile import Profile
 from hpcft.errors import UsageError
-from hpcft.failures import RankError
 from hpcft.monitor import View
 from hpcft.paths import RunPaths
 from hpcft.recipe import FullRecipe
@@ -97,20 +95,9 @@ def prepare(
             item = replace(item, plan=now)
 
     def goes_on(there: RunPaths) -> None:
-        attempts.set_aside(there, [there.errors, there.result])
-        shutil.rmtree(there.rendezvous, ignore_errors=True)  # its job ids may come again
         if longer:
             _copy(paths, there, step)
-        recoveries.take(
-            there,
-            item.plan,
-            item.plan,
-            number=len(recoveries.taken(there)) + 1,
-            how="resumed",
-            who=RankError(rank=0, node=os.uname().nodename, at=time.time(), kind="", message=said),
-            cause="resumed",
-            step=step,
-        )
+        recoveries.resume(there, item.plan, said)
 
     return site, replace(item, run_id=run_id, goes_on=goes_on)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hpcft import attempts, identity, store
+from hpcft import attempts, identity, recoveries, store
 from hpcft import recipe as recipes
 from hpcft.cluster import local, profile, rank_entry, slurm
 from hpcft.cluster.profile import Profile
@@ -44,6 +44,8 @@ class Submitted:
     folder: Path
     outcome: Literal["submitted", "running", "completed", "not queued"]
     job_id: str
+    step: int = 0
+    """Of what goes on, the step that it goes on from."""
     limit: str = ""
     """Of what is not queued, Slurm's name of the limit that was reached."""
 
@@ -158,7 +160,7 @@ def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) 
             if earlier:
                 done[item.run_id] = earlier
             else:
-                fresh.append(item)
+                fresh.append(item if again else _going_on(item, root))
         groups = _groups(fresh, _array_size(site, fresh))
         limits = [_limit(site, group, root) if is_slurm else "" for group in groups]
         for group, limit in zip(groups, limits, strict=True):
@@ -275,6 +277,15 @@ def _earlier(item: Prepared, root: Path, *, again: bool) -> Submitted | None:
     return None
 
 
+def _going_on(item: Prepared, root: Path) -> Prepared:
+    """The run, made to go on where an earlier attempt has saved something."""
+    paths = RunPaths(_run_folder(root, item))
+    if item.goes_on or paths.result.exists() or not recoveries.saved_step(paths):
+        return item
+    said = "it was submitted again"
+    return replace(item, goes_on=lambda there: recoveries.resume(there, item.plan, said))
+
+
 def _submit_what_fits(
     site: Profile, group: list[Prepared], limit: str, whole: list[Prepared], root: Path
 ) -> list[Submitted]:
@@ -298,7 +309,7 @@ def _submit_what_fits(
         except slurm.TooManyJobs as refused:  # of another job of the user's, just now
             limit = str(refused)
     return queued + [
-        Submitted(item.run_id, _run_folder(root, item), "not queued", "", limit)
+        Submitted(item.run_id, _run_folder(root, item), "not queued", "", limit=limit)
         for item in group[len(queued) :]
     ]
 
@@ -341,7 +352,7 @@ def _submit_group(
         made = attempts.attempt(job_id, token, log, index, time_s)
         _note(site, item, folder, made, sweep)
     return [
-        Submitted(item.run_id, folder, "submitted", job_id)
+        Submitted(item.run_id, folder, "submitted", job_id, recoveries.saved_step(RunPaths(folder)))
         for item, folder, job_id in zip(group, folders, ids, strict=True)
     ]
 
@@ -365,14 +376,9 @@ def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
 
 
 def _set_aside(paths: RunPaths) -> None:
-    """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost.
-
-    Answers that a run had when it ended too early stay: the next attempt goes on from them.
-    """
+    """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost."""
     written = [paths.result, paths.progress, paths.metrics, paths.errors, paths.checkpoints,
-               paths.recoveries, paths.stacks, paths.effective_plan]  # fmt: skip
-    if paths.result.exists():
-        written.append(paths.answers)
+               paths.answers, paths.recoveries, paths.stacks, paths.effective_plan]  # fmt: skip
     shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
     attempts.set_aside(paths, written)
 

@@ -30,8 +30,8 @@ class Plug:
     def stepped(self, *_):
         self.step += 1
         exec(LINES, {
-            "os": os, "step": self.step, "start": int(sys.argv[2]), "rank": int(os.environ["RANK"]),
-            "node": os.environ.get("SLURMD_NODENAME", ""),
+            "os": os, "step": self.step, "start": int(sys.argv[2]),
+            "rank": int(os.environ.get("RANK", "0")),
         })
 
 
@@ -46,7 +46,7 @@ def profile(name: str, lines: str, of: str = "testbed") -> Path:
     Args:
         name: of the profile, and of its file.
         lines: Python that knows `step` (of this process), `start` (how often the ranks had been
-            started before), `rank` and `node`.
+            started before) and `rank`.
         of: the shipped profile that it is like; one thread of each rank computes.
     """
     plug = Path(f"plug-{name}").absolute()

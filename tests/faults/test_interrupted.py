@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from interrupting import job, job_id, met
 from misbehaving import profile
-from on_slurm import campus, hpcft, jobs, nothing_left, out_of, slurm
+from on_slurm import campus, hpcft, job_ids, jobs, nothing_left, out_of, slurm
 from safetensors.numpy import load_file
 
 from hpcft import store
-from hpcft.records import RunRecord
-from real_runs import children, folder_of, gone, losses, step, until
+from hpcft.records import Job, RunRecord
+from real_runs import children, folder_of, losses, step, supervisors, until
 
 pytestmark = pytest.mark.slurm
 
@@ -105,32 +105,31 @@ def partitions(testbed: Any) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def site(
-    request: pytest.FixtureRequest, partitions: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """A folder with a run for each row, all of them interrupted and then left to themselves."""
+def place(partitions: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's folder, and a profile whose training is slow."""
+    with campus(tmp_path_factory.mktemp("interrupted")) as folder:
+        file = profile("slow", SLOW)
+        file.write_text(file.read_text().replace("[main, high]", "[main, high, low, warned]"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, place: Path) -> None:
+    """A run for each row, all of them interrupted and then left to themselves."""
     chosen = [item.callspec.params["name"] for item in request.session.items
               if item.path == request.path and hasattr(item, "callspec")]  # fmt: skip
-    with campus(tmp_path_factory.mktemp("interrupted")):
-        profile("slow", SLOW)
-        text = Path("slow.yaml").read_text()
-        Path("slow.yaml").write_text(text.replace("[main, high]", "[main, high, low, warned]"))
-        for name in ("calm", *chosen):
-            where = ROWS[name].partition if name in ROWS else "main"
-            with hpcft("submit", "tiny.yaml", "-c", "slow.yaml", *COMMON, "-o", f"name={name}",
-                       "-o", f"resources.partition={where}") as command:  # fmt: skip
-                said = command.communicate(timeout=120)
-                assert command.returncode == 0, said
-        left = {name: ROWS[name] for name in chosen}
-        deadline = time.monotonic() + 300
-        while left:
-            for name in [name for name, row in left.items() if row.when(name)]:
-                left.pop(name).inject(name)
-            assert time.monotonic() < deadline, left
-            time.sleep(0.1)
-        with hpcft("status", "--watch") as command:
-            command.communicate(timeout=600)
-        yield
+    for name in ("calm", *chosen):
+        where = ROWS[name].partition if name in ROWS else "main"
+        submitted(name, "-o", f"resources.partition={where}")
+    left = {name: ROWS[name] for name in chosen}
+    deadline = time.monotonic() + 300
+    while left:
+        for name in [name for name, row in left.items() if row.when(name)]:
+            left.pop(name).inject(name)
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    with hpcft("status", "--watch") as command:
+        command.communicate(timeout=600)
 
 
 def shown(name: str) -> dict[str, Any]:
@@ -165,4 +164,61 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
     left = [file.name for file in (folder / "checkpoints").iterdir()]
     assert not [name for name in left if name.startswith(".")], "what was half written is gone"
     assert sorted(jobs(name)) == sorted(attempt.job_id or "" for attempt in job(name).attempts)
+    assert nothing_left(folder)
+
+
+# ---------------------------------------------------------------- alone, because of its neighbours
+
+
+def submitted(name: str, *options: str) -> list[Path]:
+    """The run folders of a recipe that was submitted."""
+    with hpcft("submit", "tiny.yaml", "-c", "slow.yaml", *COMMON, "-o", f"name={name}",
+               *options) as command:  # fmt: skip
+        said = command.communicate(timeout=120)
+        assert command.returncode == 0, said
+    return sorted(Path("runs", name).absolute().glob("*"))
+
+
+def ended(name: str) -> list[RunRecord]:
+    """The results of a recipe's runs, once all have ended."""
+    with hpcft("status", name, "--watch") as command:
+        said = command.communicate(timeout=300)
+        assert command.returncode == 0, said
+    folders = sorted(Path("runs", name).absolute().glob("*"))
+    return [store.read(folder / "result.json", RunRecord) for folder in folders]
+
+
+@pytest.mark.slow
+def test_one_element_of_an_array_starts_again_alone(place: Path) -> None:
+    first, other = submitted("elements", "-o", "sweep={grid: {train.seed: [1, 2]}}")
+    until(lambda: step(first) > 25)
+    element = store.read(first / "job.json", Job).attempts[-1].job_id
+    assert element
+    slurm("scontrol", "requeue", element)
+    again, calm = ended("elements")
+    assert [(met.cause, met.how) for met in again.recoveries] == [("interrupted", "requeued")]
+    assert again.recoveries[0].step >= 20
+    assert calm.recoveries == []
+    assert sorted(jobs("elements")) == sorted(filter(None, job_ids("elements")))
+    assert all(nothing_left(folder) for folder in (first, other))
+
+
+@pytest.mark.slow
+def test_of_a_node_that_slurm_lost_the_run_goes_on_elsewhere(place: Path, testbed: Any) -> None:
+    """What still runs there ends as soon as it sees that it has a successor."""
+    (folder,) = submitted("lost", "-o", "train.max_steps=600")
+    until(lambda: step(folder) > 25)
+    before = supervisors(folder)[0]
+    (node,) = slurm("squeue", "-h", "-j", job_id("lost"), "-o", "%N").split()
+    testbed.pause(f"slurmd-{node}")
+    try:
+        until(lambda: met("lost"), 180.0, "another start")
+        until(lambda: before not in supervisors(folder).values(), 20.0, "the end of the first one")
+        (result,) = ended("lost")
+    finally:
+        testbed.go_on(f"slurmd-{node}")
+    (recovery,) = result.recoveries
+    assert (recovery.cause, recovery.how) == ("interrupted", "requeued")
+    assert recovery.node != node
+    assert jobs("lost") == job_ids("lost")
     assert nothing_left(folder)

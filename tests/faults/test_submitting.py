@@ -64,6 +64,7 @@ def states(cli: Cli, name: str) -> list[str]:
 # ---------------------------------------------------------------- killed
 
 
+@pytest.mark.slow
 def test_killed_between_sbatch_and_its_note(place: Path, cli: Cli, tmp_path: Path) -> None:
     """The job is adopted by its token, and runs even though nobody told it what."""
     real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,28 +15,23 @@ from on_slurm import campus, hpcft, jobs, nothing_left, out_of
 
 from hpcft import store
 from hpcft.records import RunRecord
-from real_runs import folder_of
+from real_runs import folder_of, losses
 
 pytestmark = pytest.mark.slurm
 
 COMMON = ["-o", "train.max_steps=40", "-o", "train.logging_steps=10"]
-GPU = "CUDA out of memory. Tried to allocate {wanted}. GPU 0 has a total capacity of 39.38 GiB of "
-OWN = (
-    "which 1.20 GiB is free. Including non-PyTorch memory, this process has {own} memory in use. "
-    "Of the allocated memory {allocated} is allocated by PyTorch, and {unused} is reserved by "
-    "PyTorch but unallocated."
+FULL = (
+    "CUDA out of memory. Tried to allocate 200.00 MiB. GPU 0 has a total capacity of 39.38 GiB of "
+    "which 100.00 MiB is free. {others}Including non-PyTorch memory, this process has {own} memory "
+    "in use. Of the allocated memory {allocated} is allocated by PyTorch, and {unused} is reserved "
+    "by PyTorch but unallocated."
 )
-OUT_OF_MEMORY = GPU.format(wanted="2.00 GiB") + OWN.format(
-    own="38.10 GiB", allocated="37.00 GiB", unused="210.00 MiB"
-)
-IN_PIECES = GPU.format(wanted="2.00 GiB") + OWN.format(
-    own="38.10 GiB", allocated="30.00 GiB", unused="7.21 GiB"
-)
-FOREIGN = (
-    GPU.format(wanted="2.00 GiB")
-    + "which 1.20 GiB is free. Process 4711 has 30.00 GiB memory in use. "
-    + OWN.format(own="8.10 GiB", allocated="7.00 GiB", unused="210.00 MiB").partition("free. ")[2]
-)
+OUT_OF_MEMORY = FULL.format(others="", own="39.28 GiB", allocated="37 GiB", unused="110 MiB")
+IN_PIECES = FULL.format(others="", own="39.28 GiB", allocated="30 GiB", unused="7.21 GiB")
+FOREIGN = FULL.format(
+    others="Process 4711 has 38.93 GiB memory in use. ", own="350 MiB", allocated="20 MiB",
+    unused="30 MiB",
+)  # fmt: skip
 EXPANDS = '"expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")'
 
 
@@ -90,11 +86,11 @@ ROWS = {
     ),
     "pieces": Row(
         raises(f"step == 3 and not {EXPANDS}", IN_PIECES),
-        (("fragmentation", "restarted"),), evidence="7.21 GiB is reserved by PyTorch but unalloc",
+        (("fragmentation", "restarted"),), evidence="CUDA out of memory",
     ),
     "foreign": Row(
         raises('step == 3 and start == 0', FOREIGN),
-        (("foreign_memory", "queued anew"),), evidence="process 4711 30.0 GiB", jobs=2,
+        (("foreign_memory", "queued anew"),), evidence="process 4711 38.9 GiB", jobs=2,
     ),
     "ecc": Row(
         'if step == 3 and start < 2: raise RuntimeError('
@@ -103,11 +99,9 @@ ROWS = {
     ),
     "nan": Row(
         "", failure="nan", evidence="the loss is nan",
-        options=("train.learning_rate=1e30", "train.save_strategy=steps", "train.save_steps=1"),
-    ),
-    "limit": Row(
-        "import time; time.sleep(2)", (("timeout", "requeued"),),
-        evidence="the time limit is near", options=("resources.time_min=1",),
+        options=("train.learning_rate=9.9", "train.weight_decay=9.9", "train.save_strategy=steps",
+                 "train.save_steps=1", "train.lr_scheduler_type=constant",
+                 "train.logging_steps=20"),
     ),
     "hangs": Row(
         "import time; time.sleep(10_000)", failure="stuck",
@@ -120,23 +114,31 @@ EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for
 
 
 @pytest.fixture(scope="module")
-def site(
-    request: pytest.FixtureRequest, testbed: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """A folder with a run for each row, all of them at once and left to themselves."""
+def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's folder, for all tests of this module."""
+    with campus(tmp_path_factory.mktemp("training")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, place: Path) -> None:
+    """A run for each row, all of them at once and left to themselves."""
     chosen = [item.callspec.params["name"] for item in request.session.items
               if item.path == request.path and hasattr(item, "callspec")]  # fmt: skip
-    with campus(tmp_path_factory.mktemp("training")):
-        for name, row in {"calm": Row(""), **{name: ROWS[name] for name in chosen}}.items():
-            options = [word for option in row.options for word in ("-o", option)]
-            file = profile(f"p-{name}", row.lines)
-            with hpcft("submit", "tiny.yaml", "-c", file, *COMMON, "-o", f"name={name}",
-                       *options) as command:  # fmt: skip
-                said = command.communicate(timeout=120)
-                assert command.returncode == 0, said
-        with hpcft("status", "--watch") as command:
-            command.communicate(timeout=600)
-        yield
+    for name in chosen:
+        submitted(name, ROWS[name].lines, *ROWS[name].options)
+    with hpcft("status", "--watch") as command:
+        command.communicate(timeout=600)
+
+
+def submitted(name: str, lines: str, *options: str) -> Path:
+    """The folder of a new run, whose ranks do something after each step."""
+    changes = [word for option in (*options, f"name={name}") for word in ("-o", option)]
+    with hpcft("submit", "tiny.yaml", "-c", profile(f"p-{name}", lines), *COMMON,
+               *changes) as command:  # fmt: skip
+        said = command.communicate(timeout=120)
+        assert command.returncode == 0, said
+    return folder_of(name)
 
 
 def explained(name: str) -> dict[str, Any]:
@@ -168,9 +170,25 @@ def test_what_becomes_of_it(site: None, name: str) -> None:
         assert shown["state"] == "COMPLETED", shown["note"]
         assert all(row.evidence in recovery.evidence for recovery in taken)
         assert {recovery.rank for recovery in taken} <= {row.rank}
-        ours, calm = (store.read(f / "result.json", RunRecord) for f in (folder, folder_of("calm")))
-        assert ours.recoveries == taken
+        assert store.read(folder / "result.json", RunRecord).recoveries == taken
         assert line["state"] == "COMPLETED"
     assert len(job(name).attempts) == row.jobs
     assert sorted(jobs(name)) == sorted(attempt.job_id or "" for attempt in job(name).attempts)
+    assert nothing_left(folder)
+
+
+@pytest.mark.slow
+def test_through_many_short_time_limits_it_comes_to_its_end(place: Path) -> None:
+    """Of a limit of one minute Slurm tells at once: a start does a step, and saves it."""
+    few = ("train.max_steps=3", "train.logging_steps=1")
+    folder = submitted("limit", "import time; time.sleep(2)", *few, "resources.time_min=1")
+    calm = submitted("calm", "", *few)
+    with hpcft("status", "--watch") as command:
+        command.communicate(timeout=300)
+    ours, theirs = (store.read(f / "result.json", RunRecord) for f in (folder, calm))
+    assert {(met.cause, met.how) for met in ours.recoveries} == {("timeout", "requeued")}
+    assert ours.recoveries[0].evidence == "the time limit is near"
+    assert ours.metrics == theirs.metrics
+    assert losses(folder) == losses(calm), "not the same digits"
+    assert len(jobs("limit")) == 1
     assert nothing_left(folder)

@@ -31,7 +31,6 @@ def add_to(app: typer.Typer) -> None:
         from hpcft.cli.status import chosen
         from hpcft.cli.watch import watch_until_done
         from hpcft.errors import UsageError
-        from hpcft.recoveries import saved_step
         from hpcft.resume import prepare
 
         views = chosen(runs_dir, runs)
@@ -40,11 +39,10 @@ def add_to(app: typer.Typer) -> None:
             raise UsageError("all of these runs are queued, running or complete already")
         done = []
         for view in left:
-            step = saved_step(view.paths)
             site, item = prepare(view, cluster, override or [], runs_dir, console.say)
             (entry,) = submission.submit(site, [item], runs_dir, again=False)
             done.append(entry)
-            where = f"from step {step}" if step else "from its beginning"
+            where = f"from step {entry.step}" if entry.step else "from its beginning"
             console.say(f"{view.job.recipe}/{entry.run_id} goes on {where} as job {entry.job_id}")
         if json and not watch:
             console.as_json([{**vars(entry), "folder": str(entry.folder)} for entry in done])

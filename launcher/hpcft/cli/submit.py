@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
         ] = False,
         watch: Annotated[bool, typer.Option("--watch", "-w", help="Watch until it ends.")] = False,
         again: Annotated[
-            bool, typer.Option("--again", help="Run once more what has completed.")
+            bool, typer.Option("--again", help="Begin anew what has completed or was interrupted.")
         ] = False,
         uncalibrated: Uncalibrated = False,
         json: Json = False,
@@ -86,7 +86,9 @@ def _tell(done: list[Any], prepared: list[Any]) -> None:
     for entry, item in zip(done, prepared, strict=True):
         values = point_text(item.point.values)
         name = f"{item.plan.recipe}/{entry.run_id}"
-        console.say(f"{name} {words[entry.outcome]} {entry.job_id} {values}".rstrip())
+        goes_on = f"from step {entry.step}" if entry.step else ""
+        said = (name, words[entry.outcome], entry.job_id, goes_on, values)
+        console.say(" ".join(word for word in said if word))
     plan = prepared[0].plan
     console.say(
         f"  {describe(plan.layout)}, {plan.precision}, {format_bytes(plan.gpu_peak_bytes)} of "

@@ -56,6 +56,8 @@ def go_on(paths: RunPaths, job_id: str, restart: int) -> str:
     last = job.attempts[-1]
     if last.job_id not in (None, job_id):
         return f"the run goes on as job {last.job_id}"
+    if recoveries.is_superseded(paths, job_id, restart):
+        return "Slurm has started the job again already"
     state = slurm.states([job_id])[job_id]
     if not state.is_live:
         return f"the job is over: {state.state}"

@@ -52,6 +52,9 @@ HERE = ("rank_died", "nccl", "port", "stuck", recoveries.FRAGMENTATION)
 Another = Literal["another"]
 ANOTHER_RECOVERED: Another = "another"
 """A child has to end, because another rank has written a recovery."""
+Superseded = Literal["superseded"]
+SUPERSEDED: Superseded = "superseded"
+"""A child has to end, because the job runs elsewhere: Slurm has lost sight of this node."""
 
 # What memory ran out for, by what the rank was doing; while preparing data no rung helps.
 _STAGES: dict[str, Stage] = {
@@ -148,6 +151,10 @@ class Supervisor:
             end = self._watch(self.child, watchdog)
             if end == 0:
                 return 0
+            if end == SUPERSEDED:
+                log.warning("Slurm has started the job again elsewhere: this start of it ends")
+                self.end_child(at_once=True)
+                return 1
             if end != ANOTHER_RECOVERED and not self._is_answered(end):
                 return 1
             self.end_child(at_once=True)
@@ -160,7 +167,7 @@ class Supervisor:
 
     # ------------------------------------------------------------ the child
 
-    def _watch(self, child: Child, watchdog: Watchdog) -> int | RankError | Another:
+    def _watch(self, child: Child, watchdog: Watchdog) -> int | RankError | Another | Superseded:
         """The child's exit code, or that it is stuck, or that another rank has met something."""
         looked = time.monotonic()
         while (code := child.wait(POLL_S)) is None:
@@ -171,10 +178,14 @@ class Supervisor:
                 log.warning("the training is done, but its process does not end: it is ended")
                 self.end_child(at_once=True)
                 return 0
-            # A single rank takes its rungs itself, and goes on.
-            if self.me.world_size > 1 and time.monotonic() - looked > LOOK_S:
+            if time.monotonic() - looked > LOOK_S:
                 looked = time.monotonic()
-                if recoveries.is_taken(self.paths, self.generation + 1):
+                if not recoveries.is_taken(self.paths, self.generation + 1):
+                    continue
+                if recoveries.is_superseded(self.paths, self.me.job_id, slurm.restarts()):
+                    return SUPERSEDED
+                # A single rank takes its rungs itself, and goes on.
+                if self.me.world_size > 1:
                     return ANOTHER_RECOVERED
         return code
 
