@@ -14,10 +14,11 @@ import pytest
 
 import starts
 from conftest import film_rows, write_rows
+from hpcft import checkpoints, recoveries
 from hpcft.paths import RunPaths
 from hpcft.records import Checkpoint, Layout, RunRecord
 from hpcft.store import read, write
-from hpcft.train import answers, checkpoints, interval, notice
+from hpcft.train import answers, cleaning, interval, notice
 from hpcft.train.rank import SAVED_EXIT
 
 # ---------------------------------------------------------------- which one to go on from
@@ -83,7 +84,7 @@ def test_a_damaged_one_is_skipped_and_told(kind: str, paths: RunPaths) -> None:
     damage(folder)
     found, (note,) = checkpoints.latest(paths)
     assert found is not None
-    assert found.record.step == 8
+    assert found.record.step == recoveries.saved_step(paths) == 8
     assert note.startswith("checkpoint-12 was damaged (")
     assert said in note
 
@@ -91,7 +92,7 @@ def test_a_damaged_one_is_skipped_and_told(kind: str, paths: RunPaths) -> None:
 def test_what_was_being_written_is_removed(paths: RunPaths) -> None:
     made(paths, 8)
     (paths.checkpoints / ".checkpoint-12.part/checkpoint-12").mkdir(parents=True)
-    checkpoints.remove_unfinished(paths)
+    cleaning.remove_unfinished(paths)
     assert [folder.name for folder in paths.checkpoints.iterdir()] == ["checkpoint-8"]
 
 
@@ -101,7 +102,7 @@ def test_metrics_of_steps_that_are_done_again_are_cut(paths: RunPaths) -> None:
              {"kind": "step", "step": 3}]  # fmt: skip
     written = [json.dumps(line) + "\n" for line in lines]
     paths.metrics.write_text("".join(written) + '{"kind": "st')
-    checkpoints.cut_metrics(paths, len("".join(written[:2])))
+    cleaning.cut_metrics(paths, len("".join(written[:2])))
     assert paths.metrics.read_text() == "".join([*written[:2], written[3]])
 
 
@@ -115,9 +116,9 @@ def test_rotation_keeps_the_newest_the_best_and_what_was_asked_for(
     for step, asked in ((6, True), (8, True), (10, False), (12, True), (20, False), (30, True)):
         made(paths, step, asked=asked)  # 30 was damaged, and left behind by going on from 12
     best = str(paths.checkpoints / "checkpoint-6")
-    checkpoints.rotate(paths, 20, best, kept)
+    cleaning.rotate(paths, 20, best, kept)
     assert sorted(map(checkpoints.step_of, checkpoints.folders(paths))) == left
-    checkpoints.remove_recoveries(paths)
+    cleaning.remove_recoveries(paths)
     assert sorted(map(checkpoints.step_of, checkpoints.folders(paths))) == left[:-1]
 
 

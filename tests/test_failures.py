@@ -80,6 +80,8 @@ SAID = [
 
 # Class, rank and node that are named, what Slurm or a driver prints into the log of the first rank.
 PRINTED = [
+    ("host_oom", None, "n1", "slurmstepd-n1: error: StepId=4.0 exceeded memory limit (2708549632 > "
+     "2013265920), being killed"),
     ("host_oom", None, "", "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of "
      "the step tasks have been OOM Killed."),
     ("host_oom", 3, "n2", "srun: error: n2: task 3: Out Of Memory"),

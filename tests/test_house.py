@@ -25,6 +25,7 @@ FLOORS = (
     ("submit", "fits", "monitor", "collect", "report", "reference"),
     (
         "store",
+        "checkpoints",
         "stage",
         "cluster",
         "failures",

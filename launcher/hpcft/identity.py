@@ -48,9 +48,7 @@ def _hash_path(path: Path, *, whole: bool) -> str:
     return digest.hexdigest()
 
 
-def run_id(
-    recipe: FullRecipe, cluster_name: str, prints: dict[str, str], origin: str = ""
-) -> str:
+def run_id(recipe: FullRecipe, cluster_name: str, prints: dict[str, str], origin: str = "") -> str:
     """The run's identity: a hash of all that decides its result, and of where it runs.
 
     Descriptions, baselines and how often it is saved do not count, and a local file counts by

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Literal
 
-from hpcft import attempts, ladder
+from hpcft import attempts, checkpoints, ladder
 from hpcft.errors import StoreError
 from hpcft.failures import RankError
 from hpcft.paths import RunPaths
@@ -87,16 +87,16 @@ def plan_now(paths: RunPaths, recipe: FullRecipe, cluster: Cluster) -> Plan:
 
 
 def saved_step(paths: RunPaths) -> int:
-    """The step that a run would go on from: a checkpoint has its name only once it is whole.
+    """The step that a run would go on from: that of its newest complete checkpoint.
 
     Of a run that trains nothing it is the number of examples that are answered.
     """
-    saved = [folder.name.rpartition("-")[2] for folder in paths.checkpoints.glob("checkpoint-*")]
+    found, _ = checkpoints.latest(paths)
     answered = sum(
         file.read_bytes().count(b"\n")
         for file in (paths.answers.glob("*.jsonl") if paths.answers.is_dir() else ())
     )
-    return max([answered, *(int(step) for step in saved if step.isdecimal())])
+    return max(answered, found.record.step if found else 0)
 
 
 def obstacle(recoveries: list[Recovery], cause: str, step: int) -> str:

@@ -23,7 +23,7 @@ from real_runs import children, folder_of, losses, step, supervisors, until
 
 pytestmark = pytest.mark.slurm
 
-COMMON = ["-o", "train.max_steps=200", "-o", "train.logging_steps=10", "-o", "resources.time_min=5",
+COMMON = ["-o", "train.max_steps=100", "-o", "train.logging_steps=10",
           "-o", "train.save_strategy=steps", "-o", "train.save_steps=20"]  # fmt: skip
 # Steps that can be met, and a disk on which a save takes seconds.
 SLOW = """\
@@ -94,19 +94,14 @@ EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for
 
 
 @pytest.fixture(scope="module")
-def partitions(testbed: Any) -> Iterator[None]:
-    """Partitions whose jobs are cancelled for others: without a word, and with a notice before."""
-    common = ("Nodes=n[1-4]", "PriorityTier=5", "PreemptMode=CANCEL")
-    slurm("scontrol", "create", "PartitionName=low", *common)
-    slurm("scontrol", "create", "PartitionName=warned", *common, "GraceTime=30")
-    yield
-    for name in ("low", "warned"):
-        slurm("scontrol", "delete", f"PartitionName={name}")
+def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's folder, a slow profile, and partitions whose jobs are cancelled for others.
 
-
-@pytest.fixture(scope="module")
-def place(partitions: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's folder, and a profile whose training is slow."""
+    In one of them that happens without a word, in the other one with a notice before.
+    """
+    common = ("PriorityTier=5", "PreemptMode=CANCEL")
+    slurm("scontrol", "create", "PartitionName=low", "Nodes=n3", *common)
+    slurm("scontrol", "create", "PartitionName=warned", "Nodes=n4", "GraceTime=30", *common)
     with campus(tmp_path_factory.mktemp("interrupted")) as folder:
         file = profile("slow", SLOW)
         file.write_text(file.read_text().replace("[main, high]", "[main, high, low, warned]"))
@@ -171,12 +166,17 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
 
 
 def submitted(name: str, *options: str) -> list[Path]:
-    """The run folders of a recipe that was submitted."""
+    """The folders of the runs of a recipe that was submitted."""
     with hpcft("submit", "tiny.yaml", "-c", "slow.yaml", *COMMON, "-o", f"name={name}",
                *options) as command:  # fmt: skip
         said = command.communicate(timeout=120)
         assert command.returncode == 0, said
-    return sorted(Path("runs", name).absolute().glob("*"))
+    return folders(name)
+
+
+def folders(name: str) -> list[Path]:
+    """The run folders of a recipe; a sweep has its logs beside them."""
+    return [file.parent for file in sorted(Path("runs", name).absolute().glob("*/job.json"))]
 
 
 def ended(name: str) -> list[RunRecord]:
@@ -184,8 +184,7 @@ def ended(name: str) -> list[RunRecord]:
     with hpcft("status", name, "--watch") as command:
         said = command.communicate(timeout=300)
         assert command.returncode == 0, said
-    folders = sorted(Path("runs", name).absolute().glob("*"))
-    return [store.read(folder / "result.json", RunRecord) for folder in folders]
+    return [store.read(folder / "result.json", RunRecord) for folder in folders(name)]
 
 
 @pytest.mark.slow

@@ -46,6 +46,9 @@ LESS_MEMORY = (
 )
 _TASK = r"srun: error: (?P<node>\S{1,255}): tasks? (?P<rank>\d{1,6})\S*: "
 
+# With several daemons on a machine each names its node.
+_STEPD = r"slurmstepd(?:-(?P<node>\S{1,255}))?: error: "
+
 
 def _raised(*words: str) -> str:
     """A pattern of an uncaught exception whose text has these words before anything quoted.
@@ -82,7 +85,7 @@ CAUSES = (
         "lower the ranks per node or offload less",
         (r"Detected \d+ oom[-_]kill event", rf"{_TASK}Out Of Memory",
          r"(?m)^Out of memory: Killed process", r"(?m)^Killed: [^\n]*\(oom_kill\)",
-         r"slurmstepd: error: [^\n]{0,200}[Ee]xceeded [^\n]{0,50}memory limit",
+         rf"{_STEPD}[^\n]{{0,200}}[Ee]xceeded [^\n]{{0,50}}memory limit",
          r"(?m)^(\[rank\d+\]: ?)?[\w.]*MemoryError\b",
          _raised(r"[Cc]an(no|')t allocate memory", "std::bad_alloc",
                  r"DataLoader worker \(pid[^)]*\) is killed by signal: Killed")),

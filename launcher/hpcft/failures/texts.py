@@ -57,7 +57,7 @@ def _of_match(row: FailureClass, match: re.Match[str], text: Text) -> Failure:
     named = match.groupdict()
     rank = text.rank if named.get("rank") is None else int(named["rank"])
     # Slurm's words on all ranks stand in the first one's log: its node is not meant.
-    of_slurm = re.match(r"(srun|slurmstepd): ", line) is not None
+    of_slurm = re.match(r"(srun|slurmstepd(-\S+)?): ", line) is not None
     node = named.get("node") or ("" if of_slurm else text.node)
     if of_slurm and named.get("rank") is None:
         rank = None

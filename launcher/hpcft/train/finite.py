@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from hpcft import checkpoints
 from hpcft.paths import RunPaths
-from hpcft.train import checkpoints
 
 # With fp16 a batch may overflow now and then, and the scaler skips it: so many logged losses in a
 # row that are not finite are no overflow.

@@ -25,7 +25,7 @@ from hpcft.records import Cluster, Plan
 from hpcft.tasks import packing
 from hpcft.tasks.base import IGNORED
 from hpcft.tasks.chunked_loss import loss_of
-from hpcft.train import checkpoints, notice, order, prepare, reshaping, start
+from hpcft.train import cleaning, notice, order, prepare, reshaping, start
 from hpcft.train import model as models
 from hpcft.train.agreement import Agreement
 from hpcft.train.boundary import Boundary
@@ -151,7 +151,7 @@ def run(
         notes=saving.notes,
     )
     if me.is_first:
-        checkpoints.remove_recoveries(paths)
+        cleaning.remove_recoveries(paths)
     heartbeat.set(phase="done")
 
 

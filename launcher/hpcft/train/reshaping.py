@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from hpcft import ladder
+from hpcft import checkpoints, ladder
+from hpcft.checkpoints import Found
 from hpcft.paths import RunPaths
 from hpcft.records import Layout, Plan
-from hpcft.train import checkpoints
-from hpcft.train.checkpoints import Found
+from hpcft.train import cleaning
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ def go_on(paths: RunPaths, plan: Plan) -> tuple[Found | None, list[str]]:
     Only rank 0 asks, before the others meet it. What an interrupted save left behind is removed,
     and metrics.jsonl is cut.
     """
-    checkpoints.remove_unfinished(paths)
+    cleaning.remove_unfinished(paths)
     found, notes = checkpoints.latest(paths)
     if found and (why := obstacle(found.record.layout, plan)):
         notes.append(f"{found.folder.name} could not be gone on from ({why}): training began anew")
         found = None
     for note in notes:
         log.warning(note)
-    checkpoints.cut_metrics(paths, found.record.metrics_bytes if found else 0)
+    cleaning.cut_metrics(paths, found.record.metrics_bytes if found else 0)
     if found is None:
         return None, notes
     log.info("goes on from step %d (%s)", found.record.step, found.folder.name)

@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
+from hpcft.checkpoints import LATEST, MARK, Found
 from hpcft.paths import RunPaths
 from hpcft.records import Checkpoint, Plan
 from hpcft.store import read, write
-from hpcft.train import checkpoints, notice, reshaping
+from hpcft.train import cleaning, notice, reshaping
 from hpcft.train.agreement import Agreement
-from hpcft.train.checkpoints import LATEST, MARK
 from hpcft.train.start import Rank
 from hpcft.train.stepping import SteppingTrainer
 
@@ -92,7 +92,7 @@ class SavingTrainer(SteppingTrainer):
         home = saving.paths.checkpoints
         aside = home / f".{name}.part"
         if saving.me.is_first:
-            checkpoints.remove_unfinished(saving.paths)
+            cleaning.remove_unfinished(saving.paths)
             (aside / name).mkdir(mode=0o700, parents=True)
         saving.agreement.wait()
         self.args.output_dir = str(aside)
@@ -142,7 +142,7 @@ class SavingTrainer(SteppingTrainer):
         os.replace(folder, home / folder.name)
         _sync_names(home)
         folder.parent.rmdir()
-        checkpoints.rotate(saving.paths, record.step, self.state.best_model_checkpoint, saving.kept)
+        cleaning.rotate(saving.paths, record.step, self.state.best_model_checkpoint, saving.kept)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes weights as others load them: final ones, or of a checkpoint that was asked for."""
@@ -195,7 +195,7 @@ class SavingTrainer(SteppingTrainer):
             self._load_from_checkpoint(best)
             return
         saving, now = self.saving, self.saving.plan.layout
-        found = checkpoints.Found(Path(best), read(Path(best) / MARK, Checkpoint))
+        found = Found(Path(best), read(Path(best) / MARK, Checkpoint))
         if saving.me.is_first:
             reshaping.fitting(found, now)
         saving.agreement.wait()

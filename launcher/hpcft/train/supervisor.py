@@ -107,9 +107,7 @@ class Supervisor:
         self.kills = OomKills()
         self.child: Child | None = None
         self.generation = 0
-        self.time_limit_at: float | None = None
-        if self.cluster.scheduler == "slurm":
-            self.time_limit_at = slurm.time_limit_at(me.job_id)
+        self.time_limit_at = self._limit_at()
         self.told: signal.Signals | None = None
 
     def _limit_at(self) -> float:
@@ -237,10 +235,9 @@ class Supervisor:
 
     def _told_to_end(self) -> RankError:
         """What ended this rank, when it was nothing of its own."""
-        end = self.time_limit_at
         if self.cluster.scheduler == "local":
             cause, text = "cancelled", "it was told to end"
-        elif end and end - time.time() < LIMIT_NEAR_S and self.told != signal.SIGTERM:
+        elif self.time_limit_at - time.time() < LIMIT_NEAR_S and self.told != signal.SIGTERM:
             cause, text = "timeout", "the time limit is near"
         else:
             told = f" ({self.told.name})" if self.told else ""
