@@ -105,7 +105,8 @@ def step(engine):
     plain_step(engine)
 
 deepspeed.DeepSpeedEngine.step = step
-rank.main(sys.argv[1], "0", str(os.getppid()))
+nobody = str(os.open(os.devnull, os.O_WRONLY))  # hears of beats and stacks
+rank.main(sys.argv[1], "0", str(os.getppid()), nobody, nobody)
 """
 
 

@@ -197,6 +197,7 @@ def memory_group() -> Iterator[Path]:
     group.rmdir()
 
 
+@pytest.mark.slow
 def test_a_rank_that_the_kernel_killed_starts_again(
     wide: Path, cli: Cli, memory_group: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ def test_a_rank_that_the_kernel_killed_starts_again(
 # ---------------------------------------------------------------- on a real Slurm
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_a_job_comes_down_within_its_allocation(wide: Path, cli: Cli, testbed: Any) -> None:
     """Two nodes whose profile boasts of memory, and the same planned with what there really is."""

@@ -206,7 +206,7 @@ OFFLOADED = {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"
     [
         ("full", {"zero_stage": 3}),
         ("lora", {"zero_stage": 3}),
-        ("head_only", {"zero_stage": 3}),
+        pytest.param("head_only", {"zero_stage": 3}, marks=pytest.mark.slow),
         pytest.param("prompt_tuning", {"zero_stage": 2}, marks=pytest.mark.slow),
         ("qlora", {"zero_stage": 2}),
         pytest.param("full", OFFLOADED, marks=pytest.mark.slow),  # compiles CPU Adam, 90 s

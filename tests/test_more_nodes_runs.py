@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from conftest import ROOT, Cli, film_rows, write_rows
-from hpcft import ladder, monitor, more_nodes, recoveries, store
+from hpcft import ladder, monitor, more_nodes, queued_anew, recoveries, store
 from hpcft.cluster import slurm
 from hpcft.errors import ClusterError
 from hpcft.failures import RankError, rank_errors
@@ -43,7 +43,7 @@ class Queued(NamedTuple):
 
     def queue(self, **changes: Any) -> str:
         cluster = self.cluster.model_copy(update=changes)
-        return more_nodes.queue(self.paths, self.wider, cluster, self.job_id)
+        return queued_anew.queue(self.paths, self.wider, cluster, self.job_id)
 
 
 def live_jobs() -> dict[str, str]:

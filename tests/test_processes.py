@@ -21,7 +21,7 @@ def work(item):
     if item < 0:
         os.kill(os.getpid(), 9)
     if item >= 100:
-        print("at it", flush=True)
+        os.write(1, b"at it\\n")
         time.sleep(60)
     return item * item, os.getpid()
 

@@ -163,16 +163,17 @@ def _view(cli: Cli, name: str) -> Any:
     return cli("status", name, "--json").json[0]
 
 
-def test_one_dead_rank_ends_the_job(campus: Path, cli: Cli) -> None:
+def test_one_dead_rank_ends_all_and_the_job_starts_again(campus: Path, cli: Cli) -> None:
     said = hpcft("submit", "tiny.yaml", "-o", "name=dead", "-o", "train.max_steps=100000",
                  "-o", "resources.nodes=2")  # fmt: skip
     assert said.returncode == 0, said.stderr
     until(lambda: step(folder_of("dead")) > 0)
     os.kill(supervisors(folder_of("dead"))[1], signal.SIGKILL)
-    until(lambda: _view(cli, "dead")["state"] not in ("RUNNING", "PENDING"), 30)
-    view = _view(cli, "dead")
-    assert view["state"] == "FAILED"
-    assert view["note"]
+    until(lambda: _view(cli, "dead")["recoveries"], 60)
+    (recovery,) = _view(cli, "dead")["recoveries"]
+    assert (recovery["cause"], recovery["how"]) == ("rank_died", "requeued")
+    cli("cancel", "dead")
+    until(lambda: _view(cli, "dead")["state"] == "CANCELLED", 30)
 
 
 def test_pending_reason_in_words(campus: Path, cli: Cli, testbed: Any) -> None:

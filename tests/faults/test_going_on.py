@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from interrupting import FAULTS, job, met
-from on_slurm import campus, hpcft, slurm
+from on_slurm import campus, hpcft, out_of, slurm
 from safetensors.numpy import load_file
 
 from hpcft import store
@@ -34,6 +34,12 @@ EVERY = [
 ]
 
 
+def said(*arguments: object) -> str:
+    """What a command prints."""
+    with hpcft(*arguments) as command:
+        return out_of(command)
+
+
 @pytest.fixture(scope="module")
 def site(
     request: pytest.FixtureRequest, testbed: Any, tmp_path_factory: pytest.TempPathFactory
@@ -44,19 +50,18 @@ def site(
     faults = {name: fault for name, fault in FAULTS.items() if name in chosen}
     with campus(tmp_path_factory.mktemp("faults")):
         for name in ("calm", *faults):
-            _, said = hpcft("submit", "tiny.yaml", *COMMON, "-o", f"name={name}").communicate()
-            assert folder_of(name).is_dir(), said
+            said("submit", "tiny.yaml", *COMMON, "-o", f"name={name}")
         for name, inject in faults.items():
             until(lambda name=name: step(folder_of(name)) > 5, 120.0, name)  # type: ignore[misc]
             inject(name, testbed)
-        hpcft("status", "--watch").communicate()
+        said("status", "--watch")
         yield
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
     folder, calm = folder_of(name), folder_of("calm")
-    assert (folder / "result.json").exists(), hpcft("status", name).communicate()
+    assert (folder / "result.json").exists(), said("status", name)
     ours, theirs = (store.read(f / "result.json", RunRecord) for f in (folder, calm))
     assert ours.metrics == theirs.metrics
     assert losses(folder) == losses(calm), "not the same digits"
@@ -74,7 +79,6 @@ def test_nothing_is_left_and_nothing_runs_twice(site: None, name: str) -> None:
     (attempt,) = job(name).attempts
     known = slurm("squeue", "-h", "-t", "all", "-o", "%i %j").splitlines()
     assert [line for line in known if line.endswith(f" {name}")] == [f"{attempt.job_id} {name}"]
-    said, _ = hpcft("status", name, "--json").communicate()
-    (row,) = json.loads(said)
+    (row,) = json.loads(said("status", name, "--json"))
     assert row["state"] == "COMPLETED"
     assert [r["cause"] for r in row["recoveries"]] == [EXPECTED[name][0]]
