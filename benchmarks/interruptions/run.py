@@ -183,9 +183,17 @@ def cluster() -> Iterator[Any]:
             os.chdir("/")
 
 
+ABOUT = """\
+Made by `python benchmarks/interruptions/run.py`, on two cores that other work shared: nearly all of
+the seconds are two to four processes that import PyTorch again. Checkpoints every 3 s; where a step
+that a run went on from lies beyond the one at which the fault came, it had come that far before it
+ended. Few-shot runs save each answer.
+"""
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The report as a page."""
-    lines = ["# What an interruption costs", "", (__doc__ or "").split("\n\n")[1], ""]
+    lines = ["# What an interruption costs", "", (__doc__ or "").split("\n\n")[1], "", ABOUT]
     for kind, one in found.items():
         alike = ", ".join(f"{what} {'the same' if ok else 'NOT the same'}"
                           for what, ok in one["same"].items())  # fmt: skip
