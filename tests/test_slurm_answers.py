@@ -70,18 +70,19 @@ SACCT = """\
 208|PREEMPTED|0:15|00:09:00|n1
 209|RUNNING|0:0|02:03.500|n1
 210|FAILED|
+211|CANCELLED by 0|0:0|00:00:00|None assigned
 """
 
 
 def test_sacct() -> None:
     wanted = {str(n) for n in (201, 202, 203, 204, 205, 206, 208, 209, 210)}
-    wanted |= {f"207_{n}" for n in range(6)}
+    wanted |= {f"207_{n}" for n in range(6)} | {"211_0", "211_1"}
     found = answers.parse_sacct(SACCT, wanted)
     assert {name: state.state for name, state in found.items()} == {
         "201": "COMPLETED", "202": "CANCELLED", "203": "CANCELLED", "204": "TIMEOUT",
         "205": "OUT_OF_MEMORY", "206": "NODE_FAIL", "207_0": "FAILED", "207_1": "COMPLETED",
         "207_2": "PENDING", "207_3": "PENDING", "207_5": "PENDING", "208": "PREEMPTED",
-        "209": "RUNNING", "210": "FAILED",
+        "209": "RUNNING", "210": "FAILED", "211_0": "CANCELLED", "211_1": "CANCELLED",
     }  # fmt: skip
     assert found["202"] == JobState("CANCELLED", "by root", "n[1-4]", 93784.0, "0:15")
     assert found["209"].elapsed_s == 123.0

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -90,13 +91,18 @@ def test_killed_between_sbatch_and_its_note(place: Path, cli: Cli, tmp_path: Pat
 def test_killed_at_any_instant_of_a_submission(waiting: Path, cli: Cli, instants: int) -> None:
     """Every record can be read, and the next submission adopts the jobs or makes them."""
     draw = random.Random(instants)
-    killed = 0
-    for instant in range(instants):
+    killed, took_s = 0, 0.0
+    for instant in range(1 + instants):
         name = f"killed{instants}-{instant}"
         overrides = [f"name={name}", "sweep.seeds=[1, 2]"]
         site, prepared = submission.prepare("tiny.yaml", "testbed", overrides)
         submit = partial(submission.submit, site, prepared, Path("runs"), again=False)
-        killed += killed_at(draw.uniform(0.0, 0.15), submit)
+        if not instant:  # nothing is done to the first, which says how long it takes
+            begun = time.monotonic()
+            submit()
+            took_s = time.monotonic() - begun
+            continue
+        killed += killed_at(draw.uniform(0.0, 0.9 * took_s), submit)
         for reader in ("status", "collect"):
             assert cli(reader, "--json").code == 0
         assert len(live_jobs(name)) in (0, 2)

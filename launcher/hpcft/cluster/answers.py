@@ -36,7 +36,7 @@ def parse_sacct(text: str, wanted: set[str]) -> dict[str, JobState]:
     found = {}
     for line in text.splitlines():
         name, state, exit_code, elapsed, nodes = [*line.split("|"), "", "", "", ""][:5]
-        for job_id in _elements(name) & wanted:
+        for job_id in _elements(name):
             found[job_id] = JobState(
                 normalised(state),
                 canceller(state),
@@ -44,7 +44,11 @@ def parse_sacct(text: str, wanted: set[str]) -> dict[str, JobState]:
                 parse_slurm_duration_s(elapsed),
                 exit_code,
             )
-    return found
+    # An array that was cancelled before any element had started has but its own name.
+    for job_id in wanted - found.keys():
+        if whole := found.get(job_id.partition("_")[0]):
+            found[job_id] = whole
+    return {job_id: state for job_id, state in found.items() if job_id in wanted}
 
 
 def _elements(name: str) -> set[str]:
