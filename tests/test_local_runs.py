@@ -205,7 +205,7 @@ OFFLOADED = {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"
     ("method", "sharded"),
     [
         ("full", {"zero_stage": 3}),
-        ("lora", {"zero_stage": 3}),
+        pytest.param("lora", {"zero_stage": 3}, marks=pytest.mark.slow),
         pytest.param("head_only", {"zero_stage": 3}, marks=pytest.mark.slow),
         pytest.param("prompt_tuning", {"zero_stage": 2}, marks=pytest.mark.slow),
         ("qlora", {"zero_stage": 2}),
