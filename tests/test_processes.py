@@ -38,6 +38,8 @@ def start(folder: Path, *items: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, script, *map(str, items)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that run in the background of a shell have Ctrl-C ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 

@@ -107,11 +107,11 @@ def interrupted(kind: str, name: str, total: int, testbed: Any, dice: random.Ran
     steps = sorted(dice.sample(range(total // 20, total * 9 // 10), 5))
     found = []
     for cause, at in zip(causes, steps, strict=True):
-        until(lambda at=at: step(folder) >= at, 300.0, f"{name}: step {at}")  # type: ignore[misc]
+        until(lambda at=at: step(folder) >= at, 300.0, f"{name}: step {at}")
         before, reached, begun = len(met(name)), step(folder), time.monotonic()
         FAULTS[cause](name, testbed)
-        until(lambda before=before: len(met(name)) > before, 120.0, f"{name}: {cause}")  # type: ignore[misc]
-        until(lambda reached=reached: step(folder) > reached and training(folder), 300.0, cause)  # type: ignore[misc]
+        until(lambda before=before: len(met(name)) > before, 120.0, f"{name}: {cause}")
+        until(lambda reached=reached: step(folder) > reached and training(folder), 300.0, cause)
         from_step = met(name)[before].step
         lost_s = time.monotonic() - begun
         found.append(Interruption(cause, reached, from_step, max(reached - from_step, 0), lost_s))

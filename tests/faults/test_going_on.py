@@ -52,7 +52,7 @@ def site(
         for name in ("calm", *faults):
             said("submit", "tiny.yaml", *COMMON, "-o", f"name={name}")
         for name, inject in faults.items():
-            until(lambda name=name: step(folder_of(name)) > 5, 120.0, name)  # type: ignore[misc]
+            until(lambda name=name: step(folder_of(name)) > 5, 120.0, name)
             inject(name, testbed)
         said("status", "--watch")
         yield

@@ -306,7 +306,7 @@ def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
         assert "its folder is gone" in watching.communicate(timeout=60)[1]
     assert watching.returncode == 1
     for name in ("removed", "unstarted"):
-        until(lambda name=name: not live_jobs(name), 90, name)  # type: ignore[misc]
+        until(lambda name=name: not live_jobs(name), 90, name)
     for folder in (running, pending):
         assert not children(folder)
         assert not executing("submitit.core._submit", folder / "logs")
@@ -360,7 +360,7 @@ def test_clocks_of_nodes_that_are_wrong(
         (place / f"{name}.yaml").write_text(lines)
         submit(cli, name, *LONG, cluster=place / f"{name}.yaml")
     for name in skews:
-        until(lambda name=name: step(folder_of(name)) > 0)  # type: ignore[misc]
+        until(lambda name=name: step(folder_of(name)) > 0)
     monkeypatch.setenv("PATH", answering(tmp_path / "bin", "sacct", "exit 1"))
     with impatient(tmp_path):
         testbed.pause("slurmctld")
@@ -375,7 +375,7 @@ def test_clocks_of_nodes_that_are_wrong(
                 folder = folder_of(name)
                 for pid in (*supervisors(folder).values(), *children(folder)):
                     psutil.Process(pid).kill()
-                until(lambda folder=folder: gone(folder), 10)  # type: ignore[misc]
+                until(lambda folder=folder: gone(folder), 10)
                 file = folder / "progress.json"
                 long_ago = file.stat().st_mtime - 2 * monitor.FRESH_S
                 os.utime(file, (long_ago, long_ago))
