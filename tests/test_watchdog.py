@@ -82,7 +82,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, seconds in (
         (pulse, "STOPPED_S", 0.3), (pulse, "BUSY_S", 0.3), (pulse, "AWAKE_S", 0.4),
         (watchdog, "LOOK_S", 0.1), (watchdog, "EXIT_S", 0.5), (watchdog, "ANSWERS_S", 1.0),
-        (watchdog, "STACKS_S", 1.0),
+        (watchdog, "STACKS_S", 0.2),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, seconds)
 

@@ -6,7 +6,7 @@ between them.
 """
 
 from hpcft.failures.classes import CAUSES, CONSEQUENCES, KNOWN, POLICIES, FailureClass, Policy
-from hpcft.failures.evidence import rank_errors, tell
+from hpcft.failures.evidence import error_file, rank_errors, tell
 from hpcft.failures.explanation import explain, judged, only_followed
 from hpcft.failures.failure import Failure
 from hpcft.failures.scheduler import held
@@ -23,6 +23,7 @@ __all__ = [
     "FailureClass",
     "Policy",
     "RankError",
+    "error_file",
     "explain",
     "held",
     "judged",

@@ -5,6 +5,7 @@ Its supervisor starts it as `python -m hpcft.train.rank FOLDER GENERATION SUPERV
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcft.errors import HpcftError
-from hpcft.failures import RankError
+from hpcft.failures import RankError, tell
 from hpcft.paths import RunPaths
 from hpcft.records import Cluster, Plan
 from hpcft.recoveries import FRAGMENTATION, plan_now
 from hpcft.stage.cache import recipe_of_run
-from hpcft.store import check_private, read, write
+from hpcft.store import check_private, read
 from hpcft.train import beats, device, notice, start
 
 if TYPE_CHECKING:
@@ -111,11 +112,8 @@ def _tell(
         elif short.fragmented and not device.expands():
             judged["failure"] = FRAGMENTATION
         record = record.model_copy(update=judged)
-    try:
-        paths.errors.mkdir(mode=0o700, exist_ok=True)
-        write(paths.errors / f"{record.rank}.json", record)
-    except OSError:
-        pass  # the disk may be what failed; the log has the traceback
+    with contextlib.suppress(OSError):  # the disk may be what failed; the log has the traceback
+        tell(paths, record)
     sys.stdout.flush()
     sys.stderr.flush()
     return OUT_OF_MEMORY_EXIT if answerable else 1

@@ -22,7 +22,7 @@ from typing import Literal
 from hpcft import ladder, more_nodes, queued_anew, recoveries
 from hpcft.cluster import slurm
 from hpcft.errors import ClusterError, HpcftError
-from hpcft.failures import STARTS_AGAIN, RankError, judged, only_followed, tell
+from hpcft.failures import STARTS_AGAIN, RankError, error_file, judged, only_followed, tell
 from hpcft.ladder import Stage
 from hpcft.paths import RunPaths
 from hpcft.records import Cluster, Plan, Progress, Recovery
@@ -141,7 +141,7 @@ class Supervisor:
                 meeting.wait_for_all(self.paths, self.me, self.generation, lambda: self.is_told)
                 if taken[-1].how == "queued anew" and taken[-1].job_id == self.me.job_id:
                     return self._leave(taken[-1])
-            _error_file(self.paths, self.me).unlink(missing_ok=True)  # of the generation before
+            error_file(self.paths, self.me.rank).unlink(missing_ok=True)  # of the generation before
             plan = recoveries.plan_now(self.paths, self.recipe, self.cluster)
             watchdog = Watchdog(self.paths, self.me, self.cluster, plan, self.generation)
             expands = any(recovery.cause == recoveries.FRAGMENTATION for recovery in taken)
@@ -205,7 +205,7 @@ class Supervisor:
         """Whether all ranks start again after this; if not, it is told why it ended."""
         if isinstance(code, RankError):
             return self._start_again(code)
-        error = read_if_there(_error_file(self.paths, self.me), RankError)
+        error = read_if_there(error_file(self.paths, self.me.rank), RankError)
         if code == rank.SAVED_EXIT:
             tell(self.paths, self._told_to_end())
             return False
@@ -355,7 +355,7 @@ class Supervisor:
 
     def _queue_anew(self, rung: Recovery) -> int:
         """Queues the run on more nodes; 0 when that is done."""
-        error = read(_error_file(self.paths, self.me), RankError)
+        error = read(error_file(self.paths, self.me.rank), RankError)
         plan = read(self.paths.effective_plan, Plan)
         try:
             job_id = queued_anew.queue(self.paths, plan, self.cluster, self.me.job_id)
@@ -375,10 +375,6 @@ def _end_in_words(code: int) -> str:
     if code < 0:
         return f"the training process was ended by {signal.Signals(-code).name}"
     return f"the training process ended without a word, with exit code {code}"
-
-
-def _error_file(paths: RunPaths, me: start.Rank) -> Path:
-    return paths.errors / f"{me.rank}.json"
 
 
 def _error_of(me: start.Rank, kind: str, message: str, phase: str = "") -> RankError:
