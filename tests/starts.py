@@ -25,7 +25,7 @@ from hpcft.train import answers, boundary, rank, saving
 at, signum, who, moment = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 MOMENTS = {
     "step": (boundary.Boundary, "on_step_end", lambda self, args, state, *_: state.global_step),
-    "save": (saving.SavingTrainer, "_publish", lambda self, *_: self.state.global_step),
+    "save": (saving.SavingTrainer, "_complete", lambda self, underway: underway.record.step),
     "answer": (answers.AnswerFile, "add", lambda self, *_: self._stream.tell()),
 }
 kind, name, reached = MOMENTS[moment]

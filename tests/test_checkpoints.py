@@ -16,10 +16,12 @@ import starts
 from conftest import film_rows, write_rows
 from hpcft import checkpoints, recoveries
 from hpcft.paths import RunPaths
-from hpcft.records import Checkpoint, Layout, RunRecord
+from hpcft.records import Checkpoint, Cluster, Layout, RunRecord
 from hpcft.store import read, write
-from hpcft.train import answers, cleaning, interval, notice
+from hpcft.train import answers, cleaning, copying, interval, notice
 from hpcft.train.rank import SAVED_EXIT
+from hpcft.train.start import Rank
+from made_plans import cluster
 
 # ---------------------------------------------------------------- which one to go on from
 
@@ -154,6 +156,49 @@ def test_a_notice_is_a_signal_or_the_time_limit() -> None:
     assert near.has_to_end(90)
 
 
+# ---------------------------------------------------------------- from a node's disk
+
+
+def test_a_copy_arrives_or_says_why_not(tmp_path: Path) -> None:
+    source, target = tmp_path / "near", tmp_path / "far"
+    (source / "global_step2").mkdir(parents=True)
+    (source / "global_step2/shard.pt").write_bytes(b"x" * 100)
+    target.mkdir()
+    (target / "of another node").touch()
+    copy = copying.Copy(source, target)
+    copy.wait()
+    assert copy.is_done
+    assert (target / "global_step2/shard.pt").read_bytes() == b"x" * 100
+    assert (target / "of another node").exists()
+    assert not source.exists()
+    copying.Copy(target, target).wait()
+    assert (target / "global_step2/shard.pt").exists(), "it only had to reach the disk"
+    target.joinpath("global_step2").rename(source)
+    source.joinpath("shard.pt").rename(source / "of another node")
+    (target / "of another node").unlink()
+    (target / "of another node").mkdir()
+    with pytest.raises(IsADirectoryError):
+        copying.Copy(source, target).wait()
+
+
+def test_a_folder_of_somebody_else_is_not_used(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    me = Rank(0, 1, 0, "n1", "7")
+    assert copying.made(paths, cluster("local"), me) is None
+    site = cluster("local", node_disk_path=str(paths.folder))
+    near = copying.near_folder(paths, site, me)
+    assert near is not None
+    assert copying.made(paths, site, me) == near
+    assert near.stat().st_mode & 0o777 == 0o700
+    assert copying.has_room(near, 1)
+    assert not copying.has_room(near, 1 << 60)
+    copying.remove(near)
+    near.symlink_to(paths.folder)
+    assert copying.made(paths, site, me) is None
+    assert "checkpoints are written to the run folder at once" in caplog.text
+
+
 # ---------------------------------------------------------------- runs that go on
 
 
@@ -239,6 +284,31 @@ def test_ranks_of_zero3_killed_at_a_step_go_on_to_the_bit(small: Path, tmp_path:
     assert saved(folder) == [6, 8, 10]
 
 
+def test_what_a_nodes_disk_had_not_handed_over_is_done_again(small: Path, tmp_path: Path) -> None:
+    """Written to the disk of the node, copied while training goes on; the same to the bit."""
+    folder = starts.made(
+        tmp_path / "run", small, "resources.gpus_per_node=2", "resources.zero_stage=3",
+        "train.save_strategy=steps", "train.save_steps=2", "train.save_total_limit=3",
+    )  # fmt: skip
+    whole = starts.copied(folder, tmp_path / "whole")
+    assert starts.start(whole) == [0, 0]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    paths = RunPaths(folder)
+    site = read(paths.cluster, Cluster).model_copy(update={"node_disk_path": str(disk)})
+    write(paths.cluster, site)
+    starts.start(folder, at=7, who="1")  # that of step 6 gets its name in step 7 at the earliest
+    assert saved(folder) == [2, 4]
+    near = copying.near_folder(paths, site, Rank(0, 2, 0, os.uname().nodename, "1"))
+    assert near is not None
+    (near / "left.pt").touch()
+    assert starts.start(folder) == [0, 0]
+    assert assert_same(folder, whole).notes == []
+    assert saved(folder) == [6, 8, 10]
+    assert [*near.iterdir()] == []
+    assert "training paused for " in (folder / "logs/2.log").read_text()
+
+
 # ---------------------------------------------------------------- every way, in the nightly tier
 
 LAYOUTS = {
@@ -261,7 +331,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_interrupted_twice_it_ends_the_same(kind: str, small: Path, tmp_path: Path) -> None:
     """Told to end in mid-epoch, and killed while it saved; epochs have three steps."""
-    often = "resources.checkpoint_min=0.0001"
+    often = "resources.checkpoint_min=0.000001"
     folder = starts.made(tmp_path / "run", small, *LAYOUTS[kind], often)
     whole = starts.copied(folder, tmp_path / "whole")
     assert {*starts.start(whole)} == {0}

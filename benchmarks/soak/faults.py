@@ -24,7 +24,7 @@ LATEST_S = 14.0
 STOPPED_S = 4.0
 AGAIN_S = 0.5
 TRIES = 40
-DOWN_S = 3.0
+DOWN_S = 20.0
 # Runs that meet their time limit: more steps than a minute has.
 LONG = ["-o", "resources.time_min=1", "-o", "train.max_steps=3000"]
 
@@ -100,6 +100,7 @@ def node_down(run: Run, testbed: Any) -> Steps:
     """Its node goes down, with all that runs there, and comes back."""
     nodes = _asked("squeue", "-h", "-j", run.job_id, "-o", "%N")
     if nodes:
+        testbed.set_node(nodes, "drain")  # or it would be back at once, with the same jobs there
         testbed.set_node(nodes, "down")
         run.hit = True
         yield DOWN_S

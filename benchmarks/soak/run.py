@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ from faults import LONG, WEIGHTS, Agenda, Run, drawn  # noqa: E402
 from testbed import Testbed  # noqa: E402
 
 SINGLY = 0.25
+# Two runs a node, eight at a time: each computes on a core of this machine.
+NODE_CPUS = 4
 POLL_S = 0.5
 LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"}
 STEPS = 60
@@ -173,7 +176,7 @@ def soak(folder: Path, count: int, seed: int, limit_s: float) -> dict[str, Any]:
     write_rows(folder / "test.jsonl", rows[:8])
     (folder / "tiny.yaml").write_text(RECIPE)
     os.chdir(folder)
-    with Testbed(folder / "testbed") as testbed:
+    with Testbed(folder / "testbed", cpus=NODE_CPUS) as testbed:
         os.environ.update(testbed.env)
         counted = Counted(folder / "bin")
         path = os.environ["PATH"]
@@ -219,6 +222,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the cluster is ended then, too
     outputs = [file.absolute() if file else None for file in (options.json, options.markdown)]
     with tempfile.TemporaryDirectory(prefix="hpcft-soak-") as made:
         found = soak(Path(made), options.runs, options.seed, options.limit_min * 60)

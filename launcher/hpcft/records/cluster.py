@@ -127,7 +127,8 @@ class Cluster(Record):
     host_memory_gib: Positive
     """Host memory of a node that a job may use, in GiB."""
     node_disk_path: AbsolutePath | None = None
-    """Fast node-local folder (NVMe), for offloading; none when absent."""
+    """Fast node-local folder (NVMe), for offloading, and for checkpoints, which are copied from it
+    while training goes on; none when absent."""
     node_disk_gib: NonNegative = 0.0
     """Room in `node_disk_path`, in GiB."""
     node_disk_gb_s: Positive | None = None

@@ -52,6 +52,11 @@ class Boundary(TrainerCallback):  # type: ignore[misc]
         earlier = saving.earlier.save_s if saving.earlier else None
         return saving.save_s or earlier or self.guess_s
 
+    @property
+    def pause_s(self) -> float:
+        """Seconds for which a save keeps training."""
+        return self.trainer.saving.pause_s or self.save_s
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Training begins, or goes on."""
         self.trainer.continue_losses()
@@ -78,6 +83,10 @@ class Boundary(TrainerCallback):  # type: ignore[misc]
         """A validation is no part of a step's time."""
         self.since = time.monotonic()
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Training is done; the last checkpoint may be one that the recipe asked for."""
+        self.trainer.publish()
+
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A batch was scored: told to end, there is nothing to wait for where all is saved.
 
@@ -96,18 +105,25 @@ class Boundary(TrainerCallback):  # type: ignore[misc]
         """
         self.saved_at = self.since = time.monotonic()
         if self.ends:
+            self.trainer.publish()
             raise Saved
 
     def _agree(self, unsaved_s: float, *, last: bool) -> None:
-        first = self.trainer.saving.me.is_first  # by one clock
-        nodes = self.trainer.saving.plan.layout.nodes
-        most_s = WORTH_S if last and self.minutes else interval_s(self.minutes, self.save_s, nodes)
-        due = first and unsaved_s > most_s
-        self.ends, due = self.trainer.saving.agreement.any(self._has_to_end(), due)
+        saving = self.trainer.saving
+        underway = saving.underway
+        first = saving.me.is_first  # by one clock
+        nodes = saving.plan.layout.nodes
+        most_s = WORTH_S if last and self.minutes else interval_s(self.minutes, self.pause_s, nodes)
+        due = first and unsaved_s > most_s and not underway
+        copies = underway is not None and not underway.is_there
+        self.ends, due, copies = saving.agreement.any(self._has_to_end(), due, copies)
         self.saves = self.ends or due
+        if underway and not copies:
+            self.trainer.publish()
 
     def _has_to_end(self) -> bool:
-        return self.notice.has_to_end(SAVE_MARGIN * self.save_s + STEPS_AHEAD * self.step_s)
+        saves = 2 if self.trainer.saving.underway else 1  # that has to arrive first
+        return self.notice.has_to_end(saves * SAVE_MARGIN * self.save_s + STEPS_AHEAD * self.step_s)
 
     def _decide(self, control: Any) -> None:
         self.trainer.asked = self.asked

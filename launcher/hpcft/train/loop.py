@@ -25,7 +25,7 @@ from hpcft.records import Cluster, Plan
 from hpcft.tasks import packing
 from hpcft.tasks.base import IGNORED
 from hpcft.tasks.chunked_loss import loss_of
-from hpcft.train import cleaning, notice, order, prepare, reshaping, start
+from hpcft.train import cleaning, copying, notice, order, prepare, reshaping, start
 from hpcft.train import model as models
 from hpcft.train.agreement import Agreement
 from hpcft.train.boundary import Boundary
@@ -118,18 +118,23 @@ def run(
         trainer.add_callback(before)
     trainer.add_callback(Finite(paths, plan.precision))
     trainer.step_down = stepper(paths, recipe, cluster, plan, heartbeat)
+    size = disk.checkpoint_bytes(plan.facts, recipe, plan.layout, plan.precision)
     trainer.saving = saving = Saving(
         paths=paths,
         plan=plan,
         me=me,
         agreement=Agreement(),
         kept=recipe.train.save_total_limit,
+        checkpoint_bytes=size,
+        near=copying.made(paths, cluster, me),
         earlier=earlier,
         notes=[*(earlier.notes if earlier else ()), *skipped],
         step=earlier.step if earlier else 0,
     )
     trainer.add_callback(
-        Boundary(trainer, notice.told, recipe.resources.checkpoint_min, _save_s(recipe, plan))
+        Boundary(
+            trainer, notice.told, recipe.resources.checkpoint_min, 1 + size / SHARED_DISK_BYTES_S
+        )
     )
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     train_s = saving.train_s
@@ -215,12 +220,6 @@ def training_arguments(
         log_level="warning",
         **same,
     )
-
-
-def _save_s(recipe: FullRecipe, plan: Plan) -> float:
-    """What a save is taken to need until one was measured."""
-    size = disk.checkpoint_bytes(plan.facts, recipe, plan.layout, plan.precision)
-    return 1 + size / SHARED_DISK_BYTES_S
 
 
 def _sizes(accumulation: int, ranks: int) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """The Trainer that saves what a run can go on from, and goes on from it.
 
-A checkpoint is written aside by all ranks; then rank 0 adds a mark with the size of every file, and
-gives the folder its name. A process that is killed at any instant leaves the checkpoint before, or
-the new one, whole.
+A checkpoint is written aside by all ranks; if they can, on the disks of their nodes, from where it
+is copied while they train on (`copying`). Once all of it is there, rank 0 adds a mark with the size
+of every file, and gives the folder its name. A process that is killed at any instant leaves the
+checkpoint before, or the new one, whole.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hpcft.records import Checkpoint, Plan
 from hpcft.store import read, write
 from hpcft.train import cleaning, notice, reshaping
 from hpcft.train.agreement import Agreement
+from hpcft.train.copying import Copy, has_room
 from hpcft.train.start import Rank
 from hpcft.train.stepping import SteppingTrainer
 
@@ -43,6 +45,25 @@ SPEEDS = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
 @dataclass
+class Underway:
+    """A checkpoint that all ranks have written, and that has no name yet."""
+
+    record: Checkpoint
+    """What its mark will say, but for the files."""
+    folder: Path
+    """Where it is published from, in the run folder."""
+    copy: Copy | None
+    """Has this node's part of it there on the disk; None where another rank of the node does."""
+    begun: float
+    """When the ranks began to write it."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether this rank's part is done."""
+        return self.copy is None or self.copy.is_done
+
+
+@dataclass
 class Saving:
     """What a run saves to, and what it went on from."""
 
@@ -52,14 +73,22 @@ class Saving:
     agreement: Agreement
     kept: int | None
     """`train.save_total_limit`."""
+    checkpoint_bytes: int
+    """What a checkpoint is taken to need."""
+    near: Path | None = None
+    """Folder on this node's own disk, to write to first; None where there is none."""
     earlier: Checkpoint | None = None
     """What this start went on from."""
     notes: list[str] = field(default_factory=list)
     """What the reader of the result should know of starts."""
     begun: float = field(default_factory=time.monotonic)
     """When this start began to train."""
+    underway: Underway | None = None
+    """The next checkpoint, while it is copied."""
+    pause_s: float | None = None
+    """Seconds for which the latest save kept training."""
     save_s: float | None = None
-    """Seconds that the latest save took."""
+    """Seconds until it was safe."""
     step: int = 0
     """Step that is safe: of the latest checkpoint."""
 
@@ -79,8 +108,9 @@ class SavingTrainer(SteppingTrainer):
     # ------------------------------------------------------------ saving
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes a checkpoint aside, marks it as complete, and publishes it."""
+        """Writes a checkpoint aside; it is published at once, or after later steps."""
         saving, step = self.saving, self.state.global_step
+        self.publish()  # of an earlier step
         if step == saving.step:
             return  # at the end of an epoch, after that of its last step
         losses = saving.agreement.all(self._tr_loss.item())
@@ -88,45 +118,56 @@ class SavingTrainer(SteppingTrainer):
             log.warning("step %d is not saved: its loss is not a number", step)
             return  # the next loss that is logged ends the run
         begun = time.monotonic()
-        name = f"checkpoint-{step}"
-        home = saving.paths.checkpoints
+        name, home = f"checkpoint-{step}", saving.paths.checkpoints
         aside = home / f".{name}.part"
         if saving.me.is_first:
             cleaning.remove_unfinished(saving.paths)
             (aside / name).mkdir(mode=0o700, parents=True)
+        near = self._near()
+        first_here = saving.me.local_rank == 0
+        if near and first_here:
+            (near / name).mkdir(mode=0o700)
         saving.agreement.wait()
+        self._write(model, trial, near or aside, name)
+        saving.agreement.wait()  # the others of this node have written, too
+        copy = Copy((near or aside) / name, aside / name) if first_here else None
+        saving.underway = Underway(self._record(losses), aside / name, copy, begun)
+        if near is None:
+            self.publish()
+        saving.pause_s = time.monotonic() - begun
+        log.info("step %d: training paused for %.1f s to save it", step, saving.pause_s)
+
+    def _near(self) -> Path | None:
+        """The folder on this node's own disk, where all nodes have one with room."""
+        saving = self.saving
+        near = saving.near
+        (lacks,) = saving.agreement.any(near is None or not has_room(near, saving.checkpoint_bytes))
+        return None if lacks else near
+
+    def _write(self, model: Any, trial: Any, aside: Path, name: str) -> None:
+        """Has all ranks write what they hold."""
+        home = self.saving.paths.checkpoints
+        folder = aside / name
         self.args.output_dir = str(aside)
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(home)
-        folder = aside / name
         self._save_trained(folder)
         if self.state.best_model_checkpoint == str(folder):
             self.state.best_model_checkpoint = str(home / name)
-            if saving.me.is_first:
+            if self.saving.me.is_first:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        if saving.me.local_rank == 0:
-            _sync(folder)  # what this node wrote
-        saving.agreement.wait()
-        if saving.me.is_first:
-            self._publish(folder, losses)
-        saving.agreement.wait()  # else the others might end the job before
-        saving.step, saving.save_s = step, time.monotonic() - begun
-        log.info("saved step %d in %.1f s", step, saving.save_s)
 
-    def _publish(self, folder: Path, losses: list[float]) -> None:
-        saving, home = self.saving, self.saving.paths.checkpoints
-        latest = folder / LATEST
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        record = Checkpoint(
+    def _record(self, losses: list[float]) -> Checkpoint:
+        saving = self.saving
+        return Checkpoint(
             step=self.state.global_step,
             at=time.time(),
             asked=self.asked,
             layout=saving.plan.layout,
             precision=saving.plan.precision,
-            files={str(file.relative_to(folder)): file.stat().st_size for file in files},
-            tag=latest.read_text().strip() if latest.exists() else "",
+            files={},
             metrics_bytes=_size(saving.paths.metrics),
             losses=losses,
             logged_loss=self._total_loss_scalar,
@@ -136,13 +177,43 @@ class SavingTrainer(SteppingTrainer):
             notes=saving.notes,
             versions={name: importlib.metadata.version(name) for name in VERSIONS},
         )
-        write(folder / MARK, record)
+
+    def publish(self) -> None:
+        """Waits for the checkpoint that is underway, marks it as complete, and names it.
+
+        Raises:
+            OSError: this node's part could not be written.
+        """
+        saving, underway = self.saving, self.saving.underway
+        if underway is None:
+            return
+        if underway.copy:
+            underway.copy.wait()
+        saving.agreement.wait()
+        if saving.me.is_first:
+            self._complete(underway)
+        saving.agreement.wait()  # else the others might end the job before
+        saving.underway = None
+        saving.step, saving.save_s = underway.record.step, time.monotonic() - underway.begun
+        log.info("step %d is safe after %.1f s", saving.step, saving.save_s)
+
+    def _complete(self, underway: Underway) -> None:
+        """Adds the mark, gives the folder its name, and removes what is not needed any more."""
+        saving, home, folder = self.saving, self.saving.paths.checkpoints, underway.folder
+        latest = folder / LATEST
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        found = {
+            "files": {str(file.relative_to(folder)): file.stat().st_size for file in files},
+            "tag": latest.read_text().strip() if latest.exists() else "",
+        }
+        write(folder / MARK, underway.record.model_copy(update=found))
         _sync_names(folder)
         shutil.rmtree(home / folder.name, ignore_errors=True)  # a damaged one that was skipped
         os.replace(folder, home / folder.name)
         _sync_names(home)
         folder.parent.rmdir()
-        cleaning.rotate(saving.paths, record.step, self.state.best_model_checkpoint, saving.kept)
+        best = self.state.best_model_checkpoint
+        cleaning.rotate(saving.paths, underway.record.step, best, saving.kept)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes weights as others load them: final ones, or of a checkpoint that was asked for."""
@@ -190,6 +261,7 @@ class SavingTrainer(SteppingTrainer):
                 group["lr"] = rate
 
     def _load_best_model(self) -> None:
+        self.publish()
         best = self.state.best_model_checkpoint
         if not self.is_deepspeed_enabled:
             self._load_from_checkpoint(best)
@@ -233,14 +305,6 @@ def _init_worker(init: Any, number: int) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _sync(folder: Path) -> None:
-    """Has the content of all files reach the disk."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
 
 
 def _sync_names(folder: Path) -> None:

@@ -29,7 +29,7 @@ from hpcft.records import Cluster, Plan, Progress, Recovery
 from hpcft.recoveries import How
 from hpcft.stage.cache import recipe_of_run
 from hpcft.store import check_private, read, read_if_there
-from hpcft.train import meeting, rank, start
+from hpcft.train import copying, meeting, rank, start
 from hpcft.train.child import ENDING, Child
 from hpcft.train.oom_kills import OomKills
 from hpcft.train.watchdog import Watchdog
@@ -85,6 +85,7 @@ def main(run_folder: str) -> None:
             code = supervisor.run()
         finally:
             supervisor.end_child()
+            copying.remove(copying.near_folder(paths, supervisor.cluster, me))
     except BaseException as error:
         # Interrupted, out of time, or a fault of ours: the rank ends, and says so.
         kind = "DataError" if isinstance(error, HpcftError) else type(error).__name__
