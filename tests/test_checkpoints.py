@@ -350,6 +350,10 @@ RESHAPES = {
     "stage 3 to 2": ((2, 3), (2, 2)),
     "stage 2 to 3": ((2, 2), (2, 3)),
     "plain to more ranks": ((1, 0), (2, 0)),
+    "plain to zero 3": ((1, 0), (2, 3)),
+    "plain to zero 2": ((1, 0), (1, 2)),
+    "zero 3 to plain": ((2, 3), (1, 0)),
+    "zero 2 to ddp": ((2, 2), (2, 0)),
 }
 
 
@@ -383,16 +387,6 @@ def test_before_a_time_limit_it_saves_and_ends(small: Path, tmp_path: Path) -> N
     assert starts.start(folder, environment=near) == [SAVED_EXIT]
     (step,) = saved(folder)
     assert step >= 1
-
-
-@pytest.mark.slow
-def test_without_deepspeed_a_checkpoint_of_it_begins_anew(small: Path, tmp_path: Path) -> None:
-    folder = starts.made(tmp_path / "run", small, "resources.zero_stage=2")
-    assert starts.start(folder, at=5, signum=signal.SIGTERM) == [SAVED_EXIT]
-    starts.made(folder, small, "resources.zero_stage=0")
-    assert starts.start(folder) == [0]
-    (note,) = read(RunPaths(folder).result, RunRecord).notes
-    assert "written with DeepSpeed, and the run is now without" in note
 
 
 @pytest.mark.slow

@@ -86,7 +86,8 @@ def kill_supervisor(run: Run, testbed: Any) -> Steps:
 
 def cancel(run: Run, testbed: Any) -> Steps:
     """Its user cancels the job."""
-    run.hit = _done("scancel", run.job_id)
+    lives = _asked("squeue", "-h", "-j", run.job_id, "-o", "%T") in ("PENDING", "RUNNING")
+    run.hit = lives and _done("scancel", run.job_id)  # that of an ended job is fine, too
     yield from ()
 
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conftest import RECIPE, film_rows, write_rows
+from conftest import RECIPE, Cli, film_rows, write_rows
 from hpcft.errors import HpcftError
-from real_runs import gone, until
+from real_runs import folder_of, gone, until
 
 NODES = ("n1", "n2", "n3", "n4")
 
@@ -83,6 +83,19 @@ def nothing_left(folder: Path) -> bool:
     """Whether no process of a run is alive, waiting a moment for those that are ending."""
     until(lambda: gone(folder), 20.0, "the end of all processes")
     return True
+
+
+def submit(cli: Cli, name: str, *arguments: object, cluster: object = "testbed") -> Path:
+    """The folder of a new run."""
+    said = cli("submit", "tiny.yaml", "-c", cluster, "-o", f"name={name}", *arguments)
+    assert said.code == 0, said.err
+    return folder_of(name)
+
+
+def view(cli: Cli, name: str) -> Any:
+    said = cli("status", name, "--json")
+    assert said.code == 0, said.err
+    return said.json[0]
 
 
 @contextmanager

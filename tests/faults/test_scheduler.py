@@ -24,14 +24,15 @@ from on_slurm import (
     nothing_left,
     out_of,
     slurm,
-    small_disk,
+    submit,
+    view,
 )
 
 from conftest import ROOT, Cli
 from hpcft import monitor
 from hpcft.cluster import slurm as scheduler
 from hpcft.cluster.states import PENDING, explained
-from real_runs import children, executing, folder_of, gone, step, supervisors, until
+from real_runs import children, folder_of, gone, step, supervisors, until
 
 pytestmark = pytest.mark.slurm
 
@@ -44,19 +45,6 @@ def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     with campus(tmp_path_factory.mktemp("scheduler")) as folder:
         yield folder
         subprocess.run(["scancel", "--user=root", "--quiet"], check=False)
-
-
-def submit(cli: Cli, name: str, *arguments: object, cluster: object = "testbed") -> Path:
-    """The folder of a new run."""
-    said = cli("submit", "tiny.yaml", "-c", cluster, "-o", f"name={name}", *arguments)
-    assert said.code == 0, said.err
-    return folder_of(name)
-
-
-def view(cli: Cli, name: str) -> Any:
-    said = cli("status", name, "--json")
-    assert said.code == 0, said.err
-    return said.json[0]
 
 
 def cancelled(cli: Cli, name: str) -> None:
@@ -134,6 +122,26 @@ def test_of_a_job_that_slurm_forgot_nobody_says_that_it_failed(
         submit(cli, name)
         assert jobs_noted(name) == live_jobs(name)
         cli("cancel", name)
+
+
+def test_accounting_that_stands_still(
+    place: Path, cli: Cli, testbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """slurmdbd takes questions and answers none: what is not known is said, and soon."""
+    with closed(testbed):
+        folder = submit(cli, "frozen")
+        (job_id,) = jobs("frozen")
+        slurm("scancel", job_id)
+        file = folder / "job.json"
+        file.write_text(file.read_text().replace(f'"{job_id}"', '"4000001"'))
+        monkeypatch.setattr(scheduler, "TIMEOUT_S", 2)
+        testbed.pause("slurmdbd")
+        try:
+            seen = view(cli, "frozen")
+        finally:
+            testbed.go_on("slurmdbd")
+    assert seen["state"] == "UNKNOWN"
+    assert "sacct did not answer within 2 s" in seen["note"]
 
 
 def test_an_earlier_start_in_the_accounts_is_not_the_end(
@@ -255,9 +263,6 @@ def test_cancelled_while_it_waits_and_while_it_runs(place: Path, cli: Cli, testb
         assert nothing_left(folder_of(name))
 
 
-# ---------------------------------------------------------------- the folder
-
-
 def test_a_line_of_the_profile_fails(place: Path, cli: Cli) -> None:
     text = (ROOT / "slurm/testbed.yaml").read_text()
     Path("modules.yaml").write_text(f"{text}setup: [module load nosuch]\n")
@@ -268,71 +273,6 @@ def test_a_line_of_the_profile_fails(place: Path, cli: Cli) -> None:
     assert "module" in seen["note"]
     assert len(jobs("module")) == 1
     assert gone(folder_of("module"))
-
-
-@pytest.mark.slow
-def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = submit(cli, "late")
-    (job_id,) = jobs("late")
-    result, held_back = folder / "result.json", folder / "held-back"
-    until(result.exists)
-    result.rename(held_back)
-    until(lambda: scheduler.states([job_id])[job_id].state == "COMPLETED", 30)
-    seen = view(cli, "late")
-    assert (seen["state"], seen["note"]) == (
-        "RUNNING", "has ended; its result may still be on its way",
-    )  # fmt: skip
-    assert "is already queued or running" in cli("submit", "tiny.yaml", "-o", "name=late").err
-    monkeypatch.setattr(monitor, "GRACE_S", 0.0)
-    assert view(cli, "late")["state"] == "FAILED"
-    held_back.rename(result)
-    assert view(cli, "late")["state"] == "COMPLETED"
-
-
-@pytest.mark.slow
-def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
-    """The job ends by itself, and the run can be submitted anew."""
-    running = submit(cli, "removed", "-o", "train.max_steps=300")
-    until(lambda: step(running) > 0)
-    (first,) = jobs("removed")
-    with hpcft("status", "removed", "--watch") as watching:
-        with closed(testbed):
-            pending = submit(cli, "unstarted")
-            shutil.rmtree(pending)
-            assert cli("status", "unstarted").code == 2
-        assert watching.stderr
-        watching.stderr.readline()
-        shutil.rmtree(running)
-        assert "its folder is gone" in watching.communicate(timeout=60)[1]
-    assert watching.returncode == 1
-    for name in ("removed", "unstarted"):
-        until(lambda name=name: not live_jobs(name), 90, name)
-    for folder in (running, pending):
-        assert not children(folder)
-        assert not executing("submitit.core._submit", folder / "logs")
-    assert jobs("removed") == [first]
-    assert len(jobs("unstarted")) == 1
-
-
-@pytest.mark.slow
-def test_the_disk_fills_up_while_a_run_trains(place: Path, cli: Cli, tmp_path: Path) -> None:
-    try:
-        with small_disk(tmp_path / "d", size="40m", inodes=2000) as disk:
-            common = ("--runs-dir", disk)
-            said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=filled", *common,
-                       "-o", "train.max_steps=300")  # fmt: skip
-            assert said.code == 0, said.err
-            (folder,) = disk.glob("filled/*")
-            until(lambda: step(folder) > 0)
-            subprocess.run(["sh", "-c", f"cat /dev/zero > {disk}/other"], check=False,
-                           stderr=subprocess.DEVNULL)  # fmt: skip
-            until(lambda: not live_jobs("filled"), 120, "the end of the job")
-            seen = cli("status", "filled", "--json", *common).json[0]
-            assert (seen["state"], seen["failure"]["class"]) == ("FAILED", "disk"), seen
-            assert len(jobs("filled")) == 1
-            assert nothing_left(folder)
-    except PermissionError as refused:
-        pytest.skip(f"no file system can be mounted here: {refused}")
 
 
 # ---------------------------------------------------------------- clocks

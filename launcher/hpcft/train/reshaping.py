@@ -1,7 +1,8 @@
 """A checkpoint of one layout for a run of another: other ranks, another ZeRO stage, offloading.
 
 Without DeepSpeed every rank holds everything, and any number of ranks can go on. With it each rank
-has its shard: DeepSpeed's universal format puts them together again, parameter by parameter.
+has its shard: DeepSpeed's universal format puts them together again, parameter by parameter. By way
+of it a run also goes on with DeepSpeed that had begun without, and the other way round.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer import OPTIMIZER_NAME
 
 from hpcft import checkpoints, ladder
 from hpcft.checkpoints import Found
 from hpcft.paths import RunPaths
 from hpcft.records import Layout, Plan
-from hpcft.train import cleaning
+from hpcft.train import cleaning, unsharded
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def go_on(paths: RunPaths, plan: Plan) -> tuple[Found | None, list[str]]:
     """
     cleaning.remove_unfinished(paths)
     found, notes = checkpoints.latest(paths)
-    if found and (why := obstacle(found.record.layout, plan)):
+    if found and (why := obstacle(found, plan)):
         notes.append(f"{found.folder.name} could not be gone on from ({why}): training began anew")
         found = None
     for note in notes:
@@ -64,12 +66,9 @@ def fitting_folder(found: Found, now: Layout) -> Path:
     return found.folder.with_name(f".universal-{found.record.step}")
 
 
-def obstacle(before: Layout, plan: Plan) -> str:
-    """Why a run that was laid out like this cannot go on as planned; empty where it can."""
-    now = plan.layout
-    if bool(before.zero_stage) != bool(now.zero_stage):
-        had, has = ("with" if stage else "without" for stage in (before.zero_stage, now.zero_stage))
-        return f"it was written {had} DeepSpeed, and the run is now {has}"
+def obstacle(found: Found, plan: Plan) -> str:
+    """Why a run cannot go on from a checkpoint as it is planned now; empty where it can."""
+    before, now = found.record.layout, plan.layout
     if not needs_conversion(before, now):
         return ""
     if "nvme" in (before.offload_optimizer, before.offload_param,
@@ -77,16 +76,29 @@ def obstacle(before: Layout, plan: Plan) -> str:
         return "states on a node's disk cannot be divided otherwise"
     if plan.optim not in CONVERTIBLE:
         return f"states of {plan.optim} cannot be divided otherwise"
+    if not before.zero_stage and not unsharded.knows_its_order(found.folder):
+        return "it does not say which state is of which weight"
     return ""
 
 
 def needs_conversion(before: Layout, now: Layout) -> bool:
-    """Whether the shards of a layout have to be put together for another."""
-    return now.zero_stage > 0 and not ladder.shards_alike(before, now)
+    """Whether what a layout has written has to be put together for another."""
+    return bool(before.zero_stage or now.zero_stage) and not ladder.shards_alike(before, now)
 
 
 def convert(found: Found, to: Path) -> None:
-    """Writes the checkpoint in DeepSpeed's universal format, one shard in memory at a time."""
+    """Writes the checkpoint in DeepSpeed's universal format."""
+    if found.record.layout.zero_stage:
+        _put_together(found, to)
+    else:
+        unsharded.to_universal(found.folder, to, found.record.step)
+    for file in found.folder.iterdir():
+        if file.is_file() and file.suffix != ".safetensors" and file.name != OPTIMIZER_NAME:
+            shutil.copy2(file, to / file.name)
+
+
+def _put_together(found: Found, to: Path) -> None:
+    """Of the ranks' shards, one in memory at a time."""
     from deepspeed.checkpoint import ds_to_universal
 
     tag = found.record.tag
@@ -105,9 +117,6 @@ def convert(found: Found, to: Path) -> None:
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         ds_to_universal.main(options)
     _complete(states)
-    for file in found.folder.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            shutil.copy2(file, to / file.name)
 
 
 def _complete(states: Path) -> None:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -28,7 +27,7 @@ from hpcft.checkpoints import LATEST, MARK, Found
 from hpcft.paths import RunPaths
 from hpcft.records import Checkpoint, Plan
 from hpcft.store import read, write
-from hpcft.train import cleaning, notice, reshaping
+from hpcft.train import cleaning, notice, reshaping, unsharded
 from hpcft.train.agreement import Agreement
 from hpcft.train.copying import Copy, has_room
 from hpcft.train.start import Rank
@@ -36,9 +35,6 @@ from hpcft.train.stepping import SteppingTrainer
 
 log = logging.getLogger(__name__)
 
-TRAINED = "trained.safetensors"
-"""What is trained, without DeepSpeed: exact, and of every method (PEFT saves P-tuning's prompt, and
-not the network that makes it)."""
 VERSIONS = ("hpcft", "torch", "transformers", "deepspeed")
 SPEEDS = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 """Figures of the Trainer that hold for a run without an interruption only."""
@@ -153,7 +149,8 @@ class SavingTrainer(SteppingTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(home)
-        self._save_trained(folder)
+        if not self.is_deepspeed_enabled and self.saving.me.is_first:
+            unsharded.save(self.model, self.optimizer, folder)
         if self.state.best_model_checkpoint == str(folder):
             self.state.best_model_checkpoint = str(home / name)
             if self.saving.me.is_first:
@@ -220,13 +217,6 @@ class SavingTrainer(SteppingTrainer):
         if self.asked or not _internal_call:
             super().save_model(output_dir, _internal_call)
 
-    def _save_trained(self, folder: Path) -> None:
-        if self.is_deepspeed_enabled or not self.saving.me.is_first:
-            return
-        named = self.model.named_parameters()
-        trained = {name: p.detach().cpu().contiguous() for name, p in named if p.requires_grad}
-        save_file(trained, folder / TRAINED)
-
     # ------------------------------------------------------------ going on
 
     def continue_losses(self) -> None:
@@ -247,31 +237,34 @@ class SavingTrainer(SteppingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """What was trained; the rest is as it was loaded."""
-        trained = load_file(Path(resume_from_checkpoint) / TRAINED)
-        for name, parameter in (model or self.model).named_parameters():
-            if parameter.requires_grad:
-                parameter.data.copy_(trained[name])
+        unsharded.load_weights(model or self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Both, and the learning rates: a converted checkpoint has none."""
+        if checkpoint is None:
+            return
+        if not self.is_deepspeed_enabled and unsharded.load_states(
+            self.model, self.optimizer, self.lr_scheduler, Path(checkpoint)
+        ):
+            return
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.is_deepspeed_enabled and checkpoint is not None:
+        if self.is_deepspeed_enabled:
             rates = self.lr_scheduler.get_last_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
     def _load_best_model(self) -> None:
         self.publish()
-        best = self.state.best_model_checkpoint
-        if not self.is_deepspeed_enabled:
-            self._load_from_checkpoint(best)
-            return
-        saving, now = self.saving, self.saving.plan.layout
+        saving, best = self.saving, self.state.best_model_checkpoint
+        now = saving.plan.layout
         found = Found(Path(best), read(Path(best) / MARK, Checkpoint))
         if saving.me.is_first:
             reshaping.fitting(found, now)
         saving.agreement.wait()
         fits = reshaping.fitting_folder(found, now)
+        if not self.is_deepspeed_enabled:
+            self._load_from_checkpoint(str(fits))
+            return
         self.state.best_model_checkpoint = str(fits)
         self.deepspeed._config.load_universal_checkpoint = fits != found.folder
         super()._load_best_model()

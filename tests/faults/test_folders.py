@@ -1,0 +1,138 @@
+"""The truth about a run whose folder is in trouble: removed, full, read-only, or late."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from on_slurm import (
+    campus,
+    closed,
+    hpcft,
+    jobs,
+    live_jobs,
+    nothing_left,
+    small_disk,
+    submit,
+    view,
+)
+
+from conftest import Cli
+from hpcft import monitor
+from hpcft.cluster import slurm as scheduler
+from real_runs import children, executing, step, until
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's folder, for all tests of this module."""
+    with campus(tmp_path_factory.mktemp("folders")) as folder:
+        yield folder
+        subprocess.run(["scancel", "--user=root", "--quiet"], check=False)
+
+
+@pytest.mark.slow
+def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = submit(cli, "late")
+    (job_id,) = jobs("late")
+    result, held_back = folder / "result.json", folder / "held-back"
+    until(result.exists)
+    result.rename(held_back)
+    until(lambda: scheduler.states([job_id])[job_id].state == "COMPLETED", 30)
+    seen = view(cli, "late")
+    assert (seen["state"], seen["note"]) == (
+        "RUNNING", "has ended; its result may still be on its way",
+    )  # fmt: skip
+    assert "is already queued or running" in cli("submit", "tiny.yaml", "-o", "name=late").err
+    monkeypatch.setattr(monitor, "GRACE_S", 0.0)
+    assert view(cli, "late")["state"] == "FAILED"
+    held_back.rename(result)
+    assert view(cli, "late")["state"] == "COMPLETED"
+
+
+@pytest.mark.slow
+def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
+    """The job ends by itself, and the run can be submitted anew."""
+    running = submit(cli, "removed", "-o", "train.max_steps=300")
+    until(lambda: step(running) > 0)
+    (first,) = jobs("removed")
+    with hpcft("status", "removed", "--watch") as watching:
+        with closed(testbed):
+            pending = submit(cli, "unstarted")
+            shutil.rmtree(pending)
+            assert cli("status", "unstarted").code == 2
+        assert watching.stderr
+        watching.stderr.readline()
+        shutil.rmtree(running)
+        assert "its folder is gone" in watching.communicate(timeout=60)[1]
+    assert watching.returncode == 1
+    for name in ("removed", "unstarted"):
+        until(lambda name=name: not live_jobs(name), 90, name)
+    for folder in (running, pending):
+        assert not children(folder)
+        assert not executing("submitit.core._submit", folder / "logs")
+    assert jobs("removed") == [first]
+    assert len(jobs("unstarted")) == 1
+
+
+@pytest.mark.slow
+def test_the_disk_fills_up_while_a_run_trains(place: Path, cli: Cli, tmp_path: Path) -> None:
+    try:
+        with small_disk(tmp_path / "d", size="40m", inodes=2000) as disk:
+            common = ("--runs-dir", disk)
+            said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=filled", *common,
+                       "-o", "train.max_steps=300")  # fmt: skip
+            assert said.code == 0, said.err
+            (folder,) = disk.glob("filled/*")
+            until(lambda: step(folder) > 0)
+            subprocess.run(["sh", "-c", f"cat /dev/zero > {disk}/other"], check=False,
+                           stderr=subprocess.DEVNULL)  # fmt: skip
+            until(lambda: not live_jobs("filled"), 120, "the end of the job")
+            seen = cli("status", "filled", "--json", *common).json[0]
+            assert (seen["state"], seen["failure"]["class"]) == ("FAILED", "disk"), seen
+            assert len(jobs("filled")) == 1
+            assert nothing_left(folder)
+    except PermissionError as refused:
+        pytest.skip(f"no file system can be mounted here: {refused}")
+
+
+def unchangeable(folder: Path, *, whether: bool) -> None:
+    """Has a folder and those in it take no new files, or take them again; not even root's.
+
+    Raises:
+        PermissionError: this machine does not let us.
+    """
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    command = ["chattr", "+i" if whether else "-i", *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and whether:
+        raise PermissionError(done.stderr.strip())
+
+
+@pytest.mark.slow
+def test_a_run_folder_becomes_read_only_while_a_run_trains(place: Path, cli: Cli) -> None:
+    """The first checkpoint that cannot be written ends it; what it had goes on later."""
+    folder = submit(cli, "locked", "-o", "train.max_steps=400",
+                    "-o", "train.save_strategy=steps", "-o", "train.save_steps=100")  # fmt: skip
+    until(lambda: step(folder) > 0)
+    try:
+        unchangeable(folder, whether=True)
+    except PermissionError as refused:
+        pytest.skip(f"no folder can be made read-only for root here: {refused}")
+    try:
+        until(lambda: not live_jobs("locked"), 120, "the end of the job")
+        seen = view(cli, "locked")
+        assert seen["state"] == "FAILED", seen
+        assert "Operation not permitted" in seen["note"]
+        assert len(jobs("locked")) == 1
+        assert nothing_left(folder)
+    finally:
+        unchangeable(folder, whether=False)
+    assert cli("resume", "locked", "--watch").code == 0
+    assert view(cli, "locked")["state"] == "COMPLETED"
