@@ -54,6 +54,8 @@ a random instant. What each fault does stands in `benchmarks/soak/faults.py`.
 | | |
 | --- | ---: |
 {figures}
+
+{trouble}
 """
 
 
@@ -227,12 +229,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hpcft-soak-") as made:
         found = soak(Path(made), options.runs, options.seed, options.limit_min * 60)
         os.chdir(ROOT)
-    page = PAGE.format(table=found["table"], figures=lines_of(found), **{
-        key: found[key] for key in ("runs", "seed")})  # fmt: skip
+    trouble = [f"- {what}: {line}" for what, which in found["trouble"].items() for line in which]
+    page = PAGE.format(
+        table=found["table"],
+        figures=lines_of(found),
+        trouble="\n".join(trouble) or "Nothing was lost, and nothing is left.",
+        runs=found["runs"],
+        seed=found["seed"],
+    )
     print(page)
-    for what, which in found["trouble"].items():
-        for line in which:
-            print(f"{what}: {line}", file=sys.stderr)
     for file, text in zip(outputs, (json.dumps(found, indent=1) + "\n", page), strict=True):
         if file:
             file.write_text(text)

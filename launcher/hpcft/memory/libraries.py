@@ -30,8 +30,10 @@ def for_shapes() -> Iterator[None]:
     with (
         # Of use to the losses of object detection.
         _replacing((utils, "is_scipy_available", lambda: False)),
-        # What bitsandbytes computes with on a CPU, which takes all of PyTorch's compiler.
+        # What bitsandbytes computes with on a CPU, and what servers of models must not compile:
+        # both take all of PyTorch's compiler.
         _replacing((torch, "compile", _as_it_is)),
+        _replacing((torch.compiler, "disable", _as_it_is)),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", FutureWarning)
@@ -60,5 +62,5 @@ def _remembering_all(maxsize: Any = 128, typed: bool = False) -> Any:
 
 
 def _as_it_is(function: Any = None, **_: Any) -> Any:
-    """`torch.compile` that does not."""
+    """`torch.compile`, or its opposite, that leaves a function alone."""
     return function or _as_it_is
