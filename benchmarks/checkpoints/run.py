@@ -48,9 +48,9 @@ SAFE = re.compile(r"is safe after ([\d.]+) s")
 PAGE = """# What a checkpoint costs
 
 Made by `python benchmarks/checkpoints/run.py --markdown docs/checkpoints.md`: full fine-tuning of a
-BERT of {millions:.0f} million parameters, ZeRO-3 on two ranks of one machine, {count} checkpoints of
-{mb:,.0f} MB each. The node's disk is a folder in memory, and copying takes of the same two cores as
-training. Seconds, the median of {count} saves.
+BERT of {millions:.0f} million parameters, ZeRO-3 on two ranks of one machine, {count} checkpoints
+of {mb:,.0f} MB each. The node's disk is a folder in memory, and what copies takes of the same two
+cores as training. Seconds, the median of {count} saves.
 
 | written to | training pauses | the checkpoint is safe after |
 | --- | ---: | ---: |
