@@ -49,6 +49,7 @@ SAID = [
     ("disk", "OSError: [Errno 122] Disk quota exceeded: '/home/u/runs/model.part'"),
     ("disk", "safetensors_rust.SafetensorError: I/O error: No space left on device (os error 28)"),
     ("disk", "RuntimeError: PytorchStreamWriter failed writing file data/12: file write failed"),
+    ("file_system", "OSError: [Errno 30] Read-only file system: '/scratch/u/runs/progress.json'"),
     ("file_system", "OSError: [Errno 116] Stale file handle: '/scratch/u/train.jsonl'"),
     ("bad_node", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
     ("bad_node", "RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable"),

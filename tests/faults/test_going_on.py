@@ -67,10 +67,9 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
     assert losses(folder) == losses(calm), "not the same digits"
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[1])
-    (recovery,) = met(name)
-    assert (recovery.cause, recovery.how) == EXPECTED[name], recovery.evidence
+    recovery = next(r for r in met(name) if (r.cause, r.how) == EXPECTED[name])
     assert recovery.step > 5 or name.startswith("killed"), "what was saved is not done again"
-    assert ours.recoveries == [recovery]
+    assert ours.recoveries == met(name)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -81,4 +80,7 @@ def test_nothing_is_left_and_nothing_runs_twice(site: None, name: str) -> None:
     assert [line for line in known if line.endswith(f" {name}")] == [f"{attempt.job_id} {name}"]
     (row,) = json.loads(said("status", name, "--json"))
     assert row["state"] == "COMPLETED"
-    assert [r["cause"] for r in row["recoveries"]] == [EXPECTED[name][0]]
+    causes = [r["cause"] for r in row["recoveries"]]
+    # The node that another of these runs loses may be its own, too.
+    assert EXPECTED[name][0] in causes
+    assert {*causes} <= {EXPECTED[name][0], "interrupted"}

@@ -106,7 +106,7 @@ CAUSES = (
     ),
     FailureClass(
         "file_system", "a file system did not answer", "requeue", RESUME,
-        (_raised("Stale file handle", "Input/output error",
+        (_raised("Stale file handle", "Input/output error", "Read-only file system",
                  "Transport endpoint is not connected",
                  "Cannot send after transport endpoint shutdown"),),
     ),

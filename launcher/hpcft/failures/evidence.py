@@ -7,6 +7,7 @@ in: only its end is read, and only so much of each line.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from hpcft.marks import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
 from hpcft.paths import RunPaths
 from hpcft.records import RankError
 from hpcft.store import open_file, read, write
+
+log = logging.getLogger(__name__)
 
 TAIL_BYTES = 40_000
 LINE_CHARS = 2_000
@@ -55,9 +58,15 @@ def rank_errors(paths: RunPaths) -> list[RankError]:
 
 
 def tell(paths: RunPaths, error: RankError) -> None:
-    """Writes down what a rank says about its end, in the place of what it said before."""
-    paths.errors.mkdir(mode=0o700, exist_ok=True)
-    write(error_file(paths, error.rank), error)
+    """Writes down what a rank says about its end, in the place of what it said before.
+
+    Where that cannot be, for the folder may be what failed, the log says both.
+    """
+    try:
+        paths.errors.mkdir(mode=0o700, exist_ok=True)
+        write(error_file(paths, error.rank), error)
+    except OSError as failed:
+        log.error("%s: %s (not noted: %s)", error.kind, error.message, failed)
 
 
 def error_file(paths: RunPaths, rank: int) -> Path:

@@ -5,7 +5,6 @@ Its supervisor starts it as `python -m hpcft.train.rank FOLDER GENERATION SUPERV
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import os
@@ -112,8 +111,7 @@ def _tell(
         elif short.fragmented and not device.expands():
             judged["failure"] = FRAGMENTATION
         record = record.model_copy(update=judged)
-    with contextlib.suppress(OSError):  # the disk may be what failed; the log has the traceback
-        tell(paths, record)
+    tell(paths, record)
     sys.stdout.flush()
     sys.stderr.flush()
     return OUT_OF_MEMORY_EXIT if answerable else 1
