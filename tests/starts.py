@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hpcft import store
 from hpcft import submit as submission
@@ -43,11 +44,13 @@ rank.main(*sys.argv[5:])
 
 def made(folder: Path, recipe: Path, *overrides: str) -> Path:
     """A run folder as a submission leaves it, or with a new plan; nothing is started."""
-    _, (item,) = submission.prepare(str(recipe), "local", list(overrides))
+    with patch.object(os, "sched_getaffinity", return_value=range(4)):  # ranks may share a core
+        _, (item,) = submission.prepare(str(recipe), "local", list(overrides))
+        site = profile.load("local").cluster
     store.create_folder(folder)
     paths = RunPaths(folder)
     store.write(paths.recipe, item.point.recipe)
-    store.write(paths.cluster, profile.load("local").cluster)
+    store.write(paths.cluster, site)
     store.write(paths.plan, item.plan)
     store.write(paths.fingerprints, item.prints)
     store.write(paths.staged, item.staged)
