@@ -382,7 +382,8 @@ def test_it_goes_on_in_another_layout(kind: str, small: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_before_a_time_limit_it_saves_and_ends(small: Path, tmp_path: Path) -> None:
     """The limit is some seconds away when training begins: at least one step is done and saved."""
-    folder = starts.made(tmp_path / "run", small, "train.max_steps=100000")
+    folder = starts.made(tmp_path / "run", small, "train.max_steps=100000",
+                         "evaluation.before=false")  # fmt: skip
     near = {"SLURM_JOB_END_TIME": str(int(time.time()) + 5)}
     assert starts.start(folder, environment=near) == [SAVED_EXIT]
     (step,) = saved(folder)
