@@ -188,6 +188,28 @@ def test_a_rank_that_waits_for_a_slow_one_is_not_stuck(start: Start, paths: RunP
     assert len(list(paths.stacks.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("frames", "waits"),
+    [
+        (["torch/nn/modules/linear.py\", line 125 in forward"], False),
+        (["torch/distributed/distributed_c10d.py\", line 3000 in all_reduce"], True),
+        (["deepspeed/comm/torch.py\", line 180 in all_reduce"], True),
+        (["torch/autograd/graph.py\", line 829 in _engine_run_backward"], True),
+        (["torch/nn/parallel/distributed.py\", line 2363 in _distributed_broadcast_coalesced",
+          "torch/nn/parallel/distributed.py\", line 2405 in _sync_buffers",
+          "torch/nn/parallel/distributed.py\", line 1700 in forward"], True),
+        (["hpcft/train/start.py\", line 200 in _wait_for"], True),
+    ],
+)  # fmt: skip
+def test_who_waits_is_told_by_the_main_threads_stack(frames: list[str], waits: bool) -> None:
+    stack = [*frames, 'train/loop.py", line 9 in run']
+    lines = "\n".join(f'  File "/x/{frame}' for frame in stack)
+    other = '  File "/x/torch/distributed/elastic/timer.py", line 1 in wait'
+    text = (f"Thread 0x1 (most recent call first):\n{other}\n\n"
+            f"Current thread 0x2 (most recent call first):\n{lines}\n")  # fmt: skip
+    assert stuck.waits_for_others(text) == waits
+
+
 @pytest.mark.slow  # torch is loaded
 def test_the_rank_in_a_collective_is_not_the_culprit(start: Start, paths: RunPaths) -> None:
     """Both are in the same step, and only their stacks tell them apart."""

@@ -17,9 +17,11 @@ from hpcft.failures import RankError
 from hpcft.records import Record
 from hpcft.store import read
 
-# Innermost frames of a rank that waits for the others: at the meeting, in a collective, or in
-# autograd, which runs the collectives of DDP.
-_WAITS = re.compile(r"in _wait_for$|torch/distributed/|deepspeed/comm/|_engine_run_backward", re.M)
+# Innermost frames of a rank that waits for the others: at the meeting, in a collective, where DDP
+# sends buffers before a forward pass, or in autograd, which runs DDP's collectives.
+_WAITS = re.compile(
+    r"in (_wait_for|_sync_buffers|_engine_run_backward)$|torch/distributed/|deepspeed/comm/", re.M
+)
 _FRAMES = 12
 # Of a rank that does not say where it is.
 UNKNOWN = "unknown"
