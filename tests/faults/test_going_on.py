@@ -67,8 +67,9 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
     assert losses(folder) == losses(calm), "not the same digits"
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[1])
-    recovery = next(r for r in met(name) if (r.cause, r.how) == EXPECTED[name])
-    assert recovery.step > 5 or name.startswith("killed"), "what was saved is not done again"
+    steps = [r.step for r in met(name) if (r.cause, r.how) == EXPECTED[name]]
+    assert steps
+    assert max(steps) > 5 or name.startswith("killed"), "what was saved is not done again"
     assert ours.recoveries == met(name)
 
 
