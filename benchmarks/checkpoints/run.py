@@ -21,27 +21,19 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import starts  # noqa: E402
-from conftest import film_rows, write_rows  # noqa: E402
+from conftest import RECIPE, film_rows, write_rows  # noqa: E402
 from hpcft.paths import RunPaths  # noqa: E402
 from hpcft.records import Cluster  # noqa: E402
 from hpcft.store import read, write  # noqa: E402
 
-RECIPE = """\
-name: saves
-model:
-  config: { model_type: bert, vocab_size: 8000, hidden_size: 768, num_hidden_layers: 6,
-            num_attention_heads: 12, intermediate_size: 3072, max_position_embeddings: 64 }
-  tokenizer: { vocab_size: 400 }
-task:
-  name: classification
-  data: { files: { train: train.jsonl, test: test.jsonl } }
-  labels: [bad, good]
-  max_length: 32
-method: { name: full }
-train: { global_batch_size: 8, max_steps: 24, logging_steps: 4, learning_rate: 1e-5,
-         save_strategy: steps, save_steps: 6, save_total_limit: 1 }
-resources: { nodes: 1, gpus_per_node: 2, zero_stage: 3, time_min: 10 }
-"""
+CHANGES = (
+    "model.config.vocab_size=8000", "model.config.hidden_size=768",
+    "model.config.num_hidden_layers=6", "model.config.num_attention_heads=12",
+    "model.config.intermediate_size=3072",
+    "resources.gpus_per_node=2", "resources.zero_stage=3",
+    "train.global_batch_size=8", "train.max_steps=24", "train.learning_rate=1e-5",
+    "train.save_strategy=steps", "train.save_steps=6", "train.save_total_limit=1",
+)  # fmt: skip
 PAUSE = re.compile(r"training paused for ([\d.]+) s")
 SAFE = re.compile(r"is safe after ([\d.]+) s")
 
@@ -68,7 +60,7 @@ def measured(folder: Path, near: Path | None) -> tuple[list[float], list[float]]
     Raises:
         SystemExit: the training failed.
     """
-    starts.made(folder, Path("saves.yaml"))
+    starts.made(folder, Path("saves.yaml"), *CHANGES)
     paths = RunPaths(folder)
     site = read(paths.cluster, Cluster)
     disk = str(near) if near else None

@@ -54,6 +54,15 @@ def cancelled(cli: Cli, name: str) -> None:
     assert nothing_left(folder_of(name))
 
 
+def forgotten(cli: Cli, name: str, job_id: str) -> None:
+    """Submits a run whose job is one that squeue does not know."""
+    folder = submit(cli, name)
+    (own,) = jobs(name)
+    slurm("scancel", own)
+    file = folder / "job.json"
+    file.write_text(file.read_text().replace(f'"{own}"', f'"{job_id}"'))
+
+
 def answering(folder: Path, command: str, answer: str) -> str:
     """A search path on which a scheduler command gives this answer."""
     folder.mkdir()
@@ -110,11 +119,7 @@ def test_of_a_job_that_slurm_forgot_nobody_says_that_it_failed(
     """And as it cannot be alive, it does not stand in the way of another."""
     with closed(testbed):
         name = f"forgotten-{len(list(Path('runs').glob('forgotten*')))}"
-        folder = submit(cli, name)
-        (job_id,) = jobs(name)
-        slurm("scancel", job_id)
-        file = folder / "job.json"
-        file.write_text(file.read_text().replace(f'"{job_id}"', '"4000000"'))
+        forgotten(cli, name, "4000000")
         monkeypatch.setenv("PATH", answering(tmp_path / "b", "sacct", answer.format(id="4000000")))
         seen = view(cli, name)
         assert seen["state"] == "UNKNOWN"
@@ -129,11 +134,7 @@ def test_accounting_that_stands_still(
 ) -> None:
     """slurmdbd takes questions and answers none: what is not known is said, and soon."""
     with closed(testbed):
-        folder = submit(cli, "frozen")
-        (job_id,) = jobs("frozen")
-        slurm("scancel", job_id)
-        file = folder / "job.json"
-        file.write_text(file.read_text().replace(f'"{job_id}"', '"4000001"'))
+        forgotten(cli, "frozen", "4000001")
         monkeypatch.setattr(scheduler, "TIMEOUT_S", 2)
         testbed.pause("slurmdbd")
         try:

@@ -67,7 +67,7 @@ class Copy:
             target: folder in the run folder, where other nodes write, too.
         """
         self._source, self._target = source, target
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._thread = Thread(target=self._copy, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -80,7 +80,7 @@ class Copy:
         """Returns once it has arrived.
 
         Raises:
-            OSError: it could not be written.
+            OSError: it could not be written; or whatever else has kept it from arriving.
         """
         self._thread.join()
         if self._error:
@@ -98,7 +98,7 @@ class Copy:
                     shutil.copyfile(file, copied)
                 with copied.open("rb") as stream:
                     os.fsync(stream.fileno())
-        except OSError as error:
+        except Exception as error:  # whatever it is, what is there is not all
             self._error = error
         if near:
             remove(self._source)

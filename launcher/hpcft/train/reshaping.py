@@ -23,6 +23,7 @@ from hpcft.checkpoints import Found
 from hpcft.paths import RunPaths
 from hpcft.records import Layout, Plan
 from hpcft.train import cleaning, unsharded
+from hpcft.train.unsharded import MODEL_STATES, MOMENTS, loaded
 
 log = logging.getLogger(__name__)
 
@@ -129,32 +130,28 @@ def _complete(states: Path) -> None:
     import deepspeed
 
     file = states / "zero/optimizer_state.pt"
-    optimizer: dict[str, Any] = _loaded(file)
+    optimizer: dict[str, Any] = loaded(file)
     first = min(states.glob("*model_states.pt"))
     inner = optimizer.get("optimizer_state_dict")
     if inner:  # written by stage 3
         step = inner["state"][0]["step"]
-        for group in _loaded(first)["param_shapes"]:
+        for group in loaded(first)["param_shapes"]:
             for name, shape in group.items():
                 _shape(states / "zero" / name, shape)
                 torch.save(step, states / "zero" / name / "step.pt")
     else:
-        step = _loaded(next((states / "zero").rglob("step.pt")))
+        step = loaded(next((states / "zero").rglob("step.pt")))
     optimizer["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": [{}]}
     optimizer["param_groups"] = [{} for _ in optimizer["param_groups"]]
     optimizer["ds_version"] = deepspeed.__version__
     torch.save(optimizer, file)
-    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
+    for name in MODEL_STATES:
         if not (states / name).exists():
             shutil.copy2(first, states / name)
 
 
 def _shape(parameter: Path, shape: Any) -> None:
     """Gives the weight and the moments of a parameter their shape, which stage 3 has flattened."""
-    for key in ("fp32", "exp_avg", "exp_avg_sq"):
+    for key in ("fp32", *MOMENTS):
         file = parameter / f"{key}.pt"
-        torch.save({"param": _loaded(file).view(shape)}, file)
-
-
-def _loaded(file: Path) -> Any:
-    return torch.load(file, weights_only=False)  # of this run, in a folder that others cannot write
+        torch.save({"param": loaded(file).view(shape)}, file)

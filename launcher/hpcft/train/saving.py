@@ -243,12 +243,13 @@ class SavingTrainer(SteppingTrainer):
         """Both, and the learning rates: a converted checkpoint has none."""
         if checkpoint is None:
             return
-        if not self.is_deepspeed_enabled and unsharded.load_states(
+        with_deepspeed = self.is_deepspeed_enabled
+        converted = not with_deepspeed and unsharded.load_states(
             self.model, self.optimizer, self.lr_scheduler, Path(checkpoint)
-        ):
-            return
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.is_deepspeed_enabled:
+        )
+        if not converted:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if converted or with_deepspeed:
             rates = self.lr_scheduler.get_last_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate

@@ -22,6 +22,8 @@ TRAINED = "trained.safetensors"
 """What is trained, without DeepSpeed: exact, and of every method (PEFT saves P-tuning's prompt, and
 not the network that makes it)."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
+"""What stages 1 and 2, and stage 3, look for beside the weights."""
 UNIVERSAL = "global_step{}_universal"
 """Folder of a checkpoint of some step in DeepSpeed's universal format."""
 _ORDER = "order"
@@ -52,13 +54,11 @@ def load_states(model: Module, optimizer: Optimizer, scheduler: Any, folder: Pat
     found: dict[int, dict[str, Tensor]] = {}
     for index, name in enumerate(_order(model, optimizer)):
         found[index] = {key: _one(states, name, key).view(shapes[name]) for key in MOMENTS}
-        step = torch.as_tensor(_loaded(states / name / "step.pt"), dtype=torch.float32)
+        step = torch.as_tensor(loaded(states / name / "step.pt"), dtype=torch.float32)
         found[index]["step"] = step.reshape(())
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": found, "param_groups": groups})
-    scheduler.load_state_dict(_loaded(folder / SCHEDULER_NAME))
-    for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-        group["lr"] = rate
+    scheduler.load_state_dict(loaded(folder / SCHEDULER_NAME))
     return True
 
 
@@ -110,14 +110,14 @@ def to_universal(folder: Path, to: Path, step: int) -> None:
     torch.save(optimizer, states / "optimizer_state.pt")
     model = {
         "module": {},
-        "lr_scheduler": _loaded(folder / SCHEDULER_NAME),
+        "lr_scheduler": loaded(folder / SCHEDULER_NAME),
         "dp_world_size": 1,
         "mp_world_size": 1,
         "global_steps": step,
         "skipped_steps": 0,
         "ds_version": deepspeed.__version__,
     }
-    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
+    for name in MODEL_STATES:
         torch.save(model, to / tag / name)
     (to / "latest_universal").write_text(tag)
 
@@ -133,9 +133,10 @@ def _states(folder: Path) -> Path | None:
 
 
 def _one(states: Path, name: str, key: str) -> Tensor:
-    value: Tensor = _loaded(states / name / f"{key}.pt")["param"]
+    value: Tensor = loaded(states / name / f"{key}.pt")["param"]
     return value
 
 
-def _loaded(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=False)  # of this run, by itself
+def loaded(file: Path) -> Any:
+    """What a file holds that this run wrote itself, into a folder that others cannot write."""
+    return torch.load(file, map_location="cpu", weights_only=False)
