@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from hpcft.memory.stand_ins import as_it_is, standing_in
+
 Replaced = tuple[Any, str, Any]
 """A module, the name of something in it, and what stands there instead."""
 
@@ -28,12 +30,12 @@ def for_shapes() -> Iterator[None]:
         from transformers import utils
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels it lacks
     with (
-        # Of use to the losses of object detection.
-        _replacing((utils, "is_scipy_available", lambda: False)),
-        # What bitsandbytes computes with on a CPU, and what servers of models must not compile:
-        # both take all of PyTorch's compiler.
-        _replacing((torch, "compile", _as_it_is)),
-        _replacing((torch.compiler, "disable", _as_it_is)),
+        # Of use to the losses of object detection; to tensors that are themselves sharded.
+        _replacing((utils, "is_scipy_available", _never)),
+        _replacing((utils, "is_torch_distributed_available", _never)),
+        _replacing((utils.import_utils, "is_torch_distributed_available", _never)),
+        _replacing((torch, "compile", as_it_is)),  # what bitsandbytes computes with on a CPU
+        standing_in(),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", FutureWarning)
@@ -61,6 +63,5 @@ def _remembering_all(maxsize: Any = 128, typed: bool = False) -> Any:
     return _lru_cache(maxsize, typed)
 
 
-def _as_it_is(function: Any = None, **_: Any) -> Any:
-    """`torch.compile`, or its opposite, that leaves a function alone."""
-    return function or _as_it_is
+def _never() -> bool:
+    return False
