@@ -5,6 +5,7 @@ All contenders but the bare loop are `transformers.Trainer`s, and are measured b
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -24,8 +25,7 @@ class Meter:
     def __init__(self) -> None:
         self.tokens = 0
         self.steps = 0
-        self.losses: list[float] = []
-        self._begun = 0.0
+        self._ends: list[float] = []
 
     def batch(self, inputs: Any) -> None:
         """A batch is about to be trained on."""
@@ -37,17 +37,18 @@ class Meter:
         if self.steps == WARM_UP:
             Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set anew
             self.tokens = 0
-            self._begun = time.perf_counter()
+        if self.steps >= WARM_UP:
+            self._ends.append(time.perf_counter())
 
     def found(self) -> dict[str, Any]:
         """What was measured, at the end of the last step."""
-        seconds = time.perf_counter() - self._begun
+        seconds = [end - begin for begin, end in itertools.pairwise(self._ends)]
         steps = self.steps - WARM_UP
         lines = Path("/proc/self/status").read_text().splitlines()
         peak = next(line for line in lines if line.startswith("VmHWM"))
         return {
-            "tokens_per_s": self.tokens / seconds,
-            "step_s": seconds / steps,
+            "tokens_per_s": self.tokens / sum(seconds),
+            "steps_s": seconds,
             "tokens_per_step": self.tokens / steps,
             "peak_mib": int(peak.split()[1]) / 1024,
         }

@@ -40,7 +40,8 @@ PAGE = """# Training speed
 
 Made by `python benchmarks/train/run.py --markdown docs/train.md`: a Llama of 20 million
 parameters on two CPU threads, fp32, examples of 8 to 512 tokens, half of them shorter than 64, 16
-a step; medians of {rounds} turns of {steps} steps. A useful token is one that is no padding.
+a step; {rounds} turns of {steps} steps, each step at the quietest of its turns. A useful token is
+one that is no padding.
 `bare` is a plain PyTorch loop over our very micro-batches; what the others are stands in the
 benchmark's docstring.
 
@@ -134,22 +135,23 @@ def measure(name: str, python: str, folder: Path, steps: int) -> dict[str, Any]:
     return found
 
 
-def middle(turns: list[dict[str, Any]], field: str) -> float:
-    """The median of what a contender's turns found."""
-    return statistics.median(turn[field] for turn in turns)
+def step_s(turns: list[dict[str, Any]]) -> float:
+    """Mean seconds of a step, each at the quietest of its turns: all turns take the same steps."""
+    each = zip(*(turn["steps_s"] for turn in turns), strict=True)
+    return statistics.mean(min(seconds) for seconds in each)
 
 
 def table(found: Found) -> str:
     """A line for each contender, as Markdown."""
-    speeds = {name: middle(turns, "tokens_per_s") for name, turns in found.items()}
+    speeds = {name: turns[0]["tokens_per_step"] / step_s(turns) for name, turns in found.items()}
     lines = [
-        "| contender | useful tokens/s | ours is | each turn | seconds a step | peak MiB |",
+        "| contender | useful tokens/s | ours is | whole turns | seconds a step | peak MiB |",
         "| --- | ---: | ---: | --- | ---: | ---: |",
     ]
     for name, turns in found.items():
         each = ", ".join(f"{turn['tokens_per_s']:.0f}" for turn in turns)
         ratio = f"{speeds['ours'] / speeds[name]:.2f} ×" if "ours" in speeds else ""
-        figures = f"{middle(turns, 'step_s'):.2f} | {middle(turns, 'peak_mib'):.0f}"
+        figures = f"{step_s(turns):.3f} | {statistics.median(t['peak_mib'] for t in turns):.0f}"
         lines.append(f"| {name} | {speeds[name]:.0f} | {ratio} | {each} | {figures} |")
     return "\n".join(lines) + "\n"
 
