@@ -44,8 +44,12 @@ def for_shapes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replacing(replaced: Replaced) -> Iterator[None]:
+    """Something else stands there, if there is such a thing in these versions."""
     module, name, value = replaced
-    before = getattr(module, name)
+    before = getattr(module, name, None)
+    if before is None:
+        yield
+        return
     setattr(module, name, value)
     try:
         yield
