@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
+from hpcft import attempts
 from hpcft.errors import DataError
 from hpcft.failures import RankError, judged
 from hpcft.paths import RunPaths
 from hpcft.records import Progress
-from hpcft.store import read
+from hpcft.store import read, write
 from hpcft.train import operators, start
 from hpcft.train.heartbeat import Heartbeat
 from hpcft.train.operators import Baton
@@ -130,6 +131,20 @@ def heartbeat(tmp_path: Path) -> Heartbeat:
     folder = tmp_path / "run"
     folder.mkdir()
     return Heartbeat(RunPaths(folder), Rank(0, 1, 0, "here", "1"))
+
+
+def test_seconds_of_all_starts_add_up_and_those_between_do_not(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    first = Progress(phase="training", started_at=1000.0, updated_at=1600.0, ranks=2)
+    write(paths.progress, first)
+    second = Heartbeat(paths, Rank(0, 4, 0, "here", "2"), generation=1).progress
+    second = second.model_copy(update={"updated_at": second.started_at + 30})
+    assert second.ran_s() == pytest.approx((630, 2 * 600 + 4 * 30))
+    write(paths.progress, second)
+    attempts.set_aside(paths, [paths.progress])  # as a job does that queues another one
+    third = Heartbeat(paths, Rank(0, 1, 0, "here", "3"), generation=2).progress
+    assert third.earlier_s == pytest.approx(630)
+    assert Heartbeat(paths, Rank(0, 1, 0, "here", "4")).progress.earlier_s == 0, "a run anew"
 
 
 def lines(heartbeat: Heartbeat) -> list[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,19 @@ import pytest
 
 from conftest import Cli
 from hpcft import collect, monitor, report
+from hpcft.cli import console
 from hpcft.cluster.states import JobState
 from hpcft.errors import UsageError
 from hpcft.recipe import FullRecipe
 from hpcft.records import Baseline, Confusion
 from made_runs import GIB, MINE, OOM, Runs, plan, progress, recipe, record
+
+
+def test_json_has_no_number_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    console.as_json({"loss": math.nan, "all": [1.5, math.inf, (-math.inf, True)]})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"loss": None, "all": [1.5, None, [None, True]]}
+
 
 # ---------------------------------------------------------------- rows
 

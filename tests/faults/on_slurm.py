@@ -136,14 +136,60 @@ def small_disk(folder: Path, *, size: str, inodes: int) -> Iterator[Path]:
     """
     folder.mkdir()
     options = f"size={size},nr_inodes={inodes},mode=700"
-    mount = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    with _mounted("-t", "tmpfs", "-o", options, "none", folder):
+        yield folder
+
+
+@contextmanager
+def disk_that_can_stand_still(folder: Path) -> Iterator[Path]:
+    """A file system of 64 MiB that `standing_still` can stop, mounted on a folder.
+
+    Raises:
+        PermissionError: this machine does not let us mount.
+    """
+    folder.mkdir()
+    image = folder.with_suffix(".image")
+    with image.open("wb") as file:
+        file.truncate(64 * 2**20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    with _mounted("-o", "loop,noatime", image, folder):
+        folder.chmod(0o700)
+        yield folder
+
+
+@contextmanager
+def standing_still(disk: Path, most_s: float = 30.0) -> Iterator[None]:
+    """Whoever writes to the file system waits, and cannot be killed; readers go on.
+
+    Raises:
+        PermissionError: this machine does not let us.
+    """
+    # It goes on by itself, whatever becomes of the test: nothing could end what waits for it.
+    again = ["sh", "-c", f"sleep {most_s}; fsfreeze -u '{disk}'"]
+    with subprocess.Popen(again, stderr=subprocess.DEVNULL, start_new_session=True) as later:
+        done = subprocess.run(
+            ["fsfreeze", "-f", str(disk)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            later.kill()
+            raise PermissionError(done.stderr.strip())
+        try:
+            yield
+        finally:
+            subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
+            later.kill()
+
+
+@contextmanager
+def _mounted(*arguments: object) -> Iterator[None]:
+    *_, folder = command = ["mount", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PermissionError(done.stderr.strip())
     try:
-        yield folder
+        yield
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def killed_at(delay_s: float, work: Callable[[], object]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 from on_slurm import (
     campus,
     closed,
+    disk_that_can_stand_still,
     hpcft,
     jobs,
     live_jobs,
     nothing_left,
     small_disk,
+    standing_still,
     submit,
     view,
 )
@@ -25,7 +28,7 @@ from on_slurm import (
 from conftest import Cli
 from hpcft import monitor
 from hpcft.cluster import slurm as scheduler
-from real_runs import children, executing, step, until
+from real_runs import children, executing, losses, step, until
 
 pytestmark = pytest.mark.slurm
 
@@ -101,6 +104,38 @@ def test_the_disk_fills_up_while_a_run_trains(place: Path, cli: Cli, tmp_path: P
             assert nothing_left(folder)
     except PermissionError as refused:
         pytest.skip(f"no file system can be mounted here: {refused}")
+
+
+@pytest.mark.slow
+def test_the_file_system_stands_still_while_a_run_trains(
+    place: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """What is written waits; nothing fails or is done twice, and status tells what it knows."""
+    try:
+        with disk_that_can_stand_still(tmp_path / "d") as disk:
+            common = ("--runs-dir", disk)
+            said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=slow", *common,
+                       "-o", "train.max_steps=300", "-o", "train.logging_steps=10")  # fmt: skip
+            assert said.code == 0, said.err
+            (folder,) = disk.glob("slow/*")
+            until(lambda: step(folder) > 0)
+            for seconds in (3, 8):
+                with standing_still(disk):
+                    begun, reached = time.monotonic(), step(folder)
+                    while time.monotonic() - begun < seconds:
+                        seen = cli("status", "slow", "--json", *common).json[0]
+                        assert seen["state"] == "RUNNING", seen
+                        time.sleep(1)
+                    assert step(folder) == reached
+                until(lambda reached=reached: step(folder) > reached, 30, "it goes on")
+            assert cli("status", "slow", "--watch", *common).code == 0
+            seen = cli("status", "slow", "--json", *common).json[0]
+            assert (seen["state"], seen["recoveries"]) == ("COMPLETED", []), seen
+            assert len(losses(folder)) == 30
+            assert len(jobs("slow")) == 1
+            assert nothing_left(folder)
+    except PermissionError as refused:
+        pytest.skip(f"no file system can be mounted or stopped here: {refused}")
 
 
 def unchangeable(folder: Path, *, whether: bool) -> None:

@@ -28,12 +28,14 @@ from on_slurm import (
     out_of,
     slurm,
     small_disk,
+    submit,
 )
 
 from conftest import ROOT, Cli
 from hpcft import submit as submission
 from hpcft.cluster import slurm as scheduler
 from hpcft.errors import ClusterError
+from hpcft.units import parse_slurm_duration_s
 from real_runs import folder_of, until
 
 pytestmark = pytest.mark.slurm
@@ -263,6 +265,25 @@ def test_what_slurm_would_refuse(
     assert "site.yaml:" in said.err
     # Of what sbatch itself refuses Slurm may keep a record, as of a job that has failed.
     assert (live_jobs("refused"), list(Path("runs").glob("refused/*"))) == ([], [])
+
+
+def test_a_users_variables_do_not_change_what_was_planned(
+    waiting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch prefers them to its script; those that fill what a profile leaves open still count."""
+    for name, value in (("TIMELIMIT", "1"), ("PARTITION", "nosuch"), ("RESERVATION", "nosuch")):
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=planned")
+    assert said.code == 2
+    assert "reservation" in said.err.lower()
+    assert os.environ["SBATCH_PARTITION"] == "nosuch"
+    monkeypatch.delenv("SBATCH_RESERVATION")
+    folder = submit(cli, "planned")
+    (job,) = live_jobs("planned")
+    limit, partition = slurm("squeue", "-h", "-j", job, "-o", "%l %P").split()
+    plan = json.loads((folder / "plan.json").read_text())
+    assert parse_slurm_duration_s(limit) == 60 * plan["time_min"] > 60
+    assert partition == "main"
 
 
 def test_more_time_than_the_partition_allows(place: Path, cli: Cli) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
@@ -74,9 +75,20 @@ def data(text: str) -> None:
 
 
 def as_json(value: Any) -> None:
-    """A value as JSON, on stdout; control characters are escaped, so that none is lost."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    """A value as JSON, on stdout; control characters are escaped, so that none is lost.
+
+    What is not finite is null: JSON has no such numbers.
+    """
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str)
     data(_CONTROL.sub(lambda found: "".join(f"\\u{ord(c):04x}" for c in found[0]), text))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(header: list[str], cells: list[list[str]], *, right: set[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,25 @@ def node_address(node: str) -> str:
 
 # ---------------------------------------------------------------- submitting
 
+# What a site or a user may have set for all of their jobs.
+_DEFAULTS = ("account", "constraint", "partition", "qos", "reservation")
+
+
+@contextlib.contextmanager
+def _as_the_script_says(asked: Collection[str]) -> Iterator[None]:
+    """Without the variables that sbatch prefers to the script; defaults fill what it leaves open.
+
+    Args:
+        asked: options that the script has.
+    """
+    kept = {f"SBATCH_{name.upper()}" for name in _DEFAULTS if name not in asked}
+    names = [name for name in os.environ if name.startswith("SBATCH_") and name not in kept]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
 
 def check(script: str) -> None:
     """Asks Slurm whether it would take the script (`sbatch --test-only`); nothing is queued.
@@ -115,7 +134,8 @@ def check(script: str) -> None:
         file.write(script)
         file.flush()
         try:
-            _run("sbatch", "--test-only", file.name)
+            with _as_the_script_says(_options(script)):
+                _run("sbatch", "--test-only", file.name)
         except ClusterError as error:
             refusal = refused(str(error), _asked(script))
             if refusal is None:
@@ -129,8 +149,7 @@ def check(script: str) -> None:
 
 def _check_time(script: str) -> None:
     """Refuses what exceeds the partition's limit, which by default Slurm lets pend for ever."""
-    asked = {key: value for key, _, value in (line.removeprefix("#SBATCH --").partition("=")
-             for line in script.splitlines())}  # fmt: skip
+    asked = _options(script)
     for line in _run("scontrol", "show", "partition", "--oneliner").splitlines():
         known = dict(field.partition("=")[::2] for field in line.split())
         name = known.get("PartitionName", "")
@@ -139,6 +158,13 @@ def _check_time(script: str) -> None:
         if name == ours and most_s and int(asked["time"]) * 60 > most_s:
             what = f"Requested time limit is invalid: {ours} allows {most_s / 60:.0f} minutes"
             raise Refused(what, _asked(script))
+
+
+def _options(script: str) -> dict[str, str]:
+    """Options of sbatch that a script has."""
+    lines = (line for line in script.splitlines() if line.startswith("#SBATCH --"))
+    pairs = (line.removeprefix("#SBATCH --").partition("=") for line in lines)
+    return {name: value for name, _, value in pairs}
 
 
 def _nodes_are_away() -> bool:
@@ -183,12 +209,14 @@ def submit(
         what.set_timeout(options["time"], executor.max_num_timeout)
         element = f"_{index}" if len(runs) > 1 else ""
         what.dump(folder / f"{options['comment']}{element}.pkl")
+    asked = [name for name, value in options.items() if value is not None]
     try:
-        jobs = (
-            [executor.submit(entry, str(runs[0]))]
-            if len(runs) == 1
-            else executor.map_array(entry, [str(run) for run in runs])
-        )
+        with _as_the_script_says(asked):
+            jobs = (
+                [executor.submit(entry, str(runs[0]))]
+                if len(runs) == 1
+                else executor.map_array(entry, [str(run) for run in runs])
+            )
     except (FailedJobError, FailedSubmissionError) as error:
         refusal = refused(str(error), "the script of the dry run")
         if refusal is not None:

@@ -64,7 +64,13 @@ class Progress(Record):
     updated_at: float
     """Unix time in seconds of this heartbeat."""
     started_at: float
-    """Unix time at which the ranks started."""
+    """Unix time at which the ranks started, for the last time."""
+    ranks: int = 1
+    """As many."""
+    earlier_s: float = 0.0
+    """Seconds that they ran in earlier starts."""
+    earlier_rank_s: float = 0.0
+    """The sum over ranks of those."""
     job_id: str = ""
     """Attempt that wrote it."""
     node: str = ""
@@ -87,6 +93,11 @@ class Progress(Record):
     """Its peak."""
     eta_s: float | None = None
     """Seconds to the last step at the current speed."""
+
+    def ran_s(self) -> tuple[float, float]:
+        """Seconds that ranks ran until this heartbeat, in all starts; and their sum over ranks."""
+        last_s = self.updated_at - self.started_at
+        return self.earlier_s + last_s, self.earlier_rank_s + last_s * self.ranks
 
 
 class RankError(Record):
@@ -169,7 +180,7 @@ class Measured(Record):
     """What a run really took."""
 
     wall_s: float
-    """Seconds from the start of the ranks to the end."""
+    """Seconds that the ranks ran, of all starts; what lay between those does not count."""
     train_s: float | None = None
     """Seconds of training alone."""
     gpu_hours: float

@@ -29,6 +29,13 @@ log = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 
 
+def _earlier(paths: RunPaths) -> Progress | None:
+    """The last heartbeat of an earlier start, which may have been set aside for another job."""
+    aside = sorted(paths.earlier.glob(f"*/{paths.progress.name}"), key=lambda f: int(f.parent.name))
+    found = (read_if_there(file, Progress) for file in (paths.progress, *reversed(aside)))
+    return next((progress for progress in found if progress is not None), None)
+
+
 class Heartbeat(TrainerCallback):  # type: ignore[misc]
     """Writes how far the run is; only rank 0 does, the others leave the files alone.
 
@@ -44,11 +51,15 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
         self.peaks = Peaks()
         self.times = StepTimes()
         now = time.time()
-        earlier = read_if_there(paths.progress, Progress) if generation else None
+        earlier = _earlier(paths) if generation else None
+        earlier_s, earlier_rank_s = earlier.ran_s() if earlier else (0.0, 0.0)
         self.progress = Progress(
             phase="starting",
             updated_at=now,
-            started_at=earlier.started_at if earlier else now,
+            started_at=now,
+            ranks=me.world_size,
+            earlier_s=earlier_s,
+            earlier_rank_s=earlier_rank_s,
             job_id=me.job_id,
             node=me.node,
         )

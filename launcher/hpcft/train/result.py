@@ -59,7 +59,8 @@ def write_record(
     if not me.is_first:
         return
     phases = of_all_ranks(found, plan.other_processes_bytes)
-    wall_s = time.time() - heartbeat.progress.started_at
+    progress = heartbeat.progress.model_copy(update={"updated_at": time.time()})
+    wall_s, rank_s = progress.ran_s()
     write(
         paths.result,
         RunRecord(
@@ -82,10 +83,10 @@ def write_record(
             measured=Measured(
                 wall_s=wall_s,
                 train_s=train_s,
-                gpu_hours=wall_s * me.world_size / 3600,
+                gpu_hours=rank_s / 3600,
                 peak_memory_bytes=most_bytes(list(phases.values())),
                 peak_host_bytes=max(peaks.host_bytes for peaks in phases.values()),
-                tokens_per_s=heartbeat.progress.tokens_per_s,
+                tokens_per_s=progress.tokens_per_s,
                 phases=phases,
                 step_s=heartbeat.times.median_s,
                 timed_steps=heartbeat.times.count,
