@@ -138,7 +138,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch, **answers: str | Exception) -> li
     """Puts made-up answers where scheduler commands would be; the commands that were called."""
     called: list[str] = []
 
-    def run(*command: str, timeout_s: float = 0) -> str:
+    def run(*command: str, **_: object) -> str:
         called.append(" ".join(command))
         answer = answers[command[0]]
         if isinstance(answer, Exception):

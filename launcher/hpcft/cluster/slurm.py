@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ __all__ = ["Refused", "TooManyJobs", "parameters", "sbatch_script"]  # of use wi
 TIMEOUT_S = 30  # clients wait for an absent slurmctld until their own time-out: set one
 
 
-def _run(*command: str, timeout_s: float | None = None) -> str:
-    """Standard output of a scheduler command.
+def _run(*command: str, timeout_s: float | None = None, text: str | None = None) -> str:
+    """Standard output of a scheduler command, which may be given a text to read.
 
     Raises:
         ClusterError: it is missing, failed, or did not answer in time.
@@ -44,6 +43,7 @@ def _run(*command: str, timeout_s: float | None = None) -> str:
     try:
         done = subprocess.run(
             command,
+            input=text,
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -130,20 +130,17 @@ def check(script: str) -> None:
         TooManyJobs: it would take it, but not now.
         ClusterError: Slurm does not answer.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".sh", prefix="hpcft-") as file:
-        file.write(script)
-        file.flush()
-        try:
-            with _as_the_script_says(_options(script)):
-                _run("sbatch", "--test-only", file.name)
-        except ClusterError as error:
-            refusal = refused(str(error), _asked(script))
-            if refusal is None:
-                raise
-            # Nodes that are away for now look like nodes that lack something: sbatch, which
-            # refuses only what can never run, then decides.
-            if not (str(refusal).startswith("Requested node") and _nodes_are_away()):
-                raise refusal from None
+    try:
+        with _as_the_script_says(_options(script)):
+            _run("sbatch", "--test-only", text=script)
+    except ClusterError as error:
+        refusal = refused(str(error), _asked(script))
+        if refusal is None:
+            raise
+        # Nodes that are away for now look like nodes that lack something: sbatch, which
+        # refuses only what can never run, then decides.
+        if not (str(refusal).startswith("Requested node") and _nodes_are_away()):
+            raise refusal from None
     _check_time(script)
 
 
