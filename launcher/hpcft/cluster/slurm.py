@@ -103,7 +103,10 @@ def node_address(node: str) -> str:
 # ---------------------------------------------------------------- submitting
 
 # What a site or a user may have set for all of their jobs.
-_DEFAULTS = ("account", "constraint", "partition", "qos", "reservation")
+_DEFAULTS = {
+    name: f"SBATCH_{name.upper()}"
+    for name in ("account", "constraint", "partition", "qos", "reservation")
+}
 
 
 @contextlib.contextmanager
@@ -113,7 +116,7 @@ def _as_the_script_says(asked: Collection[str]) -> Iterator[None]:
     Args:
         asked: options that the script has.
     """
-    kept = {f"SBATCH_{name.upper()}" for name in _DEFAULTS if name not in asked}
+    kept = {variable for name, variable in _DEFAULTS.items() if name not in asked}
     names = [name for name in os.environ if name.startswith("SBATCH_") and name not in kept]
     hidden = {name: os.environ.pop(name) for name in names}
     try:
@@ -234,10 +237,10 @@ def outside_of_its_job() -> Iterator[None]:
     """Lets a job submit another one as a login node would: the other inherits nothing of it."""
     from submitit.helpers import clean_env
 
-    where = os.environ.get("SLURM_CONF")
+    of_the_user = {"SLURM_CONF", *_DEFAULTS.values()} & os.environ.keys()
+    kept = {name: os.environ[name] for name in of_the_user}
     with clean_env(_GPUS_OF_A_JOB):
-        if where is not None:
-            os.environ["SLURM_CONF"] = where  # of the cluster, not of the job
+        os.environ.update(kept)
         yield
 
 

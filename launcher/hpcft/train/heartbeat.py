@@ -31,7 +31,8 @@ INTERVAL_S = 1.0
 
 def _earlier(paths: RunPaths) -> Progress | None:
     """The last heartbeat of an earlier start, which may have been set aside for another job."""
-    aside = sorted(paths.earlier.glob(f"*/{paths.progress.name}"), key=lambda f: int(f.parent.name))
+    aside = list(paths.earlier.glob(f"*/{paths.progress.name}"))
+    aside.sort(key=lambda file: (len(file.parent.name), file.parent.name))  # they are numbered
     found = (read_if_there(file, Progress) for file in (paths.progress, *reversed(aside)))
     return next((progress for progress in found if progress is not None), None)
 
