@@ -68,6 +68,8 @@ def go_on(paths: RunPaths, job_id: str, restart: int) -> str:
     who = _who(failure, job_id)
     step = recoveries.saved_step(paths)
     if obstacle := recoveries.obstacle(taken, failure.name, step):
+        if obstacle in failure.sentence:  # the ranks have refused for the same reason
+            return f"it does not start again: {failure}"
         message = f"{failure.sentence}; {obstacle}"
         update = {"failure": "stuck", "message": message, "next_step": failure.next_step}
         tell(paths, who.model_copy(update=update))
