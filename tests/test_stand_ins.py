@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-AFTER_A_PLAN = """
-import sys
-from hpcft.cli.app import main
-sys.argv = ["hpcft", "plan", *sys.argv[1:]]
-try:
-    main()
-except SystemExit as ended:
-    assert ended.code == 0
-heavy = ["torch._dynamo", "torch.distributed.tensor", "torch._inductor", "scipy", "datasets"]
-print("LOADED", *[name for name in heavy if name in sys.modules])
+from imports import imported_by
 
+THEN = """
 import torch, deepspeed, peft
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, Trainer
@@ -47,20 +38,18 @@ print(torch.distributed.tensor.DTensor.__name__, torch._dynamo.disable.__module_
 """
 
 
-def _ran(code: str, cwd: Path, *arguments: str) -> list[str]:
-    env = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache")}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, env=env, timeout=120,
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    return done.stdout.splitlines()
-
-
 def test_a_first_plan_leaves_compiler_and_sharded_tensors_out(tmp_path: Path) -> None:
-    printed = _ran(AFTER_A_PLAN, tmp_path, "llama3_8b_winogrande_qlora", "-c", "a100-80")
-    assert [line for line in printed if line.startswith("LOADED")] == ["LOADED"]
-    assert printed[-1] == "REAL torch.distributed.tensor 2.0 2.0", "for all who come after it"
+    planned = imported_by("plan", "llama3_8b_winogrande_qlora", "-c", "a100-80", cwd=tmp_path,
+                          then=THEN, XDG_CACHE_HOME=str(tmp_path))  # fmt: skip
+    absent = {"torch._dynamo", "torch.distributed.tensor", "torch._inductor", "scipy", "datasets"}
+    assert absent & planned.modules == set()
+    assert "torch" in planned.modules
+    assert planned.after[-1] == "REAL torch.distributed.tensor 2.0 2.0", "for all who come after it"
 
 
-def test_the_real_modules_come_when_more_is_asked(tmp_path: Path) -> None:
-    assert _ran(INSIDE, tmp_path) == [
+def test_the_real_modules_come_when_more_is_asked() -> None:
+    done = subprocess.run([sys.executable, "-c", INSIDE], capture_output=True, text=True,
+                          timeout=120, check=True)  # fmt: skip
+    assert done.stdout.splitlines() == [
         "Sharded 0", "True True", "False", "True False", "True", "DTensor torch._dynamo.decorators",
     ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -147,6 +148,9 @@ def disk_that_can_stand_still(folder: Path) -> Iterator[Path]:
     Raises:
         PermissionError: this machine does not let us mount.
     """
+    missing = [name for name in ("mkfs.ext4", "fsfreeze") if shutil.which(name) is None]
+    if missing:
+        raise PermissionError(f"no {' and no '.join(missing)}")
     folder.mkdir()
     image = folder.with_suffix(".image")
     with image.open("wb") as file:
@@ -167,17 +171,17 @@ def standing_still(disk: Path, most_s: float = 30.0) -> Iterator[None]:
     # It goes on by itself, whatever becomes of the test: nothing could end what waits for it.
     again = ["sh", "-c", f"sleep {most_s}; fsfreeze -u '{disk}'"]
     with subprocess.Popen(again, stderr=subprocess.DEVNULL, start_new_session=True) as later:
-        done = subprocess.run(
-            ["fsfreeze", "-f", str(disk)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            later.kill()
-            raise PermissionError(done.stderr.strip())
         try:
-            yield
+            freeze = ["fsfreeze", "-f", str(disk)]
+            done = subprocess.run(freeze, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise PermissionError(done.stderr.strip())
+            try:
+                yield
+            finally:
+                subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
         finally:
-            subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
-            later.kill()
+            os.killpg(later.pid, signal.SIGKILL)  # its sleep too
 
 
 @contextmanager

@@ -33,8 +33,8 @@ __all__ = ["Refused", "TooManyJobs", "parameters", "sbatch_script"]  # of use wi
 TIMEOUT_S = 30  # clients wait for an absent slurmctld until their own time-out: set one
 
 
-def _run(*command: str, timeout_s: float | None = None, text: str | None = None) -> str:
-    """Standard output of a scheduler command, which may be given a text to read.
+def _run(*command: str, timeout_s: float | None = None, stdin: str | None = None) -> str:
+    """Standard output of a scheduler command, which may be given what to read.
 
     Raises:
         ClusterError: it is missing, failed, or did not answer in time.
@@ -43,7 +43,7 @@ def _run(*command: str, timeout_s: float | None = None, text: str | None = None)
     try:
         done = subprocess.run(
             command,
-            input=text,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -135,7 +135,7 @@ def check(script: str) -> None:
     """
     try:
         with _as_the_script_says(_options(script)):
-            _run("sbatch", "--test-only", text=script)
+            _run("sbatch", "--test-only", stdin=script)
     except ClusterError as error:
         refusal = refused(str(error), _asked(script))
         if refusal is None:
