@@ -11,7 +11,7 @@ from typing import Any
 
 from hpcft import plan as planner
 from hpcft.cluster import profile
-from hpcft.memory.curves import Curve, Line, Step
+from hpcft.memory.curves import KINDS, Curve, Line, Step
 from hpcft.recipe import FullRecipe
 from hpcft.records import Alternative, Cluster, Layout, ModelFacts, ParameterCount, Plan
 
@@ -90,19 +90,28 @@ def lined(facts: ModelFacts) -> Callable[[Step], Curve]:
         positions = step.task.max_length if facts.logits_positions == "tokens" else 1
         logits = positions * facts.logits_width * (width + 8)
         parts = logits // step.loss_chunks
-        sharded = width * p.trainable if step.zero_stage in (1, 2) else 0
+        there = {"weights": weights, "optimizer states": states}
+        behind = {**there, "gradients": gradients}
+        if step.zero_stage in (1, 2):
+            behind["gradient shards"] = width * p.trainable
+        optimizer = {**there, "gradients": gradients}
         acts = each * width // 2
         return Curve(
             training=[
-                _line("forward head", [weights, 0, states], [acts, parts]),
-                _line("backward 0", [weights, gradients, states, 0, 0, 0, sharded], [acts // 4, 0]),
-                _line("optimizer", [weights, gradients, states], [0, 0]),
+                _line("forward head", there, {"activations": acts, "logits and loss": parts}),
+                _line("backward 0", behind, {"activations": acts // 4}),
+                _line("optimizer", optimizer, {}),
             ],
-            evaluation=[_line("evaluation head", [weights, 0, states], [layer // 4, parts])],
+            evaluation=[
+                _line(
+                    "evaluation head", there, {"activations": layer // 4, "logits and loss": parts}
+                )
+            ],
         )
 
     return trace
 
 
-def _line(part: str, fixed: list[int], each: list[int]) -> Line:
-    return Line(part=part, fixed=fixed + [0] * (7 - len(fixed)), each=[0, 0, 0, *each, 0, 0])
+def _line(part: str, fixed: dict[str, int], each: dict[str, int]) -> Line:
+    by_kind = [[sizes.get(kind, 0) for kind in KINDS] for sizes in (fixed, each)]
+    return Line(part=part, fixed=by_kind[0], each=by_kind[1])

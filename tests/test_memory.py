@@ -174,11 +174,15 @@ def test_closed_form_and_trace_agree_on_what_lasts(method: str, precision: Any) 
     traced = next(line for line in curve(asked).training if line.part.startswith("forward"))
     kinds = dict(zip(KINDS, traced.at(2), strict=True))
     by_hand = lasting_bytes(facts, asked.method, LAYOUT, precision, "adamw_torch")
-    lasting = kinds["weights"] + kinds["optimizer states"]
+    lasting = sum(kinds[k] for k in ("weights", "4-bit weights", "adapters", "optimizer states"))
     assert lasting == pytest.approx(by_hand, rel=0.02), "the tables of 4-bit types are beside"
     assert kinds["optimizer states"] == pytest.approx(8 * facts.parameters.trainable, rel=1e-3)
-    if method == "qlora":
-        assert facts.parameters.quantised * NF4_DOUBLE_BYTES < kinds["weights"]
+    assert (kinds["adapters"] > 0) == (method != "full")
+    assert kinds["adapters"] == pytest.approx(4 * facts.parameters.trainable * (method != "full"))
+    by_type = facts.parameters.quantised * NF4_DOUBLE_BYTES
+    assert kinds["4-bit weights"] == pytest.approx(by_type, rel=0.05)
+    largest = max(line.at(2)[KINDS.index("dequantised weights")] for line in curve(asked).training)
+    assert largest == 0 or method == "qlora"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def test_gemma_shown_eight_reviews_on_one_gpu(cli: Cli) -> None:
 def test_a_gpu_that_is_too_small_takes_4_bits_or_shares(cli: Cli) -> None:
     plan, items = planned(cli, "gemma7b_fewshot", "-c", "t4-16", "-o", "method.load_in_4bit=true")
     assert plan["layout"]["zero_stage"] == 0
-    assert items["weights"] < 0.36 * 2 * GEMMA_7B
+    assert items["weights"] + items["4-bit weights"] < 0.36 * 2 * GEMMA_7B
+    assert items["4-bit weights"] < 0.3 * 2 * GEMMA_7B
     plan, items = planned(cli, "gemma7b_fewshot", "-c", "a100-80", "--gpu-memory", "14GiB",
                           "-o", "resources.offload_param=none")  # fmt: skip
     ranks = plan["layout"]["nodes"] * plan["layout"]["ranks_per_node"]
@@ -117,7 +118,7 @@ def test_what_is_traced_is_what_real_tensors_take(prompts: int) -> None:
         _peaks(scorer, Target("cpu", "fp32"), rows, own, choices)
         for rows, own in shapes(prompts, 200, choices)
     ]
-    assert max(a for a, _ in real) == pytest.approx(traced.activations, rel=0.05)
-    assert max(m for _, m in real) == pytest.approx(traced.activations + traced.logits, rel=0.05)
+    assert max(a for a, *_ in real) == pytest.approx(traced.activations, rel=0.05)
+    assert max(m for *_, m in real) == pytest.approx(traced.activations + traced.logits, rel=0.05)
     assert traced.token == 2 * 3 * 2 * 16 * 4
     assert not traced.copies

@@ -23,11 +23,11 @@ from hpcft.methods import AnyMethod
 from hpcft.records import ModelSpec, Precision, Record, ZeroSizes
 from hpcft.tasks.base import TrainedTask
 
-TRACING = 7  # raised when what is traced changes, so that earlier cache files are not read
+TRACING = 8  # raised when what is traced changes, so that earlier cache files are not read
 
 KINDS = (
-    "weights", "gradients", "optimizer states", "activations", "logits and loss",
-    "ZeRO gathers and buckets", "gradient shards",
+    "weights", "4-bit weights", "adapters", "gradients", "optimizer states", "activations",
+    "dequantised weights", "logits and loss", "ZeRO gathers and buckets", "gradient shards",
 )  # fmt: skip
 """What a tensor is counted as; the last one is that of all ranks together."""
 

@@ -19,7 +19,7 @@ from hpcft.recipe import FullRecipe
 from hpcft.records import Layout, MemoryItem, ModelFacts, ModelSpec, Precision, Record
 from hpcft.tasks.prompting import MOST_ROWS, Prompting
 
-TRACING = 2  # raised when what is traced changes, so that earlier cache files are not read
+TRACING = 3  # raised when what is traced changes, so that earlier cache files are not read
 # Of generated answers a draw takes the logits in fp64 as they are, as shares, and summed up.
 DRAWING_BYTES = 3 * 8
 
@@ -46,6 +46,8 @@ class BatchMemory(Record):
 
     activations: int
     """Bytes at most, whatever is behind the last layer left out."""
+    dequantised: int
+    """What of these are 4-bit weights on their way through a matrix product."""
     logits: int
     """Bytes at most behind the last layer, beyond what the activations took, which have gone."""
     token: int
@@ -81,7 +83,10 @@ def items(
     generates = task.answer == "generation"
     if generates or known.copies:
         item("KV cache of the batch", known.token * tokens, f"{each} × {tokens:,} of the batch")
-    item("activations", known.activations, f"traced: {tokens:,} tokens in a batch")
+    rule = f"traced: {tokens:,} tokens in a batch"
+    item("activations", known.activations - known.dequantised, rule)
+    if known.dequantised:
+        item("dequantised weights", known.dequantised, rule)
     if generates:
         size = MOST_ROWS * facts.vocab_size * (COMPUTE_BYTES[precision] + DRAWING_BYTES)
         item("logits", size, f"{MOST_ROWS} rows × V {facts.vocab_size:,} × (w + {DRAWING_BYTES})")
@@ -96,12 +101,17 @@ def _weights(
 ) -> list[MemoryItem]:
     p, n, w = facts.parameters, layout.world_size, COMPUTE_BYTES[precision]
     if layout.zero_stage == 0:
-        rule = f"{w} bytes × P {p.total:,}"
-        if p.quantised:
-            each = states.four_bit_bytes(method)
-            rule = f"{w} bytes × (P − Q) + {each:.3f} × Q {p.quantised:,}"
         size = states.lasting_bytes(facts, method, layout, precision, "adamw_torch")
-        return [MemoryItem(name="weights", bytes=size, rule=rule)]
+        if not p.quantised:
+            rule = f"{w} bytes × P {p.total:,}"
+            return [MemoryItem(name="weights", bytes=size, rule=rule)]
+        each = states.four_bit_bytes(method)
+        packed = int(each * p.quantised)
+        rule = f"{each:.3f} bytes × Q {p.quantised:,}"
+        return [
+            MemoryItem(name="weights", bytes=size - packed, rule=f"{w} bytes × (P − Q)"),
+            MemoryItem(name="4-bit weights", bytes=packed, rule=rule),
+        ]
     sizes = zero.sizes(facts, recomputes=False)
     ahead = sizes.max_live_elements + sizes.prefetch_bucket_elements
     # The table of a large vocabulary is gathered whole, and more layers ahead of their use.

@@ -129,16 +129,24 @@ def _quant_state(functional: Any, weight: torch.Tensor, nested: bool, dtype: tor
     )
 
 
-def quantisation_tensors(model: Any) -> list[torch.Tensor]:
-    """The scales and tables of 4-bit weights, which are no parameters."""
+def four_bit_tensors(model: Any) -> list[torch.Tensor]:
+    """Weights in 4 bits, with their scales and tables, which are no parameters."""
     found = []
     for module in model.modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        weight = getattr(module, "weight", None)
+        state = getattr(weight, "quant_state", None)
         if state is not None:
             second = state.state2
-            found += [state.absmax, state.code]
+            found += [weight, state.absmax, state.code]
             found += [state.offset, second.absmax, second.code] if second is not None else []
     return found
+
+
+def adapters(model: Any) -> list[torch.Tensor]:
+    """Parameters that the method has put beside those of the model."""
+    if not hasattr(model, "peft_config"):
+        return []
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _cast(model: Any, dtype: torch.dtype) -> None:

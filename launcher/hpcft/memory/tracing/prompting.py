@@ -13,7 +13,13 @@ from hpcft.memory.parameters import model_config
 from hpcft.memory.prompting import Batch, BatchMemory
 from hpcft.memory.tracing import model as models
 from hpcft.memory.tracing.target import Target, kernels, scratch
-from hpcft.memory.tracing.tracker import ACTIVATIONS, LOGITS, WEIGHTS, StorageTracker
+from hpcft.memory.tracing.tracker import (
+    ACTIVATIONS,
+    DEQUANTISED,
+    LOGITS,
+    WEIGHTS,
+    StorageTracker,
+)
 from hpcft.prompting.requests import Request
 from hpcft.prompting.scorer import Scorer
 from hpcft.tasks.prompting import MOST_ROWS
@@ -46,10 +52,11 @@ def trace(batch: Batch) -> BatchMemory:
             _peaks(scorer, target, rows, own, choices)
             for rows, own in shapes(batch.prompts, task.max_length, choices)
         ]
-    activations = max(activations for activations, _ in points)
+    activations, dequantised, _ = max(points)
     return BatchMemory(
         activations=activations,
-        logits=max(most for _, most in points) - activations,
+        dequantised=dequantised,
+        logits=max(most for *_, most in points) - activations,
         token=sum(t.nbytes for t in caches) * layers // depth,
         copies=scorer.prefix.sharing != "cascade",
     )
@@ -75,13 +82,13 @@ def shapes(prompts: int, window: int, choices: list[int]) -> list[tuple[int, int
 
 def _peaks(
     scorer: Scorer, target: Target, rows: int, own: int, choices: list[int]
-) -> tuple[int, int]:
-    """The most activations, and the most with logits, while so many prompts are asked."""
+) -> tuple[int, int, int]:
+    """The most activations, dequantised weights among them, and the most with logits."""
     requests = [Request([0] * (own + 1), [[0] * n for n in choices]) for _ in range(rows)]
     tracker = StorageTracker(scratch(target, 1), 1)
     model = scorer.model
     tracker.seed([*model.parameters(), *model.buffers()], WEIGHTS)
-    tracker.seed(models.quantisation_tensors(model), WEIGHTS)
+    tracker.seed(models.four_bit_tensors(model), WEIGHTS)
     tracker.seed([tensor for pair in scorer.prefix.layers for tensor in pair], WEIGHTS)
 
     def head(*_: Any) -> None:
@@ -97,7 +104,6 @@ def _peaks(
     finally:
         hook.remove()
     moments = [sizes for sizes, _ in tracker.segments["batch"]]
-    return (
-        max(sizes[ACTIVATIONS] for sizes in moments),
-        max(sizes[ACTIVATIONS] + sizes[LOGITS] for sizes in moments),
-    )
+    working = [(s[ACTIVATIONS] + s[DEQUANTISED], s[DEQUANTISED], s[LOGITS]) for s in moments]
+    activations, dequantised, _ = max(working)
+    return activations, dequantised, max(size + logits for size, _, logits in working)

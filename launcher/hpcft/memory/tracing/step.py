@@ -14,7 +14,15 @@ from hpcft.memory.gathers import Order
 from hpcft.memory.tracing import model as models
 from hpcft.memory.tracing.optimizer import Optimizer
 from hpcft.memory.tracing.target import Autocast, Target, kernels, scratch
-from hpcft.memory.tracing.tracker import ACTIVATIONS, GRADIENTS, LOGITS, WEIGHTS, StorageTracker
+from hpcft.memory.tracing.tracker import (
+    ACTIVATIONS,
+    ADAPTERS,
+    FOUR_BIT,
+    GRADIENTS,
+    LOGITS,
+    WEIGHTS,
+    StorageTracker,
+)
 from hpcft.memory.tracing.zero import Recorder, Reducer
 from hpcft.tasks.base import TrainedTask
 from hpcft.tasks.chunked_loss import TaskLoss
@@ -56,9 +64,9 @@ def trace(
     inputs, labels = _packed(micro_batch, tokens) if asked.packed else scored
     if stage == 3:
         tracker.ignore(model.parameters())
-    tracker.seed(model.parameters(), WEIGHTS)
-    tracker.seed(model.buffers(), WEIGHTS)
-    tracker.seed(models.quantisation_tensors(model), WEIGHTS)
+    tracker.seed(models.four_bit_tensors(model), FOUR_BIT)
+    tracker.seed(models.adapters(model), ADAPTERS)
+    tracker.seed([*model.parameters(), *model.buffers()], WEIGHTS)  # those that are left
     hooks = marks.register(model, autocast)
     recorder = Recorder(tracker, model, layers) if stage == 3 else None
     hooks += recorder.hooks if recorder else []

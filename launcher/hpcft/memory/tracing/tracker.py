@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_iter
 from hpcft.memory.curves import KINDS, Parts, Point
 from hpcft.memory.tracing import operations
 
-WEIGHTS, GRADIENTS, STATES, ACTIVATIONS, LOGITS, ZERO, SHARDED = range(len(KINDS))
+(WEIGHTS, FOUR_BIT, ADAPTERS, GRADIENTS, STATES, ACTIVATIONS, DEQUANTISED, LOGITS, ZERO,
+ SHARDED) = range(len(KINDS))  # fmt: skip
 
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -60,9 +61,9 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._points.append((tuple(self.live), -number))
         self._point()
 
-    def _point(self, inside: int = 0) -> None:
+    def _point(self, inside: int = 0, kind: int = ACTIVATIONS) -> None:
         now = list(self.live)
-        now[self.kind] += inside
+        now[kind] += inside
         self._points.append((tuple(now), self._events.get(self.part, 0)))
 
     def recount(self, tensor: torch.Tensor, kind: int) -> None:
@@ -84,13 +85,15 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Runs the operation and counts the storages that it returns."""
         out = operations.run(func, args, kwargs or {}, self.labelled)
         before = sum(self.live)
+        name = getattr(func, "_opname", "")
+        made = DEQUANTISED if name == "dequantize_4bit" else self.kind
         for tensor in (out,) if isinstance(out, torch.Tensor) else tree_iter(out):
             if isinstance(tensor, torch.Tensor):
-                self._add(tensor, self.kind)
+                self._add(tensor, made)
         if self.recording:
             inside = self.scratch(func, args, out)
             if inside or sum(self.live) > before:
-                self._point(inside)
+                self._point(inside, DEQUANTISED if name == "gemm_4bit" else self.kind)
         return out
 
     def _add(self, tensor: torch.Tensor, kind: int) -> None:
