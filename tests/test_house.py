@@ -40,7 +40,7 @@ FLOORS = (
     ("speed", "disk"),
     ("ds_config", "memory", "identity", "rates", "examples"),
     ("recipe",),
-    ("validation",),
+    ("validation", "sweep"),
     ("document",),
     ("tasks", "methods", "metrics", "prompting"),
     ("records",),

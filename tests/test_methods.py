@@ -14,6 +14,7 @@ from hpcft import recipe as recipes
 from hpcft.errors import InputError
 from hpcft.memory import modules
 from hpcft.methods import HeadOnly, LoRA, PromptTuning, PTuning
+from tiny_models import bert_folder
 
 # ---------------------------------------------------------------- parameters
 
@@ -232,23 +233,14 @@ resources: {json.dumps(layout)}
     return path
 
 
-def _bert_folder(folder: Path) -> None:
+def _trained_bert(folder: Path) -> None:
     """A BERT that tells good from bad, and its tokenizer."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from hpcft.records import TokenizerTraining
-    from hpcft.train.tokenizer import train_tokenizer
-
-    texts = [row["text"] for row in film_rows(24)]
-    tokenizer = train_tokenizer(
-        TokenizerTraining(vocab_size=300), texts, causal=False, segments=True
-    )
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("bert", **{**SMALL, "vocab_size": 300})
-    config.pad_token_id = tokenizer.pad_token_id
-    model = AutoModelForSequenceClassification.from_config(config).train()
-    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    bert_folder(folder, layers=2)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).train()
+    inputs = tokenizer([row["text"] for row in film_rows(24)], padding=True, return_tensors="pt")
     truth = torch.tensor([row["label"] == "good" for row in film_rows(24)]).long()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
@@ -276,7 +268,7 @@ def test_prompts_come_back_from_the_adapter(workplace: Path, cli: Cli) -> None:
     """P-tuning on two ranks with ZeRO-2; PEFT alone then answers as the run did."""
     from peft import AutoPeftModelForSequenceClassification
 
-    _bert_folder(workplace / "base")
+    _trained_bert(workplace / "base")
     recipe = _recipe(workplace, "{ name: p_tuning, num_virtual_tokens: 4 }", zero_stage=2)
     done = cli("submit", recipe, "-c", "local", "--watch")
     assert done.code == 0, done.err
@@ -295,7 +287,7 @@ def test_features_are_those_of_the_first_token(workplace: Path, cli: Cli) -> Non
     from sklearn.linear_model import LogisticRegression
     from transformers import AutoModel
 
-    _bert_folder(workplace / "base")
+    _trained_bert(workplace / "base")
     recipe = _recipe(workplace, "{ name: features, C: 2.0 }")
     done = cli("submit", recipe, "-c", "local", "--watch")
     assert done.code == 0, done.err

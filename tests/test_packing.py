@@ -360,7 +360,7 @@ def trainer_of(base: Path, folder: Path, train: dict[str, Any]) -> Any:
     arguments = loop.training_arguments(paths, made, plan, order.accumulation, has_validation=False)
     model = loop.models.load(paths, made, plan, tokenizer)
     heartbeat = Heartbeat(paths, Rank(1, 2, 0, "here", "1"))
-    trainer = loop._trainer(made, plan, arguments, model, tokenizer, split, None, heartbeat)
+    trainer = loop.trainer_of(made, plan, arguments, model, tokenizer, split, None, heartbeat)
     trainer.order, trainer.max_length = order, 64
     return trainer
 

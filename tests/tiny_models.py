@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from hpcft.prompting.requests import Request
 
 
-def llama_folder(folder: Path) -> Path:
-    """A Llama of two layers with a byte-level tokenizer, as `save_pretrained` writes them."""
+def llama_folder(folder: Path, *, layers: int = 2) -> Path:
+    """A small Llama with a byte-level tokenizer, as `save_pretrained` writes them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
         LlamaConfig,
@@ -33,12 +33,36 @@ def llama_folder(folder: Path) -> Path:
         vocab_size=len(vocab),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def bert_folder(folder: Path, *, layers: int = 1, head: bool = True) -> Path:
+    """A BERT with its tokenizer, with a head that tells bad films from good ones or without."""
+    from transformers import BertConfig, BertForSequenceClassification, set_seed
+
+    from conftest import film_rows
+    from hpcft.records import TokenizerTraining
+    from hpcft.train.tokenizer import train_tokenizer
+
+    texts = [row["text"] for row in film_rows(24)]
+    tokenizer = train_tokenizer(
+        TokenizerTraining(vocab_size=300), texts, causal=False, segments=True
+    )
+    tokenizer.save_pretrained(folder)
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id,
+        id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    (model if head else model.bert).save_pretrained(folder)
     return folder
 
 

@@ -139,7 +139,7 @@ def _train(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> Non
     start.communicate(plan)
     loaded = model.load(paths, recipe, plan, tokenizer)
     _own_storage(loaded)
-    trainer = loop._trainer(recipe, plan, arguments, loaded, tokenizer, split, None, Marks())
+    trainer = loop.trainer_of(recipe, plan, arguments, loaded, tokenizer, split, None, Marks())
     trainer.order, trainer.max_length = examples, recipe.task.max_length
     recording.mark("trainer")
     trainer.train()

@@ -45,9 +45,11 @@ def run_folder_items(
     there to go on from, which any run writes before its time limit or a preemption.
     """
     train, method = recipe.train, recipe.method
+    if not method.trains:
+        return []
     size = model_bytes(facts, recipe, layout, precision)
     items = [MemoryItem(name="finished model", bytes=size, rule="weights, or the adapter")]
-    if not (method.trains and method.resumes):
+    if not method.resumes:
         return items
     each = checkpoint_bytes(facts, recipe, layout, precision)
     kept = [n + 1 for n in (train.save_total_limit,) if n]

@@ -11,6 +11,7 @@ from hpcft.rates import rates
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Layout, ModelFacts, Plan, Precision, RunTime, Split, StepTime
 from hpcft.speed import forward_flops, overhead_s
+from hpcft.tasks.base import TaskBase
 from hpcft.tasks.prompting import MOST_ROWS, Prompting
 
 # Importing torch and DeepSpeed from a shared file system, meeting the other ranks, compiling.
@@ -42,7 +43,7 @@ def run_time(
     train = recipe.train
     read = COMPUTE_BYTES[precision] * facts.parameters.total
     start_s = START_S + read / SHARED_DISK_BYTES_S
-    if isinstance(recipe.task, Prompting):
+    if not recipe.method.trains:
         asked = examples.get(recipe.evaluation.split)
         return RunTime(
             step=step,
@@ -57,7 +58,7 @@ def run_time(
     if None not in scored:
         reached = rates(cluster, precision, layout.ranks_per_node)
         tokens = recipe.task.max_length
-        rows = sum(filter(None, scored)) * max(1, len(getattr(recipe.task, "choices", ())))
+        rows = sum(filter(None, scored)) * _rows_each(recipe.task)
         flops = rows * forward_flops(facts, tokens, tokens)
         evaluation_s = flops / reached.flops / layout.world_size
     saves = checkpoints(recipe, steps) or 0
@@ -85,10 +86,19 @@ def asking(step: StepTime, task: Prompting, facts: ModelFacts, layout: Layout) -
     )
 
 
-def _batches(task: Prompting, layout: Layout, asked: int) -> int:
+def _batches(task: TaskBase, layout: Layout, asked: int) -> int:
     """Batches of a rank; a prompt is taken to fill its window, a shot as long as the question."""
-    each = min(layout.per_device_train_batch_size * (1 + task.shots), MOST_ROWS)
+    each = layout.per_device_train_batch_size
+    if isinstance(task, Prompting):
+        each = min(each * (1 + task.shots), MOST_ROWS)
+    else:
+        asked *= _rows_each(task)
     return math.ceil(asked / (each * layout.world_size))
+
+
+def _rows_each(task: TaskBase) -> int:
+    """Rows that score an example: one for each choice."""
+    return max(1, len(getattr(task, "choices", ())))
 
 
 def total_steps(recipe: FullRecipe, examples: Mapping[Split, int]) -> int | None:

@@ -246,12 +246,12 @@ def _of_a_rank(case: Case, layout: Layout, precision: Precision) -> tuple[list[M
     """The tensors of a rank at its peak, and how many examples it scores at once."""
     recipe, cluster, facts = case.recipe, case.cluster, case.facts
     batch, optim = layout.per_device_train_batch_size, recipe.train.optim
-    if not recipe.method.trains:
+    if isinstance(recipe.task, Prompting):
         return prompting.items(recipe, layout, facts, precision, cluster.accelerator), batch
     traced = case.trace(device.step_of(recipe, layout, cluster, facts, precision))
     on_gpu = cluster.accelerator == "cuda"
     peak = device.peak(traced, facts, layout, precision, optim, on_gpu=on_gpu)
-    wanted = recipe.evaluation.per_device_eval_batch_size
+    wanted = recipe.evaluation.per_device_eval_batch_size if recipe.method.trains else batch
     eval_batch, eval_bytes = device.evaluation_batch(
         traced,
         peak.total_bytes,
@@ -314,7 +314,8 @@ def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candida
 def _batch_in_words(recipe: FullRecipe, layout: Layout) -> str:
     batch, length = layout.per_device_train_batch_size, recipe.task.max_length
     if not recipe.method.trains:
-        return f"batches of at most {batch} × {length:,} tokens, beside the shots"
+        shots = ", beside the shots" if isinstance(recipe.task, Prompting) else ""
+        return f"batches of at most {batch} × {length:,} tokens{shots}"
     return (
         f"micro-batch {batch} × {layout.gradient_accumulation_steps} accumulated × "
         f"{layout.world_size} ranks = global batch {recipe.train.global_batch_size}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from hpcft import document, validation
-from hpcft.document import Document, Loc, Origin, dotted
+from hpcft import document, sweep, validation
+from hpcft.document import DOTTED, Document, Loc, Origin, dotted
 from hpcft.errors import InputError, Problem
 from hpcft.methods import AnyMethod
 from hpcft.methods.frozen import ADAPTER_FILE, Frozen
@@ -24,10 +23,8 @@ from hpcft.tasks.prompting import Prompting
 from hpcft.tasks.rows import sources
 
 MAX_EXTENDS = 8
-MAX_POINTS = 5000
 MAX_LAYERS = 1000  # eight times those of the deepest open model; the planner builds each of them
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?")
-_DOTTED = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
 
@@ -41,7 +38,7 @@ class FullRecipe(Recipe):
 
     @property
     def trained_task(self) -> TrainedTask:
-        """The task of a recipe that trains: the door lets no other method have such a task."""
+        """The task, of a recipe that does not prompt."""
         assert isinstance(self.task, TrainedTask)
         return self.task
 
@@ -104,10 +101,10 @@ def load(name: str, overrides: list[str] | None = None) -> list[Point]:
     points = []
     problems: dict[Problem, None] = {}
     unswept = doc.without("sweep")  # else every point would carry all points
-    for values in _sweep_points(recipe, doc):
+    for values in sweep.points(recipe.sweep, doc):
         at_point = unswept
         for key, value in values.items():
-            part = Document(value, {(): _swept_at(doc, key)})
+            part = Document(value, {(): sweep.written_at(doc, key)})
             at_point = at_point.merged(part.placed(tuple(key.split("."))))
         at_point = _with_absolute_paths(at_point)
         try:
@@ -147,57 +144,10 @@ def _with_extends(path: Path, shown_as: str, seen: tuple[str, ...] = ()) -> Docu
 def _override(text: str) -> Document:
     origin = Origin(f"-o {text if text.isprintable() else ascii(text)}", None, Path.cwd())
     key, equals, value = text.partition("=")
-    if not equals or not _DOTTED.fullmatch(key):
+    if not equals or not DOTTED.fullmatch(key):
         what = "expected dotted.field=value"
         raise InputError([Problem(str(origin), "", what, "for example train.seed=1")])
     return document.parse(value, origin).placed(tuple(key.split(".")))
-
-
-def _swept_at(doc: Document, key: str) -> Origin:
-    """Where the values of a swept field were written."""
-    repeats: list[Loc] = [("sweep", "seeds")] if key == "train.seed" else []
-    axes = [("sweep", "grid", key), ("sweep", "zip", key), *repeats, ("sweep", "list")]
-    return doc.origin_of(next((loc for loc in axes if loc in doc.origins), ("sweep",)))
-
-
-def _sweep_points(recipe: Recipe, doc: Document) -> list[dict[str, JsonValue]]:
-    sweep = recipe.sweep
-    assert sweep is not None
-    where = str(doc.origin_of(("sweep",)))
-    axes: list[list[dict[str, JsonValue]]] = [
-        [{key: value} for value in values] for key, values in sweep.grid.items()
-    ]
-    if sweep.zip:
-        if len({len(values) for values in sweep.zip.values()}) > 1:
-            sizes = ", ".join(f"{key}: {len(values)}" for key, values in sweep.zip.items())
-            raise InputError(
-                [Problem(where, "sweep.zip", f"expected lists of equal length, got {sizes}")]
-            )
-        rows = zip(*sweep.zip.values(), strict=True)
-        axes.append([dict(zip(sweep.zip, row, strict=True)) for row in rows])
-    if sweep.list:
-        axes.append(list(sweep.list))
-    if sweep.seeds:
-        axes.append([{"train.seed": seed} for seed in sweep.seeds])
-    count = 1
-    for axis in axes:
-        count *= len(axis)
-    if not axes or not 0 < count <= MAX_POINTS:
-        raise InputError(
-            [
-                Problem(
-                    where, "sweep", f"expected 1 to {MAX_POINTS} points, got {count if axes else 0}"
-                )
-            ]
-        )
-    points = [
-        {k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)
-    ]
-    for key in {key for point in points for key in point}:
-        if not _DOTTED.fullmatch(key) or key.split(".")[0] == "sweep":
-            what = "expected a dotted field of the recipe"
-            raise InputError([Problem(str(_swept_at(doc, key)), f"sweep: {key}", what)])
-    return points
 
 
 # ---------------------------------------------------------------- paths and checks across fields
@@ -297,7 +247,8 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
                 (loc, f"expected .csv, .jsonl, .json or .parquet, got {Path(file).name}", "")
             )
     splits: set[str] = set(data.fractions or sources(data))
-    for needed in set(recipe.task.needed_splits) - splits:
+    trains_or_asks = recipe.method.trains or isinstance(recipe.task, Prompting)
+    for needed in set(recipe.task.needed_splits if trains_or_asks else ()) - splits:
         found.append((("task", "data"), f"has no {needed} split", "add one"))
     if recipe.evaluation.split not in splits:
         found.append(
@@ -342,27 +293,36 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
     if train.metric_for_best_model not in (None, *names):
         what = f"the task has no metric {train.metric_for_best_model!r}"
         found.append((("train", "metric_for_best_model"), what, f"it has {', '.join(names)}"))
-    return found + _prompting_checks(recipe)
+    return found + _frozen_checks(recipe) + _prompting_checks(recipe)
 
 
-def _prompting_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
-    """What is wrong with prompting, which trains nothing, and only with a method that does not."""
-    task, method = recipe.task, recipe.method
-    if not isinstance(task, Prompting):
-        if method.trains:
-            return []
-        what = f"frozen trains nothing, which the task {task.name} needs"
-        return [(("method", "name"), what, "use another method, or the task prompting")]
+def _frozen_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
+    """What is wrong with a model that is scored as it is."""
+    method = recipe.method
+    if not isinstance(method, Frozen):
+        return []
     found: list[tuple[Loc, str, str]] = []
-    if method.trains:
-        what = f"the task prompting trains nothing, {method.name} does"
-        found.append((("method", "name"), what, "use method: {name: frozen}"))
     if recipe.evaluation.before:
         found.append((("evaluation", "before"), "nothing is trained", "leave it out"))
-    folder = method.adapter_path if isinstance(method, Frozen) else None
+    if recipe.model.path is None and not isinstance(recipe.task, Prompting):
+        what = "a new model has nothing that could be scored"
+        found.append((("model", "path"), what, "name a model that was trained"))
+    folder = method.adapter_path
     if folder and not os.path.isfile(Path(folder) / ADAPTER_FILE):
         fix = "name the folder of a saved adapter, for example runs/NAME/ID/model"
         found.append((("method", "adapter_path"), f"{folder} has no {ADAPTER_FILE}", fix))
+    return found
+
+
+def _prompting_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
+    """What is wrong with prompting, which trains nothing."""
+    task = recipe.task
+    if not isinstance(task, Prompting):
+        return []
+    found: list[tuple[Loc, str, str]] = []
+    if recipe.method.trains:
+        what = f"the task prompting trains nothing, {recipe.method.name} does"
+        found.append((("method", "name"), what, "use method: {name: frozen}"))
     return found + [(("task", key), what, fix) for key, what, fix in task.problems()]
 
 

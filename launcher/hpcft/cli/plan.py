@@ -154,7 +154,8 @@ def show(plan: Any, values: dict[str, Any]) -> None:
     if plan.node_disk_bytes:
         room = format_bytes(plan.node_disk_capacity_bytes)
         disk += f"; offloaded {format_bytes(plan.node_disk_bytes)} of {room} a node"
-    console.say(f"  disk     {disk}")
+    if disk:
+        console.say(f"  disk     {disk}")
     cells = [[unit, i.name, format_bytes(i.bytes), i.rule] for i in plan.gpu_memory]
     if plan.other_processes_bytes:
         held = format_bytes(plan.other_processes_bytes)

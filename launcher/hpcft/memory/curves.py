@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hpcft.memory import gathers
-from hpcft.memory.cache import cached, content
+from hpcft.memory.cache import adapter_content, cached, content
 from hpcft.memory.untraced import explained
 from hpcft.methods import AnyMethod
 from hpcft.records import ModelSpec, Precision, Record, ZeroSizes
@@ -166,6 +166,7 @@ def _key(step: Step) -> str:
             step.model_dump(mode="json", exclude={"task": True, "model": {"tokenizer": True}}),
             [task.name, task.max_length, task.head().auto_class, dict(task.head().config)],
             content(step.model),
+            adapter_content(step.method),
         ],
         sort_keys=True,
     )

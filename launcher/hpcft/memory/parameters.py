@@ -120,6 +120,7 @@ def _count(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
     )
     head_only = _head_parameters(bare) if task.head().outputs is not None else 0
     wrapped = with_method(bare, task, method)
+    method.check_saved(wrapped, model.path if model.path and Path(model.path).is_dir() else None)
     trained = [p for p in wrapped.parameters() if p.requires_grad]
     trainable = sum(p.numel() for p in trained)
     text = config.get_text_config()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from hpcft.records import Method, Precision
@@ -49,6 +50,27 @@ class MethodBase(Method):
         # With plain data parallelism in mixed precision the weights stay fp32 and autocast casts;
         # DeepSpeed keeps its own fp32 master copy, so the model itself is in the compute type.
         return DTYPES[precision] if zero_stage > 0 or self.frozen_base else "float32"
+
+    def check_saved(self, model: Any, folder: str | None) -> None:
+        """Refuses saved weights that do not go together; by default all do.
+
+        Args:
+            model: what `wrap` made, on the meta device.
+            folder: of the base model's weights; None where that is not known.
+
+        Raises:
+            DataError: they do not.
+        """
+
+    def check_loaded(self, missing: Iterable[str]) -> None:
+        """Refuses weights that no file had, drawn at random; by default training begins with them.
+
+        Args:
+            missing: names of parameters of the base model.
+
+        Raises:
+            DataError: the model would be scored with them.
+        """
 
     @abstractmethod
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:

@@ -179,8 +179,12 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
         self.log("step", {"step": state.global_step, **logs})
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A batch was scored."""
-        self.set(phase="evaluation")
+        """A batch was scored; where nothing else is done, these are the steps."""
+        done = {}
+        if self._train_started is None and self.progress.total_steps:
+            more = args.per_device_eval_batch_size * self.me.world_size
+            done = {"step": min(self.progress.step + more, self.progress.total_steps)}
+        self.set(phase="evaluation", **done)
 
 
 def _append(file: Path, lines: bytes) -> None:

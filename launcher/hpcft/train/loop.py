@@ -59,7 +59,7 @@ class ScoreBefore(TrainerCallback):  # type: ignore[misc]
         if state.global_step:
             self.metrics = self.heartbeat.logged("before")
             return
-        self.metrics = _score(self.trainer, self.split, self.heartbeat, "before")
+        self.metrics = score(self.trainer, self.split, self.heartbeat, "before")
 
 
 def run(
@@ -107,7 +107,7 @@ def run(
     )
     model = models.load(paths, recipe, plan, tokenizer)
     parameters = models.counted(model, plan.facts)
-    trainer = _trainer(recipe, plan, arguments, model, tokenizer, train, validation, heartbeat)
+    trainer = trainer_of(recipe, plan, arguments, model, tokenizer, train, validation, heartbeat)
     trainer.order, trainer.max_length = examples, recipe.task.max_length
     heartbeat.tokens_per_step = (
         summary.tokens["train"] / len(train) * recipe.train.global_batch_size
@@ -138,7 +138,7 @@ def run(
     )
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     train_s = saving.train_s
-    after = _score(trainer, scored, heartbeat, recipe.evaluation.split)
+    after = score(trainer, scored, heartbeat, recipe.evaluation.split)
 
     heartbeat.set(phase="saving")
     _save(trainer, tokenizer, paths, me)
@@ -201,7 +201,7 @@ def training_arguments(
         gradient_checkpointing=layout.gradient_checkpointing,
         per_device_eval_batch_size=plan.per_device_eval_batch_size,
         eval_strategy=recipe.train.eval_strategy if has_validation else "no",
-        optim=plan.optim,
+        optim=recipe.train.optim,
         # The Trainer guesses the direction from the name, and takes perplexity for a score.
         greater_is_better=not lower_is_better(recipe.train.metric_for_best_model or "loss"),
         bf16=plan.precision == "bf16",
@@ -231,16 +231,17 @@ def _sizes(accumulation: int, ranks: int) -> dict[str, int]:
     }
 
 
-def _trainer(
+def trainer_of(
     recipe: FullRecipe,
     plan: Plan,
     arguments: TrainingArguments,
     model: Any,
     tokenizer: Any,
-    train: Split,
+    train: Split | None,
     validation: Split | None,
     heartbeat: Heartbeat,
 ) -> ScoringTrainer:
+    """The Trainer of a run; without a `train` split it only scores."""
     smoothing = recipe.train.label_smoothing_factor
     common = {
         "model": model,
@@ -255,7 +256,7 @@ def _trainer(
     loss = loss_of(recipe.trained_task, model, plan.layout.loss_chunks)
     trainer: ScoringTrainer = ScoringTrainer(
         **common,
-        train_dataset=Rows(train),
+        train_dataset=Rows(train) if train else None,
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: loss(
             outputs, labels, num_items_in_batch, smoothing
         ),
@@ -280,7 +281,8 @@ def _collator(
     return lambda items: train(items[0]) if isinstance(items[0], list) else pad(items)
 
 
-def _score(trainer: ScoringTrainer, split: Split, heartbeat: Heartbeat, name: str) -> Scores:
+def score(trainer: ScoringTrainer, split: Split, heartbeat: Heartbeat, name: str) -> Scores:
+    """Scores a split; what comes out is logged under that name."""
     heartbeat.set(phase="evaluation")
     raw = trainer.evaluate(split, metric_key_prefix="score")
     own = {key.removeprefix("score_"): value for key, value in raw.items()}

@@ -29,9 +29,10 @@ def load(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Any
     source: str | Path = recipe.model.path or paths.prepared / "model"
     set_seed(recipe.train.seed)  # a new head is drawn alike on every rank
     try:
-        model = model_class(recipe.task).from_pretrained(
+        model, found = model_class(recipe.task).from_pretrained(
             source,
             config=config,
+            output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation=packing.attention()
@@ -42,6 +43,7 @@ def load(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Any
     except OSError as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"model: {source} cannot be loaded: {first}") from None
+    recipe.method.check_loaded(found["missing_keys"])
     if plan.layout.zero_stage == 3 and not all(hasattr(p, "ds_id") for p in model.parameters()):
         raise RuntimeError("the model was not sharded while it was loaded")
     checkpointing = plan.layout.gradient_checkpointing

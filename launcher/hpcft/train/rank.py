@@ -23,6 +23,7 @@ from hpcft.records import Cluster, Plan
 from hpcft.recoveries import FRAGMENTATION, plan_now
 from hpcft.stage.cache import recipe_of_run
 from hpcft.store import check_private, read
+from hpcft.tasks.prompting import Prompting
 from hpcft.train import beats, device, notice, start
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ def main(run_folder: str, generation: str, supervisor: str, pipe: str, stacks: s
         from hpcft.train.heartbeat import Heartbeat
 
         heartbeat = Heartbeat(paths, me, int(generation), beating)
-        if recipe.method.trains:
+        if isinstance(recipe.task, Prompting):
+            from hpcft.train.prompting import run
+        elif recipe.method.trains:
             from hpcft.train.loop import run
         else:
-            from hpcft.train.prompting import run
+            from hpcft.train.scoring_alone import run
         run(paths, recipe, cluster, plan, heartbeat, int(generation))
     except notice.Saved:
         sys.stdout.flush()

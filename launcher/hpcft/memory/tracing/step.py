@@ -24,6 +24,7 @@ from hpcft.memory.tracing.tracker import (
     StorageTracker,
 )
 from hpcft.memory.tracing.zero import Recorder, Reducer
+from hpcft.methods.features import Features
 from hpcft.tasks.base import TrainedTask
 from hpcft.tasks.chunked_loss import TaskLoss
 
@@ -96,7 +97,9 @@ def trace(
                 tracker.seed([t for t in given if isinstance(t, torch.Tensor)], ACTIVATIONS)
                 tracker.recording = True
                 if not trained:
-                    passes.extract(inputs)
+                    once = passes.extract if isinstance(asked.method, Features) else passes.score
+                    for name in ("forward", "evaluation"):  # as training, and as scoring
+                        once(name, *scored)
                     return tracker.segments, None
                 passes.train(inputs, labels)
                 if reducer:
@@ -106,7 +109,7 @@ def trace(
                 if optimizer:
                     optimizer.step()
                 model.zero_grad()
-                passes.score(*scored)
+                passes.score("evaluation", *scored)
     finally:
         for hook in hooks:
             hook.remove()
@@ -161,10 +164,10 @@ class _Passes:
             self.autocast.casts = {}
         del loss
 
-    def score(self, inputs: dict[str, Any], labels: dict[str, Any]) -> None:
+    def score(self, name: str, inputs: dict[str, Any], labels: dict[str, Any]) -> None:
         """Scores a micro-batch as the Trainer does: loss, then what is kept of the logits."""
         self.model.eval()
-        self._without_gradients("evaluation")
+        self._without_gradients(name)
         with torch.no_grad():
             outputs = self._outputs(inputs)
             loss = self.task_loss(outputs, labels["labels"], None, 0.0)
@@ -173,13 +176,12 @@ class _Passes:
         del outputs, loss, kept
         self.model.train()
 
-    def extract(self, inputs: dict[str, Any]) -> None:
-        """Forward passes of a model of which nothing is trained, as training and as scoring."""
+    def extract(self, name: str, inputs: dict[str, Any], _: dict[str, Any]) -> None:
+        """A forward pass of a model of which nothing but hidden states is asked for."""
         self.model.eval()
-        for name in ("forward", "evaluation"):
-            self._without_gradients(name)
-            with torch.no_grad():
-                self.model(**inputs)
+        self._without_gradients(name)
+        with torch.no_grad():
+            self.model(**inputs)
 
     def _without_gradients(self, name: str) -> None:
         if self.autocast:

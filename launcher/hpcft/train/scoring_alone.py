@@ -1,0 +1,38 @@
+"""A run that trains nothing: what was trained before is scored, as at the end of a training."""
+
+from __future__ import annotations
+
+from hpcft.paths import RunPaths
+from hpcft.recipe import FullRecipe
+from hpcft.records import Cluster, Plan
+from hpcft.train import model as models
+from hpcft.train import prepare, start
+from hpcft.train.heartbeat import Heartbeat
+from hpcft.train.loop import score, trainer_of, training_arguments
+from hpcft.train.result import write_record
+
+
+def run(
+    paths: RunPaths,
+    recipe: FullRecipe,
+    cluster: Cluster,
+    plan: Plan,
+    heartbeat: Heartbeat,
+    generation: int,
+) -> None:
+    """Scores; rank 0 writes the record. Arguments as of `loop.run`."""
+    summary = prepare.together(paths, recipe, cluster, plan, heartbeat, generation)
+    tokenizer = prepare.load_tokenizer(paths)
+    scored = prepare.load_split(paths, recipe.evaluation.split)
+    assert scored is not None
+    heartbeat.set(phase="model")
+    start.communicate(plan)
+    arguments = training_arguments(paths, recipe, plan, 1, has_validation=False)
+    model = models.load(paths, recipe, plan, tokenizer)
+    parameters = models.counted(model, plan.facts)
+    trainer = trainer_of(recipe, plan, arguments, model, tokenizer, None, None, heartbeat)
+    heartbeat.set(phase="evaluation", total_steps=len(scored))
+    metrics = score(trainer, scored, heartbeat, recipe.evaluation.split)
+    heartbeat.set(phase="saving")
+    write_record(paths, recipe, cluster, plan, heartbeat, summary, parameters, metrics=metrics)
+    heartbeat.set(phase="done")
