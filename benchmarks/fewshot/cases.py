@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ class Case:
     """One model with one kind of label."""
 
     name: str
-    family: str
+    shape: Mapping[str, Any]
+    """Model type, and what is not common to all models."""
     vocabulary: int
     label_tokens: tuple[int, ...]
     """How many tokens each label may have; two labels."""
@@ -26,25 +28,15 @@ class Case:
     """How many times lm-eval's examples per second are asked for."""
 
     def model(self) -> Any:
-        """A random model in fp32: 32 million weights of Llama's shape, 62 of Gemma's."""
+        """A random model in fp32."""
         import torch
         import transformers
 
         torch.manual_seed(0)
-        sizes: dict[str, Any] = {
-            "vocab_size": self.vocabulary, "hidden_size": 512, "num_hidden_layers": 8,
-            "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2,
-            "pad_token_id": 0,
-        }  # fmt: skip
-        if self.family == "llama":
-            config: Any = transformers.LlamaConfig(
-                **sizes, intermediate_size=1408, num_attention_heads=8, num_key_value_heads=4
-            )
-        else:
-            config = transformers.GemmaConfig(
-                **sizes, intermediate_size=2560, num_attention_heads=4, num_key_value_heads=1,
-                head_dim=128,
-            )  # fmt: skip
+        config = transformers.AutoConfig.for_model(
+            **self.shape, vocab_size=self.vocabulary, max_position_embeddings=4096,
+            bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )  # fmt: skip
         return transformers.AutoModelForCausalLM.from_config(config).eval()
 
     def requests(self, queries: int) -> list[Request]:
@@ -61,9 +53,20 @@ class Case:
         ]
 
 
+LLAMA = {
+    "model_type": "llama", "hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1408,
+    "num_attention_heads": 8, "num_key_value_heads": 4,
+}  # fmt: skip
+_GEMMA = {
+    "model_type": "gemma", "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 128,
+}  # fmt: skip
+DEEP = {**_GEMMA, "hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 2560}
+WIDE = {**_GEMMA, "hidden_size": 640, "num_hidden_layers": 6, "intermediate_size": 2304}
 CASES = (
-    Case("Llama 32 M, 8k vocabulary, one-token labels", "llama", 8192, (1,), 14),
-    Case("Llama 32 M, 8k vocabulary, two labels of 7 to 8 tokens", "llama", 8192, (7, 8), 22),
-    Case("Gemma 62 M, 48k vocabulary, one-token labels", "gemma", 48000, (1,), 28),
-    Case("Gemma 62 M, 48k vocabulary, two labels of 5 to 7 tokens", "gemma", 48000, (5, 6, 7), 28),
-)
+    Case("Llama 32 M, 8k vocabulary, one-token labels", LLAMA, 8192, (1,), 14),
+    Case("Llama 32 M, 8k vocabulary, two labels of 7 to 8 tokens", LLAMA, 8192, (7, 8), 22),
+    Case("Gemma 62 M (8 layers), 48k vocabulary, one-token labels", DEEP, 48000, (1,), 28),
+    Case("Gemma 62 M (6 layers, wider), 48k vocabulary, one-token labels", WIDE, 48000, (1,), 28),
+    Case("Gemma 62 M (8 layers), 48k vocabulary, labels of 5 to 7 tokens", DEEP, 48000,
+         (5, 6, 7), 28),
+)  # fmt: skip

@@ -1,6 +1,6 @@
 """Few-shot scoring: examples per second and peak memory against lm-eval's HF backend, on a CPU.
 
-    python benchmarks/fewshot/run.py [--cases 0 1 2 3] [--queries 200] [--peer-queries 8]
+    python benchmarks/fewshot/run.py [--cases 0 1 2 3 4] [--queries 200] [--peer-queries 8]
                                      [--repeats 2] [--markdown FILE]
 
 Both sides get the same model in fp32, the same tokens, one thread, and run in turn, each time in a
