@@ -92,7 +92,7 @@ def show_scale(
 def scale_table(point: Point, answers: dict[int, Answer]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of predicted times by number of GPUs."""
     header = ["GPUs", "layout", "memory", *TIMES, "tokens/s", HOURS]
-    tokens = point.recipe.train.global_batch_size * point.recipe.task.max_length
+    length = point.recipe.task.max_length
     cells = []
     for count, answer in answers.items():
         plan = answer.plan
@@ -105,7 +105,7 @@ def scale_table(point: Point, answers: dict[int, Answer]) -> tuple[list[str], li
                 describe(plan.layout),
                 format_bytes(plan.gpu_peak_bytes),
                 *_times(plan.time.step),
-                f"{tokens / plan.time.step.total_s:,.0f}",
+                f"{plan.layout.examples_per_step * length / plan.time.step.total_s:,.0f}",
                 format_number(plan.gpu_hours_per_1000_steps),
             ]
         )

@@ -105,15 +105,15 @@ class Cluster(Record):
     accelerator: Literal["cuda", "cpu"]
     """What ranks compute on. A test bed may schedule GPUs and yet compute on the CPU."""
     partition: SlurmWord | None = None
-    """Partition to submit to; the site's default when absent."""
+    """Partition to submit to; when absent that of `SBATCH_PARTITION`, else the site's default."""
     partitions: list[SlurmWord] = Field(default_factory=list)
     """Partitions that a recipe may name instead, besides `partition`."""
     account: SlurmWord | None = None
-    """Account to charge."""
+    """Account to charge; when absent that of `SBATCH_ACCOUNT`, else your default."""
     qos: SlurmWord | None = None
-    """Quality of service."""
+    """Quality of service; when absent that of `SBATCH_QOS`, else your default."""
     constraint: SlurmExpression | None = None
-    """Node features, as sbatch --constraint."""
+    """Node features, as sbatch --constraint; when absent those of `SBATCH_CONSTRAINT`."""
     gpu_request: Literal["gpus_per_node", "gres", "none"] = "gpus_per_node"
     """How the site wants GPUs asked for."""
     max_nodes: PositiveInt = 1

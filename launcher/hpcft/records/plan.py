@@ -102,6 +102,12 @@ class Layout(Record):
         return self.nodes * self.ranks_per_node
 
     @property
+    def examples_per_step(self) -> int:
+        """Examples of a step on all ranks: the global batch, or what is scored at once."""
+        micro_batches = self.gradient_accumulation_steps * self.world_size
+        return self.per_device_train_batch_size * micro_batches
+
+    @property
     def recomputes(self) -> bool:
         """Whether modules run again in the backward pass: layers, or the output layer."""
         return self.gradient_checkpointing or self.loss_chunks > 1
