@@ -170,10 +170,23 @@ def test_more_nodes_are_advised_where_they_would_hold_less() -> None:
     assert ladder.more_nodes(laid, only_four, site()) is None, "a rank needs an example"
 
 
+def test_host_memory_is_asked_for_twice_over_up_to_what_a_node_has() -> None:
+    first = plan(layout(8), recipe(), site()).model_copy(
+        update={"mem_mib": 3 * 1024, "host_capacity_bytes": 8 * GIB}
+    )
+    second = ladder.more_host_memory(first)
+    assert second is not None
+    assert ladder.change(first, second) == "host memory 3 GiB → 6 GiB"
+    third = ladder.more_host_memory(second)
+    assert third is not None
+    assert third.mem_mib == 8 * 1024
+    assert ladder.more_host_memory(third) is None
+
+
 def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
-    def record(name: str, *micros: int, **changes: Any) -> RunRecord:
+    def record(name: str, *micros: int, cause: str = "out_of_memory", **changes: Any) -> RunRecord:
         steps = [
-            Recovery(number=i, at=1.0, cause="out_of_memory", job_id="1", rank=0, node="n",
+            Recovery(number=i, at=1.0, cause=cause, job_id="1", rank=0, node="n",
                  change="less", evidence="",
                  how="restarted", layout=layout(micro, **changes), per_device_eval_batch_size=1)
             for i, micro in enumerate(micros, 1)
@@ -187,6 +200,7 @@ def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
         record("made", 8, 4),
         record("made", 2),
         record("other", 1),
+        record("made", 1, cause="host_oom"),
         record("made", 2, gradient_checkpointing=True),
     ]
     cap = ladder.lowered(records, "made", "site")

@@ -14,9 +14,12 @@ from hpcft import ds_config
 from hpcft.layouts import layouts
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Layout, Lowered, Plan, Recovery
+from hpcft.units import MIB, format_bytes
 
 Stage = Literal["states", "step", "evaluation"]
 """What memory ran out for: weights and optimizer, a training step, or scoring."""
+HOST_MEMORY = "host_oom"
+"""Class of a run that took more of its nodes' memory than it had asked for."""
 
 
 class CameDown(Protocol):
@@ -145,10 +148,21 @@ def change(before: Plan, after: Plan) -> str:
         parts.append(f"parameters on {new.offload_param}")
     if _shape(new) != _shape(old):
         parts.append("queued anew")
+    if not parts and after.mem_mib != before.mem_mib:
+        old_bytes, new_bytes = (plan.mem_mib * MIB for plan in (before, after))
+        parts.append(f"host memory {format_bytes(old_bytes)} → {format_bytes(new_bytes)}")
     if not parts:
         sizes = f"{before.per_device_eval_batch_size} → {after.per_device_eval_batch_size}"
         parts.append(f"evaluation batch {sizes}")
     return ", ".join(parts)
+
+
+def more_host_memory(plan: Plan) -> Plan | None:
+    """The plan with twice the memory of its nodes asked for; None where they have no more."""
+    most_mib = plan.host_capacity_bytes // MIB
+    if plan.mem_mib >= most_mib:
+        return None
+    return plan.model_copy(update={"mem_mib": min(2 * plan.mem_mib, most_mib)})
 
 
 def shards_alike(one: Layout, other: Layout) -> bool:
@@ -174,11 +188,12 @@ def lowered(runs: Iterable[CameDown], recipe: str, cluster: str) -> Lowered | No
     Returns:
         The least that any of them came down to, as a cap; None where all ran as planned.
     """
-    down = [run for run in runs if run.rungs and (run.recipe, run.cluster) == (recipe, cluster)]
-    if not down:
+    alike = [run for run in runs if (run.recipe, run.cluster) == (recipe, cluster)]
+    down = [[x for x in run.rungs if x.cause != HOST_MEMORY] for run in alike]
+    if not any(down):
         return None
-    ends = [run.rungs[-1].layout for run in down]
-    widened = [x.layout.nodes for run in down for x in run.rungs if x.how == "queued anew"]
+    ends = [rungs[-1].layout for rungs in down if rungs]
+    widened = [x.layout.nodes for rungs in down for x in rungs if x.how == "queued anew"]
     return Lowered(
         per_device_train_batch_size=min(end.per_device_train_batch_size for end in ends),
         gradient_checkpointing=any(end.gradient_checkpointing for end in ends),

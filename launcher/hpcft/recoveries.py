@@ -167,7 +167,7 @@ def take(
         evidence=who.message,
         how=how,
         step=step,
-        change=ladder.change(before, after) if cause == OUT_OF_MEMORY else "",
+        change=ladder.change(before, after) if cause in (OUT_OF_MEMORY, ladder.HOST_MEMORY) else "",
         layout=after.layout,
         per_device_eval_batch_size=after.per_device_eval_batch_size,
         excluded=list(excluded),

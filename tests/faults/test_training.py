@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,14 @@ def raises(when: str, text: str) -> str:
     return f"if {when}:\n import torch\n raise torch.OutOfMemoryError({text!r})"
 
 
+def hoards(when: str) -> str:
+    """Lines that take as much memory as the job has."""
+    return (
+        f"import time\nif step == 3 and {when}:\n"
+        " hoard = b'x' * (int(os.environ['SLURM_MEM_PER_NODE']) << 20)\n time.sleep(1000)"
+    )
+
+
 @dataclass(frozen=True)
 class Row:
     """A fault, and what has to come of it."""
@@ -60,6 +69,8 @@ class Row:
     """Changes of the recipe."""
     jobs: int = 1
     """Jobs that it takes."""
+    memory_gib: float | None = None
+    """What a node has, other than most do."""
 
 
 ROWS = {
@@ -78,9 +89,11 @@ ROWS = {
         "args=[10_000]).start()",
     ),
     "hoards": Row(
-        "import time\nif step == 3: hoard = b'x' * (int(os.environ['SLURM_MEM_PER_NODE']) << 20)\n"
-        "if step == 3: time.sleep(1000)",
-        failure="host_oom", evidence="xceeded", rank=None,
+        hoards("start == 0"), (("host_oom", "queued anew"),), evidence="xceeded", jobs=2,
+    ),
+    "hoards_all": Row(
+        hoards("True"), (("host_oom", "queued anew"),), failure="host_oom", evidence="xceeded",
+        rank=None, jobs=2, memory_gib=2.5,
     ),
     "gpu": Row(
         raises("step == 3 and start == 0", OUT_OF_MEMORY),
@@ -128,16 +141,22 @@ def site(request: pytest.FixtureRequest, place: Path) -> None:
     chosen = [item.callspec.params["name"] for item in request.session.items
               if item.path == request.path and hasattr(item, "callspec")]  # fmt: skip
     for name in chosen:
-        submitted(name, ROWS[name].lines, *ROWS[name].options)
+        row = ROWS[name]
+        submitted(name, row.lines, *row.options, memory_gib=row.memory_gib)
     with hpcft("status", "--watch") as command:
         command.communicate(timeout=600)
 
 
-def submitted(name: str, lines: str, *options: str) -> Path:
+def submitted(name: str, lines: str, *options: str, memory_gib: float | None = None) -> Path:
     """The folder of a new run, whose ranks do something after each step."""
+    site = profile(f"p-{name}", lines)
+    if memory_gib:
+        other = re.sub(
+            "(?m)^host_memory_gib: .*", f"host_memory_gib: {memory_gib}", site.read_text()
+        )
+        site.write_text(other)
     changes = [word for option in (*options, f"name={name}") for word in ("-o", option)]
-    with hpcft("submit", "tiny.yaml", "-c", profile(f"p-{name}", lines), *COMMON,
-               *changes) as command:  # fmt: skip
+    with hpcft("submit", "tiny.yaml", "-c", site, *COMMON, *changes) as command:
         said = command.communicate(timeout=120)
         assert command.returncode == 0, said
     return folder_of(name)

@@ -16,12 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-from hpcft import queued_anew, recoveries
+from hpcft import ladder, queued_anew, recoveries
 from hpcft.cluster import slurm
 from hpcft.errors import ClusterError, HpcftError
 from hpcft.failures import Failure, RankError, explain, tell
 from hpcft.paths import RunPaths
-from hpcft.records import Cluster, Job
+from hpcft.records import Cluster, Job, Plan
 from hpcft.stage.cache import recipe_of_run
 from hpcft.store import check_private, read
 
@@ -63,10 +63,15 @@ def go_on(paths: RunPaths, job_id: str, restart: int) -> str:
         return f"the job is over: {state.state}"
     taken = recoveries.taken(paths)
     failure = explain(paths, last.model_copy(update={"job_id": job_id}), state, taken)
-    if failure.policy not in ("requeue", "exclude"):
-        return f"it does not start again: {failure}"
     who = _who(failure, job_id)
     step = recoveries.saved_step(paths)
+    recipe, cluster = recipe_of_run(paths), read(paths.cluster, Cluster)
+    plan = recoveries.plan_now(paths, recipe, cluster)
+    more = ladder.more_host_memory(plan) if failure.name == ladder.HOST_MEMORY else None
+    if more:
+        return _elsewhere(paths, plan, more, who, failure, step)
+    if failure.policy not in ("requeue", "exclude"):
+        return f"it does not start again: {failure}"
     if obstacle := recoveries.obstacle(taken, failure.name, step):
         if obstacle in failure.sentence:  # the ranks have refused for the same reason
             return f"it does not start again: {failure}"
@@ -75,14 +80,15 @@ def go_on(paths: RunPaths, job_id: str, restart: int) -> str:
         tell(paths, who.model_copy(update=update))
         return f"it does not start again: {message}"
     if failure.policy == "exclude":
-        return _elsewhere(paths, who, failure, step)
-    return _here(paths, who, failure, step, restart)
+        return _elsewhere(paths, plan, plan, who, failure, step)
+    return _here(paths, plan, who, failure, step, restart)
 
 
-def _here(paths: RunPaths, who: RankError, failure: Failure, step: int, restart: int) -> str:
+def _here(
+    paths: RunPaths, plan: Plan, who: RankError, failure: Failure, step: int, restart: int
+) -> str:
     """Has Slurm start the same job again; where it will not, another job takes over."""
     recipe, cluster = recipe_of_run(paths), read(paths.cluster, Cluster)
-    plan = recoveries.plan_now(paths, recipe, cluster)
     number = len(recoveries.taken(paths)) + 1
     recoveries.take(
         paths, plan, plan, number=number, how="requeued", who=who, cause=failure.name,
@@ -93,27 +99,30 @@ def _here(paths: RunPaths, who: RankError, failure: Failure, step: int, restart:
     except ClusterError as error:
         recoveries.take_back(paths, recoveries.taken(paths)[-1], recipe, cluster)
         log.warning("the job cannot be requeued (%s)", error)
-        return _elsewhere(paths, who, failure, step)
+        return _elsewhere(paths, plan, plan, who, failure, step)
     return f"requeued at step {step}: {failure.sentence}"
 
 
-def _elsewhere(paths: RunPaths, who: RankError, failure: Failure, step: int) -> str:
+def _elsewhere(
+    paths: RunPaths, before: Plan, after: Plan, who: RankError, failure: Failure, step: int
+) -> str:
     """Queues the run as another job, away from the nodes that are to blame."""
     recipe, cluster = recipe_of_run(paths), read(paths.cluster, Cluster)
-    plan = recoveries.plan_now(paths, recipe, cluster)
     taken = recoveries.taken(paths)
     blamed = [failure.node] if failure.policy == "exclude" and failure.node else []
     recoveries.take(
-        paths, plan, plan, number=len(taken) + 1, how="queued anew", who=who,
+        paths, before, after, number=len(taken) + 1, how="queued anew", who=who,
         cause=failure.name, step=step, excluded=blamed,
     )  # fmt: skip
     try:
-        job_id = queued_anew.queue(paths, plan, cluster, who.job_id)
+        job_id = queued_anew.queue(paths, after, cluster, who.job_id)
     except (slurm.Refused, ClusterError) as error:
         recoveries.take_back(paths, recoveries.taken(paths)[-1], recipe, cluster)
         return f"it does not start again: {failure}; it cannot be queued anew: {error}"
     away = f", away from {', '.join(blamed)}" if blamed else ""
-    return f"queued anew as job {job_id}{away}, at step {step}: {failure.sentence}"
+    change = recoveries.taken(paths)[-1].change
+    how = f"{away} with {change}" if change else away
+    return f"queued anew as job {job_id}{how}, at step {step}: {failure.sentence}"
 
 
 def _who(failure: Failure, job_id: str) -> RankError:
