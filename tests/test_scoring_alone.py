@@ -124,3 +124,4 @@ def test_an_adapter_over_many_layers_can_be_planned(
     planned = cli("plan", write("asked", task, {"name": "frozen", "adapter_path": "adapter"}))
     assert planned.code == 0, planned.err
     assert "0 trained" in planned.err
+    assert "24,576" in cli("params", "asked.yaml").out.splitlines()[-1]

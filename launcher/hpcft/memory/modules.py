@@ -49,6 +49,7 @@ def _groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleG
     has_head = task.head().outputs is not None
     counts: dict[str, dict[str, int]] = {}
     stacked: dict[str, set[str]] = {}
+    pretrained = {id(p) for p in bare.parameters()}
     wrapped = with_method(bare, task, method)
     # Adapters are put inside the model, whose names stay; prompts stand beside it.
     used = {id(parameter): (name, parameter) for name, parameter in wrapped.named_parameters()}
@@ -58,7 +59,8 @@ def _groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleG
         group, index = _group_of(name) if name in inside else (name.partition(".")[0], "")
         stacked.setdefault(group, set()).update([index] if index else [])
         size, trained = parameter.numel(), parameter.requires_grad
-        is_new = trained if method.adapter else has_head and not name.startswith(prefix)
+        is_head = has_head and not name.startswith(prefix)
+        is_new = id(parameter) not in pretrained if method.adapter else is_head
         count = counts.setdefault(group, {"total": 0, "trainable": 0, "frozen": 0, "added": 0})
         count["total"] += size
         count["trainable" if trained else "frozen"] += size

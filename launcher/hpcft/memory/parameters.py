@@ -13,7 +13,7 @@ from hpcft.methods import AnyMethod
 from hpcft.records import ModelFacts, ModelSpec, ParameterCount
 from hpcft.tasks.base import TaskBase
 
-COUNTING = 6  # raised when what is counted changes, so that earlier cache files are not read
+COUNTING = 7  # raised when what is counted changes, so that earlier cache files are not read
 
 
 class BadConfig(DataError):
@@ -119,6 +119,7 @@ def _count(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
         sum(p.numel() for p in module.parameters(recurse=False)) for module in bare.modules()
     )
     head_only = _head_parameters(bare) if task.head().outputs is not None else 0
+    pretrained = {id(p) for p in bare.parameters()}
     wrapped = with_method(bare, task, method)
     method.check_saved(wrapped, model.path if model.path and Path(model.path).is_dir() else None)
     trained = [p for p in wrapped.parameters() if p.requires_grad]
@@ -129,9 +130,11 @@ def _count(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
         parameters=ParameterCount(
             total=_total(wrapped),
             trainable=trainable,
-            # Beside a frozen base all that is new is trained: PEFT's updates, and its copy of the
-            # head (the head itself stays, frozen and unused, and counts in `total` only).
-            added=trainable if method.adapter else head_only,
+            # Of an adapter: PEFT's updates, and its copy of the head (the head itself stays, frozen
+            # and unused, and counts in `total` only).
+            added=sum(p.numel() for p in wrapped.parameters() if id(p) not in pretrained)
+            if method.adapter
+            else head_only,
             largest_layer=largest,
             trained_tensors=[p.numel() for p in trained if p.dim() > 1],
             trained_vectors=[p.numel() for p in trained if p.dim() <= 1],

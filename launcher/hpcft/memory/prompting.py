@@ -1,8 +1,9 @@
 """Memory of a rank that asks a model and trains nothing: weights, caches, and one batch.
 
-P is all parameters, Q those held in 4 bits, N the ranks, w the bytes of a weight, L the layers, K
-the heads of keys and values, D a head's width, S `max_length`, B the prompts of that length that a
-batch may hold. Shorter prompts are more to a batch, with no more tokens in all.
+P is all parameters, Q those held in 4 bits, A those of an adapter, N the ranks, w the bytes of a
+weight, L the layers, K the heads of keys and values, D a head's width, S `max_length`, B the
+prompts of that length that a batch may hold. Shorter prompts are more to a batch, with no more
+tokens in all.
 """
 
 from __future__ import annotations
@@ -101,17 +102,18 @@ def _weights(
 ) -> list[MemoryItem]:
     p, n, w = facts.parameters, layout.world_size, COMPUTE_BYTES[precision]
     if layout.zero_stage == 0:
-        size = states.lasting_bytes(facts, method, layout, precision, "adamw_torch")
-        if not p.quantised:
-            rule = f"{w} bytes × P {p.total:,}"
-            return [MemoryItem(name="weights", bytes=size, rule=rule)]
-        each = states.four_bit_bytes(method)
-        packed = int(each * p.quantised)
-        rule = f"{each:.3f} bytes × Q {p.quantised:,}"
-        return [
-            MemoryItem(name="weights", bytes=size - packed, rule=f"{w} bytes × (P − Q)"),
-            MemoryItem(name="4-bit weights", bytes=packed, rule=rule),
-        ]
+        own = p.total - p.quantised - p.added
+        rest = "(P − Q − A)" if p.quantised or p.added else "P"
+        found = [MemoryItem(name="weights", bytes=w * own, rule=f"{w} bytes × {rest} {own:,}")]
+        if p.quantised:
+            each = states.four_bit_bytes(method)
+            rule = f"{each:.3f} bytes × Q {p.quantised:,}"
+            size = int(each * p.quantised)
+            found.append(MemoryItem(name="4-bit weights", bytes=size, rule=rule))
+        if p.added:  # PEFT loads them in fp32, whatever the model is in
+            rule = f"4 bytes × A {p.added:,}"
+            found.append(MemoryItem(name="adapters", bytes=4 * p.added, rule=rule))
+        return found
     sizes = zero.sizes(facts, recomputes=False)
     ahead = sizes.max_live_elements + sizes.prefetch_bucket_elements
     # The table of a large vocabulary is gathered whole, and more layers ahead of their use.
