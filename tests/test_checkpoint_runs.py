@@ -104,6 +104,7 @@ def test_ranks_of_zero3_killed_at_a_step_go_on_to_the_bit(small: Path, tmp_path:
     assert saved(folder) == [6, 8, 10]
 
 
+@pytest.mark.slow
 def test_what_a_nodes_disk_had_not_handed_over_is_done_again(small: Path, tmp_path: Path) -> None:
     """Written to the disk of the node, copied while training goes on; the same to the bit."""
     folder = starts.made(tmp_path / "run", small, *ZERO3_SAVED_OFTEN)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
 from hpcft.memory import parameters
-from hpcft.memory.curves import Step
+from hpcft.memory.curves import KINDS, Step
 from hpcft.memory.tracing.output_layer import loss_can_be_chunked
 from hpcft.memory.tracing.run import traces
 from hpcft.recipe import FullRecipe
@@ -194,6 +194,9 @@ def test_only_next_tokens_have_a_loss_in_parts(
 # ---------------------------------------------------------------- less memory
 
 
+LOGITS = KINDS.index("logits and loss")
+
+
 def test_a_trace_holds_one_part_of_the_logits() -> None:
     made = recipe("lora")
     wide = ModelSpec(config={"model_type": "llama", **SHAPE, "vocab_size": 50_000})
@@ -204,7 +207,7 @@ def test_a_trace_holds_one_part_of_the_logits() -> None:
                     single=False, padded=False, accelerator="cpu", loss_chunks=chunks)  # fmt: skip
         parts = traces(step).parts[2, 2]
         for name in ("backward head", "evaluation head"):
-            most.append(max(sizes[4] for sizes, _ in parts[name]))
+            most.append(max(sizes[LOGITS] for sizes, _ in parts[name]))
     (whole, scored), (parts_of, scored_parts) = most[:2], most[2:]
     logits = 2 * 64 * 50_000 * 4  # B · S · V in fp32; 63 labels are rounded up to 8 parts of 8
     assert whole >= 2 * logits

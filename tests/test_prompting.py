@@ -192,8 +192,8 @@ def test_without_shots_there_need_not_be_a_train_split(asked: Path) -> None:
     assert [point.recipe.task.model_dump()["shots"] for point in grid] == [0, 1, 4, 8]
 
 
-def test_frozen_trains_no_other_task(tiny: Path) -> None:
-    with pytest.raises(InputError, match="frozen trains nothing, which the task classification"):
+def test_frozen_scores_no_new_model(tiny: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.path: a new model has nothing that could be sc"):
         recipes.load(str(tiny), ["method.name=frozen"])
 
 

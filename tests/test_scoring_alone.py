@@ -61,8 +61,25 @@ def scores(folder: Path) -> Any:
     return read(folder, "result")["metrics"]
 
 
+def assert_scored_again(again: Path, trained: Path) -> None:
+    """To the last digit, with nothing trained or saved."""
+    assert scores(again) == scores(trained)
+    assert not (again / "model").exists()
+    record = read(again, "result")
+    assert record["parameters"]["trainable"] == 0
+    assert record["measured"]["peak_memory_bytes"] < record["predicted_memory_bytes"]
+
+
+def test_an_adapter_has_the_scores_that_its_run_had(workplace: Path, cli: Cli) -> None:
+    bert_folder(workplace / "base", layers=4)
+    (trained,) = run(cli, "trained", task=CLASSIFICATION, method=LORA)
+    method = {"name": "frozen", "adapter_path": str(trained / "model")}
+    (again,) = run(cli, "again", task=CLASSIFICATION, method=method)
+    assert_scored_again(again, trained)
+
+
+@pytest.mark.slow
 def test_adapters_of_several_tasks_are_scored_over_one_base(workplace: Path, cli: Cli) -> None:
-    """Each has the scores that its own run had, to the last digit; nothing is trained or saved."""
     bert_folder(workplace / "base", layers=4)
     task, other = CLASSIFICATION, {**CLASSIFICATION, "labels": ["good", "bad"]}
     (first,) = run(cli, "first", task=task, method=LORA)
@@ -74,12 +91,7 @@ def test_adapters_of_several_tasks_are_scored_over_one_base(workplace: Path, cli
     found = run(cli, "together", task=task, method={"name": "frozen"}, sweep={"zip": together})
     again = {read(folder, "recipe")["method"]["adapter_path"]: folder for folder in found}
     for trained in (first, second):
-        folder = again[str((trained / "model").absolute())]
-        assert scores(folder) == scores(trained)
-        assert not (folder / "model").exists()
-        record = read(folder, "result")
-        assert record["parameters"]["trainable"] == 0
-        assert record["measured"]["peak_memory_bytes"] < record["predicted_memory_bytes"]
+        assert_scored_again(again[str((trained / "model").absolute())], trained)
     rows = [row for row in cli("collect", "--json").json if row["recipe"] == "together"]
     assert [row["state"] for row in rows] == ["COMPLETED", "COMPLETED"]
 
