@@ -42,6 +42,11 @@ whole process. The last column is the greatest difference of a log-likelihood.
 | model and labels | lm-eval, examples/s | hpcft, examples/s | ratio | ratio of wall time | bar | lm-eval, MiB | hpcft, MiB | difference |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {rows}
+
+What bounds the one-token rows is arithmetic. With a vocabulary of 48k lm-eval multiplies 22 times as
+often as hpcft in the model of 8 layers and 26 times in the wider one of 6 (matrix products of
+1,720 tokens, output layer and causal attention, against those of a query, its attention to the
+shots, and a 200th of the pass over them), and both run them at about the same speed.
 """  # noqa: E501
 
 

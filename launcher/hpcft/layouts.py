@@ -10,7 +10,6 @@ from hpcft.document import Loc
 from hpcft.recipe import FullRecipe
 from hpcft.records import Cluster, Layout, ModelFacts, Precision
 from hpcft.tasks.packing import obstacle
-from hpcft.tasks.prompting import Prompting
 
 BF16_CAPABILITY = 8.0  # Ampere; NVIDIA CUDA C++ Programming Guide, arithmetic throughput
 MAX_MICRO_BATCH = 64
@@ -188,7 +187,7 @@ def _rungs(recipe: FullRecipe, cluster: Cluster) -> Iterator[tuple[int, Any, Any
         if (
             stage in recipe.method.zero_stages
             # To score a trained task is the Trainer's, which shards for training alone.
-            and (stage == 0 or recipe.method.trains or isinstance(recipe.task, Prompting))
+            and not (stage and recipe.scores_alone)
             and wanted.zero_stage in ("auto", stage)
             and all(getattr(wanted, part) in ("auto", place) for part, place in moved.items())
             # Offloading runs DeepSpeed's own CPU Adam, and from a CPU nothing is gained by it.

@@ -42,6 +42,11 @@ class FullRecipe(Recipe):
         assert isinstance(self.task, TrainedTask)
         return self.task
 
+    @property
+    def scores_alone(self) -> bool:
+        """Whether a task that models are trained for is only scored."""
+        return not (self.method.trains or isinstance(self.task, Prompting))
+
     def packs(self, model_type: str) -> bool:
         """Whether a model of this type is trained with several examples in a row."""
         why_not = packing.obstacle(self.task, self.method, self.model, model_type)
@@ -247,8 +252,7 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
                 (loc, f"expected .csv, .jsonl, .json or .parquet, got {Path(file).name}", "")
             )
     splits: set[str] = set(data.fractions or sources(data))
-    trains_or_asks = recipe.method.trains or isinstance(recipe.task, Prompting)
-    for needed in set(recipe.task.needed_splits if trains_or_asks else ()) - splits:
+    for needed in set(() if recipe.scores_alone else recipe.task.needed_splits) - splits:
         found.append((("task", "data"), f"has no {needed} split", "add one"))
     if recipe.evaluation.split not in splits:
         found.append(
@@ -304,7 +308,7 @@ def _frozen_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
     found: list[tuple[Loc, str, str]] = []
     if recipe.evaluation.before:
         found.append((("evaluation", "before"), "nothing is trained", "leave it out"))
-    if recipe.model.path is None and not isinstance(recipe.task, Prompting):
+    if recipe.model.path is None and recipe.scores_alone:
         what = "a new model has nothing that could be scored"
         found.append((("model", "path"), what, "name a model that was trained"))
     folder = method.adapter_path

@@ -31,7 +31,7 @@ def run(
     model = models.load(paths, recipe, plan, tokenizer)
     parameters = models.counted(model, plan.facts)
     trainer = trainer_of(recipe, plan, arguments, model, tokenizer, None, None, heartbeat)
-    heartbeat.set(phase="evaluation", total_steps=len(scored))
+    heartbeat.set(phase="evaluation", step=0, total_steps=len(scored))
     metrics = score(trainer, scored, heartbeat, recipe.evaluation.split)
     heartbeat.set(phase="saving")
     write_record(paths, recipe, cluster, plan, heartbeat, summary, parameters, metrics=metrics)
