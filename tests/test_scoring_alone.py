@@ -74,6 +74,7 @@ def test_an_adapter_has_the_scores_that_its_run_had(workplace: Path, cli: Cli) -
     bert_folder(workplace / "base", layers=4)
     (trained,) = run(cli, "trained", task=CLASSIFICATION, method=LORA)
     method = {"name": "frozen", "adapter_path": str(trained / "model")}
+    assert scores(trained)["accuracy"] > 0.9, "else chance would score alike"
     (again,) = run(cli, "again", task=CLASSIFICATION, method=method)
     assert_scored_again(again, trained)
 
