@@ -3,6 +3,8 @@
 #   make demo       train the quickstart recipe here and show the results table
 #   make test       the tests, the real Slurm ones included (what CI runs)
 #   make test-all   the nightly tier too (slow tests; GPU tests where there is a GPU)
+#   make test-newest the tests with the newest releases, beyond the upper bounds (nightly)
+#   make lock       renew constraints.txt, the tested versions
 #   make lint       ruff and mypy
 #   make slurm      start a real Slurm of four nodes on this machine to try things on
 #   make slurm-stop stop it
@@ -20,19 +22,21 @@ HPCFT := $(VENV)/bin/hpcft
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-# With an NVIDIA GPU the newest torch with CUDA is installed, without one a version known to work
-# on CPUs. pip decides which build that is by its configured indexes: point PIP_INDEX_URL at a CPU
-# index to save gigabytes. Override with `make TORCH='torch==…'`.
+# The tested versions, torch's among them. Whether its CPU or its CUDA build is installed is decided
+# by pip's configured indexes: point PIP_INDEX_URL at a CPU index to save gigabytes. GPUs that the
+# tested build has no code for need another: `make TORCH='torch==…'`.
+LOCK := constraints.txt
+TESTED_TORCH := $(shell sed -n '/^torch==/p' $(LOCK))
+TORCH ?= $(TESTED_TORCH)
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 # The demo has two ranks, one a GPU: on a machine with a single GPU, one.
 DEMO_RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),-o resources.gpus_per_node=1)
-TORCH ?= $(if $(HAS_GPU),torch>=2.8,torch==2.13.0)
 
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo yes)
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: help setup system slurm-packages demo test test-all lint docs slurm slurm-stop clean
+.PHONY: help setup system slurm-packages demo test test-all test-newest lock lint docs slurm slurm-stop clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,12 +52,12 @@ system:
 	  apt-get update -qq && $(APT_INSTALL) g++ python3-dev python3-venv; \
 	fi
 
-$(VENV)/.ready: pyproject.toml | system
+$(VENV)/.ready: pyproject.toml $(LOCK) | system
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@echo "==> setting up $(VENV) with $(PYTHON), $(TORCH) ($(if $(HAS_GPU),a GPU is here,no GPU here))"
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q "$(TORCH)"
-	$(PY) -m pip install -q -e '.[dev]'
+	sed 's/^torch==.*/$(TORCH)/' $(LOCK) > $(VENV)/constraints.txt
+	$(PY) -m pip install -q -c $(VENV)/constraints.txt "$(TORCH)" -e '.[dev]'
 	@$(if $(HAS_GPU),true,echo "==> compiling DeepSpeed's CPU operators"; $(PY) -m hpcft.train.operators)
 	@touch $@
 
@@ -79,6 +83,24 @@ test: setup slurm-packages
 test-all: setup slurm-packages
 	$(PY) -m pytest $(if $(HAS_GPU),,-m 'not gpu')
 
+# The newest release of every dependency, beyond the upper bounds too; of torch the tested one.
+NEWEST := .venv-newest
+test-newest: setup slurm-packages
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install -q "$(TORCH)"
+	$(PY) tests/newest.py | $(NEWEST)/bin/python -m pip install -q -r /dev/stdin
+	$(NEWEST)/bin/python -m pip install -q --no-deps -e .
+	$(NEWEST)/bin/python -m pytest -m 'not slow and not gpu'
+
+# Renews the tested versions: the newest that pyproject.toml allows, in an environment of its own.
+lock: system
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install -q "$(TORCH)" -e '.[dev]'
+	{ sed -n '/^#/p' $(LOCK); .venv-lock/bin/python -m pip freeze --exclude-editable \
+	  | sed -E 's/\+(cpu|cu[0-9]+)$$//; /^(nvidia-|cuda-|triton)/d' | LC_ALL=C sort -f; } > $(LOCK).new
+	mv $(LOCK).new $(LOCK)
+	rm -rf .venv-lock
+
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -96,5 +118,5 @@ slurm-stop:
 	$(PY) slurm/testbed/testbed.py stop
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

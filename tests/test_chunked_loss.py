@@ -98,8 +98,12 @@ def test_loss_and_gradients_are_those_of_the_whole(
     parts, found = trained(model, CHUNKS, labels, smoothing=smoothing)
     assert parts == pytest.approx(whole, rel=1e-6)
     assert found.keys() == gradients.keys()
+    # Rounding shows in a gradient that is the remainder of a sum that cancels; how much depends on
+    # the CPU. The second term allows for it: a tenth of float32's rounding of the whole gradient.
+    whole_norm = torch.norm(torch.stack([torch.norm(g) for g in gradients.values()]))
     for name, gradient in gradients.items():
-        assert torch.norm(found[name] - gradient) <= 1e-6 * torch.norm(gradient), name
+        error = torch.norm(found[name] - gradient)
+        assert error <= 1e-6 * torch.norm(gradient) + 6e-9 * whole_norm, name
 
 
 def test_under_autocast_it_computes_in_the_same_types() -> None:
