@@ -7,16 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from hpcft import recipe as recipes
+from hpcft.config import recipe
 from hpcft.cli.plan_tables import scale_table
-from hpcft.cluster import profile
-from hpcft.cluster.profile import Profile
-from hpcft.errors import DoesNotFit
-from hpcft.failures import KNOWN, POLICIES
-from hpcft.fits import Answer, matrix, plan_point, scale
-from hpcft.recipe import Point
-from hpcft.records import StepTime
-from hpcft.report import as_markdown
+from hpcft.config import cluster_profile
+from hpcft.config.cluster_profile import Profile
+from hpcft.core.errors import DoesNotFit
+from hpcft.recovery.diagnosis import KNOWN, POLICIES
+from hpcft.planning.feasibility import (Answer, matrix, plan_point, scale)
+from hpcft.config.recipe import Point
+from hpcft.core.records import StepTime
+from hpcft.cli.table_formats import as_markdown
 
 DOCS = Path(__file__).parent
 COUNTS = (8, 64, 512, 1024)
@@ -31,7 +31,7 @@ def say(text: str) -> None:
 
 def site(title: str, name: str, *, gpus: int | None = None, nodes: int | None = None) -> Profile:
     """A shipped profile under a column's title, with fewer GPUs or nodes."""
-    found = profile.load(name)
+    found = cluster_profile.load(name)
     cluster = found.cluster
     update = {
         "name": title,
@@ -43,7 +43,7 @@ def site(title: str, name: str, *, gpus: int | None = None, nodes: int | None = 
 
 def shared_t4() -> Profile:
     """R5's GPU: 14.74 GiB, of which three other processes held 14.69."""
-    return profile.with_gpu_memory(site("R5's shared T4", "t4-16"), "14.74GiB", "14.69GiB")
+    return cluster_profile.with_gpu_memory(site("R5's shared T4", "t4-16"), "14.74GiB", "14.69GiB")
 
 
 def columns() -> list[Profile]:
@@ -61,7 +61,7 @@ def columns() -> list[Profile]:
 
 def one(name: str, overrides: list[str] | None = None) -> Point:
     """The first run of a recipe."""
-    return recipes.load(name, overrides)[0]
+    return recipe.load(name, overrides)[0]
 
 
 def refusal(name: str, where: Profile) -> str:
@@ -79,7 +79,7 @@ def refusal(name: str, where: Profile) -> str:
 def fits_page() -> str:
     """The page on what fits where, and the three deaths."""
     sites = columns()
-    names = [path.stem for path in recipes.available()]
+    names = [path.stem for path in recipe.available()]
     rows = matrix(names, sites, say=say)
     header = ["recipe", *(known.cluster.name for known in sites)]
     cells = [[row, *(answer.short for answer in answers)] for row, answers in rows.items()]
@@ -120,7 +120,7 @@ and padded to 2,048, as the report may have done: it padded to a length that it 
 
 def gemma_arithmetic(name: str) -> str:
     """Why no setting helps: weights and states against one GPU, in a sentence."""
-    plan = plan_point(one(name), profile.load("a100-80"))
+    plan = plan_point(one(name), cluster_profile.load("a100-80"))
     p, gib = plan.facts.parameters.total, 2**30
     logits = one(name).recipe.task.max_length * plan.facts.logits_width * 4
     return (
@@ -142,7 +142,7 @@ def epoch_table() -> str:
         line = [title]
         for length in (256, 2048):
             point = one("llama3_8b_winogrande_qlora", [f"task.max_length={length}"])
-            plan = scale(point, profile.load(name), gpus).plan
+            plan = scale(point, cluster_profile.load(name), gpus).plan
             hours = plan.time.step.total_s * steps / 3600 if plan and plan.time else math.nan
             line.append(f"{hours:.2g} h" if plan else "does not fit")
         cells.append(line)
@@ -158,7 +158,7 @@ def scale_page() -> str:
     for name, cluster in (
         ("llama3_8b", "a100-80"), ("llama3_8b", "h100-80"), ("llama3_70b", "h100-80"),
     ):  # fmt: skip
-        point, known = one(str(DOCS / "scale" / f"{name}.yaml")), profile.load(cluster)
+        point, known = one(str(DOCS / "scale" / f"{name}.yaml")), cluster_profile.load(cluster)
         say(f"scaling {name} on {cluster}")
         answers = {count: scale(point, known, count) for count in COUNTS}
         counts = ",".join(map(str, COUNTS))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hpcft import plan as planner
-from hpcft.cluster import profile
-from hpcft.memory.curves import KINDS, Curve, Line, Step
-from hpcft.recipe import FullRecipe
-from hpcft.records import Alternative, Cluster, Layout, ModelFacts, ParameterCount, Plan
+from hpcft.planning import planner
+from hpcft.config import cluster_profile
+from hpcft.planning.memory.step_memory import (KINDS, Curve, Line, Step)
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import (Alternative, Cluster, Layout, ModelFacts, ParameterCount, Plan)
 
 BILLION = 1_000_000_000
 NVME = {"node_disk_path": "/local", "node_disk_gib": 1000.0}
@@ -21,7 +21,7 @@ NVME = {"node_disk_path": "/local", "node_disk_gib": 1000.0}
 
 def cluster(name: str, **changes: Any) -> Cluster:
     """A shipped profile with fields changed."""
-    return profile.load(name).cluster.model_copy(update=changes)
+    return cluster_profile.load(name).cluster.model_copy(update=changes)
 
 
 CLASSIFY = {"name": "classification", "labels": ["a", "b"], "data": {"path": "x/y"}}

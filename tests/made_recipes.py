@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcft import recipe
-from hpcft.errors import InputError
-from hpcft.recipe import FullRecipe
+from hpcft.config import recipe
+from hpcft.core.errors import InputError
+from hpcft.config.recipe import FullRecipe
 
 
 def one(*overrides: str, name: str = "tiny.yaml") -> FullRecipe:

@@ -10,25 +10,15 @@ from typing import Any
 
 import pytest
 
-from hpcft import collect, failures, monitor, store
-from hpcft.cluster import slurm
-from hpcft.cluster.states import JobState
-from hpcft.errors import ClusterError
-from hpcft.paths import RunPaths
-from hpcft.recipe import FullRecipe
-from hpcft.records import (
-    Attempt,
-    Job,
-    Layout,
-    Measured,
-    MemoryItem,
-    ModelFacts,
-    ParameterCount,
-    Plan,
-    Progress,
-    Recovery,
-    RunRecord,
-)
+from hpcft.jobs import results, status
+from hpcft.recovery import diagnosis
+from hpcft.core import files as store
+from hpcft.scheduler import slurm
+from hpcft.scheduler.job_state import JobState
+from hpcft.core.errors import ClusterError
+from hpcft.core.paths import RunPaths
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import (Attempt, Job, Layout, Measured, MemoryItem, ModelFacts, ParameterCount, Plan, Progress, Recovery, RunRecord)
 
 AWAY = ClusterError("squeue failed (1): Unable to contact slurm controller")
 GIB = 2**30
@@ -133,21 +123,21 @@ class Runs:
                 os.utime(paths.progress, (part.updated_at, part.updated_at))
         for rank, (kind, message) in enumerate(errors):
             paths.errors.mkdir(exist_ok=True)
-            said = failures.RankError(rank=rank, node=f"n{rank}", at=10.0 + rank, kind=kind,
+            said = diagnosis.RankError(rank=rank, node=f"n{rank}", at=10.0 + rank, kind=kind,
                                       message=message)  # fmt: skip
             store.write(paths.errors / f"{rank}.json", said)
         if log:
             (paths.logs / f"{job_id}_0_log.err").write_text(log)
         return paths
 
-    def view(self, run_id: str) -> monitor.View:
+    def view(self, run_id: str) -> status.View:
         """What is known of a run."""
         ((paths, job),) = store.find_run(self.root, run_id)
-        return monitor.look(paths, job)
+        return status.look(paths, job)
 
-    def rows(self) -> list[collect.Row]:
+    def rows(self) -> list[results.Row]:
         """The table of all runs."""
-        return collect.rows(monitor.snapshot(store.runs_in(self.root)))
+        return results.rows(status.snapshot(store.runs_in(self.root)))
 
 
 def made_in(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:

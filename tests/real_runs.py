@@ -56,7 +56,7 @@ def executing(module: str, folder: Path) -> list[psutil.Process]:
 
 def children(folder: Path) -> list[int]:
     """The training processes of a run."""
-    return [process.pid for process in executing("hpcft.train.rank", folder)]
+    return [process.pid for process in executing("hpcft.training.worker", folder)]
 
 
 def supervisors(folder: Path) -> dict[int, int]:
@@ -73,5 +73,5 @@ def supervisors(folder: Path) -> dict[int, int]:
 
 def gone(folder: Path) -> bool:
     """Whether no process of a run is alive."""
-    controllers = executing("hpcft.train.local_controller", folder / "logs")
+    controllers = executing("hpcft.scheduler.local_controller", folder / "logs")
     return not (children(folder) or supervisors(folder) or controllers)

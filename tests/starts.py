@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from hpcft import store
-from hpcft import submit as submission
-from hpcft.cluster import profile
-from hpcft.paths import RunPaths
-from hpcft.train.rank import SAVED_EXIT
+from hpcft.core import files
+from hpcft.jobs import submit
+from hpcft.config import cluster_profile
+from hpcft.core.paths import RunPaths
+from hpcft.training.worker import SAVED_EXIT
 
 RANK = """
 import os, sys
@@ -45,15 +45,15 @@ rank.main(*sys.argv[5:])
 def made(folder: Path, recipe: Path, *overrides: str) -> Path:
     """A run folder as a submission leaves it, or with a new plan; nothing is started."""
     with patch.object(os, "sched_getaffinity", return_value=range(4)):  # ranks may share a core
-        _, (item,) = submission.prepare(str(recipe), "local", list(overrides))
-        site = profile.load("local").cluster
-    store.create_folder(folder)
+        _, (item,) = submit.prepare(str(recipe), "local", list(overrides))
+        site = cluster_profile.load("local").cluster
+    files.create_folder(folder)
     paths = RunPaths(folder)
-    store.write(paths.recipe, item.point.recipe)
-    store.write(paths.cluster, site)
-    store.write(paths.plan, item.plan)
-    store.write(paths.fingerprints, item.prints)
-    store.write(paths.staged, item.staged)
+    files.write(paths.recipe, item.point.recipe)
+    files.write(paths.cluster, site)
+    files.write(paths.plan, item.plan)
+    files.write(paths.fingerprints, item.prints)
+    files.write(paths.staged, item.staged)
     return folder
 
 

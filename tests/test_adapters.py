@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Cli, film_rows, write_rows
-from hpcft.train import answers
+from hpcft.training.modes import answer_log
 from tiny_models import llama_folder
 
 TRAINED = """\
@@ -65,7 +65,7 @@ def test_adapters_that_runs_have_trained_are_scored_together(workplace: Path, cl
     for row in rows_of:
         (run_id,) = row["run_ids"]
         folder = workplace / "runs/compared" / run_id / "answers"
-        found[row["point"]["method.adapter_path"]] = answers.read(folder)
+        found[row["point"]["method.adapter_path"]] = answer_log.read(folder)
     right, wrong = adapters
     assert found.keys() == {right, wrong, None}
     assert found[right] != found[wrong]

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import Cli, write_rows
-from hpcft import submit
-from hpcft.paths import RunPaths
-from hpcft.train import order
+from hpcft.jobs import submit
+from hpcft.core.paths import RunPaths
+from hpcft.training.data import batch_order
 from real_runs import losses
 from tiny_models import llama_folder
 
@@ -165,7 +165,7 @@ def test_gradients_over_ranks_are_those_of_one_process(agrees: Path) -> None:
     found = load_file(folder / "gradients.safetensors")
 
     examples = encoded(rows(8))
-    divided = order.of_run(prepared.point.recipe, prepared.plan, [len(ids) for ids, _ in examples])
+    divided = batch_order.of_run(prepared.point.recipe, prepared.plan, [len(ids) for ids, _ in examples])
     turns = list(divided.micro_batches(0))
     assert len(turns) == 4
     ranks = [[examples[i] for turn in turns[rank::2] for i in turn] for rank in range(2)]

@@ -11,13 +11,14 @@ import pytest
 
 import starts
 from conftest import film_rows, write_rows
-from hpcft import checkpoints
-from hpcft.paths import RunPaths
-from hpcft.records import Cluster, RunRecord
-from hpcft.store import read, write
-from hpcft.train import answers, copying
-from hpcft.train.rank import SAVED_EXIT
-from hpcft.train.start import Rank
+from hpcft.core import checkpoints
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, RunRecord
+from hpcft.core.files import read, write
+from hpcft.training.modes import answer_log
+from hpcft.training.checkpointing import node_local
+from hpcft.training.worker import SAVED_EXIT
+from hpcft.training.distributed.rank_env import Rank
 
 TINY = """\
 name: tiny
@@ -117,7 +118,7 @@ def test_what_a_nodes_disk_had_not_handed_over_is_done_again(small: Path, tmp_pa
     write(paths.cluster, site)
     starts.start(folder, at=7, who="1")  # that of step 6 gets its name in step 7 at the earliest
     assert saved(folder) == [2, 4]
-    near = copying.near_folder(paths, site, Rank(0, 2, 0, os.uname().nodename, "1"))
+    near = node_local.near_folder(paths, site, Rank(0, 2, 0, os.uname().nodename, "1"))
     assert near is not None
     (near / "left.pt").touch()
     assert starts.start(folder) == [0, 0]
@@ -214,8 +215,8 @@ def test_a_model_that_is_asked_goes_on_with_the_next_batch(asked: Path, tmp_path
     whole = starts.copied(folder, tmp_path / "whole")
     assert {*starts.start(whole)} == {0}
     assert {*starts.start(folder, at=0, signum=signal.SIGTERM, moment="answer")} == {SAVED_EXIT}
-    assert 0 < len(answers.read(folder / "answers")) < 40
+    assert 0 < len(answer_log.read(folder / "answers")) < 40
     assert {*starts.start(folder)} == {0}
-    assert answers.read(folder / "answers") == answers.read(whole / "answers")
+    assert answer_log.read(folder / "answers") == answer_log.read(whole / "answers")
     ours, theirs = (read(RunPaths(f).result, RunRecord).metrics for f in (folder, whole))
     assert ours == theirs

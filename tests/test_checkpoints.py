@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from hpcft import checkpoints, recoveries
-from hpcft.paths import RunPaths
-from hpcft.records import Checkpoint, Layout
-from hpcft.store import read, write
-from hpcft.train import cleaning, copying, interval, notice
-from hpcft.train.start import Rank
+from hpcft.core import checkpoints
+from hpcft.recovery import log
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Checkpoint, Layout
+from hpcft.core.files import read, write
+from hpcft.training.checkpointing import retention, node_local, interval
+from hpcft.training.distributed import stop_signal
+from hpcft.training.distributed.rank_env import Rank
 from made_plans import cluster
 
 # ---------------------------------------------------------------- which one to go on from
@@ -82,7 +84,7 @@ def test_a_damaged_one_is_skipped_and_told(kind: str, paths: RunPaths) -> None:
     damage(folder)
     found, (note,) = checkpoints.latest(paths)
     assert found is not None
-    assert found.record.step == recoveries.saved_step(paths) == 8
+    assert found.record.step == log.saved_step(paths) == 8
     assert note.startswith("checkpoint-12 was damaged (")
     assert said in note
 
@@ -90,7 +92,7 @@ def test_a_damaged_one_is_skipped_and_told(kind: str, paths: RunPaths) -> None:
 def test_what_was_being_written_is_removed(paths: RunPaths) -> None:
     made(paths, 8)
     (paths.checkpoints / ".checkpoint-12.part/checkpoint-12").mkdir(parents=True)
-    cleaning.remove_unfinished(paths)
+    retention.remove_unfinished(paths)
     assert [folder.name for folder in paths.checkpoints.iterdir()] == ["checkpoint-8"]
 
 
@@ -100,7 +102,7 @@ def test_metrics_of_steps_that_are_done_again_are_cut(paths: RunPaths) -> None:
              {"kind": "step", "step": 3}]  # fmt: skip
     written = [json.dumps(line) + "\n" for line in lines]
     paths.metrics.write_text("".join(written) + '{"kind": "st')
-    cleaning.cut_metrics(paths, len("".join(written[:2])))
+    retention.cut_metrics(paths, len("".join(written[:2])))
     assert paths.metrics.read_text() == "".join([*written[:2], written[3]])
 
 
@@ -114,9 +116,9 @@ def test_rotation_keeps_the_newest_the_best_and_what_was_asked_for(
     for step, asked in ((6, True), (8, True), (10, False), (12, True), (20, False), (30, True)):
         made(paths, step, asked=asked)  # 30 was damaged, and left behind by going on from 12
     best = str(paths.checkpoints / "checkpoint-6")
-    cleaning.rotate(paths, 20, best, kept)
+    retention.rotate(paths, 20, best, kept)
     assert sorted(map(checkpoints.step_of, checkpoints.folders(paths))) == left
-    cleaning.remove_recoveries(paths)
+    retention.remove_recoveries(paths)
     assert sorted(map(checkpoints.step_of, checkpoints.folders(paths))) == left[:-1]
 
 
@@ -145,9 +147,9 @@ def test_the_interval_of_a_recipe() -> None:
 
 
 def test_a_notice_is_a_signal_or_the_time_limit() -> None:
-    assert not notice.Notice().has_to_end(1e9)
-    assert notice.Notice(signum=15).has_to_end(0)
-    near = notice.Notice(deadline=time.time() + 60)
+    assert not stop_signal.Notice().has_to_end(1e9)
+    assert stop_signal.Notice(signum=15).has_to_end(0)
+    near = stop_signal.Notice(deadline=time.time() + 60)
     assert not near.has_to_end(30)
     assert near.has_to_end(90)
 
@@ -161,20 +163,20 @@ def test_a_copy_arrives_or_says_why_not(tmp_path: Path) -> None:
     (source / "global_step2/shard.pt").write_bytes(b"x" * 100)
     target.mkdir()
     (target / "of another node").touch()
-    copy = copying.Copy(source, target)
+    copy = node_local.Copy(source, target)
     copy.wait()
     assert copy.is_done
     assert (target / "global_step2/shard.pt").read_bytes() == b"x" * 100
     assert (target / "of another node").exists()
     assert not source.exists()
-    copying.Copy(target, target).wait()
+    node_local.Copy(target, target).wait()
     assert (target / "global_step2/shard.pt").exists(), "it only had to reach the disk"
     target.joinpath("global_step2").rename(source)
     source.joinpath("shard.pt").rename(source / "of another node")
     (target / "of another node").unlink()
     (target / "of another node").mkdir()
     with pytest.raises(IsADirectoryError):
-        copying.Copy(source, target).wait()
+        node_local.Copy(source, target).wait()
 
 
 def test_a_copy_that_fails_for_any_reason_is_not_taken_for_whole(
@@ -186,24 +188,24 @@ def test_a_copy_that_fails_for_any_reason_is_not_taken_for_whole(
     def fails(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(copying.shutil, "copyfile", fails)
+    monkeypatch.setattr(node_local.shutil, "copyfile", fails)
     with pytest.raises(MemoryError):
-        copying.Copy(tmp_path / "near", tmp_path / "far").wait()
+        node_local.Copy(tmp_path / "near", tmp_path / "far").wait()
 
 
 def test_a_folder_of_somebody_else_is_not_used(
     paths: RunPaths, caplog: pytest.LogCaptureFixture
 ) -> None:
     me = Rank(0, 1, 0, "n1", "7")
-    assert copying.made(paths, cluster("local"), me) is None
+    assert node_local.made(paths, cluster("local"), me) is None
     site = cluster("local", node_disk_path=str(paths.folder))
-    near = copying.near_folder(paths, site, me)
+    near = node_local.near_folder(paths, site, me)
     assert near is not None
-    assert copying.made(paths, site, me) == near
+    assert node_local.made(paths, site, me) == near
     assert near.stat().st_mode & 0o777 == 0o700
-    assert copying.has_room(near, 1)
-    assert not copying.has_room(near, 1 << 60)
-    copying.remove(near)
+    assert node_local.has_room(near, 1)
+    assert not node_local.has_room(near, 1 << 60)
+    node_local.remove(near)
     near.symlink_to(paths.folder)
-    assert copying.made(paths, site, me) is None
+    assert node_local.made(paths, site, me) is None
     assert "checkpoints are written to the run folder at once" in caplog.text

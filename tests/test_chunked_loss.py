@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-from hpcft.memory import parameters
-from hpcft.memory.curves import KINDS, Step
-from hpcft.memory.tracing.output_layer import loss_can_be_chunked
-from hpcft.memory.tracing.run import traces
-from hpcft.recipe import FullRecipe
-from hpcft.records import ModelSpec
+from hpcft.planning import model_facts
+from hpcft.planning.memory.step_memory import KINDS, Step
+from hpcft.planning.memory.tracing.output_layer import loss_can_be_chunked
+from hpcft.planning.memory.tracing.run import traces
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import ModelSpec
 from hpcft.tasks.base import IGNORED
 from hpcft.tasks.chunked_loss import loss_of
 
@@ -191,8 +191,8 @@ def test_only_next_tokens_have_a_loss_in_parts(
     made = recipe()
     classify = FullRecipe.model_validate({"name": "made", "model": {"path": "x/y"}, "task": labels,
                                           "method": {"name": "full"}})  # fmt: skip
-    assert parameters.facts(model, made.task, made.method).loss_in_parts
-    assert not parameters.facts(model, classify.task, classify.method).loss_in_parts
+    assert model_facts.facts(model, made.task, made.method).loss_in_parts
+    assert not model_facts.facts(model, classify.task, classify.method).loss_in_parts
 
 
 # ---------------------------------------------------------------- less memory

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from conftest import film_rows, write_rows
-from hpcft import identity
-from hpcft import recipe as recipes
-from hpcft.errors import DataError, InputError
-from hpcft.tasks import rows
+from hpcft.config import identity
+from hpcft.config import recipe
+from hpcft.core.errors import DataError, InputError
+from hpcft.tasks.data import examples as rows
 
 
 def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
     whole.save_to_disk(tmp_path / "alone")
 
     def examples(*changes: str) -> dict[str, int]:
-        (point,) = recipes.load(str(tiny), ["task.data.files=null", *changes])
+        (point,) = recipe.load(str(tiny), ["task.data.files=null", *changes])
         return {name: len(found) for name, found in rows.load(point.recipe.task).splits.items()}
 
     both = "task.data.splits={train: train, test: test}"
@@ -46,7 +46,7 @@ def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
         examples(alone, both)
     with pytest.raises(InputError, match="there is no folder"):
         examples("task.data.path=/nowhere/films")
-    (point,) = recipes.load(str(tiny), ["task.data.files=null", f"task.data.path={written}"])
+    (point,) = recipe.load(str(tiny), ["task.data.files=null", f"task.data.path={written}"])
     first = identity.fingerprints(point.recipe)["task.data.path"]
     write_rows(written / "films/test.jsonl", film_rows(3))
     assert identity.fingerprints(point.recipe)["task.data.path"] != first

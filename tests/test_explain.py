@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft.cluster import slurm
-from hpcft.cluster.states import JobState
+from hpcft.scheduler import slurm
+from hpcft.scheduler.job_state import JobState
 from made_runs import Runs, met, progress, record
 
 

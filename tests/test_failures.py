@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from hpcft import failures, recoveries, store
-from hpcft.cluster.states import JobState
-from hpcft.marks import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
-from hpcft.paths import RunPaths
+from hpcft.recovery import diagnosis, log as recoveries
+from hpcft.core import files
+from hpcft.scheduler.job_state import JobState
+from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
+from hpcft.core.paths import RunPaths
 from made_runs import Runs, met, progress
 
 OOM = ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {wanted}. GPU 0 has a total "
@@ -110,11 +111,11 @@ PRINTED = [
 AROUND = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n{}\n'
 
 
-def judge(runs: Runs, state: str = "FAILED", **given: Any) -> failures.Failure:
+def judge(runs: Runs, state: str = "FAILED", **given: Any) -> diagnosis.Failure:
     """The explanation of a run of this evidence."""
     paths = runs.add("aaaa0000", **given)
-    ((_, job),) = store.find_run(runs.root, "aaaa0000")
-    return failures.explain(paths, job.attempts[-1], JobState(state), recoveries.taken(paths))
+    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    return diagnosis.explain(paths, job.attempts[-1], JobState(state), recoveries.taken(paths))
 
 
 @pytest.mark.parametrize("by", ["log", "errors"])
@@ -127,7 +128,7 @@ def test_what_a_rank_says_names_the_class(name: str, text: str, by: str, runs: R
     assert failure.evidence[:60] in text, "the decisive line is shown"
     assert (failure.rank, failure.node) == (0, "n0" if by == "errors" else "")
     assert failure.source.endswith("11_0_log.err" if by == "log" else "errors/0.json")
-    assert failure.policy in failures.POLICIES
+    assert failure.policy in diagnosis.POLICIES
     runs.states = {"11": JobState("FAILED")}
     note = runs.view("aaaa0000").note
     assert note == str(failure) == f"{name}: {failure.sentence}; {failure.next_step}"
@@ -143,9 +144,9 @@ def test_what_stands_in_a_log_names_class_and_place(
 
 
 def test_every_class_with_a_pattern_has_evidence_here() -> None:
-    known = {name for name, row in failures.KNOWN.items() if row.patterns}
+    known = {name for name, row in diagnosis.KNOWN.items() if row.patterns}
     shown = {name for name, _ in SAID} | {name for name, *_ in PRINTED}
-    assert known <= shown <= set(failures.KNOWN)
+    assert known <= shown <= set(diagnosis.KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +170,9 @@ def test_every_class_with_a_pattern_has_evidence_here() -> None:
 def test_chatter_and_quoted_text_are_no_evidence(text: str, runs: Runs) -> None:
     failure = judge(runs, log=f"{text}\n", errors=(("ValueError", "the real one"),))
     assert (failure.name, failure.evidence) == ("user", "ValueError: the real one")
-    ((_, job),) = store.find_run(runs.root, "aaaa0000")
+    ((_, job),) = files.find_run(runs.root, "aaaa0000")
     (RunPaths(runs.root / "made/aaaa0000").errors / "0.json").unlink()
-    left = failures.explain(RunPaths(runs.root / "made/aaaa0000"), job.attempts[-1], JobState("?"))
+    left = diagnosis.explain(RunPaths(runs.root / "made/aaaa0000"), job.attempts[-1], JobState("?"))
     assert left.name in ("rank_died", "user"), left
     assert left.policy in ("requeue", "stop")
 
@@ -231,9 +232,9 @@ def test_a_time_limit_with_and_without_progress(runs: Runs) -> None:
     assert further.evidence == "the time limit was reached at step 30 of 120"
     paths = RunPaths(runs.root / "made/aaaa0000")
     met(paths, step=30)
-    ((_, job),) = store.find_run(runs.root, "aaaa0000")
+    ((_, job),) = files.find_run(runs.root, "aaaa0000")
     taken = recoveries.taken(paths)
-    again = failures.explain(paths, job.attempts[-1], JobState("TIMEOUT"), taken)
+    again = diagnosis.explain(paths, job.attempts[-1], JobState("TIMEOUT"), taken)
     assert (again.name, again.policy) == ("stuck", "stop")
     assert again.evidence == "the time limit was reached before step 31 (training)"
 
@@ -241,28 +242,28 @@ def test_a_time_limit_with_and_without_progress(runs: Runs) -> None:
 def test_what_an_earlier_start_or_attempt_said_is_dealt_with(runs: Runs) -> None:
     log = f"OSError: [Errno 28] No space left on device\n{STARTS_AGAIN} with less\nAborted\n"
     paths = runs.add("aaaa0000", errors=(("KeyError", "'x'"),), log=log)
-    ((_, job),) = store.find_run(runs.root, "aaaa0000")
+    ((_, job),) = files.find_run(runs.root, "aaaa0000")
     attempt, failed = job.attempts[-1], JobState("FAILED")
-    assert failures.explain(paths, attempt, failed).name == "user"
+    assert diagnosis.explain(paths, attempt, failed).name == "user"
     met(paths, step=3, at=time.time())  # the error was written before
-    left = failures.explain(paths, attempt, failed, recoveries.taken(paths))
+    left = diagnosis.explain(paths, attempt, failed, recoveries.taken(paths))
     assert (left.name, left.evidence) == ("rank_died", "a rank ended without a word")
     other = attempt.model_copy(update={"job_id": "12"})
-    error = failures.rank_errors(paths)[0].model_copy(update={"job_id": "11"})
-    failures.tell(paths, error)
-    assert failures.explain(paths, other, failed).name == "rank_died"
+    error = diagnosis.rank_errors(paths)[0].model_copy(update={"job_id": "11"})
+    diagnosis.tell(paths, error)
+    assert diagnosis.explain(paths, other, failed).name == "rank_died"
 
 
 def test_a_rank_that_knows_more_than_its_text_is_believed(runs: Runs) -> None:
     paths = runs.add("aaaa0000", errors=(CLOSED, ("TimeoutError", "no step for 312 s")))
-    error = failures.rank_errors(paths)[1].model_copy(update={"failure": "stuck"})
-    failures.tell(paths, error)
-    ((_, job),) = store.find_run(runs.root, "aaaa0000")
-    failure = failures.explain(paths, job.attempts[-1], JobState("FAILED"))
+    error = diagnosis.rank_errors(paths)[1].model_copy(update={"failure": "stuck"})
+    diagnosis.tell(paths, error)
+    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    failure = diagnosis.explain(paths, job.attempts[-1], JobState("FAILED"))
     assert (failure.name, failure.sentence) == ("stuck", "rank 1 on n1: no step for 312 s")
-    assert failure.next_step == failures.KNOWN["stuck"].next_step
+    assert failure.next_step == diagnosis.KNOWN["stuck"].next_step
     told = error.model_copy(update={"next_step": "look at it", "failure": "of_another_version"})
-    assert str(failures.judged(told)).endswith("no step for 312 s; look at it")
+    assert str(diagnosis.judged(told)).endswith("no step for 312 s; look at it")
 
 
 @pytest.mark.parametrize(
@@ -287,10 +288,10 @@ def test_a_rank_that_was_told_to_end_is_not_the_cause(
 ) -> None:
     paths = runs.add("aaaa0000")
     for number, (judged, kind, message) in enumerate(said):
-        failures.tell(paths, failures.RankError(rank=number, node="n1", at=1.0 + number, kind=kind,
+        diagnosis.tell(paths, diagnosis.RankError(rank=number, node="n1", at=1.0 + number, kind=kind,
                                                 message=message, failure=judged))  # fmt: skip
-    ((_, job),) = store.find_run(runs.root, "aaaa0000")
-    failure = failures.explain(paths, job.attempts[-1], JobState("RUNNING"))
+    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    failure = diagnosis.explain(paths, job.attempts[-1], JobState("RUNNING"))
     assert (failure.name, failure.rank) == (name, rank), failure
 
 
@@ -303,7 +304,7 @@ def test_a_setup_line_that_fails_is_told(runs: Runs) -> None:
     assert (failure.name, failure.policy) == ("module", "stop")
     assert failure.evidence == f"the profile's setup failed: {says}"
     log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
-    ((paths, job),) = store.find_run(runs.root, "aaaa0000")
+    ((paths, job),) = files.find_run(runs.root, "aaaa0000")
     # Done, it is no cause; and of a job that starts again the latest start counts.
     for text, name in (
         (f"{SETUP_BEGINS}\n{says}\n{SETUP_ENDS}\nOSError: [Errno 28] No space left on device\n",
@@ -312,7 +313,7 @@ def test_a_setup_line_that_fails_is_told(runs: Runs) -> None:
         (f"{SETUP_BEGINS}\n", "module"),
     ):  # fmt: skip
         log.write_text(text)
-        failure = failures.explain(paths, job.attempts[-1], JobState("FAILED", exit_code="1:0"))
+        failure = diagnosis.explain(paths, job.attempts[-1], JobState("FAILED", exit_code="1:0"))
         assert failure.name == name
     assert "failed without a word (exit code 1:0)" in failure.sentence
 
@@ -320,7 +321,7 @@ def test_a_setup_line_that_fails_is_told(runs: Runs) -> None:
 def test_a_disk_that_has_room_again_is_not_said_to_be_full(runs: Runs) -> None:
     text = "No space left on device: '/none/u/model.part'"
     failure = judge(runs, errors=(("OSError", f"[Errno 28] {text}"),))
-    assert failure.next_step == failures.KNOWN["disk"].next_step
+    assert failure.next_step == diagnosis.KNOWN["disk"].next_step
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
@@ -356,11 +357,11 @@ def test_hostile_logs_are_bounded_and_escaped(runs: Runs) -> None:
     assert failure.evidence.isprintable()
     assert len(failure.evidence) == 300
     log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
-    ((paths, job),) = store.find_run(runs.root, "aaaa0000")
+    ((paths, job),) = files.find_run(runs.root, "aaaa0000")
     for unit in ("RuntimeError: ", "Error", "srun: error: n1: tasks ", "exceeded ", "x: ", "a."):
         log.write_text(unit * (40_000 // len(unit)))
         started = time.perf_counter()
-        failures.explain(paths, job.attempts[-1], JobState("FAILED"))
+        diagnosis.explain(paths, job.attempts[-1], JobState("FAILED"))
         assert time.perf_counter() - started < 1.0, unit
 
 
@@ -369,5 +370,5 @@ def test_damaged_rank_errors_and_odd_bytes_are_no_trouble(runs: Runs) -> None:
     (paths.errors / "7.json").write_text("{")
     (paths.logs / "11_1_log.err").write_bytes(b"\xff\xfe\x00" * 100)
     (paths.logs / "11_99999999999_log.err").write_text("KeyError: 1")
-    ((_, job),) = store.find_run(runs.root, "aaaa0000")
-    assert "told" in failures.explain(paths, job.attempts[-1], JobState("FAILED")).sentence
+    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    assert "told" in diagnosis.explain(paths, job.attempts[-1], JobState("FAILED")).sentence

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import Cli
-from hpcft.paths import RunPaths
-from hpcft.train.finite import FP16_IN_A_ROW, Finite
+from hpcft.core.paths import RunPaths
+from hpcft.training.trainer.nan_guard import FP16_IN_A_ROW, Finite
 
 NAN, INF = math.nan, math.inf
 

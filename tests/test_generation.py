@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from hpcft.prompting.generation import generate
-from hpcft.prompting.requests import Request
-from hpcft.prompting.scorer import Scorer
+from hpcft.tasks.few_shot.generation import generate
+from hpcft.tasks.few_shot.requests import Request
+from hpcft.tasks.few_shot.scorer import Scorer
 from tiny_models import SHARED, VOCABULARY, asked, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import RECIPE, SITE, Cli, Said, line_of, write_rows
-from hpcft import document
+from hpcft.config import yaml_document
 
 HOSTILE = {
     "newline": "x\ntouch canary",
@@ -73,7 +73,7 @@ def write_value(path: Path, value: Any) -> None:
 
 @functools.cache
 def value_of(text: str) -> dict[str, Any]:
-    made: dict[str, Any] = document.parse(text, document.Origin("here")).value
+    made: dict[str, Any] = yaml_document.parse(text, yaml_document.Origin("here")).value
     return made
 
 

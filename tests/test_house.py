@@ -50,7 +50,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TRAIN_MAY_USE = FLOORS[FLOOR["store"] :]
 # Imported as the last step of a start: by name, so that no login node ever loads it.
 DOORS_TO_TRAIN = {
-    ("cluster", "hpcft.train.supervisor"), ("cluster", "hpcft.train.local_controller")
+    ("cluster", "hpcft.training.supervision.supervisor"), ("cluster", "hpcft.scheduler.local_controller")
 }  # fmt: skip
 
 HEAVY = {"accelerate", "bitsandbytes", "datasets", "deepspeed", "evaluate", "matplotlib", "nltk",
@@ -134,7 +134,7 @@ def test_train_is_reached_by_name_only() -> None:
         for module, file in MODULES.items() if room_of(module) != "train"
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        and node.value.startswith("hpcft.train.")
+        and node.value.startswith("hpcft.training.")
     }  # fmt: skip
     assert found == DOORS_TO_TRAIN
     assert all(name in MODULES for _, name in found)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import RECIPE, ROOT
-from hpcft import identity, recipe
-from hpcft.recipe import FullRecipe
+from hpcft.config import identity, recipe
+from hpcft.config.recipe import FullRecipe
 from made_recipes import one
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

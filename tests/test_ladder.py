@@ -7,26 +7,17 @@ from typing import Any
 
 import pytest
 
-from hpcft import ds_config, ladder, recoveries, store
-from hpcft.cluster.states import JobState
-from hpcft.failures import STARTS_AGAIN, RankError, explain
-from hpcft.out_of_memory import gpu_use, shortage
-from hpcft.paths import RunPaths
-from hpcft.recipe import FullRecipe
-from hpcft.records import (
-    Attempt,
-    Cluster,
-    Gpu,
-    Layout,
-    Lowered,
-    ModelFacts,
-    ParameterCount,
-    Plan,
-    Recovery,
-    RunRecord,
-)
-from hpcft.train import oom_kills
-from hpcft.units import GIB
+from hpcft.planning import deepspeed_config, oom_fallback
+from hpcft.recovery import log as recoveries
+from hpcft.core import files
+from hpcft.scheduler.job_state import JobState
+from hpcft.recovery.diagnosis import STARTS_AGAIN, RankError, explain
+from hpcft.recovery.diagnosis.oom import gpu_use, shortage
+from hpcft.core.paths import RunPaths
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import (Attempt, Cluster, Gpu, Layout, Lowered, ModelFacts, ParameterCount, Plan, Recovery, RunRecord)
+from hpcft.training.supervision import oom_killer
+from hpcft.core.units import GIB
 
 
 def recipe(**sections: Any) -> FullRecipe:
@@ -67,14 +58,14 @@ def plan(laid: Layout, made: FullRecipe, there: Cluster, eval_batch: int = 8) ->
         precision="bf16", optim="adamw_torch", per_device_eval_batch_size=eval_batch, facts=facts,
         gpu_memory=[], gpu_capacity_bytes=40 * GIB, host_memory=[], host_capacity_bytes=GIB,
         cpus_per_task=1, mem_mib=1, time_min=1,
-        ds_config=ds_config.build(laid, "bf16", facts, made.train, there),
+        ds_config=deepspeed_config.build(laid, "bf16", facts, made.train, there),
     )  # fmt: skip
 
 
 def way_down(first: Plan, made: FullRecipe, there: Cluster) -> list[str]:
     """What each rung changes, until there is none; the global batch is the same on all of them."""
     changes, now = [], first
-    while (below := ladder.step_down(now, made, there, "step")) is not None:
+    while (below := oom_fallback.step_down(now, made, there, "step")) is not None:
         new = below.layout
         each = new.per_device_train_batch_size * new.gradient_accumulation_steps
         assert each * new.world_size == made.train.global_batch_size
@@ -84,7 +75,7 @@ def way_down(first: Plan, made: FullRecipe, there: Cluster) -> list[str]:
             assert micro == new.per_device_train_batch_size
             assert below.ds_config["zero_optimization"]["stage"] == new.zero_stage
         assert (below.ds_config is None) == (new.zero_stage == 0)
-        changes.append(ladder.change(now, below))
+        changes.append(oom_fallback.change(now, below))
         now = below
     return changes
 
@@ -134,7 +125,7 @@ def test_on_a_cpu_nothing_is_offloaded() -> None:
 @pytest.mark.parametrize(("total", "micro", "below"), [(12, 6, 3), (12, 3, 1), (7, 7, 1)])
 def test_micro_batches_make_up_the_global_batch_exactly(total: int, micro: int, below: int) -> None:
     laid = layout(micro, gradient_accumulation_steps=total // micro)
-    found = ladder.next_rung(laid, recipe(train={"global_batch_size": total}), site())
+    found = oom_fallback.next_rung(laid, recipe(train={"global_batch_size": total}), site())
     assert found is not None
     assert found.per_device_train_batch_size == below
     assert below * found.gradient_accumulation_steps == total
@@ -142,7 +133,7 @@ def test_micro_batches_make_up_the_global_batch_exactly(total: int, micro: int, 
 
 def test_a_smaller_batch_is_no_answer_where_the_states_do_not_fit() -> None:
     made, there = recipe(), site()
-    below = ladder.step_down(plan(layout(8), made, there), made, there, "states")
+    below = oom_fallback.step_down(plan(layout(8), made, there), made, there, "states")
     assert below is not None
     assert below.layout.per_device_train_batch_size == 8
     assert below.layout.offload_optimizer == "cpu"
@@ -154,33 +145,33 @@ def test_scoring_has_a_batch_of_its_own() -> None:
     sizes = []
     while now is not None and now.layout == layout(8):
         sizes.append(now.per_device_eval_batch_size)
-        now = ladder.step_down(now, made, there, "evaluation")
+        now = oom_fallback.step_down(now, made, there, "evaluation")
     assert sizes == [4, 2, 1]
     assert now is not None, "then weights and optimizer have to give way"
-    stepped = ladder.step_down(plan(layout(8), made, there, eval_batch=32), made, there, "step")
+    stepped = oom_fallback.step_down(plan(layout(8), made, there, eval_batch=32), made, there, "step")
     assert stepped is not None
     assert stepped.per_device_eval_batch_size == 16, "it was a multiple of the micro-batch"
 
 
 def test_more_nodes_are_advised_where_they_would_hold_less() -> None:
     laid = layout(1, 4, zero_stage=3, gradient_checkpointing=True)
-    assert ladder.more_nodes(laid, recipe(), site()) == 2
-    assert ladder.more_nodes(laid, recipe(), site(max_nodes=1)) is None
+    assert oom_fallback.more_nodes(laid, recipe(), site()) == 2
+    assert oom_fallback.more_nodes(laid, recipe(), site(max_nodes=1)) is None
     only_four = recipe(train={"global_batch_size": 4})
-    assert ladder.more_nodes(laid, only_four, site()) is None, "a rank needs an example"
+    assert oom_fallback.more_nodes(laid, only_four, site()) is None, "a rank needs an example"
 
 
 def test_host_memory_is_asked_for_twice_over_up_to_what_a_node_has() -> None:
     first = plan(layout(8), recipe(), site()).model_copy(
         update={"mem_mib": 3 * 1024, "host_capacity_bytes": 8 * GIB}
     )
-    second = ladder.more_host_memory(first)
+    second = oom_fallback.more_host_memory(first)
     assert second is not None
-    assert ladder.change(first, second) == "host memory 3 GiB → 6 GiB"
-    third = ladder.more_host_memory(second)
+    assert oom_fallback.change(first, second) == "host memory 3 GiB → 6 GiB"
+    third = oom_fallback.more_host_memory(second)
     assert third is not None
     assert third.mem_mib == 8 * 1024
-    assert ladder.more_host_memory(third) is None
+    assert oom_fallback.more_host_memory(third) is None
 
 
 def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
@@ -203,18 +194,18 @@ def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
         record("made", 1, cause="host_oom"),
         record("made", 2, gradient_checkpointing=True),
     ]
-    cap = ladder.lowered(records, "made", "site")
+    cap = oom_fallback.lowered(records, "made", "site")
     assert cap == Lowered(per_device_train_batch_size=2, gradient_checkpointing=True)
-    assert ladder.lowered(records, "made", "elsewhere") is None
-    assert ladder.lowered(records[:1], "made", "site") is None
+    assert oom_fallback.lowered(records, "made", "elsewhere") is None
+    assert oom_fallback.lowered(records[:1], "made", "site") is None
 
 
 def test_of_two_ranks_that_take_a_rung_one_does(workplace: Path) -> None:
     made, there = recipe(), site()
     paths = RunPaths(workplace)
     first = plan(layout(8, 2), made, there)
-    store.write(paths.plan, first)
-    below = ladder.step_down(first, made, there, "step")
+    files.write(paths.plan, first)
+    below = oom_fallback.step_down(first, made, there, "step")
     assert below is not None
     for number in (0, 1):
         who = RankError(rank=number, node="n", at=float(number), kind="X", message="no memory")
@@ -222,8 +213,8 @@ def test_of_two_ranks_that_take_a_rung_one_does(workplace: Path) -> None:
     (rung,) = recoveries.taken(paths)
     assert (rung.number, rung.rank, rung.change) == (1, 0, "micro-batch 8 → 4")
     assert recoveries.plan_now(paths, made, there) == below
-    assert store.read(paths.effective_plan, Plan) == below
-    assert store.read(paths.plan, Plan) == first, "what was submitted stays as it was"
+    assert files.read(paths.effective_plan, Plan) == below
+    assert files.read(paths.plan, Plan) == first, "what was submitted stays as it was"
 
 
 # ---------------------------------------------------------------- whose memory ran out
@@ -339,7 +330,7 @@ def test_a_rank_that_knows_whose_memory_it_was_is_believed(workplace: Path) -> N
     judged = {"rank": 1, "node": "n1", "at": 2.0, "kind": "OutOfMemoryError", "message": text,
               "failure": "out_of_memory", "next_step": "set resources.nodes: 2"}  # fmt: skip
     for error in (closed, judged):
-        store.write(paths.errors / f"{error['rank']}.json", RankError.model_validate(error))
+        files.write(paths.errors / f"{error['rank']}.json", RankError.model_validate(error))
     failure = explain(paths, None, JobState("FAILED"))
     assert (failure.name, failure.next_step) == ("out_of_memory", "set resources.nodes: 2")
 
@@ -360,12 +351,12 @@ def test_where_the_kernel_counts_its_kills(tmp_path: Path) -> None:
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     (proc / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
-    assert oom_kills.counters(proc, groups) == [proc / "vmstat"]
+    assert oom_killer.counters(proc, groups) == [proc / "vmstat"]
     (proc / "self/cgroup").write_text("4:cpu,memory:/job_7\n1:cpu:/\n0::/step_0\n")
-    assert oom_kills.counters(proc, groups) == [proc / "vmstat"], "no such folders"
+    assert oom_killer.counters(proc, groups) == [proc / "vmstat"], "no such folders"
     for name, text in (("memory/job_7/memory.oom_control", "under_oom 0\noom_kill 1\n"),
                        ("step_0/memory.events", "low 0\noom 2\noom_kill 2\n")):  # fmt: skip
         (groups / name).parent.mkdir(parents=True)
         (groups / name).write_text(text)
-    found = oom_kills.counters(proc, groups)
+    found = oom_killer.counters(proc, groups)
     assert [file.name for file in found] == ["memory.oom_control", "memory.events"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from hpcft.records import PhasePeaks
-from hpcft.units import MIB
+from hpcft.core.records import PhasePeaks
+from hpcft.core.units import MIB
 from made_plans import cluster, facts, make, recipe
 
 
 def test_a_phase_has_its_own_peak() -> None:
-    from hpcft.train.peaks import Peaks
+    from hpcft.training.telemetry.memory_peaks import Peaks
 
     peaks = Peaks()
     held = b"x" * (300 * MIB)
@@ -28,7 +28,7 @@ def test_a_phase_has_its_own_peak() -> None:
 
 
 def test_of_all_ranks_the_largest_counts_and_a_node_is_their_sum() -> None:
-    from hpcft.train.peaks import most_bytes, of_all_ranks
+    from hpcft.training.telemetry.memory_peaks import most_bytes, of_all_ranks
 
     one = PhasePeaks(resident_bytes=5, allocated_bytes=1, reserved_bytes=4, device_bytes=9)
     two = PhasePeaks(resident_bytes=3, allocated_bytes=2, reserved_bytes=2, device_bytes=8)
@@ -41,7 +41,7 @@ def test_of_all_ranks_the_largest_counts_and_a_node_is_their_sum() -> None:
 
 
 def test_the_first_steps_do_not_count() -> None:
-    from hpcft.train.peaks import StepTimes
+    from hpcft.training.telemetry.memory_peaks import StepTimes
 
     times = StepTimes()
     for done in range(4):
@@ -58,14 +58,14 @@ def test_a_rank_that_is_alone_is_told_of_no_group(
     """Else its model is wrapped for others, and every gradient held twice."""
     import os
 
-    from hpcft.train import start
+    from hpcft.training.distributed import rank_env
 
     shape = {"nodes": 1, "gpus_per_node": ranks, "zero_stage": stage}
     offload = {"offload_optimizer": "cpu"} if stage and ranks == 1 else {}
     plan = make(recipe(resources=shape | offload), cluster("a100-80"), facts(100_000_000))
     monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "3,4"})
-    start._set_environment(start.Rank(0, ranks, 0, "here", "1"), plan)
+    rank_env._set_environment(rank_env.Rank(0, ranks, 0, "here", "1"), plan)
     alone = (ranks, stage) == (1, 0)
-    assert start.is_alone(plan) == alone
+    assert rank_env.is_alone(plan) == alone
     assert ("WORLD_SIZE" in os.environ) == ("LOCAL_RANK" in os.environ) == (not alone)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ("3" if alone else "3,4")

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from hpcft.memory import device, gathers, zero
-from hpcft.memory.curves import KINDS, Curve, Line, Step, curve, envelope, moments
-from hpcft.memory.gathers import FETCH, RELEASE, Order
-from hpcft.memory.states import NF4_DOUBLE_BYTES, lasting_bytes
-from hpcft.records import Layout, ParameterCount, ZeroSizes
+from hpcft.planning.memory import rank_memory, zero3_schedule, zero_memory
+from hpcft.planning.memory.step_memory import (KINDS, Curve, Line, Step, curve, envelope, moments)
+from hpcft.planning.memory.zero3_schedule import FETCH, RELEASE, Order
+from hpcft.planning.memory.model_states import NF4_DOUBLE_BYTES, lasting_bytes
+from hpcft.core.records import Layout, ParameterCount, ZeroSizes
 from made_plans import CLASSIFY, COMPLETE, cluster, recipe
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "memory"))
@@ -89,7 +89,7 @@ def test_the_whole_model_is_what_small_traces_say(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from hpcft.memory.tracing import run
+    from hpcft.planning.memory.tracing import run
 
     sizes = ZeroSizes(
         reduce_bucket_elements=20_000, prefetch_bucket_elements=5_000,
@@ -122,20 +122,20 @@ def test_any_architecture_is_traced_without_a_rule_of_its_own(kind: str) -> None
 def test_what_an_operation_returns_is_remembered_rightly(
     method: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hpcft.memory.tracing import operations
-    from hpcft.memory.tracing.run import traces
+    from hpcft.planning.memory.tracing import shape_cache
+    from hpcft.planning.memory.tracing.run import traces
 
     sizes = SIZES if changes.get("zero") else None
     asked = step(LLAMA, method, checkpointing=True, single=True, **changes | {"zero": sizes})
     remembered = traces(asked).parts
-    monkeypatch.setattr(operations, "_is_functional", lambda _: False)
+    monkeypatch.setattr(shape_cache, "_is_functional", lambda _: False)
     assert remembered == traces(asked).parts
 
 
 def test_a_result_that_shares_memory_is_not_remembered() -> None:
     import torch
 
-    from hpcft.memory.tracing import operations
+    from hpcft.planning.memory.tracing import shape_cache
 
     whole = torch.empty(4, 6, device="meta")
     for operation, arguments in (
@@ -144,13 +144,13 @@ def test_a_result_that_shares_memory_is_not_remembered() -> None:
         (torch.ops.aten.add_.Tensor, (whole, whole)),
     ):
         for _ in range(2):
-            found = operations.run(operation, arguments, {}, 1)
+            found = shape_cache.run(operation, arguments, {}, 1)
             assert found.untyped_storage()._cdata == whole.untyped_storage()._cdata
     for _ in range(2):
-        total = operations.run(torch.ops.aten.add.Tensor, (whole, whole.T.contiguous().T), {}, 1)
+        total = shape_cache.run(torch.ops.aten.add.Tensor, (whole, whole.T.contiguous().T), {}, 1)
         assert total.shape == (4, 6)
         assert total.untyped_storage()._cdata != whole.untyped_storage()._cdata
-    halves = operations.run(torch.ops.aten.add.Tensor, (whole.half(), whole.half()), {}, 1)
+    halves = shape_cache.run(torch.ops.aten.add.Tensor, (whole.half(), whole.half()), {}, 1)
     assert halves.dtype == torch.float16
 
 
@@ -166,12 +166,12 @@ LAYOUT = Layout(
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_closed_form_and_trace_agree_on_what_lasts(method: str, precision: Any) -> None:
-    from hpcft.memory import parameters
-    from hpcft.memory.tracing.run import traces
+    from hpcft.planning import model_facts
+    from hpcft.planning.memory.tracing.run import traces
 
     wide = {**LLAMA, "hidden_size": 256, "intermediate_size": 512}
     asked = step(wide, method, precision=precision)
-    facts = parameters.facts(asked.model, asked.task, asked.method)
+    facts = model_facts.facts(asked.model, asked.task, asked.method)
     traced = next(line for line in curve(asked).training if line.part.startswith("forward"))
     kinds = dict(zip(KINDS, traced.at(2), strict=True))
     by_hand = lasting_bytes(facts, asked.method, LAYOUT, precision, "adamw_torch")
@@ -192,28 +192,28 @@ def test_closed_form_and_trace_agree_on_what_lasts(method: str, precision: Any) 
 )
 def test_what_is_known_without_a_trace_is_below_what_one_tells(method: str, stage: int) -> None:
     """A layout that is refused by it would have been refused by its trace."""
-    from hpcft.memory import parameters
+    from hpcft.planning import model_facts
 
     made = recipe(model={"config": LLAMA}, task={**COMPLETE, "max_length": 48},
                   method={"name": method})  # fmt: skip
-    facts = parameters.facts(made.model, made.task, made.method)
+    facts = model_facts.facts(made.model, made.task, made.method)
     laid = LAYOUT.model_copy(update={"zero_stage": stage, "ranks_per_node": 2})
-    traced = curve(device.step_of(made, laid, cluster("cpu"), facts, "fp32"))
-    peak = device.peak(traced, facts, laid, "fp32", "adamw_torch", on_gpu=False)
-    least = device.least_bytes(facts, made.method, laid, "fp32", "adamw_torch", on_gpu=False)
+    traced = curve(rank_memory.step_of(made, laid, cluster("cpu"), facts, "fp32"))
+    peak = rank_memory.peak(traced, facts, laid, "fp32", "adamw_torch", on_gpu=False)
+    least = rank_memory.least_bytes(facts, made.method, laid, "fp32", "adamw_torch", on_gpu=False)
     assert 0 < least <= peak.total_bytes
 
 
 def test_zero_1_is_traced_as_zero_2_where_every_gradient_fits_a_bucket() -> None:
-    from hpcft.memory import parameters
+    from hpcft.planning import model_facts
 
     site = cluster("a100-80")
     for method, width, stage in (("lora", 64, 2), ("full", 64, 2), ("full", 4000, 1)):
         made = recipe(model={"config": LLAMA | {"intermediate_size": width * 10}}, task=COMPLETE,
                       method={"name": method})  # fmt: skip
-        facts = parameters.facts(made.model, made.task, made.method)
+        facts = model_facts.facts(made.model, made.task, made.method)
         steps = [
-            device.step_of(made, LAYOUT.model_copy(update={"zero_stage": n}), site, facts, "bf16")
+            rank_memory.step_of(made, LAYOUT.model_copy(update={"zero_stage": n}), site, facts, "bf16")
             for n in (1, 2)
         ]
         assert steps[0].zero_stage == stage
@@ -266,10 +266,10 @@ def test_a_tensor_across_a_cut_is_kept_on_both_sides() -> None:
     counts = ParameterCount(
         total=100, trainable=100, added=0, largest_layer=60, trained_tensors=[60, 40]
     )
-    assert zero.largest_share(counts, 2) == 1.0, "the second part begins inside the first tensor"
-    assert zero.largest_share(counts, 1) == 1.0
+    assert zero_memory.largest_share(counts, 2) == 1.0, "the second part begins inside the first tensor"
+    assert zero_memory.largest_share(counts, 1) == 1.0
     even = counts.model_copy(update={"trained_tensors": [50, 50]})
-    assert zero.largest_share(even, 2) == 0.5
+    assert zero_memory.largest_share(even, 2) == 0.5
 
 
 def test_a_group_of_the_optimizer_takes_whole_parameters() -> None:
@@ -278,10 +278,10 @@ def test_a_group_of_the_optimizer_takes_whole_parameters() -> None:
         total=100, trainable=100, added=0, largest_layer=60,
         trained_tensors=[20, 60, 10], trained_vectors=[10],
     )  # fmt: skip
-    assert zero.largest_group(counts, 2, 1000) == 45, "all matrices; vectors are a row of their own"
-    assert zero.largest_group(counts, 2, 20) == 40, "10 are too few, and then come 30"
-    assert zero.largest_group(counts, 2, 1) == 30
-    assert zero.largest_group(counts.model_copy(update={"trained_tensors": []}), 1, 10) == 10
+    assert zero_memory.largest_group(counts, 2, 1000) == 45, "all matrices; vectors are a row of their own"
+    assert zero_memory.largest_group(counts, 2, 20) == 40, "10 are too few, and then come 30"
+    assert zero_memory.largest_group(counts, 2, 1) == 30
+    assert zero_memory.largest_group(counts.model_copy(update={"trained_tensors": []}), 1, 10) == 10
 
 
 def test_an_event_is_that_of_the_deeper_trace() -> None:
@@ -318,7 +318,7 @@ def order(layers: int) -> Order:
 
 
 def test_gathers_stay_within_their_bounds_and_end() -> None:
-    played = gathers.play(order(20), SIZES, on_cpu=False)
+    played = zero3_schedule.play(order(20), SIZES, on_cpu=False)
     assert played.always == 20 * 5
     most = max(max(high) for high in played.highest.values())
     assert 200 <= most <= SIZES.max_live_elements + 100
@@ -327,7 +327,7 @@ def test_gathers_stay_within_their_bounds_and_end() -> None:
 
 def test_without_prefetch_one_layer_is_whole_at_a_time() -> None:
     alone = SIZES.model_copy(update={"prefetch_bucket_elements": 0})
-    played = gathers.play(order(20), alone, on_cpu=False)
+    played = zero3_schedule.play(order(20), alone, on_cpu=False)
     assert {max(high) for high in played.highest.values()} == {100 + 100}
 
 
@@ -335,12 +335,12 @@ def test_what_is_used_again_soon_stays() -> None:
     near = SIZES.model_copy(
         update={"prefetch_bucket_elements": 0, "max_reuse_distance_elements": 210}
     )
-    played = gathers.play(order(20), near, on_cpu=False)
+    played = zero3_schedule.play(order(20), near, on_cpu=False)
     assert played.settled["forward 19"][-1] > played.settled["forward 0"][-1]
 
 
 def test_a_row_of_layers_is_stretched_by_its_period() -> None:
-    long, like = gathers.stretched(order(4), 4, 10, 2)
+    long, like = zero3_schedule.stretched(order(4), 4, 10, 2)
     assert list(long.parts)[:10] == [f"forward {i}" for i in range(10)]
     assert [like[f"forward {i}"].split()[1] for i in range(10)] == list("0121212123")
     assert set(long.owned) == {f"layers.{i}" for i in range(10)}

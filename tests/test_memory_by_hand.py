@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from hpcft.memory import device, zero
-from hpcft.memory.states import host_states, lasting_bytes, loading_bytes
-from hpcft.units import GIB
+from hpcft.planning.memory import rank_memory, zero_memory
+from hpcft.planning.memory.model_states import host_states, lasting_bytes, loading_bytes
+from hpcft.core.units import GIB
 from made_plans import BILLION, cluster, facts, layout, make, recipe
 
 # ---------------------------------------------------------------- model states by hand
@@ -46,7 +46,7 @@ def test_what_lasts_by_hand(stage: int, ranks: int, precision: Any, bytes_each: 
 )
 def test_shards_by_hand(stage: int, changes: dict[str, str], bytes_each: float) -> None:
     """DeepSpeed's memory.rst: 4L + 2P/N, 4L, 4L + 16P/N."""
-    items = zero.lasting(facts(), layout(stage, 4, **changes), "bf16", "adamw_torch")
+    items = zero_memory.lasting(facts(), layout(stage, 4, **changes), "bf16", "adamw_torch")
     shards = sum(item.bytes for item in items if item.name != "reduce bucket")
     assert shards == pytest.approx(bytes_each * BILLION)
     buckets = [item.bytes for item in items if item.name == "reduce bucket"]
@@ -67,7 +67,7 @@ def test_shards_by_hand(stage: int, changes: dict[str, str], bytes_each: float) 
 def test_the_optimizers_work_by_hand(
     stage: int, precision: Any, optim: str, on_gpu: bool, bytes_each: float
 ) -> None:
-    (item,) = zero.passing(
+    (item,) = zero_memory.passing(
         "optimizer", facts(), layout(stage, 4), precision, optim, 1 / 4, on_gpu=on_gpu
     )
     assert item.bytes == pytest.approx(bytes_each * BILLION / 4)
@@ -115,10 +115,10 @@ def test_qlora_by_hand(double: bool, each: float) -> None:
 def test_lora_under_zero3_moves_the_frozen_weights_too() -> None:
     method = recipe(method={"name": "lora"}).method
     counts = facts(8 * BILLION, trainable=10_000_000)
-    items = {i.name: i.bytes for i in zero.lasting(counts, layout(3, 4), "bf16", "adamw_torch")}
+    items = {i.name: i.bytes for i in zero_memory.lasting(counts, layout(3, 4), "bf16", "adamw_torch")}
     assert items["weight shards"] == 2 * 8 * BILLION // 4
     laid = layout(3, 4, offload_optimizer="cpu", offload_param="cpu")
-    moved = {i.name for i in zero.lasting(counts, laid, "bf16", "adamw_torch")}
+    moved = {i.name for i in zero_memory.lasting(counts, laid, "bf16", "adamw_torch")}
     assert "weight shards" not in moved
     host = {i.name: i.bytes for i in host_states(counts, method, laid, "bf16", load_bytes=0)}
     assert host["offloaded frozen weights"] == 1.5 * 2 * (8 * BILLION - 10_000_000)
@@ -145,7 +145,7 @@ def test_a_plan_counts_what_is_beside_the_tensors() -> None:
     rank = {item.name: item.bytes for item in made.gpu_memory}
     outside = ("fragmentation", "CUDA context", "communicator buffers")
     tensors = sum(size for name, size in rank.items() if name not in outside)
-    assert rank["fragmentation"] == int(device.FRAGMENTATION * tensors)
+    assert rank["fragmentation"] == int(rank_memory.FRAGMENTATION * tensors)
     assert rank["CUDA context"] == rank["communicator buffers"] == GIB // 2
     assert rank["gradient buckets"] == 4 * BILLION
     host = {item.name: item.bytes for item in made.host_memory}

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from conftest import Cli, film_rows, write_rows
-from hpcft import recipe as recipes
-from hpcft.errors import InputError
-from hpcft.memory import modules
+from hpcft.config import recipe as recipes
+from hpcft.core.errors import InputError
+from hpcft.planning import parameter_table
 from hpcft.methods import HeadOnly, LoRA, PromptTuning, PTuning
 from tiny_models import bert_folder
 
@@ -22,11 +22,11 @@ FULL = ["method.name=full"]
 LORA8 = ["method.name=lora", "method.r=8"]
 
 
-def table(name: str, overrides: list[str]) -> dict[str, modules.ModuleGroup]:
+def table(name: str, overrides: list[str]) -> dict[str, parameter_table.ModuleGroup]:
     (point,) = recipes.load(name, overrides)
     recipe = point.recipe
-    groups = modules.module_groups(recipe.model, recipe.task, recipe.method)
-    return {group.name: group for group in [*groups, modules.total(groups)]}
+    groups = parameter_table.module_groups(recipe.model, recipe.task, recipe.method)
+    return {group.name: group for group in [*groups, parameter_table.total(groups)]}
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,15 @@ from typing import Any
 import pytest
 
 import made_plans
-from hpcft import calibration, collect, ladder, monitor, more_nodes, recoveries, store
-from hpcft import plan as planner
-from hpcft.memory import parameters
-from hpcft.paths import RunPaths, calibration_file
-from hpcft.recipe import FullRecipe
-from hpcft.records import (
-    Attempt,
-    Calibration,
-    Cluster,
-    Gpu,
-    Job,
-    Layout,
-    Lowered,
-    Plan,
-    Recovery,
-    RunRecord,
-)
+from hpcft.planning import calibration, oom_fallback
+from hpcft.jobs import results, status
+from hpcft.recovery import replan, log
+from hpcft.core import files
+from hpcft.planning import planner
+from hpcft.planning import model_facts
+from hpcft.core.paths import RunPaths, calibration_file
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import (Attempt, Calibration, Cluster, Gpu, Job, Layout, Lowered, Plan, Recovery, RunRecord)
 
 SMALL = {"model_type": "bert", "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1,
          "num_attention_heads": 2, "intermediate_size": 64,
@@ -58,9 +50,9 @@ def layout(nodes: int, **changes: Any) -> Layout:
 
 def at_the_end(made: FullRecipe, there: Cluster, first: Layout) -> Plan:
     """A plan of which nothing is left to lower on its nodes."""
-    facts = parameters.facts(made.model, made.task, made.method)
-    plan = ladder.with_layout(planner.make(made, there, facts), first, 1, made, there)
-    assert ladder.step_down(plan, made, there, "step") is None
+    facts = model_facts.facts(made.model, made.task, made.method)
+    plan = oom_fallback.with_layout(planner.make(made, there, facts), first, 1, made, there)
+    assert oom_fallback.step_down(plan, made, there, "step") is None
     return plan
 
 
@@ -72,7 +64,7 @@ def test_each_time_the_run_takes_more_nodes_until_the_profile_has_no_more() -> N
     now: Plan | None = at_the_end(made, there, layout(1))
     told = []
     while now is not None:
-        new = more_nodes.planned(now, made, there)
+        new = replan.planned(now, made, there)
         if new is not None:
             after = new.layout
             assert after.per_device_train_batch_size == 1
@@ -83,7 +75,7 @@ def test_each_time_the_run_takes_more_nodes_until_the_profile_has_no_more() -> N
             assert new.mem_mib >= now.mem_mib, "what was too little is not lowered"
             assert new.ds_config is not None
             assert new.ds_config["train_batch_size"] == 16
-            told.append(ladder.change(now, new))
+            told.append(oom_fallback.change(now, new))
         now = new
     assert told == ["1 → 2 nodes, no sharding → ZeRO-1, queued anew", "2 → 4 nodes, queued anew"]
 
@@ -104,7 +96,7 @@ def test_where_more_nodes_are_not_for_the_run_to_take(
     made, there = recipe(**sections), site(**changes)
     batch = made.train.global_batch_size
     first = layout(1, gradient_accumulation_steps=batch)
-    assert more_nodes.planned(at_the_end(made, there, first), made, there) is None
+    assert replan.planned(at_the_end(made, there, first), made, there) is None
 
 
 def test_several_nodes_are_whole_ones() -> None:
@@ -114,9 +106,9 @@ def test_several_nodes_are_whole_ones() -> None:
     first = layout(1, zero_stage=3, offload_optimizer="cpu", offload_param="cpu")
     made = recipe()
     before = at_the_end(made, there, first)
-    after = more_nodes.planned(before, made, there)
+    after = replan.planned(before, made, there)
     assert after is not None
-    assert ladder.change(before, after) == "1 → 2 nodes, 1 → 4 ranks on each, queued anew"
+    assert oom_fallback.change(before, after) == "1 → 2 nodes, 1 → 4 ranks on each, queued anew"
     assert (after.layout.offload_optimizer, after.layout.offload_param) == ("cpu", "cpu")
 
 
@@ -124,7 +116,7 @@ def test_several_nodes_are_whole_ones() -> None:
 
 
 def rung(
-    number: int, laid: Layout, how: recoveries.How = "restarted", job_id: str = "1"
+    number: int, laid: Layout, how: log.How = "restarted", job_id: str = "1"
 ) -> Recovery:
     return Recovery(number=number, at=1.0, cause="out_of_memory", job_id=job_id, rank=0, node="n",
                 change=f"rung {number}",
@@ -142,12 +134,12 @@ def test_nodes_and_a_loss_in_parts_are_learned() -> None:
     wider = record(rung(1, layout(1)), rung(2, layout(2, zero_stage=1), "queued anew"))
     planned_wide = record(rung(1, layout(4, zero_stage=1)))
     cap = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
-    assert ladder.lowered([alone, wider], "made", "site") == Lowered(**cap, loss_chunks=8, nodes=2)
-    assert ladder.lowered([planned_wide], "made", "site") == Lowered(**cap), "it was never too few"
+    assert oom_fallback.lowered([alone, wider], "made", "site") == Lowered(**cap, loss_chunks=8, nodes=2)
+    assert oom_fallback.lowered([planned_wide], "made", "site") == Lowered(**cap), "it was never too few"
 
 
 def test_a_run_without_a_result_is_learned_from_too() -> None:
-    ended = collect.Unfinished("made", "site", (rung(1, layout(1, loss_chunks=8)),))
+    ended = results.Unfinished("made", "site", (rung(1, layout(1, loss_chunks=8)),))
     cap = Lowered(per_device_train_batch_size=1, gradient_checkpointing=True, loss_chunks=8)
     fitted = calibration.fit([], "site", [ended])
     assert (fitted.lowered, fitted.runs) == ({"made": cap}, 0)
@@ -160,16 +152,16 @@ def test_a_failed_run_lowers_the_next_plan(workplace: Path) -> None:
     paths.recoveries.mkdir()
     attempt = Attempt(job_id="999999999", token="t", submitted_at=1.0, logs=str(paths.logs),
                       host=os.uname().nodename, process_started=1.0)  # fmt: skip
-    store.write(paths.job, Job(run_id="aaaa0000", recipe="made", cluster="site",
+    files.write(paths.job, Job(run_id="aaaa0000", recipe="made", cluster="site",
                                scheduler="local", attempts=[attempt]))  # fmt: skip
-    store.write(paths.recoveries / "1.json", rung(1, layout(1)))
+    files.write(paths.recoveries / "1.json", rung(1, layout(1)))
     root = workplace / "runs"
-    views = monitor.snapshot(store.runs_in(root))
+    views = status.snapshot(files.runs_in(root))
     assert [view.state for view in views] == ["FAILED"]
-    assert collect.learn(views, root) == [
+    assert results.learn(views, root) == [
         "calibration of site by 0 runs: made came down to micro-batch 1, checkpointing"
     ]
-    known = store.read(calibration_file(root, "site"), Calibration)
+    known = files.read(calibration_file(root, "site"), Calibration)
     assert "made" in known.lowered
 
 
@@ -179,7 +171,7 @@ def shapes(made: FullRecipe, there: Cluster, **cap: Any) -> list[Layout]:
     known = Calibration(lowered={"made": Lowered.model_validate(least)})
     held = there.model_copy(update={"calibration": known})
     found = list(planner.layouts(made, there, loss_in_parts=True))
-    return ladder.held_down(found, made, held)
+    return oom_fallback.held_down(found, made, held)
 
 
 def test_plans_are_held_to_what_earlier_runs_needed() -> None:

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import made_plans
-from hpcft.layouts import problems
-from hpcft.memory import parameters
-from hpcft.paths import RunPaths
-from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster, ModelFacts
+from hpcft.planning.layouts import problems
+from hpcft.planning import model_facts
+from hpcft.core.paths import RunPaths
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import Cluster, ModelFacts
 from hpcft.tasks import packing
 from hpcft.tasks.base import IGNORED, Features
 from hpcft.tasks.chunked_loss import loss_of
-from hpcft.train import loop
-from hpcft.train.heartbeat import Heartbeat
-from hpcft.train.order import Order, Rows, of_run
-from hpcft.train.prepare import Split
-from hpcft.train.start import Rank
+from hpcft.training.modes import finetune
+from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.data.batch_order import Order, Rows, of_run
+from hpcft.training.data.prepare import Split
+from hpcft.training.distributed.rank_env import Rank
 from tiny_models import llama_folder
 
 LENGTHS = (9, 3, 14, 1, 6)
@@ -350,17 +350,17 @@ def trainer_of(base: Path, folder: Path, train: dict[str, Any]) -> Any:
     )  # fmt: skip
     site = Cluster(name="here", scheduler="local", accelerator="cpu", cores_per_node=2,
                    host_memory_gib=64)  # fmt: skip
-    plan = made_plans.make(made, site, parameters.facts(made.model, made.task, made.method))
+    plan = made_plans.make(made, site, model_facts.facts(made.model, made.task, made.method))
     tokenizer = AutoTokenizer.from_pretrained(base)
     texts = [{"prompt": "say: ", "completion": "ha" * (1 + 7 * i % 26)} for i in range(20)]
     rows = [made.task.training_features(text, tokenizer)[0] for text in texts]
     split = Split(datasets.Dataset.from_list(rows), texts)
     paths = RunPaths(folder)
     order = of_run(made, plan, split.lengths)
-    arguments = loop.training_arguments(paths, made, plan, order.accumulation, has_validation=False)
-    model = loop.models.load(paths, made, plan, tokenizer)
+    arguments = finetune.training_arguments(paths, made, plan, order.accumulation, has_validation=False)
+    model = finetune.models.load(paths, made, plan, tokenizer)
     heartbeat = Heartbeat(paths, Rank(1, 2, 0, "here", "1"))
-    trainer = loop.trainer_of(made, plan, arguments, model, tokenizer, split, None, heartbeat)
+    trainer = finetune.trainer_of(made, plan, arguments, model, tokenizer, split, None, heartbeat)
     trainer.order, trainer.max_length = order, 64
     return trainer
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft import recipe as recipes
-from hpcft.cluster import profile
-from hpcft.errors import DoesNotFit, InputError
-from hpcft.fits import plan_point
-from hpcft.layouts import doubling, layouts, precision_of, problems
-from hpcft.memory import parameters
-from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster
+from hpcft.config import recipe as recipes
+from hpcft.config import cluster_profile
+from hpcft.core.errors import DoesNotFit, InputError
+from hpcft.planning.feasibility import plan_point
+from hpcft.planning.layouts import (doubling, layouts, precision_of, problems)
+from hpcft.planning import model_facts
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import Cluster
 from made_plans import BILLION, CLASSIFY, COMPLETE, NVME, cluster, facts, make, recipe
 
 RECIPES = sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_fits_or_is_refused_with_a_change_that_would(name: str, site: str) -> None:
     (point,) = recipes.load(str(ROOT / "recipes" / f"{name}.yaml"))
-    known = profile.load(site)
+    known = cluster_profile.load(site)
     try:
         plan = plan_point(point, known)
     except (DoesNotFit, InputError) as error:
@@ -59,7 +59,7 @@ def test_every_recipe_fits_or_is_refused_with_a_change_that_would(name: str, sit
 def test_gemma_in_full_is_refused_on_a_t4() -> None:
     (point,) = recipes.load("gemma7b_full")
     with pytest.raises(DoesNotFit) as refused:
-        plan_point(point, profile.load("t4-16"))
+        plan_point(point, cluster_profile.load("t4-16"))
     lines = str(refused.value).splitlines()
     assert lines[0].startswith("gemma7b_full does not fit t4-16: ")
     assert "of a T4" in lines[0] or "host memory" in lines[0]
@@ -166,7 +166,7 @@ def test_too_long_for_roberta_counts_its_reserved_positions() -> None:
     """514 rows of position embeddings take 512 tokens: counting starts behind the padding's."""
     (point,) = recipes.load("roberta_mnli_full", ["task.max_length=513"])
     model, task, method = point.recipe.model, point.recipe.task, point.recipe.method
-    counted = parameters.facts(model, task, method)
+    counted = model_facts.facts(model, task, method)
     assert counted.max_positions == 512
     (found,) = problems(point.recipe, cluster("a100-80"), counted)
     assert "at most 512 tokens, got 513" in found[1]

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft.units import parse_bytes
+from hpcft.core.units import parse_bytes
 from imports import imported_by
 
 GEMMA, QLORA = "gemma7b_full", "llama3_8b_winogrande_qlora"

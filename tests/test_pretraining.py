@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from conftest import Cli, write_rows
-from hpcft.records import DataSpec, TokenizerTraining
-from hpcft.tasks import Pretraining, rows
+from hpcft.core.records import DataSpec, TokenizerTraining
+from hpcft.tasks import Pretraining
+from hpcft.tasks.data import examples
 from hpcft.tasks.base import IGNORED
-from hpcft.train.tokenizer import train_tokenizer
+from hpcft.training.data.tokenizer import train_tokenizer
 
 
 def task(folder: Path | None = None, **options: Any) -> Pretraining:
@@ -40,7 +41,7 @@ def test_pairs_are_neighbours_or_strangers(tmp_path: Path) -> None:
     lines = [line for number in range(40) for line in article(number)]
     write_rows(tmp_path / "train.jsonl", [{"text": line} for line in lines])
     wanted = task(tmp_path)
-    pairs = rows.load(wanted).splits["train"]
+    pairs = examples.load(wanted).splits["train"]
     for pair in pairs:
         first, second = owner(pair["first"]), owner(pair["second"])
         assert len(first) == len(second) == 1, "no piece goes over the end of an article"
@@ -50,18 +51,18 @@ def test_pairs_are_neighbours_or_strangers(tmp_path: Path) -> None:
     strangers = sum(pair["label"] for pair in pairs) / len(pairs)
     assert 0.4 < strangers < 0.6
     assert len({owner(pair["first"]).pop() for pair in pairs}) == 40
-    assert rows.load(wanted).splits["train"] == pairs, "the same seed gives the same pairs"
+    assert examples.load(wanted).splits["train"] == pairs, "the same seed gives the same pairs"
 
 
 def test_without_titles_empty_lines_part_documents(tmp_path: Path) -> None:
     lines = ["One is here. Two is here.", "Three is here. Four is here.", "", "Five. Six."]
     write_rows(tmp_path / "train.jsonl", [{"text": line} for line in lines])
-    for pair in rows.load(task(tmp_path)).splits["train"]:
+    for pair in examples.load(task(tmp_path)).splits["train"]:
         inside = [text in "Five. Six." for text in (pair["first"], pair["second"])]
         assert (inside[0] != inside[1]) == pair["label"]
     write_rows(tmp_path / "train.jsonl", [{"text": "Just this."}, {"text": ""}])
     with pytest.raises(Exception, match="2 rows are too few for one example"):
-        rows.load(task(tmp_path))
+        examples.load(task(tmp_path))
 
 
 PIECE = " ".join(f"word{i}" for i in range(40))

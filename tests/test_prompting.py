@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from conftest import ASKED, write_rows
-from hpcft import recipe as recipes
-from hpcft.errors import DataError, InputError
-from hpcft.tasks import rows
+from hpcft.config import recipe
+from hpcft.core.errors import DataError, InputError
+from hpcft.tasks.data import examples
 from hpcft.tasks.base import Example
-from hpcft.tasks.prompting import NO_ANSWER, Prompting
+from hpcft.tasks.few_shot.task import NO_ANSWER, Prompting
 
 QUESTION = "Review: {text}\nIt is "
 
@@ -157,7 +157,7 @@ def test_rows_that_cannot_be_asked(
     files = {"train": str(write_rows(tmp_path / "train.jsonl", train)),
              "test": str(write_rows(tmp_path / "test.jsonl", [good, row or good]))}  # fmt: skip
     with pytest.raises((InputError, DataError)) as error:
-        rows.check_local_data(task_of(data={"files": files}, **options), "test")
+        examples.check_local_data(task_of(data={"files": files}, **options), "test")
     assert said in str(error.value)
 
 
@@ -178,23 +178,23 @@ def test_rows_that_cannot_be_asked(
 @pytest.mark.usefixtures("asked")
 def test_fields_that_do_not_go_together(override: str, said: str) -> None:
     with pytest.raises(InputError) as error:
-        recipes.load("asked.yaml", [override])
+        recipe.load("asked.yaml", [override])
     assert said in str(error.value)
 
 
 @pytest.mark.usefixtures("asked")
 def test_without_shots_there_need_not_be_a_train_split(asked: Path) -> None:
     asked.write_text(ASKED.replace("train: train.jsonl, ", ""))
-    (point,) = recipes.load("asked.yaml", ["task.shots=0"])
+    (point,) = recipe.load("asked.yaml", ["task.shots=0"])
     assert point.recipe.task.needed_splits == ()
-    grid = recipes.load(str(asked), ["task.data.files.train=train.jsonl",
+    grid = recipe.load(str(asked), ["task.data.files.train=train.jsonl",
                                      "sweep.grid={task.shots: [0, 1, 4, 8]}"])  # fmt: skip
     assert [point.recipe.task.model_dump()["shots"] for point in grid] == [0, 1, 4, 8]
 
 
 def test_frozen_scores_no_new_model(tiny: Path) -> None:
     with pytest.raises(InputError, match=r"model\.path: a new model has nothing that could be sc"):
-        recipes.load(str(tiny), ["method.name=frozen"])
+        recipe.load(str(tiny), ["method.name=frozen"])
 
 
 # ---------------------------------------------------------------- answers

@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from hpcft.prompting.batches import batches, deal
-from hpcft.prompting.kernels import added, attend, eager
-from hpcft.prompting.prefix import CASCADE
-from hpcft.prompting.requests import Request, common_prefix, encode, row_tokens
-from hpcft.prompting.scorer import Scorer
+from hpcft.tasks.few_shot.batching import batches, deal
+from hpcft.tasks.few_shot.attention_kernels import added, attend, eager
+from hpcft.tasks.few_shot.prefix_cache import CASCADE
+from hpcft.tasks.few_shot.requests import (Request, common_prefix, encode, row_tokens)
+from hpcft.tasks.few_shot.scorer import Scorer
 from tiny_models import MORE, SHARED, asked, tiny
 
 WAYS = dict.fromkeys(CASCADE, "cascade") | {"gpt2": "expanded", "gpt_oss": "expanded"} | {

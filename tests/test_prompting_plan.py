@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from conftest import Cli
-from hpcft import ladder
-from hpcft import recipe as recipes
-from hpcft.cluster import profile
-from hpcft.fits import plan_point
-from hpcft.memory.prompting import Batch, batch_memory
-from hpcft.memory.tracing.prompting import _peaks, shapes
-from hpcft.memory.tracing.target import Target
+from hpcft.planning import oom_fallback
+from hpcft.config import recipe
+from hpcft.config import cluster_profile
+from hpcft.planning.feasibility import plan_point
+from hpcft.planning.memory.few_shot import Batch, batch_memory
+from hpcft.planning.memory.tracing.few_shot import _peaks, shapes
+from hpcft.planning.memory.tracing.target_device import Target
 from hpcft.methods.frozen import Frozen
-from hpcft.prompting.scorer import Scorer
-from hpcft.records import ModelSpec
-from hpcft.tasks.prompting import Prompting
+from hpcft.tasks.few_shot.scorer import Scorer
+from hpcft.core.records import ModelSpec
+from hpcft.tasks.few_shot.task import Prompting
 
 GEMMA_7B = 8_537_680_896
 LAYERS, HEADS, HEAD_WIDTH, WINDOW = 28, 16, 256, 8192
@@ -81,13 +81,13 @@ def test_generation_keeps_what_it_has_read(cli: Cli) -> None:
 
 
 def test_what_is_out_of_memory_asks_less_at_once_then_moves_the_weights() -> None:
-    (point,) = recipes.load("gemma7b_fewshot")
-    site = profile.load("a100-40")
+    (point,) = recipe.load("gemma7b_fewshot")
+    site = cluster_profile.load("a100-40")
     plan = plan_point(point, site)
     assert plan.per_device_eval_batch_size == 2
     changes = []
-    while lower := ladder.step_down(plan, point.recipe, site.cluster, "evaluation"):
-        changes.append(ladder.change(plan, lower))
+    while lower := oom_fallback.step_down(plan, point.recipe, site.cluster, "evaluation"):
+        changes.append(oom_fallback.change(plan, lower))
         plan = lower
     assert changes == ["evaluation batch 2 → 1", "no sharding → ZeRO-3, parameters on cpu"]
 

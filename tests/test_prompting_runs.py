@@ -13,17 +13,18 @@ import pytest
 import torch
 
 from conftest import ASKED, Cli, write_rows
-from hpcft import recipe as recipes
-from hpcft.memory import parameters
-from hpcft.paths import RunPaths
-from hpcft.prompting.requests import Request
-from hpcft.tasks import rows
-from hpcft.tasks.prompting import Prompting
-from hpcft.train import answers, prompts
-from hpcft.train.answers import Answer, AnswerFile
-from hpcft.train.model import counted
-from hpcft.train.prompting import Asker, scored
-from hpcft.train.prompts import Group
+from hpcft.config import recipe as recipes
+from hpcft.planning import model_facts
+from hpcft.core.paths import RunPaths
+from hpcft.tasks.few_shot.requests import Request
+from hpcft.tasks.data import examples
+from hpcft.tasks.few_shot.task import Prompting
+from hpcft.training.modes import answer_log
+from hpcft.training.data import few_shot_prompts
+from hpcft.training.modes.answer_log import Answer, AnswerFile
+from hpcft.training.trainer.model import counted
+from hpcft.training.modes.few_shot import Asker, scored
+from hpcft.training.data.few_shot_prompts import Group
 from real_runs import gone, supervisors, until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,8 +39,8 @@ def groups_of(folder: Path, tokenizer: Any, *overrides: str) -> tuple[Prompting,
     assert isinstance(task, Prompting)
     paths = RunPaths(folder / "run")
     paths.prepared.mkdir(parents=True)
-    prompts.prepare(paths, point.recipe, task, rows.load(task).splits, tokenizer, [])
-    return task, prompts.load(paths)
+    few_shot_prompts.prepare(paths, point.recipe, task, examples.load(task).splits, tokenizer, [])
+    return task, few_shot_prompts.load(paths)
 
 
 def test_prompts_of_a_group_begin_alike(asked: Path, tokenizer: Any) -> None:
@@ -73,7 +74,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_bit_by_bit(
                 file.add(found)
     with (folder / "1.jsonl").open("a") as stream:
         stream.write("[17, [-1.25")
-    known = answers.read(folder)
+    known = answer_log.read(folder)
     assert 0 < len(known) < 40
     asked_again: list[int] = []
     for rank in range(2):
@@ -83,7 +84,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_bit_by_bit(
                 asked_again += found
                 file.add(found)
     assert sorted(asked_again) == sorted(set(range(40)) - set(known)), "only what was missing"
-    assert answers.read(folder) == expected
+    assert answer_log.read(folder) == expected
     assert [*asker.answers(groups, expected, 0, 1, together=False)] == []
     metrics = scored(task, groups, expected)
     assert 0 <= metrics["accuracy"] <= 1
@@ -142,7 +143,7 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(
     ready = recipe.method.wrap(
         AutoModelForCausalLM.from_pretrained(base, **options), causal=True, checkpointing=False
     )
-    facts = parameters.facts(recipe.model, recipe.task, recipe.method)
+    facts = model_facts.facts(recipe.model, recipe.task, recipe.method)
     assert counted(ready, facts).quantised == (0 if not four_bit else 73_728)
     asker = Asker(ready, tokenizer, task, max_tokens=500, seed=1)
     found: dict[int, Answer] = {}
@@ -182,7 +183,7 @@ def test_adapters_over_one_base_are_compared_by_a_sweep(
     found = []
     for point in recipes.load("asked.yaml", ["task.shots=1", grid]):
         recipe = point.recipe
-        facts = parameters.facts(recipe.model, recipe.task, recipe.method)
+        facts = model_facts.facts(recipe.model, recipe.task, recipe.method)
         ready = recipe.method.wrap(
             AutoModelForCausalLM.from_pretrained(base), causal=True, checkpointing=False
         )
@@ -242,7 +243,7 @@ def test_a_killed_run_goes_on_where_it_was(asked: Path, cli: Cli) -> None:
         assert now.startswith(text)
         lines = [json.loads(line)[0] for line in now.splitlines() if line.endswith("]")]
         assert len(lines) == len({*lines})
-    assert len(answers.read(folder / "answers")) == 3000
+    assert len(answer_log.read(folder / "answers")) == 3000
     (row,) = cli("collect", "--json").json
     assert row["state"] == "COMPLETED"
     assert row["metrics"]["accuracy"]["mean"] > 0
@@ -273,7 +274,7 @@ def test_a_sharded_model_answers_alike(
     batches = [f for f, _ in asker.answers(groups, {}, 0, 1, together=False)]
     assert len(batches) % 2
     plain = {index: found for batch in batches for index, found in batch.items()}
-    sharded = answers.read(folder / "answers")
+    sharded = answer_log.read(folder / "answers")
     assert sharded.keys() == plain.keys() == set(range(40))
     for index, found in plain.items():
         same = found if isinstance(found, str) else pytest.approx(found, abs=1e-4)

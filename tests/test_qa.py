@@ -12,10 +12,10 @@ import torch
 
 from conftest import Cli, write_rows
 from hpcft.metrics import compute, values
-from hpcft.records import DataSpec, TokenizerTraining
+from hpcft.core.records import DataSpec, TokenizerTraining
 from hpcft.tasks import QuestionAnswering
 from hpcft.tasks.base import BadRow
-from hpcft.train.tokenizer import train_tokenizer
+from hpcft.training.data.tokenizer import train_tokenizer
 
 DATA = DataSpec(files={"train": "x.jsonl"})
 

@@ -336,7 +336,7 @@ def test_best_metric_has_to_be_one_of_the_tasks(tiny: Path, cli: Cli) -> None:
     ],
 )
 def test_sources_of_the_splits(data: dict[str, Any], expected: dict[str, str]) -> None:
-    from hpcft.records import DataSpec
-    from hpcft.tasks.rows import sources
+    from hpcft.core.records import DataSpec
+    from hpcft.tasks.data.examples import sources
 
     assert sources(DataSpec(**data)) == expected

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from hpcft import recoveries
-from hpcft.paths import RunPaths
-from hpcft.records import Recovery
+from hpcft.recovery import log
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Recovery
 from made_plans import layout
 
 
-def met(cause: str, step: int, how: recoveries.How = "requeued", change: str = "") -> Recovery:
+def met(cause: str, step: int, how: log.How = "requeued", change: str = "") -> Recovery:
     return Recovery(number=1, at=1.0, job_id="1", cause=cause, evidence="", how=how, step=step,
                     change=change, layout=layout(0), per_device_eval_batch_size=1)  # fmt: skip
 
@@ -42,14 +42,14 @@ TWICE = [met("rank_died", 40), met("rank_died", 40)]
 def test_a_run_that_comes_no_further_stops(
     taken: list[Recovery], cause: str, step: int, may: bool
 ) -> None:
-    assert (recoveries.obstacle(taken, cause, step) == "") is may
+    assert (log.obstacle(taken, cause, step) == "") is may
 
 
 def test_without_a_complete_checkpoint_it_goes_on_from_its_beginning(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
-    assert recoveries.saved_step(paths) == 0
+    assert log.saved_step(paths) == 0
     (paths.checkpoints / "checkpoint-10").mkdir(parents=True)
-    assert recoveries.saved_step(paths) == 0
+    assert log.saved_step(paths) == 0
 
 
 def test_answers_are_counted(tmp_path: Path) -> None:
@@ -57,4 +57,4 @@ def test_answers_are_counted(tmp_path: Path) -> None:
     paths.answers.mkdir()
     for rank, count in enumerate((3, 2)):
         (paths.answers / f"{rank}.jsonl").write_text('[1, "a"]\n' * count + "[7, ")
-    assert recoveries.saved_step(paths) == 5
+    assert log.saved_step(paths) == 5

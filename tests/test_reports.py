@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hpcft import recipe as recipes
+from hpcft.config import recipe as recipes
 from tiny_reports import DATA, data_files, model_folder, source_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

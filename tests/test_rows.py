@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from hpcft.errors import DataError, HpcftError, InputError
-from hpcft.tasks import rows
+from hpcft.core.errors import DataError, HpcftError, InputError
+from hpcft.tasks.data import examples as rows
 from hpcft.tasks.classification import Classification
-from hpcft.tasks.rows import Examples
+from hpcft.tasks.data.examples import Examples
 
 
 def classification(data: dict[str, Any], **options: Any) -> Classification:

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft import document, reference
-from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster
+from hpcft.config import yaml_document, schema as reference
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import Cluster
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 PROFILES = sorted((ROOT / "slurm").glob("*.yaml"))
@@ -36,7 +36,7 @@ def with_unknown_keys(value: Any) -> list[Any]:
 )
 def test_the_schema_takes_what_is_shipped_and_refuses_an_unknown_key(kind: str, path: Path) -> None:
     checker = jsonschema.Draft202012Validator(reference.schema(kind))
-    value = document.load(path).value
+    value = yaml_document.load(path).value
     assert [error.message for error in checker.iter_errors(value)] == []
     for changed in with_unknown_keys(value):
         assert not checker.is_valid(changed)

@@ -13,10 +13,10 @@ import torch
 
 from conftest import ROOT
 from hpcft.methods import QLoRA
-from hpcft.records import DataSpec, TokenizerTraining
+from hpcft.core.records import DataSpec, TokenizerTraining
 from hpcft.tasks import Classification, Instruction
 from hpcft.tasks.base import IGNORED
-from hpcft.train.tokenizer import train_tokenizer
+from hpcft.training.data.tokenizer import train_tokenizer
 
 DATA = DataSpec(files={"train": "x.jsonl"})
 CHOICE = Instruction(

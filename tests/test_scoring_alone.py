@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import Cli, film_rows, write_rows
-from hpcft import recipe as recipes
+from hpcft.config import recipe as recipes
 from tiny_models import bert_folder, llama_folder
 
 TRAIN = {"global_batch_size": 12, "max_steps": 20, "learning_rate": 1e-2}

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcft import plan as planner
-from hpcft.errors import DoesNotFit
-from hpcft.layouts import describe
-from hpcft.recipe import FullRecipe
-from hpcft.records import Cluster, ModelFacts, Plan
-from hpcft.refusal import excess
-from hpcft.search import NEAR_TIE, Case
-from hpcft.units import GIB
+from hpcft.planning import planner
+from hpcft.core.errors import DoesNotFit
+from hpcft.planning.layouts import describe
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import Cluster, ModelFacts, Plan
+from hpcft.planning.infeasible import excess
+from hpcft.planning.search import NEAR_TIE, Case
+from hpcft.core.units import GIB
 from made_plans import BILLION, COMPLETE, NVME, cluster, facts, lined, make, recipe, table
 
 SITES = ("t4-16", "t4-16-x2", "v100-16", "a100-40", "a100-80", "h100-80")

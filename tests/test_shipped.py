@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from hpcft import reference
+from hpcft.config import schema
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_wheel_installs_nothing_but_hpcft(installed: Path) -> None:
 @pytest.mark.parametrize("kind", ["recipe", "cluster"])
 def test_reference_page_is_current(kind: str) -> None:
     page = (ROOT / "docs" / f"{kind}.md").read_text()
-    assert page.strip() == reference.page(kind).strip(), "run `make docs`"
+    assert page.strip() == schema.page(kind).strip(), "run `make docs`"
 
 
 def test_readme_names_every_command() -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from hpcft.cluster import answers, profile, slurm
-from hpcft.cluster.states import JobState, explained, normalised
-from hpcft.errors import ClusterError
-from hpcft.records import Cluster
+from hpcft.scheduler import slurm_output, slurm
+from hpcft.config import cluster_profile
+from hpcft.scheduler.job_state import JobState, explained, normalised
+from hpcft.core.errors import ClusterError
+from hpcft.core.records import Cluster
 
 # ---------------------------------------------------------------- reading Slurm
 
@@ -37,7 +38,7 @@ WANTED = {"101", "102", "103", "104_0", "104_1", "104_10", "105", "106", "107", 
 
 
 def test_squeue() -> None:
-    found = answers.parse_squeue(SQUEUE, WANTED)
+    found = slurm_output.parse_squeue(SQUEUE, WANTED)
     assert set(found) == WANTED - {"404"}
     assert found["101"] == JobState("RUNNING", "", "n[1-2]", 93784.0)
     assert found["102"].reason == "waiting for nodes to become free (Resources)"
@@ -77,7 +78,7 @@ SACCT = """\
 def test_sacct() -> None:
     wanted = {str(n) for n in (201, 202, 203, 204, 205, 206, 208, 209, 210)}
     wanted |= {f"207_{n}" for n in range(6)} | {"211_0", "211_1"}
-    found = answers.parse_sacct(SACCT, wanted)
+    found = slurm_output.parse_sacct(SACCT, wanted)
     assert {name: state.state for name, state in found.items()} == {
         "201": "COMPLETED", "202": "CANCELLED", "203": "CANCELLED", "204": "TIMEOUT",
         "205": "OUT_OF_MEMORY", "206": "NODE_FAIL", "207_0": "FAILED", "207_1": "COMPLETED",
@@ -343,7 +344,7 @@ def test_cluster_name(
     assert slurm.cluster_name() == name
     monkeypatch.setattr("shutil.which", lambda command: None)
     assert slurm.cluster_name() is None
-    assert profile.detect() == "local"
+    assert cluster_profile.detect() == "local"
 
 
 def test_node_address(monkeypatch: pytest.MonkeyPatch) -> None:

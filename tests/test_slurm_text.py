@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from hpcft import ds_config
-from hpcft.cluster import slurm
-from hpcft.errors import UsageError
-from hpcft.marks import SETUP_BEGINS, SETUP_ENDS
-from hpcft.records import Cluster, Gpu, Layout, ModelFacts, ParameterCount, Plan, Train
+from hpcft.planning import deepspeed_config
+from hpcft.scheduler import slurm
+from hpcft.core.errors import UsageError
+from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS
+from hpcft.core.records import (Cluster, Gpu, Layout, ModelFacts, ParameterCount, Plan, Train)
 
 GOLDEN = ROOT / "tests" / "golden"
 PYTHON = "/opt/hpcft/bin/python"
@@ -140,7 +140,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 def config(name: str) -> dict[str, Any]:
     changes, precision = CONFIGS[name]
-    built = ds_config.build(
+    built = deepspeed_config.build(
         layout(**changes), precision, FACTS, Train(), site(node_disk_path="/local/scratch")
     )
     assert built is not None
@@ -153,7 +153,7 @@ def test_deepspeed_config(name: str) -> None:
 
 
 def test_no_deepspeed_without_sharding() -> None:
-    assert ds_config.build(layout(zero_stage=0), "bf16", FACTS, Train(), site()) is None
+    assert deepspeed_config.build(layout(zero_stage=0), "bf16", FACTS, Train(), site()) is None
 
 
 def test_parameters_on_nvme_have_buffers_that_hold_the_largest() -> None:
@@ -162,7 +162,7 @@ def test_parameters_on_nvme_have_buffers_that_hold_the_largest() -> None:
     moved = {"offload_optimizer": "nvme", "offload_param": "nvme"}
     for ranks, expected in ((1, 525_336_576), (4, 131_334_144), (8, 100_000_000)):
         laid = layout(nodes=1, ranks_per_node=ranks, **moved)
-        built = ds_config.build(laid, "bf16", FACTS, Train(), disk)
+        built = deepspeed_config.build(laid, "bf16", FACTS, Train(), disk)
         assert built is not None
         assert built["zero_optimization"]["offload_param"]["buffer_size"] == expected
 
@@ -203,8 +203,8 @@ def test_deepspeed_knows_every_key(name: str) -> None:
         known = {field.alias or key for key, field in fields.items()} | set(fields)
         assert set(values or {}) <= known, kind.__name__
     allowed = {field.alias or key for key, field in DeepSpeedZeroConfig.model_fields.items()}
-    assert allowed >= ds_config.KNOWN_ZERO_KEYS
-    assert names >= ds_config.KNOWN_KEYS
+    assert allowed >= deepspeed_config.KNOWN_ZERO_KEYS
+    assert names >= deepspeed_config.KNOWN_KEYS
 
 
 def test_a_misspelt_key_in_a_template_is_refused(
@@ -212,6 +212,6 @@ def test_a_misspelt_key_in_a_template_is_refused(
 ) -> None:
     template = {"zero_optimization": {"stage": 1, "overlap_com": True}, "steps_per_prnt": 1}
     (tmp_path / "zero1.json").write_text(json.dumps(template))
-    monkeypatch.setattr(ds_config, "shipped", lambda kind: tmp_path)
+    monkeypatch.setattr(deepspeed_config, "shipped", lambda kind: tmp_path)
     with pytest.raises(UsageError, match=r"steps_per_prnt, zero_optimization\.overlap_com"):
-        ds_config.build(layout(zero_stage=1), "bf16", FACTS, Train(), site())
+        deepspeed_config.build(layout(zero_stage=1), "bf16", FACTS, Train(), site())

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from hpcft import disk, duration, speed
-from hpcft.examples import known_examples
-from hpcft.rates import Rates, rates
-from hpcft.records import Calibration, Layout, StepTime
+from hpcft.planning import disk, run_time, step_time
+from hpcft.planning.dataset_size import known_examples
+from hpcft.planning.hardware import Rates, rates
+from hpcft.core.records import Calibration, Layout, StepTime
 from made_plans import BILLION, CLASSIFY, COMPLETE, cluster, facts, layout, recipe
 
-HOP = speed.HOP_S
+HOP = step_time.HOP_S
 # One number for everything, so that a time is a count of bytes or FLOPs.
 UNIT = Rates(flops=1e12, link=1e9, network=1e9, host_link=1e9, host_memory=1e9, disk=1e9)
 FULL, LORA, QLORA = (recipe(method={"name": name}).method for name in ("full", "lora", "qlora"))
@@ -38,25 +38,25 @@ def test_flops_by_hand(
     """6·P for a token, 8·P recomputed, 4·P without gradients; attention 4, 8 and 12·L·S·H."""
     known = facts(trainable=trainable)
     attention = {6: 12, 8: 16, 4: 12}[per_parameter] if method is FULL else 12 + 4 * checkpointing
-    found = speed.step_flops(known, method, laid(0, gradient_checkpointing=checkpointing), 100)
+    found = step_time.step_flops(known, method, laid(0, gradient_checkpointing=checkpointing), 100)
     assert found == 100 * (per_parameter * BILLION + attention * 16 * 100 * 2048)
 
 
 def test_tables_are_looked_up_not_multiplied() -> None:
     known = facts(looked_up=BILLION // 4)
-    assert speed.forward_flops(known, 1, 0) == 2 * (BILLION - BILLION // 4)
-    assert speed.step_flops(known, FULL, laid(0), 0) == 0
+    assert step_time.forward_flops(known, 1, 0) == 2 * (BILLION - BILLION // 4)
+    assert step_time.step_flops(known, FULL, laid(0), 0) == 0
 
 
 def test_nothing_passes_back_through_a_frozen_base() -> None:
     """A trained head on a frozen base: forward, and the head's own gradient."""
     known = facts(trainable=1000)
-    forward = speed.forward_flops(known, 10, 10)
-    assert speed.step_flops(known, FULL, laid(0), 10) == forward + 10 * 2 * 1000
+    forward = step_time.forward_flops(known, 10, 10)
+    assert step_time.step_flops(known, FULL, laid(0), 10) == forward + 10 * 2 * 1000
 
 
 def test_logits_in_parts_are_made_twice() -> None:
-    whole, parts = (speed.step_flops(facts(), FULL, laid(0, loss_chunks=n), 10) for n in (1, 8))
+    whole, parts = (step_time.step_flops(facts(), FULL, laid(0, loss_chunks=n), 10) for n in (1, 8))
     assert parts - whole == 10 * 2 * 2048 * 32000
 
 
@@ -65,8 +65,8 @@ def test_efficiency_falls_for_tiny_micro_batches() -> None:
     shares = []
     for size in (1, 8, 64):
         x = laid(0, per_device_train_batch_size=size, gradient_accumulation_steps=64 // size)
-        step = speed.step_time(facts(), FULL, x, "bf16", 64, site)
-        flops = 64 // size * speed.step_flops(facts(), FULL, x, 64)
+        step = step_time.step_time(facts(), FULL, x, "bf16", 64, site)
+        flops = 64 // size * step_time.step_flops(facts(), FULL, x, 64)
         shares.append(flops / step.compute_s / 312e12)
     assert shares == sorted(shares)
     assert shares[0] < 0.1
@@ -75,8 +75,8 @@ def test_efficiency_falls_for_tiny_micro_batches() -> None:
 
 def test_4_bit_weights_cost_time() -> None:
     site = cluster("a100-80")
-    lora = speed.step_time(facts(trainable=0), LORA, laid(0), "bf16", 1024, site)
-    qlora = speed.step_time(facts(trainable=0, quantised=1), QLORA, laid(0), "bf16", 1024, site)
+    lora = step_time.step_time(facts(trainable=0), LORA, laid(0), "bf16", 1024, site)
+    qlora = step_time.step_time(facts(trainable=0, quantised=1), QLORA, laid(0), "bf16", 1024, site)
     assert 1.2 < qlora.total_s / lora.total_s < 1.39
 
 
@@ -97,7 +97,7 @@ def test_4_bit_weights_cost_time() -> None:
 def test_bytes_between_ranks_by_hand(stage: int, accumulated: int, gigabytes: int) -> None:
     """In 16 bits a billion parameters are 2 · 10⁹ bytes, 3/4 of which come from other ranks."""
     x = laid(stage, ranks=4, gradient_accumulation_steps=accumulated)
-    found = speed._communication_s(facts(), x, "bf16", UNIT)
+    found = step_time._communication_s(facts(), x, "bf16", UNIT)
     passes = {0: 2, 1: 2, 2: accumulated + 1, 3: 3 * accumulated}[stage]
     assert found == pytest.approx(gigabytes * 3 / 4 + passes * 16 * 3 * HOP)
 
@@ -105,17 +105,17 @@ def test_bytes_between_ranks_by_hand(stage: int, accumulated: int, gigabytes: in
 def test_between_nodes_the_gpus_share_the_network() -> None:
     """8 GB to all of 2 × 4 GPUs: half through each node's network, 3/4 over each GPU's link."""
     slow = Rates(**{**vars(UNIT), "network": 0.5e9})
-    found = speed._spread_s(8e9, 0, laid(3, nodes=2, ranks=4), slow)
+    found = step_time._spread_s(8e9, 0, laid(3, nodes=2, ranks=4), slow)
     assert found == pytest.approx(8 * (1 / 2) / 0.5 + 8 * (3 / 4))
 
 
 def test_frozen_weights_are_gathered_but_have_no_gradients() -> None:
-    frozen = speed._communication_s(facts(trainable=0), laid(3, ranks=2), "bf16", UNIT)
+    frozen = step_time._communication_s(facts(trainable=0), laid(3, ranks=2), "bf16", UNIT)
     assert frozen == pytest.approx(2 * 2 / 2 + 3 * 16 * HOP)
 
 
 def test_one_rank_talks_to_nobody() -> None:
-    assert speed._communication_s(facts(), laid(3), "bf16", UNIT) == 0
+    assert step_time._communication_s(facts(), laid(3), "bf16", UNIT) == 0
 
 
 # ---------------------------------------------------------------- offload
@@ -134,12 +134,12 @@ def test_one_rank_talks_to_nobody() -> None:
 def test_offloading_by_hand(places: tuple[str, str], seconds: float) -> None:
     x = laid(3, ranks=4, gradient_accumulation_steps=2, offload_optimizer=places[0],
              offload_param=places[1])  # fmt: skip
-    assert speed._offload_s(facts(), x, "bf16", UNIT) == pytest.approx(seconds)
+    assert step_time._offload_s(facts(), x, "bf16", UNIT) == pytest.approx(seconds)
 
 
 def test_on_a_cpu_offloading_moves_nothing() -> None:
     x = laid(3, ranks=2, offload_optimizer="cpu")
-    assert speed.step_time(facts(), FULL, x, "fp32", 8, cluster("cpu")).offload_s == 0
+    assert step_time.step_time(facts(), FULL, x, "fp32", 8, cluster("cpu")).offload_s == 0
 
 
 # ---------------------------------------------------------------- rates
@@ -179,7 +179,7 @@ def test_ranks_on_a_cpu_share_its_cores() -> None:
 
 def run(site: str = "a100-80", examples: dict[Any, int] | None = None, **sections: Any) -> Any:
     made = recipe(**sections)
-    time = duration.run_time(STEP, made, facts(), laid(0), "bf16", cluster(site), examples or {})
+    time = run_time.run_time(STEP, made, facts(), laid(0), "bf16", cluster(site), examples or {})
     return made, time
 
 
@@ -193,13 +193,13 @@ def test_steps_of_a_run() -> None:
 
 def test_a_run_is_its_parts() -> None:
     made, time = run(examples={"train": 160, "test": 100}, train={"max_steps": 50})
-    flops = 100 * speed.forward_flops(facts(), 512, 512)
+    flops = 100 * step_time.forward_flops(facts(), 512, 512)
     assert time.evaluation_s == pytest.approx(flops / (0.35 * 312e12))
-    assert time.start_s == pytest.approx(duration.START_S + 2 * BILLION / 0.5e9)
+    assert time.start_s == pytest.approx(run_time.START_S + 2 * BILLION / 0.5e9)
     assert time.saving_s == pytest.approx(4 * BILLION / 0.5e9)
     parts = time.start_s + 50 * 2.0 + time.evaluation_s + time.saving_s
     assert time.run_s == pytest.approx(parts)
-    limit = duration.time_limit_min(time, made, cluster("a100-80"))
+    limit = run_time.time_limit_min(time, made, cluster("a100-80"))
     assert limit % 5 == 0
     assert 2 * parts / 60 + 10 <= limit < 2 * parts / 60 + 15
 
@@ -215,17 +215,17 @@ def test_choices_and_scoring_before_count() -> None:
 def test_where_sizes_are_unknown_the_limit_is_the_most_that_is_allowed() -> None:
     made, time = run(train={"max_steps": 5})
     assert time.run_s is None, "how many examples are scored is not known"
-    assert duration.time_limit_min(time, made, cluster("a100-80")) == 1440
+    assert run_time.time_limit_min(time, made, cluster("a100-80")) == 1440
 
 
 def test_limits() -> None:
     short = {"examples": {"train": 16, "test": 1}, "train": {"max_steps": 1}}
     made, time = run(**short)
-    assert duration.time_limit_min(time, made, cluster("a100-80")) == 15
-    assert duration.time_limit_min(time, made, cluster("a100-80", time_limit_min=12)) == 12
-    assert duration.time_limit_min(time, made, cluster("local")) == 10080, "nobody queues here"
+    assert run_time.time_limit_min(time, made, cluster("a100-80")) == 15
+    assert run_time.time_limit_min(time, made, cluster("a100-80", time_limit_min=12)) == 12
+    assert run_time.time_limit_min(time, made, cluster("local")) == 10080, "nobody queues here"
     asked, time = run(**short, resources={"time_min": 77})
-    assert duration.time_limit_min(time, asked, cluster("a100-80")) == 77
+    assert run_time.time_limit_min(time, asked, cluster("a100-80")) == 77
 
 
 # ---------------------------------------------------------------- disk
@@ -303,5 +303,5 @@ def test_parquet_is_counted_by_its_footer(tmp_path: Path) -> None:
 def test_of_a_large_file_a_part_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "0123456789"}\n' * 1000)
-    monkeypatch.setattr("hpcft.examples.COUNTED_BYTES", 2300)
+    monkeypatch.setattr("hpcft.planning.dataset_size.COUNTED_BYTES", 2300)
     assert known_examples(data(files={"train": str(file)}))["train"] == pytest.approx(1000, abs=10)

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from conftest import Said, film_rows
-from hpcft.cluster import profile
-from hpcft.errors import DataError
-from hpcft.paths import RunPaths
-from hpcft.records import StagedInputs
-from hpcft.stage import cache
-from hpcft.stage.needs import Need
-from hpcft.store import write
+from hpcft.config import cluster_profile
+from hpcft.core.errors import DataError
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import StagedInputs
+from hpcft.staging import staged_inputs
+from hpcft.staging.hub_inputs import Need
+from hpcft.core.files import write
 from local_hub import LocalHub
 from tiny_models import llama_folder
 
@@ -247,12 +247,12 @@ def test_what_is_gone_is_told_before_anything_is_queued_and_fetched_again(
     weights.resolve().unlink()
     table = Path(data["folder"]) / "films-train.arrow"
     table.unlink()
-    note = cache.find(Need("model", "acme/purged"), home / "hub")
+    note = staged_inputs.find(Need("model", "acme/purged"), home / "hub")
     assert note is not None
     paths = RunPaths(recipe.parent)
     write(paths.staged, StagedInputs(inputs={"model.path": note}))
     with pytest.raises(DataError, match=r"model\.safetensors is gone since it was staged, as"):
-        cache.check_of_run(paths)  # what rank 0 does first
+        staged_inputs.check_of_run(paths)  # what rank 0 does first
     refused = shell("submit", recipe, *change)
     assert refused.code == 2
     assert f"{weights} is gone since it was staged" in refused.err
@@ -362,8 +362,8 @@ def test_local_recipes_have_nothing_to_stage(tiny: Path, shell: Shell) -> None:
 
 
 def test_the_cache_is_that_of_the_profile_else_that_of_the_environment() -> None:
-    assert str(cache.hub_folder({"HF_HOME": "/x"})) == "/x/hub"
-    assert str(cache.hub_folder({"HF_HOME": "/x", "HF_HUB_CACHE": "/y"})) == "/y"
-    assert str(cache.hub_folder({"XDG_CACHE_HOME": "/z"})) == "/z/huggingface/hub"
-    site = profile.load("local").cluster.model_copy(update={"environment": {"HF_HOME": "/p"}})
-    assert cache.environment(site)["HF_HOME"] == "/p"
+    assert str(staged_inputs.hub_folder({"HF_HOME": "/x"})) == "/x/hub"
+    assert str(staged_inputs.hub_folder({"HF_HOME": "/x", "HF_HUB_CACHE": "/y"})) == "/y"
+    assert str(staged_inputs.hub_folder({"XDG_CACHE_HOME": "/z"})) == "/z/huggingface/hub"
+    site = cluster_profile.load("local").cluster.model_copy(update={"environment": {"HF_HOME": "/p"}})
+    assert staged_inputs.environment(site)["HF_HOME"] == "/p"

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from hpcft import attempts
-from hpcft.errors import DataError
-from hpcft.failures import RankError, judged
-from hpcft.paths import RunPaths
-from hpcft.records import Progress
-from hpcft.store import read, write
-from hpcft.train import operators, start
-from hpcft.train.heartbeat import Heartbeat
-from hpcft.train.operators import Baton
-from hpcft.train.start import Rank, extensions_folder
+from hpcft.core import attempts
+from hpcft.core.errors import DataError
+from hpcft.recovery.diagnosis import RankError, judged
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Progress
+from hpcft.core.files import read, write
+from hpcft.training.distributed import torch_extensions, rank_env
+from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.distributed.torch_extensions import Baton
+from hpcft.training.distributed.rank_env import Rank, extensions_folder
 
 # ---------------------------------------------------------------- locks of operators
 
@@ -63,7 +63,7 @@ def owner(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_living_owner_is_waited_for_and_then_named(
     tmp_path: Path, owner: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operators, "MOST_WAIT_S", 0.3)
+    monkeypatch.setattr(torch_extensions, "MOST_WAIT_S", 0.3)
     with pytest.raises(DataError) as raised:
         Baton(str(tmp_path / "lock")).try_acquire()
     assert str(raised.value).startswith(f"{tmp_path}/hpcft.lock: the build lock of a DeepSpeed ")
@@ -109,10 +109,10 @@ def test_a_stale_lock_does_not_keep_an_operator_from_loading(
 def test_the_port_is_held_until_the_ranks_have_met(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch import distributed
 
-    port = start._hold_port()
+    port = rank_env._hold_port()
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("", port))
-    assert start._hold_port() != port
+    assert rank_env._hold_port() != port
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0",
                         "WORLD_SIZE": "1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)

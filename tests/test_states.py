@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from hpcft import monitor, store
-from hpcft.cluster.states import JobState
-from hpcft.failures.classes import RESUME
+from hpcft.jobs import status
+from hpcft.core import files
+from hpcft.scheduler.job_state import JobState
+from hpcft.recovery.diagnosis.classes import RESUME
 from made_runs import AWAY, Runs, progress, record
 
 # ---------------------------------------------------------------- states
@@ -53,7 +54,7 @@ def test_a_result_means_completed_whatever_slurm_says(said: str, runs: Runs) -> 
     view = runs.view("aaaa0000")
     assert (view.state, view.note, view.elapsed_s) == ("COMPLETED", "", 3600.0)
     assert runs.asked == [], "nothing is asked of a run that is done"
-    assert monitor.done_share(view) == 1.0
+    assert status.done_share(view) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_many_runs_are_one_question(runs: Runs) -> None:
     for index in range(5):
         runs.add(f"aaaa000{index}", job_id=f"12_{index}")
         runs.states[f"12_{index}"] = JobState("RUNNING", nodes=f"n{index}")
-    views = monitor.snapshot(store.runs_in(runs.root))
+    views = status.snapshot(files.runs_in(runs.root))
     assert [view.nodes for view in views] == ["n0", "n1", "n2", "n3", "n4"]
     assert runs.asked == sorted(runs.states)
 
@@ -101,7 +102,7 @@ def test_an_orphan_is_unknown_while_the_scheduler_is_away(runs: Runs) -> None:
     for index in range(3):
         runs.add(f"aaaa000{index}", job_id=None, array_index=index)
     runs.away = AWAY
-    views = monitor.snapshot(store.runs_in(runs.root))
+    views = status.snapshot(files.runs_in(runs.root))
     assert {(view.state, view.note) for view in views} == {("UNKNOWN", str(AWAY))}
     assert len(runs.asked) == 1, "each question to an absent controller takes half a minute"
 
@@ -131,7 +132,7 @@ def test_a_damaged_record_does_not_change_what_slurm_says(name: str, runs: Runs)
     view = runs.view("aaaa0000")
     assert view.state == "RUNNING"
     assert f"{name}: is damaged" in view.note
-    store.write(paths.result, record("aaaa0000", accuracy=0.9))
+    files.write(paths.result, record("aaaa0000", accuracy=0.9))
     assert runs.view("aaaa0000").state == "COMPLETED"
 
 

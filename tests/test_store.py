@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from conftest import Cli
-from hpcft import store
-from hpcft.errors import StoreError
-from hpcft.paths import RunPaths
-from hpcft.records import Attempt, Job, Progress
+from hpcft.core import files
+from hpcft.core.errors import StoreError
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Attempt, Job, Progress
 
 ODD_NAMES = [
     "plain",
@@ -40,9 +40,9 @@ def attempt(job_id: str | None, at: float = 0.0) -> Attempt:
 
 def write_run(root: Path, record: Job) -> RunPaths:
     paths = RunPaths(root / record.recipe / record.run_id)
-    store.create_folder(paths.folder.parent)
-    store.create_folder(paths.folder)
-    store.write(paths.job, record)
+    files.create_folder(paths.folder.parent)
+    files.create_folder(paths.folder)
+    files.write(paths.job, record)
     return paths
 
 
@@ -52,26 +52,26 @@ def write_run(root: Path, record: Job) -> RunPaths:
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_record_survives_a_folder_of_any_name(name: str, workplace: Path) -> None:
     folder = workplace / name / "runs"
-    store.create_folder(folder)
+    files.create_folder(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
     paths = write_run(folder, job(point={"text": name}))
-    assert store.read(paths.job, Job).point == {"text": name}
-    assert [found.folder for found, _ in store.runs_in(folder)] == [paths.folder]
-    assert store.find_run(folder, str(paths.folder))
+    assert files.read(paths.job, Job).point == {"text": name}
+    assert [found.folder for found, _ in files.runs_in(folder)] == [paths.folder]
+    assert files.find_run(folder, str(paths.folder))
     assert sorted(path.name for path in workplace.iterdir()) == [name]
 
 
 @pytest.mark.parametrize("name", ["50%", "two\nlines", "%j"])
 def test_a_folder_whose_name_slurm_would_rewrite_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="may not have % or line breaks"):
-        store.create_folder(tmp_path / name)
+        files.create_folder(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        store.create_folder(tmp_path / "a" / "b")
+        files.create_folder(tmp_path / "a" / "b")
     finally:
         os.umask(before)
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
@@ -83,9 +83,9 @@ def test_a_folder_that_others_may_write_to_is_refused(mode: int, tmp_path: Path)
     folder.mkdir()
     folder.chmod(mode)
     with pytest.raises(StoreError, match="others may write to it; chmod 700"):
-        store.create_folder(folder)
+        files.create_folder(folder)
     folder.chmod(0o755)
-    store.check_private(folder)
+    files.check_private(folder)
 
 
 def test_a_folder_of_somebody_else_is_refused(
@@ -96,15 +96,15 @@ def test_a_folder_of_somebody_else_is_refused(
     if mine == 0:
         os.chown(tmp_path, 12345, -1)
     with pytest.raises(StoreError, match="others may write to it"):
-        store.check_private(tmp_path)
+        files.check_private(tmp_path)
 
 
 def test_what_cannot_be_a_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be made"):
-        store.create_folder(tmp_path / "file" / "below")
+        files.create_folder(tmp_path / "file" / "below")
     with pytest.raises(StoreError, match="No such file"):
-        store.check_private(tmp_path / "absent")
+        files.check_private(tmp_path / "absent")
 
 
 # ---------------------------------------------------------------- writing
@@ -117,21 +117,21 @@ def progress(step: int) -> Progress:
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     """A writer rewrites 50 kB again and again; every reading is whole and one of those written."""
     file = tmp_path / "progress.json"
-    store.write(file, progress(0))
+    files.write(file, progress(0))
     stop = threading.Event()
     written = [0]
 
     def rewrite() -> None:
         while not stop.is_set():
             written[0] += 1
-            store.write(file, progress(written[0]))
+            files.write(file, progress(written[0]))
 
     writer = threading.Thread(target=rewrite)
     writer.start()
     try:
         last, readings, deadline = 0, 0, time.monotonic() + 10
         while (readings < 200 or written[0] < 20) and time.monotonic() < deadline:
-            seen = store.read(file, Progress).step
+            seen = files.read(file, Progress).step
             assert last <= seen <= written[0]
             last, readings = seen, readings + 1
     finally:
@@ -147,14 +147,14 @@ def test_a_write_that_fails_leaves_the_old_text_and_no_litter(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.json"
-    store.write_text(file, "old")
+    files.write_text(file, "old")
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, failing, full)
     with pytest.raises(OSError, match="No space left on device") as failed:
-        store.write_text(file, "new")
+        files.write_text(file, "new")
     assert failed.value.filename == str(file)
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
@@ -168,13 +168,13 @@ def test_an_interrupted_write_leaves_no_litter(
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        store.write_text(tmp_path / "a.json", "new")
+        files.write_text(tmp_path / "a.json", "new")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_into_an_absent_folder_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as failed:
-        store.write_json(tmp_path / "absent" / "a.json", {})
+        files.write_json(tmp_path / "absent" / "a.json", {})
     assert failed.value.filename == str(tmp_path / "absent" / "a.json")
 
 
@@ -192,7 +192,7 @@ def test_a_full_disk_is_told_in_a_sentence(
 
 
 def test_json_for_people_keeps_their_letters(tmp_path: Path) -> None:
-    store.write_json(tmp_path / "a.json", {"näme": "日本"})
+    files.write_json(tmp_path / "a.json", {"näme": "日本"})
     text = (tmp_path / "a.json").read_text()
     assert "日本" in text
     assert json.loads(text) == {"näme": "日本"}
@@ -218,7 +218,7 @@ def test_a_damaged_record_is_told(content: bytes, says: str, tmp_path: Path) -> 
     file = tmp_path / "job.json"
     file.write_bytes(content)
     with pytest.raises(StoreError, match=says) as told:
-        store.read(file, Job)
+        files.read(file, Job)
     assert str(told.value).startswith(str(file))
     assert len(str(told.value).splitlines()) == 1
 
@@ -228,15 +228,15 @@ def test_a_huge_record_is_not_read(tmp_path: Path) -> None:
     with file.open("wb") as stream:
         stream.truncate(10 * 2**40)  # sparse: it takes no room, and no machine could read it
     with pytest.raises(StoreError, match="too large for a record"):
-        store.read(file, Job)
+        files.read(file, Job)
 
 
 def test_a_missing_record(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be read: No such file"):
-        store.read(tmp_path / "job.json", Job)
-    assert store.read_if_there(tmp_path / "job.json", Job) is None
+        files.read(tmp_path / "job.json", Job)
+    assert files.read_if_there(tmp_path / "job.json", Job) is None
     with pytest.raises(StoreError, match="cannot be read: Is a directory"):
-        store.read(tmp_path, Job)
+        files.read(tmp_path, Job)
 
 
 # ---------------------------------------------------------------- the lock
@@ -245,10 +245,10 @@ def test_a_missing_record(tmp_path: Path) -> None:
 def _add_one(folder: str, times: int) -> None:
     paths = RunPaths(Path(folder))
     for _ in range(times):
-        with store.locked(paths.folder):
+        with files.locked(paths.folder):
             count = int(paths.job.read_text())
             time.sleep(0.001)  # whoever does not wait reads what is about to be replaced
-            store.write_text(paths.job, str(count + 1))
+            files.write_text(paths.job, str(count + 1))
 
 
 def test_of_two_processes_one_waits(tmp_path: Path) -> None:
@@ -266,9 +266,9 @@ def test_of_two_processes_one_waits(tmp_path: Path) -> None:
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
-    with pytest.raises(ValueError, match="inside"), store.locked(paths.folder):
+    with pytest.raises(ValueError, match="inside"), files.locked(paths.folder):
         raise ValueError("inside")
-    with store.locked(paths.folder):
+    with files.locked(paths.folder):
         pass
 
 
@@ -312,15 +312,15 @@ def runs(workplace: Path) -> Path:
     ],
 )
 def test_a_run_is_found_by_its_names(name: str, found: list[str], runs: Path) -> None:
-    assert [record.run_id for _, record in store.find_run(Path("runs"), name)] == found
-    assert [record.run_id for _, record in store.find_run(runs, name)] == found
+    assert [record.run_id for _, record in files.find_run(Path("runs"), name)] == found
+    assert [record.run_id for _, record in files.find_run(runs, name)] == found
 
 
 def test_runs_come_oldest_first_and_damaged_ones_are_left_out(runs: Path) -> None:
     broken = RunPaths(runs / "made" / "cccc00000000")
-    store.create_folder(broken.folder)
+    files.create_folder(broken.folder)
     broken.job.write_text("{")
     (runs / "made" / "dddd00000000").mkdir()
-    found = [record.run_id for _, record in store.runs_in(runs)]
+    found = [record.run_id for _, record in files.runs_in(runs)]
     assert found == ["bbbb55556666", "aaaa11112222", "aaaa33334444", "901900000000"]
-    assert list(store.runs_in(runs / "absent")) == []
+    assert list(files.runs_in(runs / "absent")) == []

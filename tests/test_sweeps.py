@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import RECIPE
-from hpcft import recipe
+from hpcft.config import recipe
 from made_recipes import problems
 
 

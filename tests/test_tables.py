@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from conftest import Cli
-from hpcft import collect, monitor, report
+from hpcft.jobs import results, status
+from hpcft.cli import table_formats
 from hpcft.cli import console
-from hpcft.cluster.states import JobState
-from hpcft.errors import UsageError
-from hpcft.recipe import FullRecipe
-from hpcft.records import Baseline, Confusion
+from hpcft.scheduler.job_state import JobState
+from hpcft.core.errors import UsageError
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import Baseline, Confusion
 from made_runs import GIB, MINE, OOM, Runs, plan, progress, recipe, record
 
 
@@ -44,7 +45,7 @@ def test_seeds_are_one_row_with_mean_and_spread(runs: Runs) -> None:
     (row,) = runs.rows()
     assert row.run_ids == ["aaaa0001", "aaaa0002", "aaaa0003"]
     assert row.point == {}
-    header, (cells,) = collect.table([row])
+    header, (cells,) = results.table([row])
     shown = dict(zip(header, cells, strict=True))
     assert shown["accuracy"] == "0.8300 ± 0.0361 (n=3)"  # by hand: √((9 + 1 + 16)e-4 / 2)
     assert shown["time"] == "1:00:00"
@@ -59,11 +60,11 @@ def test_intervals_directions_and_confusion_are_shown(runs: Runs) -> None:
         update={"intervals": {"accuracy": (0.7, 0.95)}, "confusion": counts}
     )
     runs.add("aaaa0001", parts=(recipe(1), result))
-    header, (cells,) = collect.table(runs.rows())
+    header, (cells,) = results.table(runs.rows())
     shown = dict(zip(header, cells, strict=True))
     assert (shown["accuracy"], shown["perplexity"]) == ("0.8500 [0.7000, 0.9500]", "3.0000")
-    assert {"accuracy ↑", "perplexity ↓", "recipe"} <= set(collect.with_arrows(header))
-    told = collect.as_json(runs.rows()[0])
+    assert {"accuracy ↑", "perplexity ↓", "recipe"} <= set(results.with_arrows(header))
+    told = results.as_json(runs.rows()[0])
     assert told["metrics"]["accuracy"]["intervals"] == [(0.7, 0.95)]
     assert told["confusion"] == [{"labels": ["a", "b"], "counts": [[8, 2], [1, 9]]}]
 
@@ -78,7 +79,7 @@ def test_points_stay_apart(runs: Runs) -> None:
         {"train.learning_rate": 1e-4}, {"train.learning_rate": 2e-4},
     ]  # fmt: skip
     assert [len(row.run_ids) for row in rows] == [2, 2]
-    _, cells = collect.table(rows)
+    _, cells = results.table(rows)
     assert [line[1] for line in cells] == ["learning_rate=0.0001", "learning_rate=0.0002"]
 
 
@@ -100,7 +101,7 @@ def test_what_failed_is_shown_with_its_reason(runs: Runs) -> None:
     runs.states = {"12": JobState("FAILED"), "13": JobState("PENDING", "waiting")}
     rows = runs.rows()
     assert [row.state for row in rows] == ["COMPLETED", "FAILED", "PENDING"]
-    header, cells = collect.table(rows)
+    header, cells = results.table(rows)
     failed = dict(zip(header, cells[1], strict=True))
     assert failed["accuracy"] == ""
     assert failed["point"] == "seed=2"
@@ -115,7 +116,7 @@ def test_baseline_and_before_stand_beside_ours(runs: Runs) -> None:
     result = record("aaaa0001", accuracy=0.91, f1=0.9, majority=0.5, obscure=1.0)
     scored = result.model_copy(update={"metrics_before": {"accuracy": 0.5123}, "notes": ["cut"]})
     runs.add("aaaa0001", parts=(made, scored))
-    header, (cells,) = collect.table(runs.rows())
+    header, (cells,) = results.table(runs.rows())
     shown = dict(zip(header, cells, strict=True))
     assert shown["accuracy"] == "0.9100"
     assert shown["accuracy before"] == "0.5123"
@@ -125,11 +126,11 @@ def test_baseline_and_before_stand_beside_ours(runs: Runs) -> None:
     assert header.index("accuracy reported") < header.index("majority") < header.index("f1")
     assert "f1 before" not in header, "what no row fills is left out"
     assert "obscure" not in header
-    chosen, _ = collect.table(runs.rows(), ["obscure"])
+    chosen, _ = results.table(runs.rows(), ["obscure"])
     assert "obscure" in chosen
     assert "accuracy" not in chosen
     with pytest.raises(UsageError, match="no run has the metric f2; there are: accuracy, f1"):
-        collect.table(runs.rows(), ["f2"])
+        results.table(runs.rows(), ["f2"])
 
 
 def test_a_run_without_a_readable_recipe_is_shown_too(runs: Runs) -> None:
@@ -147,27 +148,27 @@ CELLS = [["made", 'a "b", c\nd | e\tf'], ["x_1 & 50% #$~^\\{}", "0.8 ± 0.1\n\n�
 
 
 def test_tsv_has_a_line_a_row() -> None:
-    lines = report.as_tsv(HEADER, CELLS).split("\n")
+    lines = table_formats.as_tsv(HEADER, CELLS).split("\n")
     assert [line.split("\t") for line in lines] == [
         HEADER, ["made", 'a "b", c d | e f'], ["x_1 & 50% #$~^\\{}", "0.8 ± 0.1 × 2"],
     ]  # fmt: skip
-    assert report.as_tsv(["a"], [["x\u2028y\x0bz\r"]]) == "a\nx y z"
+    assert table_formats.as_tsv(["a"], [["x\u2028y\x0bz\r"]]) == "a\nx y z"
 
 
 def test_csv_reads_back_as_it_was() -> None:
-    text = report.as_csv(HEADER, CELLS)
+    text = table_formats.as_csv(HEADER, CELLS)
     assert list(csv.reader(io.StringIO(text), strict=True)) == [HEADER, *CELLS]
     assert text.startswith('recipe,note\nmade,"a ""b"", c\nd | e\tf"\n')
 
 
 def test_markdown_escapes_pipes() -> None:
-    lines = report.as_markdown(HEADER, CELLS).split("\n")
+    lines = table_formats.as_markdown(HEADER, CELLS).split("\n")
     assert lines[:3] == ["| recipe | note |", "| --- | --- |", '| made | a "b", c d \\| e f |']
     assert len(lines) == 4
 
 
 def test_latex_escapes_what_is_special() -> None:
-    lines = report.as_latex(HEADER, CELLS).split("\n")
+    lines = table_formats.as_latex(HEADER, CELLS).split("\n")
     assert lines[0] == r"\begin{tabular}{ll}"
     assert lines[4] == r'made & a "b", c d | e f \\'
     assert lines[5] == (
@@ -209,7 +210,7 @@ def test_status_for_programs(three: Runs, cli: Cli) -> None:
 def test_status_in_a_pipe_is_tsv(three: Runs, cli: Cli) -> None:
     said = cli("status")
     header, *lines = [line.split("\t") for line in said.out.splitlines()]
-    assert header == [column.title for column in monitor.COLUMNS]
+    assert header == [column.title for column in status.COLUMNS]
     assert [len(line) for line in lines] == [len(header)] * 3
     shown = dict(zip(header, lines[1], strict=True))
     assert shown | {"note": ""} == {
@@ -233,7 +234,7 @@ def test_status_of_one_run_and_of_none(three: Runs, cli: Cli) -> None:
 def test_collect_for_programs_is_complete(three: Runs, cli: Cli) -> None:
     done, running, failed = cli("collect", "--json").json
     in_metrics = {"intervals"}  # they stand with their metric
-    assert set(done) == set(collect.Row.__dataclass_fields__) - in_metrics
+    assert set(done) == set(results.Row.__dataclass_fields__) - in_metrics
     assert done["metrics"] == {"accuracy": {"mean": 0.91, "stdev": None, "values": [0.91]}}
     assert done["baseline"] == {"f1": 0.7}
     assert (done["total_parameters"], done["peak_memory_bytes"]) == (66_364_418, 3 * GIB)

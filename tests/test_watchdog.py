@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from conftest import Cli
-from hpcft import recoveries
-from hpcft.failures import RankError
-from hpcft.paths import RunPaths
-from hpcft.store import read
-from hpcft.train import pulse, stuck, watchdog
-from hpcft.train.beats import Beats
-from hpcft.train.start import Rank
-from hpcft.train.stuck import Answer
-from hpcft.train.watchdog import Watchdog
+from hpcft.recovery import log
+from hpcft.recovery.diagnosis import RankError
+from hpcft.core.paths import RunPaths
+from hpcft.core.files import read
+from hpcft.training.supervision import liveness, hang_diagnosis, watchdog
+from hpcft.training.distributed.worker_channel import Beats
+from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.supervision.hang_diagnosis import Answer
+from hpcft.training.supervision.watchdog import Watchdog
 from made_plans import cluster, facts, make, recipe
 from real_runs import children, gone, until
 
@@ -80,7 +80,7 @@ def paths(tmp_path: Path) -> RunPaths:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """All times shorter, in proportion."""
     for module, name, seconds in (
-        (pulse, "STOPPED_S", 0.3), (pulse, "BUSY_S", 0.3), (pulse, "AWAKE_S", 0.4),
+        (liveness, "STOPPED_S", 0.3), (liveness, "BUSY_S", 0.3), (liveness, "AWAKE_S", 0.4),
         (watchdog, "LOOK_S", 0.1), (watchdog, "EXIT_S", 0.5), (watchdog, "ANSWERS_S", 1.0),
         (watchdog, "STACKS_S", 0.2),
     ):  # fmt: skip
@@ -145,7 +145,7 @@ def test_the_rank_that_is_behind_is_named_and_all_stacks_are_there(
     assert error.message.endswith(" s after step 9 (steps took 0.0 s)")
     (folder,) = paths.stacks.iterdir()
     assert str(folder) in error.next_step
-    assert read(folder / "request.json", stuck.Request).rank == asked
+    assert read(folder / "request.json", hang_diagnosis.Request).rank == asked
     assert sorted(file.name for file in folder.glob("?.*")) == [
         "0.json", "0.txt", "1.json", "1.txt", "2.json", "2.txt"
     ]  # fmt: skip
@@ -179,7 +179,7 @@ def test_a_rank_that_waits_for_a_slow_one_is_not_stuck(start: Start, paths: RunP
     watches = start("evaluation hangs", "asks")
     quiet(watches, 5.5 * LEAST_S)
     (folder,) = paths.stacks.iterdir()
-    first, second = stuck.answers(folder)
+    first, second = hang_diagnosis.answers(folder)
     assert first.quiet_s > 4 * LEAST_S
     assert second.moves
     os.kill(pid_of(watches[1]), signal.SIGSTOP)
@@ -207,7 +207,7 @@ def test_who_waits_is_told_by_the_main_threads_stack(frames: list[str], waits: b
     other = '  File "/x/torch/distributed/elastic/timer.py", line 1 in wait'
     text = (f"Thread 0x1 (most recent call first):\n{other}\n\n"
             f"Current thread 0x2 (most recent call first):\n{lines}\n")  # fmt: skip
-    assert stuck.waits_for_others(text) == waits
+    assert hang_diagnosis.waits_for_others(text) == waits
 
 
 @pytest.mark.slow  # torch is loaded
@@ -216,7 +216,7 @@ def test_the_rank_in_a_collective_is_not_the_culprit(start: Start, paths: RunPat
     watches = start(f"joins:{paths.folder / 'store'}", "steps:1 hangs")
     _, error = verdict(watches)
     assert (error.rank, error.phase) == (1, "training")
-    answered = stuck.answers(next(paths.stacks.iterdir()))
+    answered = hang_diagnosis.answers(next(paths.stacks.iterdir()))
     assert [answer.waits for answer in answered] == [True, False]
 
 
@@ -295,19 +295,19 @@ def answer(rank: int, **fields: object) -> Answer:
     ],
 )
 def test_whom_the_others_wait_for(answers: list[Answer], late: list[int]) -> None:
-    assert [found.rank for found in stuck.late(answers)] == late
+    assert [found.rank for found in hang_diagnosis.late(answers)] == late
 
 
 def test_many_ranks_are_told_in_few_words(tmp_path: Path) -> None:
     answers = [answer(rank, waits=rank < 40) for rank in range(60)]
-    error = stuck.judge(tmp_path, answers, 60, "1")
+    error = hang_diagnosis.judge(tmp_path, answers, 60, "1")
     assert error is not None
     assert error.message == (
         "no step for 500 s after step 5; so ranks 40, 41, 42, 43, 44, 45, 46, 47, "
         "48, 49, 50, 51, 52, 53, 54, 55 and 4 more of 60"
     )
-    assert stuck.judge(tmp_path, [*answers, answer(60, quiet_s=3.0)], 61, "1") is None
-    all_alike = stuck.judge(tmp_path, answers[:40], 40, "1")
+    assert hang_diagnosis.judge(tmp_path, [*answers, answer(60, quiet_s=3.0)], 61, "1") is None
+    all_alike = hang_diagnosis.judge(tmp_path, answers[:40], 40, "1")
     assert all_alike is not None
     assert all_alike.message.endswith("; so all ranks")
 
@@ -319,19 +319,19 @@ def test_a_run_goes_on_after_one_of_its_ranks_was_stopped(tiny: Path, cli: Cli) 
                "-o", "train.max_steps=300", "-o", "train.save_strategy=steps",
                "-o", "train.save_steps=20", "--json")  # fmt: skip
     folder = Path(said.json[0]["folder"])
-    until(lambda: recoveries.saved_step(RunPaths(folder)) > 0)
+    until(lambda: log.saved_step(RunPaths(folder)) > 0)
     stopped = children(folder)[0]
     os.kill(stopped, signal.SIGSTOP)
     until(lambda: gone(folder))
     (view,) = cli("status", "--json").json
     assert view["state"] == "COMPLETED", view["note"]
-    (recovery,) = recoveries.taken(RunPaths(folder))
+    (recovery,) = log.taken(RunPaths(folder))
     assert (recovery.cause, recovery.how) == ("stuck", "restarted")
     assert recovery.step >= 20
     assert "is stopped (SIGSTOP), no step for " in recovery.evidence
     assert recovery.node == os.uname().nodename
     (asked,) = (folder / "stacks").iterdir()
-    answered = stuck.answers(asked)
+    answered = hang_diagnosis.answers(asked)
     assert [answer.stopped for answer in answered] == [
         answer.rank == recovery.rank for answer in answered
     ]

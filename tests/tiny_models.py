@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpcft.prompting.requests import Request
+    from hpcft.tasks.few_shot.requests import Request
 
 
 def llama_folder(folder: Path, *, layers: int = 2) -> Path:
@@ -47,8 +47,8 @@ def bert_folder(folder: Path, *, layers: int = 1, head: bool = True) -> Path:
     from transformers import BertConfig, BertForSequenceClassification, set_seed
 
     from conftest import film_rows
-    from hpcft.records import TokenizerTraining
-    from hpcft.train.tokenizer import train_tokenizer
+    from hpcft.core.records import TokenizerTraining
+    from hpcft.training.data.tokenizer import train_tokenizer
 
     texts = [row["text"] for row in film_rows(24)]
     tokenizer = train_tokenizer(
@@ -108,7 +108,7 @@ def tiny(kind: str, **changes: Any) -> Any:
 
 def asked(choices: tuple[int, ...] = (1, 2, 5), count: int = 7) -> list[Request]:
     """Prompts that share their beginning, of unlike lengths, with choices of so many tokens."""
-    from hpcft.prompting.requests import Request
+    from hpcft.tasks.few_shot.requests import Request
 
     dice = random.Random(0)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from conftest import write_rows
-from hpcft.recipe import FullRecipe
-from hpcft.tasks.rows import sources
+from hpcft.config.recipe import FullRecipe
+from hpcft.tasks.data.examples import sources
 
 Rows = list[dict[str, Any]]
 

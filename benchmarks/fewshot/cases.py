@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpcft.prompting.requests import Request
+from hpcft.tasks.few_shot.requests import Request
 
 SHOTS, SHOT_TOKENS = 8, 200
 QUERY_TOKENS = (80, 120)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from cases import CASES
 
-from hpcft.prompting.batches import batches
-from hpcft.prompting.requests import Request, common_prefix
-from hpcft.prompting.scorer import Scorer
+from hpcft.tasks.few_shot.batching import batches
+from hpcft.tasks.few_shot.requests import Request, common_prefix
+from hpcft.tasks.few_shot.scorer import Scorer
 
 
 def hpcft(model: Any, requests: list[Request], max_tokens: int) -> list[list[float]]:

@@ -31,7 +31,7 @@ from interrupting import FAULTS, met  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 from conftest import ASKED, RECIPE, film_rows, write_rows  # noqa: E402
-from hpcft.train import answers  # noqa: E402
+from hpcft.training.modes import answer_log  # noqa: E402
 from real_runs import folder_of, losses, step, until  # noqa: E402
 from test_slurm_runs import QLORA  # noqa: E402
 from testbed import Testbed  # noqa: E402
@@ -138,7 +138,7 @@ def same(one: Path, other: Path) -> dict[str, bool]:
         )
         found["losses"] = losses(one) == losses(other)
     else:
-        said = [answers.read(folder / "answers") for folder in (one, other)]
+        said = [answer_log.read(folder / "answers") for folder in (one, other)]
         found["answers"] = bool(said[0]) and said[0] == said[1]
     return found
 

@@ -23,12 +23,12 @@ from typing import Any
 import cases
 from case import Case
 
-from hpcft.cluster import profile
-from hpcft.memory import parameters
-from hpcft.memory.curves import Curve, Step, curve
-from hpcft.paths import RunPaths
-from hpcft.plan import make
-from hpcft.records import Calibration, Cluster, Lowered, Plan
+from hpcft.config import cluster_profile
+from hpcft.planning import model_facts
+from hpcft.planning.memory.step_memory import Curve, Step, curve
+from hpcft.core.paths import RunPaths
+from hpcft.planning.planner import make
+from hpcft.core.records import (Calibration, Cluster, Lowered, Plan)
 
 TIMEOUT_S = 900
 ENDLESS_GIB = 1e6
@@ -42,7 +42,7 @@ def plan_of(case: Case, device: str = "cpu") -> Plan:
     masked: so they are planned.
     """
     recipe = case.recipe()
-    facts = parameters.facts(recipe.model, recipe.task, recipe.method)
+    facts = model_facts.facts(recipe.model, recipe.task, recipe.method)
 
     def trace(step: Step) -> Curve:
         known = {"labelled_tokens": case.labelled_tokens, "threads": case.threads}
@@ -54,7 +54,7 @@ def plan_of(case: Case, device: str = "cpu") -> Plan:
 
 def _cluster(case: Case, device: str) -> Cluster:
     """This machine, where the recipe has had to compute the loss in so many parts."""
-    cluster = profile.load("local").cluster
+    cluster = cluster_profile.load("local").cluster
     held = Lowered(
         per_device_train_batch_size=case.batch,
         gradient_checkpointing=case.checkpointing,
@@ -135,9 +135,9 @@ def _start(case: Case, folder: Path, rank: int, port: int) -> subprocess.Popen[b
 
 def _write_weights(case: Case, paths: RunPaths) -> None:
     """Random weights and a tokenizer, on files, as rank 0 of a run makes them."""
-    from hpcft.records import TokenizerTraining
-    from hpcft.train import prepare
-    from hpcft.train.tokenizer import train_tokenizer
+    from hpcft.core.records import TokenizerTraining
+    from hpcft.training.data import prepare
+    from hpcft.training.data.tokenizer import train_tokenizer
 
     recipe = case.recipe()
     wanted = TokenizerTraining(vocab_size=260)

@@ -10,7 +10,7 @@ from typing import Any
 
 from case import Case
 
-from hpcft.memory import parameters
+from hpcft.planning import model_facts
 
 
 def deepspeed_bytes(case: Case) -> int | None:
@@ -57,6 +57,6 @@ def _on_meta(case: Case) -> Any:
     import torch
 
     recipe = case.recipe()
-    config = parameters.model_config(recipe.model, recipe.task)
+    config = model_facts.model_config(recipe.model, recipe.task)
     with torch.device("meta"):
-        return parameters.model_class(recipe.task).from_config(config)
+        return model_facts.model_class(recipe.task).from_config(config)

@@ -18,18 +18,18 @@ import cases
 import events
 from case import STEPS, Case
 
-from hpcft.paths import RunPaths
-from hpcft.records import Plan
-from hpcft.store import read
-from hpcft.tasks.prompting import MOST_ROWS
-from hpcft.train import start
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Plan
+from hpcft.core.files import read
+from hpcft.tasks.few_shot.task import MOST_ROWS
+from hpcft.training.distributed import rank_env
 
 
 def run(case: Case, folder: Path, rank: int) -> dict[str, Any]:
     """Trains or asks as the case says, and returns what this rank needed."""
     plan = read(folder / "plan.json", Plan)
-    me = start.Rank(rank, case.ranks, rank, "here", "0")
-    start._set_environment(me, plan)
+    me = rank_env.Rank(rank, case.ranks, rank, "here", "0")
+    rank_env._set_environment(me, plan)
     if case.ranks > 1 and plan.accelerator == "cpu":
         _let_gloo_go_first()
     recording = Recording(on_gpu=plan.accelerator == "cuda")
@@ -107,7 +107,9 @@ def _train(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> Non
     import datasets
     from transformers import TrainerCallback
 
-    from hpcft.train import loop, model, order, prepare
+    from hpcft.training.modes import finetune
+    from hpcft.training.trainer import model
+    from hpcft.training.data import batch_order, prepare
 
     class Marks(TrainerCallback):  # type: ignore[misc]
         """Bounds the phases of the profile."""
@@ -132,14 +134,14 @@ def _train(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> Non
     rows = _features(case, plan.facts.vocab_size)
     split = prepare.Split(datasets.Dataset.from_list(rows), [])
     recording.begin()
-    examples = order.of_run(recipe, plan, split.lengths)
-    arguments = loop.training_arguments(
+    examples = batch_order.of_run(recipe, plan, split.lengths)
+    arguments = finetune.training_arguments(
         paths, recipe, plan, examples.accumulation, has_validation=False
     )
-    start.communicate(plan)
+    rank_env.communicate(plan)
     loaded = model.load(paths, recipe, plan, tokenizer)
     _own_storage(loaded)
-    trainer = loop.trainer_of(recipe, plan, arguments, loaded, tokenizer, split, None, Marks())
+    trainer = finetune.trainer_of(recipe, plan, arguments, loaded, tokenizer, split, None, Marks())
     trainer.order, trainer.max_length = examples, recipe.task.max_length
     recording.mark("trainer")
     trainer.train()
@@ -163,9 +165,10 @@ def _features(case: Case, vocab_size: int) -> list[dict[str, Any]]:
 
 
 def _ask(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
-    from hpcft.tasks.prompting import Prompting
-    from hpcft.train import model, prepare
-    from hpcft.train.prompting import Asker
+    from hpcft.tasks.few_shot.task import Prompting
+    from hpcft.training.trainer import model
+    from hpcft.training.data import prepare
+    from hpcft.training.modes.few_shot import Asker
 
     recipe = case.recipe()
     task = recipe.task
@@ -190,8 +193,8 @@ def _ask(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
 
 def _prompts(case: Case) -> Any:
     """Prompts that fill the window and show the same shots, as many to a batch as may be."""
-    from hpcft.prompting.requests import Request
-    from hpcft.train.prompts import Group
+    from hpcft.tasks.few_shot.requests import Request
+    from hpcft.training.data.few_shot_prompts import Group
 
     draw = random.Random(0)
 

@@ -27,9 +27,9 @@ from cases import CASES, ON_GPU
 from measure import measure, plan_of
 from table import Row, markdown, summary, text
 
-from hpcft.errors import HpcftError
-from hpcft.memory.states import COMMUNICATOR, CONTEXT, PROCESS
-from hpcft.store import write_text
+from hpcft.core.errors import HpcftError
+from hpcft.planning.memory.model_states import COMMUNICATOR, CONTEXT, PROCESS
+from hpcft.core.files import write_text
 
 BESIDE = (PROCESS, CONTEXT, COMMUNICATOR, "evaluation")
 

@@ -112,20 +112,20 @@ def bare(folder: Path, result: Path, steps: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hpcft.paths import RunPaths
-    from hpcft.recipe import FullRecipe
-    from hpcft.records import Plan
-    from hpcft.store import read
+    from hpcft.core.paths import RunPaths
+    from hpcft.config.recipe import FullRecipe
+    from hpcft.core.records import Plan
+    from hpcft.core.files import read
     from hpcft.tasks import packing
-    from hpcft.train import order, prepare
+    from hpcft.training.data import batch_order, prepare
 
     (found,) = (folder / "runs").glob("*/*/plan.json")
     paths = RunPaths(found.parent)
     recipe, plan = read(paths.recipe, FullRecipe), read(paths.plan, Plan)
     split = prepare.load_split(paths, "train")
     assert split is not None
-    examples = order.of_run(recipe, plan, split.lengths)
-    rows = order.Rows(split)
+    examples = batch_order.of_run(recipe, plan, split.lengths)
+    rows = batch_order.Rows(split)
     turns = examples.micro_batches(0)
     attention = packing.attention()
     model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation=attention)
@@ -156,7 +156,7 @@ def ours(folder: Path, watch: Watch, steps: int) -> None:
     """A rank of our run, as its supervisor starts it, with the meter among its callbacks."""
     from transformers import trainer_callback
 
-    from hpcft.train import rank
+    from hpcft.training import worker
 
     (found,) = (folder / "runs").glob("*/*/plan.json")
     plain = trainer_callback.CallbackHandler.__init__
@@ -166,7 +166,7 @@ def ours(folder: Path, watch: Watch, steps: int) -> None:
 
     trainer_callback.CallbackHandler.__init__ = with_meter
     pipe, stacks = os.open(os.devnull, os.O_WRONLY), os.memfd_create("stacks")  # a supervisor's
-    rank.main(str(found.parent), "0", *map(str, (os.getppid(), pipe, stacks)))
+    worker.main(str(found.parent), "0", *map(str, (os.getppid(), pipe, stacks)))
 
 
 def main(name: str, folder: Path, result: Path, steps: int) -> None:

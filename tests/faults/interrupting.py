@@ -11,15 +11,16 @@ from typing import Any
 
 from on_slurm import slurm
 
-from hpcft import recoveries, store
-from hpcft.paths import RunPaths
-from hpcft.records import Job, Recovery
+from hpcft.recovery import log
+from hpcft.core import files
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Job, Recovery
 from real_runs import children, folder_of, supervisors, until
 
 
 def job(name: str) -> Job:
     """The job record of a recipe's only run."""
-    return store.read(folder_of(name) / "job.json", Job)
+    return files.read(folder_of(name) / "job.json", Job)
 
 
 def job_id(name: str) -> str:
@@ -31,7 +32,7 @@ def job_id(name: str) -> str:
 
 def met(name: str) -> list[Recovery]:
     """What the run has met, in order."""
-    return recoveries.taken(RunPaths(folder_of(name)))
+    return log.taken(RunPaths(folder_of(name)))
 
 
 def notice(name: str, testbed: Any) -> None:

@@ -19,7 +19,7 @@ class Plug:
     # Waits for the training loop to be imported: then the environment is as the product has set it.
 
     def find_spec(self, name, path=None, target=None):
-        if name == "hpcft.train.loop":
+        if name == "hpcft.training.modes.finetune":
             sys.meta_path.remove(self)
             from torch.optim import optimizer
 
@@ -35,7 +35,7 @@ class Plug:
         })
 
 
-if "hpcft.train.rank" in sys.orig_argv:
+if "hpcft.training.worker" in sys.orig_argv:
     sys.meta_path.insert(0, Plug())
 """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import RECIPE, Cli, film_rows, write_rows
-from hpcft.errors import HpcftError
+from hpcft.core.errors import HpcftError
 from real_runs import folder_of, gone, until
 
 NODES = ("n1", "n2", "n3", "n4")

@@ -11,8 +11,8 @@ from interrupting import FAULTS, job, met
 from on_slurm import campus, hpcft, out_of, slurm
 from safetensors.numpy import load_file
 
-from hpcft import store
-from hpcft.records import RunRecord
+from hpcft.core import files
+from hpcft.core.records import RunRecord
 from real_runs import folder_of, gone, losses, step, until
 
 pytestmark = pytest.mark.slurm
@@ -62,7 +62,7 @@ def site(
 def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
     folder, calm = folder_of(name), folder_of("calm")
     assert (folder / "result.json").exists(), said("status", name)
-    ours, theirs = (store.read(f / "result.json", RunRecord) for f in (folder, calm))
+    ours, theirs = (files.read(f / "result.json", RunRecord) for f in (folder, calm))
     assert ours.metrics == theirs.metrics
     assert losses(folder) == losses(calm), "not the same digits"
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]

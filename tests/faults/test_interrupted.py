@@ -17,8 +17,8 @@ from misbehaving import profile
 from on_slurm import campus, hpcft, job_ids, jobs, nothing_left, out_of, slurm
 from safetensors.numpy import load_file
 
-from hpcft import store
-from hpcft.records import Job, RunRecord
+from hpcft.core import files
+from hpcft.core.records import Job, RunRecord
 from real_runs import children, folder_of, losses, step, supervisors, until
 
 pytestmark = pytest.mark.slurm
@@ -147,7 +147,7 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
             said = command.communicate(timeout=300)
             assert command.returncode == 0, said
     assert shown(name)["state"] == "COMPLETED"
-    ours, theirs = (store.read(f / "result.json", RunRecord) for f in (folder, calm))
+    ours, theirs = (files.read(f / "result.json", RunRecord) for f in (folder, calm))
     assert ours.metrics == theirs.metrics
     assert losses(folder) == losses(calm), "not the same digits"
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
@@ -184,14 +184,14 @@ def ended(name: str) -> list[RunRecord]:
     with hpcft("status", name, "--watch") as command:
         said = command.communicate(timeout=300)
         assert command.returncode == 0, said
-    return [store.read(folder / "result.json", RunRecord) for folder in folders(name)]
+    return [files.read(folder / "result.json", RunRecord) for folder in folders(name)]
 
 
 @pytest.mark.slow
 def test_one_element_of_an_array_starts_again_alone(place: Path) -> None:
     first, other = submitted("elements", "-o", "sweep={grid: {train.seed: [1, 2]}}")
     until(lambda: step(first) > 25)
-    element = store.read(first / "job.json", Job).attempts[-1].job_id
+    element = files.read(first / "job.json", Job).attempts[-1].job_id
     assert element
     slurm("scontrol", "requeue", element)
     again, calm = ended("elements")

@@ -10,8 +10,8 @@ import pytest
 from misbehaving import profile
 
 from conftest import Cli
-from hpcft import store
-from hpcft.records import RunRecord
+from hpcft.core import files
+from hpcft.core.records import RunRecord
 from real_runs import folder_of, gone, losses, step, until
 
 # A step takes long enough to be met.
@@ -29,7 +29,7 @@ def _slow(workplace: Path) -> None:
 
 
 def result(folder: Path) -> RunRecord:
-    return store.read(folder / "result.json", RunRecord)
+    return files.read(folder / "result.json", RunRecord)
 
 
 def finished(cli: Cli, *command: object) -> None:

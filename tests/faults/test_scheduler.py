@@ -29,9 +29,9 @@ from on_slurm import (
 )
 
 from conftest import ROOT, Cli
-from hpcft import monitor
-from hpcft.cluster import slurm as scheduler
-from hpcft.cluster.states import PENDING, explained
+from hpcft.jobs import status
+from hpcft.scheduler import slurm as scheduler
+from hpcft.scheduler.job_state import PENDING, explained
 from real_runs import children, folder_of, gone, step, supervisors, until
 
 pytestmark = pytest.mark.slurm
@@ -318,7 +318,7 @@ def test_clocks_of_nodes_that_are_wrong(
                     psutil.Process(pid).kill()
                 until(lambda folder=folder: gone(folder), 10)
                 file = folder / "progress.json"
-                long_ago = file.stat().st_mtime - 2 * monitor.FRESH_S
+                long_ago = file.stat().st_mtime - 2 * status.FRESH_S
                 os.utime(file, (long_ago, long_ago))
             seen = {view["recipe"]: view for view in cli("status", *skews, "--json").json}
             assert {view["state"] for view in seen.values()} == {"UNKNOWN"}

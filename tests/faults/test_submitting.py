@@ -32,10 +32,10 @@ from on_slurm import (
 )
 
 from conftest import ROOT, Cli
-from hpcft import submit as submission
-from hpcft.cluster import slurm as scheduler
-from hpcft.errors import ClusterError
-from hpcft.units import parse_slurm_duration_s
+from hpcft.jobs import submit as submission
+from hpcft.scheduler import slurm as scheduler
+from hpcft.core.errors import ClusterError
+from hpcft.core.units import parse_slurm_duration_s
 from real_runs import folder_of, until
 
 pytestmark = pytest.mark.slurm

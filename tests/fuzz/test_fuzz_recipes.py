@@ -13,16 +13,16 @@ import mutations
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft import document, recipe
-from hpcft.cluster import profile
-from hpcft.errors import HpcftError
+from hpcft.config import yaml_document, recipe
+from hpcft.config import cluster_profile
+from hpcft.core.errors import HpcftError
 
 HANG_S = 5.0
 SECRET = "hf_thisIsNobodysToken"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 DOORS: dict[str, tuple[Callable[[], list[Path]], Callable[[str], Any]]] = {
     "recipe": (recipe.available, recipe.load),
-    "cluster": (profile.available, profile.load),
+    "cluster": (cluster_profile.available, cluster_profile.load),
 }
 
 
@@ -49,7 +49,7 @@ def check(said: str, took_s: float) -> None:
 def knock(kind: str, seeds: range, folder: Path) -> int:
     """Loads the mutations of these seeds; how many of them were accepted."""
     available, load = DOORS[kind]
-    known = [(path.read_text(), document.load(path).value) for path in available()]
+    known = [(path.read_text(), yaml_document.load(path).value) for path in available()]
     case = folder / ("recipes" if kind == "recipe" else "slurm") / "case.yaml"
     case.touch()
     before, accepted = contents(folder), 0
@@ -88,13 +88,13 @@ def test_many_mutated(kind: str, part: int, shipped: Path) -> None:
 def whole_commands(seeds: range, folder: Path, cli: Cli) -> None:
     """`hpcft plan` and `submit --dry-run` of mutations, one after the other."""
     small = (ROOT / "recipes" / "quickstart.yaml").read_text()
-    sites = [(path.read_text(), document.load(path).value) for path in profile.available()]
+    sites = [(path.read_text(), yaml_document.load(path).value) for path in cluster_profile.available()]
     for seed in seeds:
         case, site = folder / "recipes" / "quickstart.yaml", folder / "slurm" / "local.yaml"
         case.write_text(small)
         site.write_text((ROOT / "slurm" / "local.yaml").read_text())
         if seed % 2:
-            content = mutations.document(seed, small, document.load(case).value)
+            content = mutations.document(seed, small, yaml_document.load(case).value)
             case.write_bytes(content)
         else:
             content = mutations.document(seed, *sites[seed // 2 % len(sites)])
@@ -127,10 +127,10 @@ def test_many_whole_commands(shipped: Path, cli: Cli) -> None:
 
 @pytest.mark.parametrize("text", ["!", "|\n", "["])
 def test_as_much_as_is_accepted_is_refused_or_read_in_time(text: str) -> None:
-    size = document.MAX_BYTES
+    size = yaml_document.MAX_BYTES
     started = time.monotonic()
     try:
-        document.parse((text * size)[:size], document.Origin("here", 1))
+        yaml_document.parse((text * size)[:size], yaml_document.Origin("here", 1))
     except HpcftError as error:
         check(str(error), 0)
     assert time.monotonic() - started < HANG_S
@@ -169,4 +169,4 @@ def test_memory_beyond_all_measure(field: str, shipped: Path) -> None:
     text = (ROOT / "slurm" / "a100-40.yaml").read_text()
     case.write_text(re.sub(rf"\b{field}[0-9.]+", f"{field}1e308", text))
     with pytest.raises(HpcftError, match="memory_gib: input should be less than or equal to"):
-        profile.load(str(case))
+        cluster_profile.load(str(case))

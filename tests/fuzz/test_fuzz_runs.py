@@ -16,10 +16,10 @@ import mutations
 import pytest
 
 from conftest import Cli
-from hpcft import store
-from hpcft.failures import RankError
-from hpcft.paths import RunPaths
-from hpcft.records import Attempt, Fingerprints, Job, Recovery
+from hpcft.core import files as store
+from hpcft.recovery.diagnosis import RankError
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import (Attempt, Fingerprints, Job, Recovery)
 from made_runs import plan, progress, recipe, record
 
 HANG_S = 5.0

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hpcft.cli.options import RunsDir
-from hpcft.paths import DEFAULT_RUNS
+from hpcft.core.paths import DEFAULT_RUNS
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
         """Cancel runs; what has ended is left alone."""
         from hpcft.cli import console
         from hpcft.cli.status import chosen
-        from hpcft.cluster import local, slurm
+        from hpcft.scheduler import local, slurm
 
         for view in chosen(runs_dir, runs):
             name = f"{view.job.recipe}/{view.job.run_id}"

@@ -14,9 +14,9 @@ def add_to(app: typer.Typer) -> None:
     def clusters(json: Json = False) -> None:
         """List the cluster profiles, a line each."""
         from hpcft.cli import console
-        from hpcft.cluster import profile
+        from hpcft.config import cluster_profile
 
-        found = [profile.load(str(path)).cluster for path in profile.available()]
+        found = [cluster_profile.load(str(path)).cluster for path in cluster_profile.available()]
         if json:
             console.as_json([cluster.model_dump(mode="json") for cluster in found])
             return

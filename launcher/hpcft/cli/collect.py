@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from hpcft.cli.options import RunNames, RunsDir
-from hpcft.errors import StoreError, UsageError
-from hpcft.paths import DEFAULT_RUNS
+from hpcft.core.errors import StoreError, UsageError
+from hpcft.core.paths import DEFAULT_RUNS
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,10 +31,10 @@ def add_to(app: typer.Typer) -> None:
 
         Later plans go by the measured memory and speed of the runs of their cluster.
         """
-        from hpcft import collect as collecting
+        from hpcft.jobs import results
         from hpcft.cli import console
         from hpcft.cli.status import chosen
-        from hpcft.report import FORMATS
+        from hpcft.cli.table_formats import FORMATS
 
         wanted = "json" if json else format
         if wanted not in ("table", "json", *FORMATS):
@@ -43,20 +43,20 @@ def add_to(app: typer.Typer) -> None:
         views = chosen(runs_dir, runs)
         if not runs:
             try:
-                for line in collecting.learn(views, runs_dir):
+                for line in results.learn(views, runs_dir):
                     console.say(line)
             except (StoreError, OSError) as error:
                 console.warn(f"the calibration is not kept: {error}")
-        found = collecting.rows(views)
+        found = results.rows(views)
         if wanted == "json":
-            console.as_json([collecting.as_json(row) for row in found])
+            console.as_json([results.as_json(row) for row in found])
             return
         if not found:
             console.say(f"no runs in {runs_dir}")
             return
-        header, cells = collecting.table(found, metric)
+        header, cells = results.table(found, metric)
         if wanted in ("md", "latex") or (wanted == "table" and console.on_terminal(sys.stdout)):
-            header = collecting.with_arrows(header)
+            header = results.with_arrows(header)
         if wanted == "table":
             console.table(header, cells)
         else:

@@ -12,7 +12,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from hpcft.report import as_tsv
+from hpcft.cli.table_formats import as_tsv
 
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hpcft.cli.options import Json, RunsDir
-from hpcft.paths import DEFAULT_RUNS
+from hpcft.core.paths import DEFAULT_RUNS
 
 if TYPE_CHECKING:  # `hpcft --help` reads this file: what is costly to import waits
-    from hpcft.monitor import View
-    from hpcft.records import Recovery
+    from hpcft.jobs.status import View
+    from hpcft.core.records import Recovery
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def add_to(app: typer.Typer) -> None:
 
 def told(view: View) -> list[tuple[str, str]]:
     """What is to be said of a run: titles and texts."""
-    from hpcft.failures import KNOWN
+    from hpcft.recovery.diagnosis import KNOWN
 
     job = f", job {view.job_id}" if view.job_id else ""
     facts = [
@@ -87,7 +87,7 @@ def verdict(view: View) -> str:
 
 def does(view: View) -> str:
     """What hpcft does about a run by itself, or did; empty where there is nothing to do."""
-    from hpcft.failures import POLICIES
+    from hpcft.recovery.diagnosis import POLICIES
 
     last = view.recoveries[-1] if view.recoveries else None
     if view.is_live and view.failure is None:
@@ -102,9 +102,9 @@ def does(view: View) -> str:
 
 def as_json(view: View) -> dict[str, Any]:
     """An explanation for programs."""
-    from hpcft import monitor
+    from hpcft.jobs import status
 
-    return {**monitor.as_json(view), "verdict": verdict(view), "does": does(view)}
+    return {**status.as_json(view), "verdict": verdict(view), "does": does(view)}
 
 
 def _in_words(recovery: Recovery) -> str:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from hpcft.cli.options import RunsDir
-from hpcft.errors import UsageError
-from hpcft.paths import DEFAULT_RUNS, log_file
+from hpcft.core.errors import UsageError
+from hpcft.core.paths import DEFAULT_RUNS, log_file
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
     ) -> None:
         """Print what a rank of a run wrote."""
         from hpcft.cli.status import chosen
-        from hpcft.monitor import look
+        from hpcft.jobs.status import look
 
         view = chosen(runs_dir, [run])[-1]
         attempt = view.job.attempts[-1] if view.job.attempts else None
@@ -43,7 +43,7 @@ def add_to(app: typer.Typer) -> None:
 def _stream(file: Path, more: object) -> None:
     """Prints a log from its start, and what is added while `more()` says so."""
     from hpcft.cli import console
-    from hpcft.store import open_file
+    from hpcft.core.files import open_file
 
     assert callable(more)
     position = 0

@@ -13,17 +13,17 @@ def add_to(app: typer.Typer) -> None:
     @app.command()
     def params(recipe: RecipeName, override: Overrides = None, json: Json = False) -> None:
         """Show the parameters of a recipe's model, without its weights."""
-        from hpcft import recipe as recipes
+        from hpcft.config import recipe as recipes
         from hpcft.cli import console
-        from hpcft.memory import modules
-        from hpcft.monitor import point_text
+        from hpcft.planning import parameter_table
+        from hpcft.jobs.status import point_text
 
         points = recipes.load(recipe, override)
         tables = []
         for point in points:
             parts = point.recipe
-            groups = modules.module_groups(parts.model, parts.task, parts.method)
-            tables.append([*groups, modules.total(groups)])
+            groups = parameter_table.module_groups(parts.model, parts.task, parts.method)
+            tables.append([*groups, parameter_table.total(groups)])
         if json:
             found = [[group.model_dump() for group in table] for table in tables]
             console.as_json(found[0] if len(found) == 1 else found)

@@ -14,7 +14,7 @@ from hpcft.cli.options import (
     RunsDir,
     Uncalibrated,
 )
-from hpcft.paths import DEFAULT_RUNS
+from hpcft.core.paths import DEFAULT_RUNS
 
 Clusters = Annotated[
     str | None,
@@ -58,9 +58,9 @@ def add_to(app: typer.Typer) -> None:
     ) -> None:
         """Show how a recipe would fit a cluster, or which of several fit where."""
         from hpcft.cli import console, plan_tables
-        from hpcft.cluster import profile
-        from hpcft.errors import UsageError
-        from hpcft.fits import calibrated
+        from hpcft.config import cluster_profile
+        from hpcft.core.errors import UsageError
+        from hpcft.planning.feasibility import calibrated
 
         is_matrix = clusters is not None or len(recipe) > 1
         if is_matrix and (every or scale):
@@ -68,16 +68,16 @@ def add_to(app: typer.Typer) -> None:
         if every and scale:
             raise UsageError("--all and --scale exclude each other")
         if clusters == "all":
-            names = [str(path) for path in profile.available()]
+            names = [str(path) for path in cluster_profile.available()]
         elif clusters is not None:
             names = [name.strip() for name in clusters.split(",") if name.strip()]
             if not names:
                 raise UsageError("--clusters: expected profiles separated by commas or `all`")
         else:
-            names = [cluster or profile.detect()]
+            names = [cluster or cluster_profile.detect()]
         sites = [
-            profile.with_gpu_memory(
-                calibrated(profile.load(name), None if uncalibrated else runs_dir, console.warn),
+            cluster_profile.with_gpu_memory(
+                calibrated(cluster_profile.load(name), None if uncalibrated else runs_dir, console.warn),
                 gpu_memory,
                 other_processes,
             )
@@ -94,9 +94,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _show_plans(name: str, site: Any, overrides: list[str] | None, *, json: bool) -> None:
-    from hpcft import recipe as recipes
+    from hpcft.config import recipe as recipes
     from hpcft.cli import console
-    from hpcft.fits import plan_point
+    from hpcft.planning.feasibility import plan_point
 
     points = recipes.load(name, overrides)
     plans = [plan_point(point, site) for point in points]
@@ -124,8 +124,8 @@ def as_json(plan: Any) -> dict[str, Any]:
 def show(plan: Any, values: dict[str, Any]) -> None:
     """Prints a plan for people."""
     from hpcft.cli import console
-    from hpcft.layouts import describe
-    from hpcft.units import format_bytes, format_count
+    from hpcft.planning.layouts import describe
+    from hpcft.core.units import format_bytes, format_count
 
     p = plan.facts.parameters
     point = " ".join(f"{key}={value}" for key, value in values.items())
@@ -168,8 +168,8 @@ def show(plan: Any, values: dict[str, Any]) -> None:
 
 def _beside(other: Any) -> str:
     """A layout beside the chosen one: `1 node × 2, ZeRO-2: 81 GiB of 79.2 GiB a GPU`."""
-    from hpcft.layouts import describe
-    from hpcft.units import format_number
+    from hpcft.planning.layouts import describe
+    from hpcft.core.units import format_number
 
     cost = f"{format_number(other.gpu_hours_per_1000_steps)} GPU h per 1,000 steps"
     return f"{describe(other.layout)}: {other.obstacle or cost}"
@@ -177,7 +177,7 @@ def _beside(other: Any) -> str:
 
 def _time_lines(plan: Any) -> list[str]:
     """What a step takes and of what, and the run."""
-    from hpcft.units import format_number, format_seconds
+    from hpcft.core.units import format_number, format_seconds
 
     time = plan.time
     step, hours = time.step, "GPU hours" if plan.accelerator == "cuda" else "rank hours"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcft import recipe as recipes
+from hpcft.config import recipe
 from hpcft.cli import console
 from hpcft.cli.plan import as_json
-from hpcft.cluster.profile import Profile
-from hpcft.errors import UsageError
-from hpcft.fits import Answer, all_layouts, matrix, scale
-from hpcft.layouts import describe
-from hpcft.recipe import Point
-from hpcft.records import StepTime
-from hpcft.units import format_bytes, format_number
+from hpcft.config.cluster_profile import Profile
+from hpcft.core.errors import UsageError
+from hpcft.planning.feasibility import (Answer, all_layouts, matrix, scale)
+from hpcft.planning.layouts import describe
+from hpcft.config.recipe import Point
+from hpcft.core.records import StepTime
+from hpcft.core.units import format_bytes, format_number
 
 TIMES = ["step s", "compute s", "communication s", "offload s"]
 HOURS = "GPU h / 1,000 steps"
@@ -47,7 +47,7 @@ def show_all(name: str, site: Profile, overrides: list[str] | None, *, json: boo
     """Every layout of a recipe's runs."""
     found = [
         (point, alternative)
-        for point in recipes.load(name, overrides)
+        for point in recipe.load(name, overrides)
         for alternative in all_layouts(point, site)
     ]
     if json:
@@ -78,7 +78,7 @@ def show_scale(
         gpus = [int(count) for count in counts.split(",")]
     except ValueError:
         raise UsageError(f"--scale: expected numbers such as 8,64,512, got {counts!r}") from None
-    (point, *others) = recipes.load(name, overrides)
+    (point, *others) = recipe.load(name, overrides)
     if others:
         raise UsageError(f"--scale: {name} is a sweep; -o sweep=null leaves its first run")
     answers = {count: scale(point, site, count) for count in gpus}

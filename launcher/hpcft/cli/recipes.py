@@ -13,7 +13,7 @@ def add_to(app: typer.Typer) -> None:
     @app.command()
     def recipes(json: Json = False) -> None:
         """List the shipped recipes, a line each."""
-        from hpcft import recipe
+        from hpcft.config import recipe
         from hpcft.cli import console
 
         found = [(path, recipe.load(str(path))[0].recipe) for path in recipe.available()]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hpcft.cli.options import ClusterName, Json, Overrides, RunsDir
-from hpcft.paths import DEFAULT_RUNS
+from hpcft.core.paths import DEFAULT_RUNS
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,12 +26,12 @@ def add_to(app: typer.Typer) -> None:
         runs_dir: RunsDir = DEFAULT_RUNS,
     ) -> None:
         """Let runs that ended go on from their last checkpoint, also with other resources."""
-        from hpcft import submit as submission
+        from hpcft.jobs import submit
         from hpcft.cli import console
         from hpcft.cli.status import chosen
         from hpcft.cli.watch import watch_until_done
-        from hpcft.errors import UsageError
-        from hpcft.resume import prepare
+        from hpcft.core.errors import UsageError
+        from hpcft.jobs.resume import prepare
 
         views = chosen(runs_dir, runs)
         left = [view for view in views if override or not (view.is_live or view.record)]
@@ -40,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
         done = []
         for view in left:
             site, item = prepare(view, cluster, override or [], runs_dir, console.say)
-            (entry,) = submission.submit(site, [item], runs_dir, again=False)
+            (entry,) = submit.submit(site, [item], runs_dir, again=False)
             done.append(entry)
             where = f"from step {entry.step}" if entry.step else "from its beginning"
             console.say(f"{view.job.recipe}/{entry.run_id} goes on {where} as job {entry.job_id}")

@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """Print the JSON Schema, with which editors complete and check."""
-        from hpcft import reference
+        from hpcft.config import schema as reference
         from hpcft.cli import console
 
         if markdown:

@@ -27,17 +27,17 @@ def add_to(app: typer.Typer) -> None:
         import os
         import sys
 
-        from hpcft import recipe as recipes
+        from hpcft.config import recipe as recipes
         from hpcft.cli import console
-        from hpcft.cluster import profile
+        from hpcft.config import cluster_profile
 
         points = [point for name in recipe for point in recipes.load(name, override)]
-        site = profile.load(cluster or profile.detect())
+        site = cluster_profile.load(cluster or cluster_profile.detect())
         _set_environment(site.cluster.environment, bars=console.on_terminal(sys.stderr))
         # Only now: the Hugging Face libraries read their settings when they are imported.
-        from hpcft.stage import cache, staging
+        from hpcft.staging import staged_inputs, stage as staging
 
-        folder = cache.hub_folder(os.environ)
+        folder = staged_inputs.hub_folder(os.environ)
         outcomes = staging.stage(points, folder, console.say, bars=console.on_terminal(sys.stderr))
         if json:
             console.as_json([_as_json(outcome) for outcome in outcomes])
@@ -73,7 +73,7 @@ def _as_json(outcome: Any) -> dict[str, Any]:
 
 def _show(outcomes: list[Any]) -> None:
     from hpcft.cli import console
-    from hpcft.units import format_bytes
+    from hpcft.core.units import format_bytes
 
     header = ["what", "name", "revision", "commit", "size", "fetched", "recipes"]
     cells = [

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcft.cli.options import Json, RunNames, RunsDir
-from hpcft.errors import UsageError
-from hpcft.paths import DEFAULT_RUNS
+from hpcft.core.errors import UsageError
+from hpcft.core.paths import DEFAULT_RUNS
 
 if TYPE_CHECKING:  # `hpcft --help` reads this file: what is costly to import waits
-    from hpcft.monitor import View
-    from hpcft.paths import RunPaths
-    from hpcft.records import Job
+    from hpcft.jobs.status import View
+    from hpcft.core.paths import RunPaths
+    from hpcft.core.records import Job
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
         """Show state, progress and speed of runs."""
         from hpcft.cli import console
         from hpcft.cli import watch as watching
-        from hpcft.monitor import as_json
+        from hpcft.jobs.status import as_json
 
         views = chosen(runs_dir, runs)
         if watch and views:
@@ -51,7 +51,7 @@ def chosen(root: Path, names: list[str] | None) -> list[View]:
         UsageError: a name matches nothing.
     """
     from hpcft.cli import console
-    from hpcft.monitor import snapshot
+    from hpcft.jobs.status import snapshot
 
     damaged: dict[str, None] = {}
     try:
@@ -64,7 +64,7 @@ def chosen(root: Path, names: list[str] | None) -> list[View]:
 def _named(
     root: Path, names: list[str] | None, damaged: Callable[[str], None]
 ) -> Iterable[tuple[RunPaths, Job]]:
-    from hpcft.store import find_run, runs_in
+    from hpcft.core.files import find_run, runs_in
 
     if not names:
         return runs_in(root, damaged)

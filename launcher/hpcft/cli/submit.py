@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from hpcft.cli.options import ClusterName, Json, Overrides, RecipeName, RunsDir, Uncalibrated
-from hpcft.errors import ClusterError
-from hpcft.paths import DEFAULT_RUNS
+from hpcft.core.errors import ClusterError
+from hpcft.core.paths import DEFAULT_RUNS
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
         runs_dir: RunsDir = DEFAULT_RUNS,
     ) -> None:
         """Submit a recipe: one job, or one job array for a sweep."""
-        from hpcft import submit as submission
+        from hpcft.jobs import submit as submission
         from hpcft.cli import console
         from hpcft.cli.watch import watch_until_done
 
@@ -73,9 +73,9 @@ def _as_json(entry: Any) -> dict[str, Any]:
 
 def _tell(done: list[Any], prepared: list[Any]) -> None:
     from hpcft.cli import console
-    from hpcft.layouts import describe
-    from hpcft.monitor import point_text
-    from hpcft.units import format_bytes
+    from hpcft.planning.layouts import describe
+    from hpcft.jobs.status import point_text
+    from hpcft.core.units import format_bytes
 
     words = {
         "submitted": "submitted as job",

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from hpcft.records import Method, Precision
+from hpcft.core.records import Method, Precision
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 COMPUTE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}

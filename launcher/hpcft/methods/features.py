@@ -8,7 +8,7 @@ from pydantic import Field
 
 from hpcft.methods.base import MethodBase
 from hpcft.methods.heads import head_modules
-from hpcft.records.base import PositiveInt
+from hpcft.core.records.base import PositiveInt
 
 
 class Features(MethodBase):

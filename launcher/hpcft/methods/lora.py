@@ -8,7 +8,7 @@ from pydantic import Field
 
 from hpcft.methods.base import MethodBase
 from hpcft.methods.heads import head_modules, task_type, train_in_fp32
-from hpcft.records.base import SlurmWord
+from hpcft.core.records.base import SlurmWord
 
 
 class LoRA(MethodBase):

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hpcft.errors import InputError, Problem
+from hpcft.core.errors import InputError, Problem
 from hpcft.metrics import Scores
-from hpcft.records import Task
+from hpcft.core.records import Task
 
 Example = dict[str, Any]
 Features = dict[str, Any]

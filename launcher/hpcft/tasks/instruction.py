@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from hpcft.metrics import Scores, classification_names, compute, joined
-from hpcft.records.base import OneLine
+from hpcft.core.records.base import OneLine
 from hpcft.tasks.base import (
     IGNORED,
     BadRow,
@@ -21,7 +21,7 @@ from hpcft.tasks.base import (
     summed_cross_entropy,
     text_of,
 )
-from hpcft.tasks.templates import Template, fields, filled
+from hpcft.tasks.data.templates import Template, fields, filled
 
 
 class Instruction(TrainedTask):

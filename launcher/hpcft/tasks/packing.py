@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcft.methods.base import MethodBase
-from hpcft.records import ModelSpec
+from hpcft.core.records import ModelSpec
 from hpcft.tasks.base import IGNORED, Features, TaskBase
 
 ATTENTION = "hpcft_packed"

@@ -1,0 +1,255 @@
+"""Run folders: created private, read with care, written atomically, locked while they change."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from pydantic import ValidationError
+
+from hpcft.core.errors import StoreError
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Job, Record
+
+R = TypeVar("R", bound=Record)
+MAX_RECORD_BYTES = 20_000_000
+LOCK = ".lock"
+SHORTEST = 4  # characters of a run id that name it
+
+
+def check_path(folder: Path) -> None:
+    """Refuses a path that Slurm or a shell would read as something else."""
+    if any(mark in str(folder) for mark in ("%", "\n", "\r", "\0")):
+        raise StoreError(
+            f"{folder!s}: a runs folder may not have % or line breaks in its path "
+            "(Slurm replaces %j and the like in file names)"
+        )
+
+
+def create_folder(folder: Path) -> None:
+    """Makes a folder of mode 0700, parents as the umask says.
+
+    Raises:
+        StoreError: it exists and others may write to it, or it cannot be made.
+    """
+    check_path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be made: {error.strerror}") from None
+    check_private(folder)
+
+
+def check_private(folder: Path) -> None:
+    """Refuses a run folder that others may write to: what it holds would run in your name."""
+    try:
+        info = folder.stat()
+    except OSError as error:
+        raise StoreError(f"{folder}: {error.strerror}") from None
+    if info.st_uid not in (os.getuid(), 0) or stat.S_IMODE(info.st_mode) & 0o022:
+        raise StoreError(f"{folder}: others may write to it; chmod 700 it if its content is yours")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old or the new text, never a part.
+
+    Raises:
+        OSError: it cannot be written (no room, no permission); names the file.
+    """
+    name = ""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def write(path: Path, record: Record) -> None:
+    """Writes a record as JSON, atomically."""
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def write_once(path: Path, record: Record) -> bool:
+    """Writes a record whole unless the file is there; whether it was this call that wrote it."""
+    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+    write(aside, record)
+    try:
+        os.link(aside, path)  # of several writers exactly one succeeds, on a network too
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink()
+    return True
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes plain JSON for people, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file of a run folder to read; a pipe or device in its place is not waited for.
+
+    Raises:
+        OSError: it is missing, may not be read, or is no file.
+    """
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "is no file", str(path))
+    return stream
+
+
+def age_s(file: Path) -> float:
+    """Seconds since a file was written, by the clock of its file system.
+
+    A heartbeat's own time is of another machine, whose clock may be ahead or behind.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    written = file.stat().st_mtime
+    try:
+        with tempfile.TemporaryFile(dir=file.parent) as now:
+            return os.fstat(now.fileno()).st_mtime - written
+    except OSError:
+        return time.time() - written  # a folder that only the run can write to
+
+
+def read(path: Path, kind: type[R]) -> R:
+    """The record in a file.
+
+    Raises:
+        StoreError: it is missing, huge or damaged.
+    """
+    try:
+        with open_file(path) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_RECORD_BYTES:
+                raise StoreError(f"{path}: too large for a record; the run folder is damaged")
+            return kind.model_validate_json(stream.read())
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise StoreError(f"{path}: is damaged ({place}: {first['msg']})") from None
+
+
+def read_if_there(path: Path, kind: type[R]) -> R | None:
+    """The record in a file, or None where there is no such file."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # reading says why
+    return read(path, kind)
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Holds the runs folder's lock, so that of two submissions at once one waits for the other.
+
+    Raises:
+        StoreError: the folder is not there and cannot be made, or its file system has no locks.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / LOCK).open("a")
+    except OSError as error:
+        raise StoreError(f"{root}: cannot be made: {error.strerror}") from None
+    with lock as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StoreError(
+                f"{root / LOCK}: cannot be locked: {error.strerror}; two submissions at once could "
+                "not be told apart: choose a runs folder on another file system (--runs-dir)"
+            ) from None
+        yield
+
+
+def is_locked(root: Path) -> bool:
+    """Whether another command holds the runs folder's lock."""
+    try:
+        with (root / LOCK).open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # nobody has ever locked it, or nobody can
+    return False
+
+
+def _folders(folder: Path, damaged: Callable[[str], None]) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        damaged(f"{folder}: cannot be listed: {error.strerror}")
+        return []
+
+
+def runs_in(
+    root: Path, damaged: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[RunPaths, Job]]:
+    """Every run below `root` with its job record, oldest first; `damaged` is told of the others."""
+    found = []
+    recipes = _folders(root, damaged)
+    for folder in (run for recipe in recipes for run in _folders(recipe, damaged)):
+        paths = RunPaths(folder)
+        try:
+            job = read_if_there(paths.job, Job)
+        except StoreError as error:
+            damaged(f"a run is left out: {error}")
+            continue
+        if job and job.run_id != folder.name:
+            damaged(f"a run is left out: {paths.job}: is that of the run {job.run_id}")
+        elif job:
+            found.append((paths, job))
+    found.sort(key=lambda pair: pair[1].attempts[0].submitted_at if pair[1].attempts else 0.0)
+    yield from found
+
+
+def find_run(
+    root: Path, name: str, damaged: Callable[[str], None] = lambda _: None
+) -> list[tuple[RunPaths, Job]]:
+    """The runs that a user means: a recipe, a sweep, a run's id or folder, a job or array id.
+
+    The beginning of a run id will do where nothing bears the name itself, so that a job's number
+    never means a run whose id happens to begin with it.
+    """
+    runs = list(runs_in(root, damaged))
+    named = [(paths, job) for paths, job in runs if name in _names(job) or _is(paths, name)]
+    begun = [(p, j) for p, j in runs if len(name) >= SHORTEST and j.run_id.startswith(name)]
+    return named or begun
+
+
+def _names(job: Job) -> set[str | None]:
+    ids = {attempt.job_id for attempt in job.attempts if attempt.job_id}
+    arrays = {job_id.partition("_")[0] for job_id in ids}
+    return {job.recipe, job.sweep_id, job.run_id, f"{job.recipe}/{job.run_id}", *ids, *arrays}
+
+
+def _is(paths: RunPaths, name: str) -> bool:
+    return bool(name) and "\0" not in name and Path(name).resolve() == paths.folder.resolve()

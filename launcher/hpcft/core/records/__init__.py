@@ -1,0 +1,61 @@
+"""The nouns of hpcft, in the order of the story.
+
+A Recipe says what to train, a Cluster what there is, a Plan how it fits, a Job where it was
+submitted, Progress how far it is, a RunRecord what came out. Every field is defined once, here (or
+beside its task or method): validation, the JSON Schema and the reference page all come from it.
+"""
+
+from hpcft.core.records.base import (Offload, Precision, Record, Split)
+from hpcft.core.records.checkpoint import Checkpoint
+from hpcft.core.records.cluster import (CALIBRATION_BOUNDS, Calibration, Cluster, Gpu, Lowered)
+from hpcft.core.records.plan import (Alternative, Layout, MemoryItem, ModelFacts, ParameterCount, Plan, RunTime, StepTime, ZeroSizes)
+from hpcft.core.records.recipe import (Baseline, DataSpec, Evaluation, Method, ModelSpec, Recipe, Resources, Sweep, Task, TokenizerTraining, Train)
+from hpcft.core.records.result import (Attempt, Confusion, Fingerprints, Job, Measured, PhasePeaks, Prediction, Progress, RankError, Recovery, RunRecord)
+from hpcft.core.records.staged import Staged, StagedFile, StagedInputs
+
+__all__ = [
+    "CALIBRATION_BOUNDS",
+    "Alternative",
+    "Attempt",
+    "Baseline",
+    "Calibration",
+    "Checkpoint",
+    "Cluster",
+    "Confusion",
+    "DataSpec",
+    "Evaluation",
+    "Fingerprints",
+    "Gpu",
+    "Job",
+    "Layout",
+    "Lowered",
+    "Measured",
+    "MemoryItem",
+    "Method",
+    "ModelFacts",
+    "ModelSpec",
+    "Offload",
+    "ParameterCount",
+    "PhasePeaks",
+    "Plan",
+    "Precision",
+    "Prediction",
+    "Progress",
+    "RankError",
+    "Recipe",
+    "Record",
+    "Recovery",
+    "Resources",
+    "RunRecord",
+    "RunTime",
+    "Split",
+    "Staged",
+    "StagedFile",
+    "StagedInputs",
+    "StepTime",
+    "Sweep",
+    "Task",
+    "TokenizerTraining",
+    "Train",
+    "ZeroSizes",
+]

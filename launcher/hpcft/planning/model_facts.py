@@ -1,0 +1,244 @@
+"""Exact parameter counts from a configuration, on the meta device: no weights, no memory."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from hpcft.core.errors import DataError
+from hpcft.core.disk_cache import adapter_content, cached, content
+from hpcft.methods import AnyMethod
+from hpcft.core.records import ModelFacts, ModelSpec, ParameterCount
+from hpcft.tasks.base import TaskBase
+
+COUNTING = 7  # raised when what is counted changes, so that earlier cache files are not read
+
+
+class BadConfig(DataError):
+    """A field of `model.config` that no configuration of that model type has."""
+
+    def __init__(self, key: str, what: str, fix: str) -> None:
+        super().__init__(f"model.config.{key}: {what}; {fix}")
+        self.key, self.what, self.fix = key, what, fix
+
+
+def model_config(model: ModelSpec, task: TaskBase, *, to_plan: bool = False) -> Any:
+    """The `transformers` configuration of the model with the task's head.
+
+    Args:
+        model: a model with a `path` has the configuration that is there, a new one `config`.
+        task: whose head it is.
+        to_plan: of a hub model the described `config` will do, which needs no network. A run
+            never uses it: what it does not tell (activations, epsilons) would be defaults.
+
+    Raises:
+        DataError: there is none, or `transformers` does not know it.
+    """
+    from transformers import AutoConfig
+
+    head = dict(task.head().config)
+    described = dict(model.config or {})
+    is_local = model.path is not None and model.path.startswith("/")
+    try:
+        if model.path and (is_local or not (described and to_plan)):
+            return AutoConfig.from_pretrained(
+                model.path, revision=model.revision, trust_remote_code=False, **head
+            )
+        config = AutoConfig.for_model(str(described.pop("model_type")), **described)
+        config.update(head)
+    except Exception as error:  # a stranger's fields meet a stranger's class: anything is raised
+        raise DataError(
+            f"model: no usable configuration of {model.path or described}: {_reason(error)}\n"
+            "  use a local folder, or describe the architecture in model.config"
+        ) from None
+    _check_described(described, config)
+    return config
+
+
+def _check_described(described: dict[str, Any], config: Any) -> None:
+    """Refuses fields that the model type does not have, which `transformers` takes in silence."""
+    known = {*type(config)().to_dict(), *config.attribute_map, "rope_theta", "rope_scaling"}
+    for key, value in described.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+            fix = f"did you mean {' or '.join(near)}?" if near else "leave it out"
+            raise BadConfig(key, f"unknown key of a {config.model_type} model", fix)
+        is_dimension = key.startswith(("num_", "n_")) or key.endswith(("_size", "dim"))
+        if is_dimension and isinstance(value, int) and value <= 0:
+            raise BadConfig(key, f"expected a positive number, got {value}", "correct it")
+
+
+def model_class(task: TaskBase) -> Any:
+    """The `transformers` Auto class of the task's head."""
+    import transformers
+
+    return getattr(transformers, task.head().auto_class)
+
+
+def facts(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
+    """What planning has to know of a model; counted once, then read from the cache."""
+    key = json.dumps(
+        [
+            COUNTING,
+            model.model_dump(mode="json", exclude={"tokenizer"}),
+            content(model),
+            task.head().auto_class,
+            dict(task.head().config),
+            method.model_dump(mode="json"),
+            adapter_content(method),
+        ],
+        sort_keys=True,
+    )
+    return cached("facts", key, ModelFacts, lambda: _count(model, task, method))
+
+
+def largest_weight_file_bytes(model: ModelSpec, facts: ModelFacts) -> int:
+    """What a rank reads at once when loading: the largest weight file, else 5 GiB or the model.
+
+    5 GiB is the shard size at which published models are commonly split.
+    """
+    folder = Path(model.path or "")
+    if model.path and folder.is_dir():
+        return max((f.stat().st_size for f in folder.glob("*.safetensors")), default=0)
+    return min(4 * facts.parameters.total, 5 * 2**30)
+
+
+def _reason(error: Exception) -> str:
+    """What an error of a library says, in a line."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _count(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
+    bare = on_meta(model, task)
+    config = bare.config
+    quantised = method.quantised_parameters(bare)
+    largest = max(
+        sum(p.numel() for p in module.parameters(recurse=False)) for module in bare.modules()
+    )
+    head_only = _head_parameters(bare) if task.head().outputs is not None else 0
+    pretrained = {id(p) for p in bare.parameters()}
+    wrapped = with_method(bare, task, method)
+    method.check_saved(wrapped, model.path if model.path and Path(model.path).is_dir() else None)
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    trainable = sum(p.numel() for p in trained)
+    text = config.get_text_config()
+    return ModelFacts(
+        model_type=config.model_type,
+        parameters=ParameterCount(
+            total=_total(wrapped),
+            trainable=trainable,
+            # Of an adapter: PEFT's updates, and its copy of the head (the head itself stays, frozen
+            # and unused, and counts in `total` only).
+            added=sum(p.numel() for p in wrapped.parameters() if id(p) not in pretrained)
+            if method.adapter
+            else head_only,
+            largest_layer=largest,
+            trained_tensors=[p.numel() for p in trained if p.dim() > 1],
+            trained_vectors=[p.numel() for p in trained if p.dim() <= 1],
+            largest_trained=max((p.numel() for p in trained), default=0),
+            layer=_layer_parameters(bare),
+            quantised=quantised,
+            looked_up=_looked_up(bare),
+        ),
+        layers=_first(text, "num_hidden_layers", "n_layers", "n_layer"),
+        hidden_size=_first(text, "hidden_size", "dim", "n_embd", "d_model"),
+        intermediate_size=_first(text, "intermediate_size", "hidden_dim", "ffn_dim", "n_inner")
+        or 4 * _first(text, "hidden_size", "dim", "n_embd", "d_model"),
+        attention_heads=_first(text, "num_attention_heads", "n_heads", "n_head"),
+        vocab_size=_first(text, "vocab_size"),
+        logits_width=task.head().outputs or _first(text, "vocab_size"),
+        logits_positions=task.head().positions,
+        max_positions=_max_positions(bare, getattr(text, "max_position_embeddings", None)),
+        loss_in_parts=_loss_in_parts(config, task),
+    )
+
+
+def on_meta(model: ModelSpec, task: TaskBase) -> Any:
+    """The model with the task's head on the meta device: shapes without weights.
+
+    Raises:
+        DataError: there is no such model, or it has no such head.
+    """
+    import torch
+
+    config = model_config(model, task, to_plan=True)
+    head = task.head()
+    try:
+        with torch.device("meta"):
+            bare = model_class(task).from_config(config, dtype=torch.float32)
+        if head.module:
+            bare.get_submodule(head.module)
+    except Exception as error:  # as above
+        raise DataError(
+            f"model: {config.model_type} makes no {head.auto_class}: {_reason(error)}"
+        ) from None
+    return bare
+
+
+def with_method(bare: Any, task: TaskBase, method: AnyMethod) -> Any:
+    """The model as the method trains it.
+
+    Raises:
+        DataError: the method cannot train such a model.
+    """
+    try:
+        return method.wrap(bare, causal=task.causal, checkpointing=False)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"method.{method.name}: {_reason(error)}") from None
+
+
+def _layer_parameters(model: Any) -> int:
+    """Parameters of the largest layer: of a module in the model's largest list of modules."""
+    import torch
+
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    return max((_total(layer) for layer in max(lists, key=_total, default=[])), default=0)
+
+
+def _total(model: Any) -> int:
+    """All parameters; `parameters()` gives a tied weight once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _looked_up(model: Any) -> int:
+    """Parameters of embedding tables that no linear layer shares."""
+    import torch
+
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    return sum(weight.numel() for key, weight in tables.items() if key not in linear)
+
+
+def _head_parameters(model: Any) -> int:
+    """Parameters outside the base model: those that the task's head adds."""
+    base = getattr(model, model.base_model_prefix, None)
+    return _total(model) - _total(base) if base is not None and base is not model else 0
+
+
+def _max_positions(model: Any, declared: int | None) -> int | None:
+    """Tokens that fit: RoBERTa and its kin count positions from behind the padding's own one."""
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if declared and padding is not None and name.endswith("position_embeddings"):
+            return declared - int(padding) - 1
+    return declared
+
+
+def _loss_in_parts(config: Any, task: TaskBase) -> bool:
+    """Whether the loss can be computed in parts: that of the next tokens alone can."""
+    if not task.causal or task.head().outputs is not None:
+        return False
+    from hpcft.planning.memory.tracing.output_layer import loss_can_be_chunked
+
+    return loss_can_be_chunked(config, task)
+
+
+def _first(config: Any, *names: str) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return 0

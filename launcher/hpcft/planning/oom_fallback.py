@@ -1,0 +1,260 @@
+"""The ladder: what a run that is out of memory changes next, and what later runs learn from it.
+
+Every rung keeps the global batch, and so the loss up to rounding. The rungs are layouts that the
+planner may choose too, taken in the order of what they cost in speed; the last one, more nodes,
+takes another job (`more_nodes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+from hpcft.planning import deepspeed_config
+from hpcft.planning.layouts import layouts
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import (Cluster, Layout, Lowered, Plan, Recovery)
+from hpcft.core.units import MIB, format_bytes
+
+Stage = Literal["states", "step", "evaluation"]
+"""What memory ran out for: weights and optimizer, a training step, or scoring."""
+HOST_MEMORY = "host_oom"
+"""Class of a run that took more of its nodes' memory than it had asked for."""
+
+
+class CameDown(Protocol):
+    """A run of which it is known what rungs it took: a record, or one that has none yet."""
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe."""
+
+    @property
+    def cluster(self) -> str:
+        """Name of the profile."""
+
+    @property
+    def rungs(self) -> Sequence[Recovery]:
+        """Its rungs, in order."""
+
+
+def step_down(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage) -> Plan | None:
+    """The plan of the next rung below; None where nothing is left that the same ranks could do.
+
+    Args:
+        plan: what runs now.
+        recipe: the run's recipe. A micro-batch or checkpointing that it fixes is lowered all the
+            same, for neither changes what is computed; sharding and offloading that it fixes stay.
+        cluster: the run's profile.
+        stage: what memory ran out for.
+    """
+    scored = plan.per_device_eval_batch_size
+    if stage == "evaluation" and scored > 1:
+        return plan.model_copy(update={"per_device_eval_batch_size": scored // 2})
+    layout = next_rung(
+        plan.layout,
+        recipe,
+        cluster,
+        in_step=stage == "step",
+        loss_in_parts=plan.facts.loss_in_parts,
+    )
+    if layout is None:
+        return None
+    if recipe.evaluation.per_device_eval_batch_size == "auto":
+        # Chosen as a multiple of the micro-batch, and it stays one.
+        before, now = (x.per_device_train_batch_size for x in (plan.layout, layout))
+        scored = max(1, scored * now // before)
+    return with_layout(plan, layout, scored, recipe, cluster)
+
+
+def with_layout(
+    plan: Plan, layout: Layout, eval_batch_size: int, recipe: FullRecipe, cluster: Cluster
+) -> Plan:
+    """The plan with another layout; its prediction stays that of the layout that was planned."""
+    config = deepspeed_config.build(layout, plan.precision, plan.facts, recipe.train, cluster)
+    changed = {
+        "layout": layout,
+        "per_device_eval_batch_size": eval_batch_size,
+        "ds_config": config,
+    }
+    return plan.model_copy(update=changed)
+
+
+def next_rung(
+    layout: Layout,
+    recipe: FullRecipe,
+    cluster: Cluster,
+    *,
+    in_step: bool = True,
+    loss_in_parts: bool = False,
+) -> Layout | None:
+    """The layout below: half the micro-batch; at 1 checkpointing, loss in parts, moving states.
+
+    Args:
+        layout: what runs now.
+        recipe: the run's recipe.
+        cluster: the run's profile.
+        in_step: whether it was a training step that lacked memory; if not, a smaller micro-batch
+            or checkpointing would not help.
+        loss_in_parts: whether the model's loss can be computed in parts.
+    """
+    here = freed(recipe, nodes=layout.nodes, gpus_per_node=layout.ranks_per_node)
+    below = [
+        other
+        for other in layouts(here, cluster, loss_in_parts=loss_in_parts)
+        if _shape(other) == _shape(layout)
+    ]
+    if in_step and layout.per_device_train_batch_size > 1:
+        alike = [o for o in below if _demand(o) == _demand(layout)]
+        half = layout.per_device_train_batch_size // 2
+        sizes = [o for o in alike if o.per_device_train_batch_size <= half]
+        return max(sizes, key=lambda o: o.per_device_train_batch_size, default=None)
+    less = [
+        o
+        for o in below
+        if o.per_device_train_batch_size == layout.per_device_train_batch_size
+        and _is_less(o, layout)
+        and (in_step or _activations(o) == _activations(layout))
+    ]
+    # In the order of what it costs in speed: recomputing, a loss in parts, moving the states.
+    return min(
+        less,
+        key=lambda o: (not shards_alike(o, layout), o.loss_chunks != layout.loss_chunks),
+        default=None,
+    )
+
+
+def change(before: Plan, after: Plan) -> str:
+    """What a rung changed: `micro-batch 8 → 4`, `checkpointing`, `2 → 4 nodes, queued anew`."""
+    old, new = before.layout, after.layout
+    parts = []
+    if new.nodes != old.nodes:
+        parts.append(f"{old.nodes} → {new.nodes} nodes")
+    if new.ranks_per_node != old.ranks_per_node:
+        parts.append(f"{old.ranks_per_node} → {new.ranks_per_node} ranks on each")
+    if new.per_device_train_batch_size != old.per_device_train_batch_size:
+        sizes = f"{old.per_device_train_batch_size} → {new.per_device_train_batch_size}"
+        parts.append(f"micro-batch {sizes}")
+    if new.gradient_checkpointing != old.gradient_checkpointing:
+        parts.append("checkpointing")
+    if new.loss_chunks != old.loss_chunks:
+        parts.append(f"loss in {new.loss_chunks} parts")
+    if new.zero_stage != old.zero_stage:
+        was = f"ZeRO-{old.zero_stage}" if old.zero_stage else "no sharding"
+        parts.append(f"{was} → ZeRO-{new.zero_stage}")
+    if new.offload_optimizer != old.offload_optimizer:
+        parts.append(f"optimizer on {new.offload_optimizer}")
+    if new.offload_param != old.offload_param:
+        parts.append(f"parameters on {new.offload_param}")
+    if _shape(new) != _shape(old):
+        parts.append("queued anew")
+    if not parts and after.mem_mib != before.mem_mib:
+        old_bytes, new_bytes = (plan.mem_mib * MIB for plan in (before, after))
+        parts.append(f"host memory {format_bytes(old_bytes)} → {format_bytes(new_bytes)}")
+    if not parts:
+        sizes = f"{before.per_device_eval_batch_size} → {after.per_device_eval_batch_size}"
+        parts.append(f"evaluation batch {sizes}")
+    return ", ".join(parts)
+
+
+def more_host_memory(plan: Plan) -> Plan | None:
+    """The plan with twice the memory of its nodes asked for; None where they have no more."""
+    most_mib = plan.host_capacity_bytes // MIB
+    if plan.mem_mib >= most_mib:
+        return None
+    return plan.model_copy(update={"mem_mib": min(2 * plan.mem_mib, most_mib)})
+
+
+def shards_alike(one: Layout, other: Layout) -> bool:
+    """Whether weights and optimizer lie alike: a checkpoint of one layout loads in the other."""
+    return (_shape(one), _states(one)) == (_shape(other), _states(other))
+
+
+def more_nodes(layout: Layout, recipe: FullRecipe, cluster: Cluster) -> int | None:
+    """The next number of nodes that would hold less each; None where more would not help."""
+    nodes = [
+        other.nodes
+        for other in layouts(freed(recipe, nodes="auto"), cluster)
+        if other.nodes > layout.nodes
+        and other.ranks_per_node >= layout.ranks_per_node
+        and other.zero_stage >= max(layout.zero_stage, 1)  # unsharded, each rank holds it all
+    ]
+    return min(nodes, default=None)
+
+
+def lowered(runs: Iterable[CameDown], recipe: str, cluster: str) -> Lowered | None:
+    """What the runs of a recipe's name on a cluster say of its next plan.
+
+    Returns:
+        The least that any of them came down to, as a cap; None where all ran as planned.
+    """
+    alike = [run for run in runs if (run.recipe, run.cluster) == (recipe, cluster)]
+    down = [[x for x in run.rungs if x.cause != HOST_MEMORY] for run in alike]
+    if not any(down):
+        return None
+    ends = [rungs[-1].layout for rungs in down if rungs]
+    widened = [x.layout.nodes for rungs in down for x in rungs if x.how == "queued anew"]
+    return Lowered(
+        per_device_train_batch_size=min(end.per_device_train_batch_size for end in ends),
+        gradient_checkpointing=any(end.gradient_checkpointing for end in ends),
+        loss_chunks=max(end.loss_chunks for end in ends),
+        nodes=max(widened, default=1),
+    )
+
+
+def held_down(found: Iterable[Layout], recipe: FullRecipe, cluster: Cluster) -> list[Layout]:
+    """The layouts without those that earlier runs of the recipe had to come down from.
+
+    What the recipe itself fixes stays: a person may know better. So does what the profile allows
+    no more: of several caps, one that would leave nothing is passed over.
+    """
+    kept = list(found)
+    cap = cluster.calibration.lowered.get(recipe.name)
+    for is_below in _caps(cap) if cap else ():
+        kept = [layout for layout in kept if is_below(layout)] or kept
+    return kept
+
+
+def _caps(cap: Lowered) -> Iterator[Callable[[Layout], bool]]:
+    yield lambda x: x.nodes >= cap.nodes
+    # Unsharded, each node would hold as much as one alone.
+    yield lambda x: cap.nodes == 1 or x.nodes == 1 or x.zero_stage > 0
+    yield lambda x: x.per_device_train_batch_size <= cap.per_device_train_batch_size
+    yield lambda x: x.gradient_checkpointing or not cap.gradient_checkpointing
+    yield lambda x: x.loss_chunks >= cap.loss_chunks
+
+
+def freed(recipe: FullRecipe, **resources: Any) -> FullRecipe:
+    """The recipe with micro-batch and checkpointing left open, and resources as given."""
+    free = {"per_device_train_batch_size": "auto", "gradient_checkpointing": "auto"}
+    train = recipe.train.model_copy(update=free)
+    held = recipe.resources.model_copy(update=resources)
+    return recipe.model_copy(update={"train": train, "resources": held})
+
+
+def _shape(layout: Layout) -> tuple[int, int]:
+    return layout.nodes, layout.ranks_per_node
+
+
+def _activations(layout: Layout) -> tuple[int, ...]:
+    """What a layout keeps of a step, whatever its micro-batch: smaller numbers hold less."""
+    return int(not layout.gradient_checkpointing), -layout.loss_chunks
+
+
+def _states(layout: Layout) -> tuple[int, ...]:
+    """What of weights and optimizer a layout keeps on the device: smaller numbers hold less."""
+    return (
+        3 - layout.zero_stage,
+        int(layout.offload_optimizer == "none"),
+        int(layout.offload_param == "none"),
+    )
+
+
+def _demand(layout: Layout) -> tuple[int, ...]:
+    return (*_activations(layout), *_states(layout))
+
+
+def _is_less(one: Layout, other: Layout) -> bool:
+    """Whether a layout holds less than another, and nothing more."""
+    pairs = list(zip(_demand(one), _demand(other), strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

@@ -1,0 +1,80 @@
+"""The parameter table: what each part of a model holds, trains and is given, without weights."""
+
+from __future__ import annotations
+
+from hpcft.planning.memory.import_stubs import for_shapes
+from hpcft.planning.model_facts import on_meta, with_method
+from hpcft.methods import AnyMethod
+from hpcft.core.records import ModelSpec, Record
+from hpcft.tasks.base import TaskBase
+
+
+class ModuleGroup(Record):
+    """Parameters of one part of a model; the layers of a stack are one part."""
+
+    name: str
+    """Module, and how many there are of it (`bert.encoder.layer × 12`)."""
+    total: int
+    """All parameters; a tied weight counts once, where it comes first."""
+    trainable: int
+    """Those that the optimizer updates."""
+    frozen: int
+    """The rest."""
+    added: int
+    """Those that the task's head and the method add to the pretrained model."""
+
+
+def module_groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleGroup]:
+    """The parts of the model that the task and the method make, in the model's order.
+
+    Raises:
+        DataError: there is no such model, or the method cannot train it.
+    """
+    with for_shapes():
+        return _groups(model, task, method)
+
+
+def total(groups: list[ModuleGroup]) -> ModuleGroup:
+    """The sum of all parts."""
+    sums = {
+        field: sum(getattr(group, field) for group in groups)
+        for field in ("total", "trainable", "frozen", "added")
+    }
+    return ModuleGroup(name="all", **sums)
+
+
+def _groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleGroup]:
+    bare = on_meta(model, task)
+    prefix = bare.base_model_prefix + "."
+    has_head = task.head().outputs is not None
+    counts: dict[str, dict[str, int]] = {}
+    stacked: dict[str, set[str]] = {}
+    pretrained = {id(p) for p in bare.parameters()}
+    wrapped = with_method(bare, task, method)
+    # Adapters are put inside the model, whose names stay; prompts stand beside it.
+    used = {id(parameter): (name, parameter) for name, parameter in wrapped.named_parameters()}
+    inside = {name: p for name, p in bare.named_parameters() if used.pop(id(p), None)}
+    beside = dict(used.values())
+    for name, parameter in [*inside.items(), *beside.items()]:
+        group, index = _group_of(name) if name in inside else (name.partition(".")[0], "")
+        stacked.setdefault(group, set()).update([index] if index else [])
+        size, trained = parameter.numel(), parameter.requires_grad
+        is_head = has_head and not name.startswith(prefix)
+        is_new = id(parameter) not in pretrained if method.adapter else is_head
+        count = counts.setdefault(group, {"total": 0, "trainable": 0, "frozen": 0, "added": 0})
+        count["total"] += size
+        count["trainable" if trained else "frozen"] += size
+        count["added"] += size if is_new else 0
+    return [
+        ModuleGroup(name=f"{group} × {len(layers)}" if layers else group, **counts[group])
+        for group, layers in stacked.items()
+    ]
+
+
+def _group_of(name: str) -> tuple[str, str]:
+    """The part that a parameter belongs to, and its layer's number in a stack of layers."""
+    parts = name.split(".")
+    for position, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[:position]), part
+    return ".".join(parts[: min(2, len(parts) - 1)]), ""

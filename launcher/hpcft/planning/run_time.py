@@ -1,0 +1,161 @@
+"""How long a run takes, and the time limit to ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from hpcft.planning.disk import checkpoint_bytes, model_bytes
+from hpcft.methods.base import COMPUTE_BYTES
+from hpcft.planning.hardware import rates
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import (Cluster, Layout, ModelFacts, Plan, Precision, RunTime, Split, StepTime)
+from hpcft.planning.step_time import forward_flops, overhead_s
+from hpcft.tasks.base import TaskBase
+from hpcft.tasks.few_shot.task import MOST_ROWS, Prompting
+
+# Importing torch and DeepSpeed from a shared file system, meeting the other ranks, compiling.
+START_S = 120.0
+# A shared file system while others use it too.
+SHARED_DISK_BYTES_S = 0.5e9
+# The limit is the estimate times this: efficiency is a guess until runs have calibrated it, and a
+# run that is killed by its limit costs more than one that would have been scheduled earlier.
+TIME_MARGIN = 2.0
+# And this, for slow starts of a cold cache.
+ALLOWANCE_MIN = 10
+ROUNDED_TO_MIN = 5
+# Slurm may be a minute early with its word that time is nearly up (sbatch --signal), not late.
+NOTICE_S = 60.0
+# Of a short limit, the run itself is to have most.
+MOST_OF_LIMIT = 0.25
+
+
+def run_time(
+    step: StepTime,
+    recipe: FullRecipe,
+    facts: ModelFacts,
+    layout: Layout,
+    precision: Precision,
+    cluster: Cluster,
+    examples: Mapping[Split, int],
+) -> RunTime:
+    """Predicted time of a run; `examples` are the splits whose size is known."""
+    train = recipe.train
+    read = COMPUTE_BYTES[precision] * facts.parameters.total
+    start_s = START_S + read / SHARED_DISK_BYTES_S
+    if not recipe.method.trains:
+        asked = examples.get(recipe.evaluation.split)
+        return RunTime(
+            step=step,
+            steps=None if asked is None else _batches(recipe.task, layout, asked),
+            start_s=start_s,
+            evaluation_s=0.0,
+            saving_s=0.0,
+        )
+    steps = total_steps(recipe, examples)
+    scored = [examples.get(split) for split in _scored_splits(recipe, steps)]
+    evaluation_s = None
+    if None not in scored:
+        reached = rates(cluster, precision, layout.ranks_per_node)
+        tokens = recipe.task.max_length
+        rows = sum(filter(None, scored)) * _rows_each(recipe.task)
+        flops = rows * forward_flops(facts, tokens, tokens)
+        evaluation_s = flops / reached.flops / layout.world_size
+    saves = checkpoints(recipe, steps) or 0
+    written = model_bytes(facts, recipe, layout, precision)
+    if train.save_strategy != "no":
+        written += saves * checkpoint_bytes(facts, recipe, layout, precision)
+    return RunTime(
+        step=step,
+        steps=steps,
+        start_s=start_s,
+        evaluation_s=evaluation_s,
+        saving_s=written / SHARED_DISK_BYTES_S,
+    )
+
+
+def asking(step: StepTime, task: Prompting, facts: ModelFacts, layout: Layout) -> StepTime:
+    """A batch with the tokens that are generated after it, one forward pass for each."""
+    if task.answer == "likelihood":
+        return step
+    passes = 1 + task.max_new_tokens
+    return StepTime(
+        compute_s=step.compute_s + task.max_new_tokens * overhead_s(facts, layout),
+        communication_s=passes * step.communication_s,
+        offload_s=passes * step.offload_s,
+    )
+
+
+def _batches(task: TaskBase, layout: Layout, asked: int) -> int:
+    """Batches of a rank; a prompt is taken to fill its window, a shot as long as the question."""
+    each = layout.per_device_train_batch_size
+    if isinstance(task, Prompting):
+        each = min(each * (1 + task.shots), MOST_ROWS)
+    else:
+        asked *= _rows_each(task)
+    return math.ceil(asked / (each * layout.world_size))
+
+
+def _rows_each(task: TaskBase) -> int:
+    """Rows that score an example: one for each choice."""
+    return max(1, len(getattr(task, "choices", ())))
+
+
+def total_steps(recipe: FullRecipe, examples: Mapping[Split, int]) -> int | None:
+    """Optimizer steps of the run; None where the number of training examples is not known."""
+    train = recipe.train
+    if train.max_steps > 0:
+        return train.max_steps
+    if "train" not in examples:
+        return None
+    each = math.ceil(examples["train"] / train.global_batch_size)
+    return math.ceil(each * train.num_train_epochs)
+
+
+def _evaluations(recipe: FullRecipe, steps: int | None) -> int:
+    """How often the validation split is scored during training."""
+    train = recipe.train
+    if train.eval_strategy == "no":
+        return 0
+    if train.eval_strategy == "steps" and train.eval_steps:
+        return (steps or 0) // train.eval_steps
+    return math.ceil(train.num_train_epochs)
+
+
+def _scored_splits(recipe: FullRecipe, steps: int | None) -> list[Split]:
+    """The splits that are scored, each as often as it is."""
+    final: list[Split] = [recipe.evaluation.split] * (1 + recipe.evaluation.before)
+    data = recipe.task.data
+    has_validation = "validation" in (data.fractions or data.files or data.splits)
+    return final + ["validation"] * (_evaluations(recipe, steps) if has_validation else 0)
+
+
+def checkpoints(recipe: FullRecipe, steps: int | None) -> int | None:
+    """Checkpoints that are written in all; None where that is not known."""
+    train = recipe.train
+    if train.save_strategy == "steps":
+        return None if steps is None else max(1, steps // train.save_steps)
+    return math.ceil(train.num_train_epochs) if train.save_strategy == "epoch" else 0
+
+
+def time_limit_min(time: RunTime, recipe: FullRecipe, cluster: Cluster) -> int:
+    """The time limit to ask for: what the recipe says, else from the estimate, in whole minutes.
+
+    Where the estimate is not complete, or nobody waits for the end (a local run), it is the most
+    that the profile allows.
+    """
+    wanted = recipe.resources.time_min
+    if wanted != "auto":
+        return wanted
+    if time.run_s is None or cluster.scheduler == "local":
+        return cluster.time_limit_min
+    needed = TIME_MARGIN * time.run_s / 60 + ALLOWANCE_MIN
+    return min(ROUNDED_TO_MIN * math.ceil(needed / ROUNDED_TO_MIN), cluster.time_limit_min)
+
+
+def notice_s(plan: Plan) -> int:
+    """Seconds before its time limit in which a run hears of it: two steps and a checkpoint."""
+    steps_s = 2 * plan.time.step.total_s if plan.time else 0.0
+    written_s = sum(item.bytes for item in plan.disk) / SHARED_DISK_BYTES_S
+    most_s = MOST_OF_LIMIT * 60 * plan.time_min
+    return math.ceil(min(NOTICE_S + steps_s + written_s, most_s))

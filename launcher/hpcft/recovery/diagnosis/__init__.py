@@ -1,0 +1,33 @@
+"""Why a run failed: evidence to a class, a sentence and a next step.
+
+`classes` holds what is evidence of what, as data; `evidence` reads what was said from a run folder;
+`texts` and `scheduler` make failures of what was said and of Slurm's states; `explanation` decides
+between them.
+"""
+
+from hpcft.recovery.diagnosis.classes import (CAUSES, CONSEQUENCES, KNOWN, POLICIES, FailureClass, Policy)
+from hpcft.recovery.diagnosis.evidence import error_file, rank_errors, tell
+from hpcft.recovery.diagnosis.explain import explain, judged, only_followed
+from hpcft.recovery.diagnosis.failure import Failure
+from hpcft.recovery.diagnosis.from_scheduler import held
+from hpcft.core.log_markers import STARTS_AGAIN
+from hpcft.core.records import RankError
+
+__all__ = [
+    "CAUSES",
+    "CONSEQUENCES",
+    "KNOWN",
+    "POLICIES",
+    "STARTS_AGAIN",
+    "Failure",
+    "FailureClass",
+    "Policy",
+    "RankError",
+    "error_file",
+    "explain",
+    "held",
+    "judged",
+    "only_followed",
+    "rank_errors",
+    "tell",
+]

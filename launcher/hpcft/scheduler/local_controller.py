@@ -1,0 +1,57 @@
+"""Controls the ranks of a local run: starts them, and ends all as soon as one has failed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from submitit.local.local import Controller
+
+from hpcft.recovery.diagnosis import RankError, error_file, tell
+from hpcft.core.paths import RunPaths
+
+
+class FailFastController(Controller):  # type: ignore[misc]
+    """submitit's controller waits for every rank; ranks that wait for a dead one never end."""
+
+    def wait(self, freq: int = 24) -> Sequence[int | None]:
+        """Exit codes of the ranks, once all have ended, one has failed, or time is up."""
+        deadline = time.monotonic() + self.timeout_s
+        while time.monotonic() < deadline:
+            exit_codes = [task.poll() for task in self.tasks]
+            if None not in exit_codes or any(exit_codes):
+                self._note_killed(exit_codes)
+                return exit_codes
+            time.sleep(1.0 / freq)
+        return [task.poll() for task in self.tasks]
+
+    def _note_killed(self, exit_codes: Sequence[int | None]) -> None:
+        """Says for a rank that was killed why it ended; the others only know that they are told."""
+        paths = RunPaths(self.folder.parent)
+        for rank, code in enumerate(exit_codes):
+            if code is None or code >= 0 or error_file(paths, rank).exists():
+                continue
+            tell(
+                paths,
+                RankError(
+                    rank=rank,
+                    node=os.uname().nodename,
+                    at=time.time(),
+                    kind="Killed",
+                    message=f"its supervisor was ended by {signal.Signals(-code).name}",
+                    job_id=self.pid,
+                    failure="rank_died",
+                ),
+            )
+
+
+if __name__ == "__main__":
+    # Local runs take turns: two at once would share the GPUs that each was planned to have alone.
+    with open(os.environ["HPCFT_LOCAL_QUEUE"], "a") as queue:
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        FailFastController(Path(sys.argv[1])).run()

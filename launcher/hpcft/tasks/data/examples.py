@@ -1,0 +1,256 @@
+"""Rows from files or the hub to checked examples; what is wrong names file, row and field."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpcft.core.errors import DataError, Problem
+from hpcft.core.records import DataSpec, Split
+from hpcft.tasks.base import MAX_PROBLEMS, BadRow, Example, TaskBase, refusal, shortened
+from hpcft.tasks.data.dataset_folder import read_folder
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass
+class Examples:
+    """The checked examples of a run."""
+
+    splits: dict[str, list[Example]]
+    """Our split to its examples."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the result should know, for example rows left out."""
+
+
+def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a CSV, JSONL, JSON or Parquet file with their line (or row) number, from 1.
+
+    Raises:
+        DataError: a line cannot be read.
+    """
+    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_json}
+    try:
+        yield from readers.get(path.suffix.lower(), _read_jsonl)(path)
+    except UnicodeDecodeError:
+        fix = "convert it, for example with iconv"
+        raise DataError(f"{path}:{_first_line_not_utf8(path)}: is not UTF-8; {fix}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _first_line_not_utf8(path: Path) -> int:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # the default of 131,072 is less than a long text
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        # Strict: else a quote that is never closed swallows the rest of the file without a word.
+        reader = csv.DictReader(stream, strict=True)
+        try:
+            twice = [n for n, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise DataError(f"{path}:1: the column {shortened(twice)} stands there twice")
+            for row in reader:
+                if None in row:
+                    raise DataError(f"{path}:{reader.line_num}: more fields than the header has")
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num + 1}: is not CSV: {error}") from None
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = _parsed(path, 1, path.read_text(encoding="utf-8-sig"))
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a list of objects; one a line is .jsonl")
+    yield from ((number, _object(path, number, row)) for number, row in enumerate(rows, 1))
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield number, _object(path, number, _parsed(path, number, line))
+
+
+def _parsed(path: Path, first_line: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        what = f"is not JSON: {error.msg}, column {error.colno}"
+        raise DataError(f"{path}:{line}: {what}") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 100,000 brackets
+        raise DataError(f"{path}:{first_line}: cannot be read: {error}") from None
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: is not readable Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _object(path: Path, number: int, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{path}:{number}: expected an object {{…}}, got {type(row).__name__}")
+    return row
+
+
+def sources(data: DataSpec) -> dict[str, str]:
+    """Where each split is read from: a file, or a split of the hub data set.
+
+    A hub data set has the splits that `splits` lists; without it, the usual three, or for
+    `fractions` the one to cut up.
+    """
+    if data.files is not None:
+        named = dict(data.files)
+    else:
+        named = dict(data.splits) or {s: s for s in (SPLITS[:1] if data.fractions else SPLITS)}
+    return {split: named[split] for split in SPLITS if split in named}
+
+
+def read_splits(data: DataSpec, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a split of the data set in a folder, or of several, joined with `+`.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    for part in split.split("+"):
+        yield from enumerate(read_folder(Path(data.path or ""), data.name, part.strip()), 1)
+
+
+def load(task: TaskBase) -> Examples:
+    """The examples of every split: read, checked, cut into fractions, sampled and limited.
+
+    Raises:
+        InputError: rows that the task cannot use, each with file, line and field.
+        DataError: a file or data set that cannot be read.
+    """
+    data = task.data
+    notes: list[str] = []
+    problems: list[Problem] = []
+    loaded: dict[str, list[Example]] = {}
+    for split, name in sources(data).items():
+        if data.files is not None:
+            source, rows = name, read_file(Path(name))
+        else:
+            source, rows = f"{data.path}[{name}]", read_splits(data, name)
+        examples, dropped = _check(task, source, rows, problems)
+        if dropped:
+            notes.append(f"{split}: {dropped} rows with empty text left out")
+        if not examples and not problems:
+            raise DataError(f"{source}: has no rows" + (" with text" if dropped else ""))
+        loaded[split] = examples if problems else task.arranged(examples)
+        if not loaded[split] and not problems:
+            raise DataError(f"{source}: {len(examples)} rows are too few for one example")
+    if problems:
+        raise refusal(problems)
+    if data.fractions is not None:
+        loaded = _cut(loaded, data)
+    return Examples({s: _sampled(s, rows, data, notes) for s, rows in loaded.items()}, notes)
+
+
+def _check(
+    task: TaskBase, source: str, rows: Iterator[tuple[int, dict[str, Any]]], problems: list[Problem]
+) -> tuple[list[Example], int]:
+    examples: list[Example] = []
+    dropped = 0
+    columns = task.columns()
+    for number, row in rows:
+        missing = [column for column in columns if column not in row]
+        if missing:
+            known = shortened([str(column) for column in row]) or "none"
+            problems.append(
+                Problem(
+                    f"{source}:{number}",
+                    ", ".join(missing),
+                    "there is no such column",
+                    f"the row has: {known}",
+                )
+            )
+            if len(problems) > MAX_PROBLEMS or not examples:
+                break  # a wrong column name is wrong in every row
+            continue
+        place = {"place": f"{source}:{number}"} if task.keeps_places else {}
+        try:
+            examples.append({**task.example(row), **place})
+        except BadRow as bad:
+            if task.data.drop_empty and bad.empty:
+                dropped += 1
+                continue
+            p = bad.problem
+            problems.append(Problem(f"{source}:{number}", p.key, p.what, p.fix))
+    return examples, dropped
+
+
+def _cut(loaded: dict[str, list[Example]], data: DataSpec) -> dict[str, list[Example]]:
+    assert data.fractions is not None
+    pool = [example for rows in loaded.values() for example in rows]
+    random.Random(data.seed).shuffle(pool)
+    result: dict[str, list[Example]] = {}
+    start = 0.0
+    for split in SPLITS:
+        share = data.fractions.get(split)
+        if share:
+            first, last = round(start * len(pool)), round((start + share) * len(pool))
+            result[split] = pool[first:last]
+            start += share
+            if not result[split]:
+                raise DataError(
+                    f"task.data.fractions: {share:g} of {len(pool)} rows leave no {split}"
+                )
+    return result
+
+
+def _sampled(split: str, rows: list[Example], data: DataSpec, notes: list[str]) -> list[Example]:
+    share = {**data.sample}.get(split)  # type: ignore[call-overload]
+    limit = {**data.limits}.get(split)  # type: ignore[call-overload]
+    count = len(rows)
+    if share is not None:
+        count = max(1, round(share * count))
+    if limit is not None:
+        count = min(count, limit)
+    if count == len(rows):
+        return rows
+    notes.append(f"{split}: {count} of {len(rows)} rows, sampled with seed {data.seed}")
+    chosen = sorted(random.Random(data.seed).sample(range(len(rows)), count))
+    return [rows[index] for index in chosen]
+
+
+def check_local_data(task: TaskBase, scored: str) -> dict[str, list[Example]]:
+    """Reads and checks local data on the login node, so that bad data is found before queueing.
+
+    Args:
+        task: whose data.
+        scored: the split that is scored.
+
+    Returns:
+        The examples of each split.
+
+    Raises:
+        InputError, DataError: as `load`.
+    """
+    splits = load(task).splits
+    task.check_splits(splits, scored)
+    return splits

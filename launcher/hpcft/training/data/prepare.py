@@ -1,0 +1,203 @@
+"""What rank 0 makes once for all ranks: tokenizer, features, and the weights of a new model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import AutoTokenizer, set_seed
+
+from hpcft.config import identity
+from hpcft.core.errors import DataError
+from hpcft.planning.model_facts import model_class, model_config
+from hpcft.core.paths import RunPaths
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import (Cluster, Fingerprints, Plan, Record, TokenizerTraining)
+from hpcft.recovery.log import taken
+from hpcft.staging import staged_inputs
+from hpcft.staging.verify import load_tokenizer as load_pretrained_tokenizer
+from hpcft.core.files import read, write
+from hpcft.tasks.data import examples as rows
+from hpcft.tasks.base import INPUTS, Example, Features, TrainedTask
+from hpcft.tasks.few_shot.task import Prompting
+from hpcft.training.distributed import torch_extensions, rank_env
+from hpcft.training.data import few_shot_prompts
+from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.data.tokenizer import train_tokenizer
+
+
+class Summary(Record):
+    """What was prepared; written last."""
+
+    examples: dict[str, int]
+    """Examples of each split."""
+    tokens: dict[str, int]
+    """Tokens of each split, padding left out."""
+    notes: list[str]
+    """What the reader of the result should know."""
+
+
+class Split:
+    """Features of a split for the Trainer, with the examples that its metrics need."""
+
+    def __init__(self, features: Any, examples: list[Example]) -> None:
+        self.features = features
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self.features[index]
+        return row
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        import pyarrow.compute
+
+        column = self.features.data.column("input_ids")
+        counted: list[int] = pyarrow.compute.list_value_length(column).to_pylist()
+        return counted
+
+    def rows(self, indices: Sequence[int]) -> list[Features]:
+        """Several rows, read at once."""
+        found: list[Features] = self.features.__getitems__(list(indices))
+        return found
+
+
+def together(
+    paths: RunPaths,
+    recipe: FullRecipe,
+    cluster: Cluster,
+    plan: Plan,
+    heartbeat: Heartbeat,
+    generation: int,
+) -> Summary:
+    """What rank 0 has prepared, after all ranks have met; arguments as of `loop.run`."""
+    if generation:  # from here on, metrics.jsonl begins anew or goes on from a checkpoint
+        rung = taken(paths)[-1]
+        heartbeat.log("rung", {"number": rung.number, "change": rung.change, "how": rung.how})
+    heartbeat.set(phase="data")
+    if plan.ds_config is not None:
+        torch_extensions.use_own_lock()
+    if heartbeat.me.is_first:
+        prepare(paths, recipe)
+        torch_extensions.build(plan)
+    if not rank_env.is_alone(plan):
+        rank_env.meet(paths, cluster, heartbeat.me, generation)
+    return read(paths.prepared / "summary.json", Summary)
+
+
+def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
+    """Writes `prepared/`; what an earlier attempt finished is kept."""
+    done = paths.prepared / "summary.json"
+    if done.exists():
+        return
+    _check_unchanged(paths)
+    shutil.rmtree(paths.prepared, ignore_errors=True)
+    paths.prepared.mkdir(mode=0o700)
+    examples = rows.load(recipe.task)
+    notes = list(examples.notes)
+    tokenizer = _tokenizer(recipe, examples.splits.get("train", []))
+    tokenizer.save_pretrained(paths.prepared / "tokenizer")
+    if isinstance(recipe.task, Prompting):
+        tokens = few_shot_prompts.prepare(paths, recipe, recipe.task, examples.splits, tokenizer, notes)
+    else:
+        tokens = _features(paths, recipe.task, examples.splits, tokenizer, notes)
+    if recipe.model.path is None:
+        _new_weights(recipe, tokenizer, paths.prepared / "model")
+    counts = {split: len(found) for split, found in examples.splits.items()}
+    write(done, Summary(examples=counts, tokens=tokens, notes=notes))
+
+
+def _features(
+    paths: RunPaths,
+    task: TrainedTask,
+    splits: dict[str, list[Example]],
+    tokenizer: Any,
+    notes: list[str],
+) -> dict[str, int]:
+    """Writes the features of every split; the tokens of each."""
+    tokens = {}
+    for split, found in splits.items():
+        features_of = task.training_features if split == "train" else task.scoring_features
+        kept, features = [], []
+        for example in found:
+            made = features_of(example, tokenizer)
+            beside = [{k: v for k, v in row.items() if k not in INPUTS} for row in made]
+            kept.append({**example, "rows": beside} if any(beside) else example)
+            features += [{k: v for k, v in row.items() if k in INPUTS} for row in made]
+        cut = sum(len(row["input_ids"]) >= task.max_length for row in features)
+        if cut and task.cuts_texts:
+            notes.append(f"{split}: {cut} of {len(features)} texts reach max_length and may be cut")
+        tokens[split] = sum(len(row["input_ids"]) for row in features)
+        datasets.Dataset.from_list(features).save_to_disk(paths.prepared / split)
+        (paths.prepared / f"{split}.json").write_text(json.dumps(kept, ensure_ascii=False))
+    return tokens
+
+
+def load_split(paths: RunPaths, split: str) -> Split | None:
+    """A prepared split, memory-mapped; None where the data has no such split."""
+    folder = paths.prepared / split
+    if not folder.is_dir():
+        return None
+    examples = json.loads((paths.prepared / f"{split}.json").read_text())
+    return Split(datasets.Dataset.load_from_disk(folder), examples)
+
+
+def load_tokenizer(paths: RunPaths) -> Any:
+    """The run's tokenizer."""
+    return AutoTokenizer.from_pretrained(paths.prepared / "tokenizer")
+
+
+def _check_unchanged(paths: RunPaths) -> None:
+    staged_inputs.check_of_run(paths)
+    submitted = read(paths.fingerprints, Fingerprints).files
+    for key, value in identity.fingerprints(read(paths.recipe, FullRecipe)).items():
+        if submitted.get(key) not in (None, value):
+            raise DataError(f"{key}: the files have changed since the run was submitted")
+
+
+def _tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
+    wanted = recipe.model.tokenizer
+    if isinstance(wanted, TokenizerTraining):
+        texts = [text for example in train for text in recipe.task.texts(example)]
+        config = model_config(recipe.model, recipe.task)
+        tokenizer = train_tokenizer(
+            wanted,
+            texts,
+            causal=recipe.task.causal,
+            mask=recipe.task.masks,
+            segments=getattr(config, "type_vocab_size", 1) > 1,
+        )
+        tokenizer.model_max_length = recipe.task.max_length
+    else:
+        source = wanted or recipe.model.path
+        assert source is not None  # a recipe without either is refused
+        tokenizer = load_pretrained_tokenizer(source)
+    if tokenizer.pad_token_id is None:
+        # Harmless: padding is masked by position, and labels of real end tokens are kept.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def _new_weights(recipe: FullRecipe, tokenizer: Any, folder: Path) -> None:
+    """Initial weights from the recipe's seed, on a file: the same for any number of ranks.
+
+    Under `zero.Init` one seed gives other weights for each number of ranks.
+    """
+    config = model_config(recipe.model, recipe.task)
+    if len(tokenizer) > config.vocab_size:
+        raise DataError(
+            f"model.config.vocab_size: {config.vocab_size} is less than the tokenizer's "
+            f"{len(tokenizer)}; raise it or lower model.tokenizer.vocab_size"
+        )
+    config.pad_token_id = tokenizer.pad_token_id
+    set_seed(recipe.train.seed)
+    model_class(recipe.task).from_config(config).save_pretrained(folder)

@@ -1,0 +1,32 @@
+"""What submitit starts on every rank: importable by name, takes only the run folder's path."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from hpcft.scheduler import slurm
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Job
+from hpcft.core.files import read_if_there
+
+
+def start(run_folder: str) -> str:
+    """Watches over one rank of the run; the result is in the run folder, not returned."""
+    if is_superseded(RunPaths(Path(run_folder))):
+        sys.stdout.write("hpcft: the run has another job by now; this one ends\n")
+    else:
+        importlib.import_module("hpcft.training.supervision.supervisor").main(run_folder)
+    return run_folder
+
+
+def is_superseded(paths: RunPaths) -> bool:
+    """Whether the run has another job than this one.
+
+    Of an sbatch that timed out nobody may have seen the job, until a busy controller queued it.
+    """
+    job = read_if_there(paths.job, Job)
+    if job is None or job.scheduler != "slurm" or not job.attempts:
+        return False
+    return job.attempts[-1].job_id not in (None, slurm.this_job())

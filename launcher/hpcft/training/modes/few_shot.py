@@ -1,0 +1,231 @@
+"""A run that trains nothing: a model is asked for each example, and what it answers is scored.
+
+Prompts that show the same shots share the keys and values of them (`hpcft.tasks.few_shot`). They run in
+batches that are the same for any number of ranks, and so do their last digits: a run that starts
+again goes on with the batches that are not answered yet.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hpcft.core.errors import DataError
+from hpcft.metrics import Scores
+from hpcft.core.paths import RunPaths
+from hpcft.tasks.few_shot.batching import batches, deal
+from hpcft.tasks.few_shot.generation import generate
+from hpcft.tasks.few_shot.requests import Request, row_tokens
+from hpcft.tasks.few_shot.scorer import Scorer
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import Cluster, Plan
+from hpcft.tasks.few_shot.task import MOST_ROWS, Prompting
+from hpcft.training.modes import answer_log
+from hpcft.training.distributed import stop_signal, rank_env
+from hpcft.training.data import prepare, few_shot_prompts
+from hpcft.training.trainer import model as models
+from hpcft.training.modes.answer_log import Answer, AnswerFile
+from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.data.few_shot_prompts import Group
+from hpcft.training.modes.result import gathered, write_record
+
+BATCHES_AHEAD = 2
+"""Before a time limit there has to be room for so many batches."""
+
+
+def run(
+    paths: RunPaths,
+    recipe: FullRecipe,
+    cluster: Cluster,
+    plan: Plan,
+    heartbeat: Heartbeat,
+    generation: int,
+) -> None:
+    """Asks and scores; rank 0 writes the record. Arguments as of `loop.run`."""
+    task, me = recipe.task, heartbeat.me
+    assert isinstance(task, Prompting)
+    summary = prepare.together(paths, recipe, cluster, plan, heartbeat, generation)
+    groups = few_shot_prompts.load(paths)
+    heartbeat.set(phase="model")
+    rank_env.communicate(plan)
+    tokenizer = prepare.load_tokenizer(paths)
+    # Rank 0 decides what is known: the folder of another rank may lag behind.
+    (known, *_) = gathered(answer_log.read(paths.answers) if me.is_first else None)
+    new: dict[int, Answer] = {}
+    with (
+        models.to_ask(paths, recipe, plan, tokenizer) as model,
+        AnswerFile(paths.answers, me.rank) as file,
+    ):
+        parameters = models.counted(model, plan.facts)
+        asker = Asker(
+            model,
+            tokenizer,
+            task,
+            max_tokens=plan.per_device_eval_batch_size * task.max_length,
+            seed=recipe.train.seed,
+        )
+        pace = _Pace(heartbeat, groups, known)
+        for found, tokens in asker.answers(
+            groups, known, me.rank, me.world_size, together=plan.layout.zero_stage == 3
+        ):
+            file.add(found)
+            new |= found
+            pace.tell(len(found), tokens)
+            if stop_signal.told.has_to_end(BATCHES_AHEAD * pace.batch_s):
+                raise stop_signal.Saved  # all answers so far are in the file
+    for others in gathered(new):
+        known |= others
+    metrics = scored(task, groups, known)
+    heartbeat.log(recipe.evaluation.split, metrics)
+    heartbeat.set(phase="saving")
+    write_record(paths, recipe, cluster, plan, heartbeat, summary, parameters, metrics=metrics)
+    heartbeat.set(phase="done")
+
+
+class Asker:
+    """Asks a model what the prompts of a run say."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, task: Prompting, *, max_tokens: int, seed: int
+    ) -> None:
+        """What is asked how.
+
+        Args:
+            model: a causal model of transformers.
+            tokenizer: its tokenizer.
+            task: how it is asked.
+            max_tokens: most tokens of a batch beside the shared ones, padding included.
+            seed: of sampled answers.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.task = task
+        self.max_tokens = max_tokens
+        self.seed = seed
+        ends = model.generation_config.eos_token_id
+        ends = tokenizer.eos_token_id if ends is None else ends
+        self.stop = ends if isinstance(ends, list) else [ends]
+
+    def answers(
+        self,
+        groups: Sequence[Group],
+        known: dict[int, Answer],
+        rank: int,
+        ranks: int,
+        *,
+        together: bool,
+    ) -> Iterator[tuple[dict[int, Answer], int]]:
+        """The answers of this rank's batches, each with the tokens that were run for it.
+
+        Args:
+            groups: all prompts.
+            known: what was answered before; the same on all ranks.
+            rank: this one.
+            ranks: all of them.
+            together: whether all ranks run as many batches, because each run takes all of them.
+        """
+        for group in groups:
+            if known.keys() >= {*group.examples}:
+                continue
+            scorer = Scorer(self.model, group.prefix)
+            shared = scorer.shared_tokens
+            every = batches(group.requests, shared, self._budget(scorer, together))
+            cut = [
+                part[i : i + MOST_ROWS] for part in every for i in range(0, len(part), MOST_ROWS)
+            ]
+            todo = [b for b in cut if not known.keys() >= {group.examples[i] for i in b}]
+            own = todo[rank::ranks]
+            for number, batch in enumerate(deal(todo, ranks)[rank] if together else own):
+                requests = [group.requests[i] for i in batch]
+                examples = [group.examples[i] for i in batch]
+                found = self._ask(scorer, requests, examples, together=together)
+                if number < len(own):  # else it is run because the others need it
+                    tokens = sum(row_tokens(request, shared) for request in requests)
+                    yield dict(zip(examples, found, strict=True)), tokens
+
+    def _budget(self, scorer: Scorer, together: bool) -> int:
+        """Tokens of a batch; 1 makes batches of one request.
+
+        Raises:
+            DataError: ranks that run together could not: the number of runs depends on the batch.
+        """
+        sharing = scorer.prefix.sharing
+        if together and sharing == "none":
+            kind = self.model.config.model_type
+            what = "a model whose positions depend on the length of the text cannot be sharded"
+            raise DataError(f"model: {kind}: {what}; set resources.zero_stage: 0")
+        alone = together and sharing != "cascade" and self.task.answer == "generation"
+        return 1 if alone else self.max_tokens
+
+    def _ask(
+        self, scorer: Scorer, requests: list[Request], examples: list[int], *, together: bool
+    ) -> Sequence[Answer]:
+        if self.task.answer == "likelihood":
+            return scorer.score(requests)
+        written = generate(
+            self.model,
+            scorer.prefix,
+            requests,
+            max_new_tokens=self.task.max_new_tokens,
+            temperature=self.task.temperature,
+            seeds=[zlib.crc32(f"{self.seed} {example}".encode()) for example in examples],
+            stop=self.stop,
+            agree=_all_agree if together else bool,
+        )
+        return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+
+
+def _all_agree(done: bool) -> bool:
+    """Whether all ranks are done with their batches."""
+    return all(gathered(done))
+
+
+def scored(task: Prompting, groups: Sequence[Group], known: dict[int, Answer]) -> Scores:
+    """The task's metrics of all answers."""
+    predictions, labels = [], []
+    for group in groups:
+        for example, label, request in zip(
+            group.examples, group.labels, group.requests, strict=True
+        ):
+            answer = known[example]
+            predictions.append(
+                task.answered(answer)
+                if isinstance(answer, str)
+                else task.likeliest(answer, [len(choice) for choice in request.choices])
+            )
+            labels.append(label)
+    return task.metrics(predictions, labels, [])
+
+
+class _Pace:
+    """Tells the heartbeat how many examples are answered, how fast, and when all will be."""
+
+    def __init__(
+        self, heartbeat: Heartbeat, groups: Sequence[Group], known: dict[int, Answer]
+    ) -> None:
+        self.heartbeat = heartbeat
+        self.total = sum(len(group.examples) for group in groups)
+        self.before = len(known)
+        self.own = self.tokens = 0
+        self.batch_s = 0.0
+        self.begun = self.told_at = time.time()
+        heartbeat.set(phase="evaluation", step=self.before, total_steps=self.total)
+
+    def tell(self, examples: int, tokens: int) -> None:
+        """So many more of this rank are answered; the others are taken to be as fast."""
+        self.batch_s = time.time() - self.told_at
+        self.told_at = time.time()
+        self.own += examples
+        self.tokens += tokens
+        ranks = self.heartbeat.me.world_size
+        done = min(self.before + self.own * ranks, self.total)
+        elapsed_s = time.time() - self.begun
+        self.heartbeat.set(
+            phase="evaluation",
+            step=done,
+            total_steps=self.total,
+            tokens_per_s=self.tokens * ranks / elapsed_s,
+            eta_s=elapsed_s / (self.own * ranks) * (self.total - done),
+        )

@@ -1,0 +1,307 @@
+"""From a prepared run to its result: arguments, Trainer, scoring, weights, record."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from hpcft.planning import disk
+from hpcft.planning.run_time import SHARED_DISK_BYTES_S
+from hpcft.methods.features import Features
+from hpcft.metrics import Scores
+from hpcft.metrics.facts import lower_is_better
+from hpcft.core.paths import RunPaths
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import Cluster, Plan
+from hpcft.tasks import packing
+from hpcft.tasks.base import IGNORED
+from hpcft.tasks.chunked_loss import loss_of
+from hpcft.training.checkpointing import retention, node_local, reshard
+from hpcft.training.distributed import stop_signal, rank_env
+from hpcft.training.data import batch_order, prepare
+from hpcft.training.trainer import model as models
+from hpcft.training.distributed.collectives import Agreement
+from hpcft.training.trainer.save_callback import Boundary
+from hpcft.training.trainer.features import FeatureTrainer
+from hpcft.training.trainer.nan_guard import Finite
+from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.data.batch_order import Rows
+from hpcft.training.data.prepare import Split
+from hpcft.training.modes.result import gathered, write_record
+from hpcft.training.trainer.checkpointing import Saving
+from hpcft.training.trainer.trainer import ScoringTrainer
+from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.trainer.oom_retry import stepper
+
+
+class ScoreBefore(TrainerCallback):  # type: ignore[misc]
+    """Scores the model before its first step.
+
+    It does so once training has set up DeepSpeed's engine: an engine made for scoring alone needs
+    ZeRO-3, and cannot train afterwards.
+    """
+
+    def __init__(self, trainer: ScoringTrainer, split: Split, heartbeat: Heartbeat) -> None:
+        self.trainer = trainer
+        self.split = split
+        self.heartbeat = heartbeat
+        self.metrics: Scores = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The engine is there, and no step is done unless it goes on from a checkpoint."""
+        if state.global_step:
+            self.metrics = self.heartbeat.logged("before")
+            return
+        self.metrics = score(self.trainer, self.split, self.heartbeat, "before")
+
+
+def run(
+    paths: RunPaths,
+    recipe: FullRecipe,
+    cluster: Cluster,
+    plan: Plan,
+    heartbeat: Heartbeat,
+    generation: int,
+) -> None:
+    """Trains and scores; rank 0 writes the record.
+
+    Args:
+        paths: the run.
+        recipe: its recipe.
+        cluster: its profile.
+        plan: what runs now: the submitted plan, or one lowered by the ladder.
+        heartbeat: of this rank.
+        generation: how many rungs had been taken when this process was started.
+    """
+    me = heartbeat.me
+    # Rank 0 decides what is there: the folder of another rank may lag behind.
+    found = reshard.go_on(paths, plan) if me.is_first else (None, [])
+    summary = prepare.together(paths, recipe, cluster, plan, heartbeat, generation)
+    tokenizer = prepare.load_tokenizer(paths)
+    train = prepare.load_split(paths, "train")
+    validation = prepare.load_split(paths, "validation")
+    scored = prepare.load_split(paths, recipe.evaluation.split)
+    assert train is not None
+    assert scored is not None
+
+    heartbeat.set(phase="model")
+    examples = batch_order.of_run(recipe, plan, train.lengths)
+    rank_env.communicate(plan)
+    checkpoint, skipped = gathered(found)[0]
+    earlier = checkpoint.record if checkpoint else None
+    universal = bool(earlier and reshard.needs_conversion(earlier.layout, plan.layout))
+    arguments = training_arguments(
+        paths,
+        recipe,
+        plan,
+        examples.accumulation,
+        has_validation=validation is not None,
+        universal=universal,
+    )
+    model = models.load(paths, recipe, plan, tokenizer)
+    parameters = models.counted(model, plan.facts)
+    trainer = trainer_of(recipe, plan, arguments, model, tokenizer, train, validation, heartbeat)
+    trainer.order, trainer.max_length = examples, recipe.task.max_length
+    heartbeat.tokens_per_step = (
+        summary.tokens["train"] / len(train) * recipe.train.global_batch_size
+    )
+
+    before = ScoreBefore(trainer, scored, heartbeat)
+    if recipe.evaluation.before:
+        trainer.add_callback(before)
+    trainer.add_callback(Finite(paths, plan.precision))
+    trainer.step_down = stepper(paths, recipe, cluster, plan, heartbeat)
+    size = disk.checkpoint_bytes(plan.facts, recipe, plan.layout, plan.precision)
+    trainer.saving = saving = Saving(
+        paths=paths,
+        plan=plan,
+        me=me,
+        agreement=Agreement(),
+        kept=recipe.train.save_total_limit,
+        checkpoint_bytes=size,
+        near=node_local.made(paths, cluster, me),
+        earlier=earlier,
+        notes=[*(earlier.notes if earlier else ()), *skipped],
+        step=earlier.step if earlier else 0,
+    )
+    trainer.add_callback(
+        Boundary(
+            trainer, stop_signal.told, recipe.resources.checkpoint_min, 1 + size / SHARED_DISK_BYTES_S
+        )
+    )
+    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    train_s = saving.train_s
+    after = score(trainer, scored, heartbeat, recipe.evaluation.split)
+
+    heartbeat.set(phase="saving")
+    _save(trainer, tokenizer, paths, me)
+    write_record(
+        paths,
+        recipe,
+        cluster,
+        plan,
+        heartbeat,
+        summary,
+        parameters,
+        metrics=after,
+        before=before.metrics,
+        train_s=train_s,
+        notes=saving.notes,
+    )
+    if me.is_first:
+        retention.remove_recoveries(paths)
+    heartbeat.set(phase="done")
+
+
+def training_arguments(
+    paths: RunPaths,
+    recipe: FullRecipe,
+    plan: Plan,
+    accumulation: int,
+    *,
+    has_validation: bool,
+    universal: bool = False,
+) -> TrainingArguments:
+    """The recipe's fields, which bear the same names, and the plan's layout.
+
+    To the Trainer and to DeepSpeed a whole micro-batch is one item of the data.
+
+    Args:
+        paths: the run.
+        recipe: its recipe.
+        plan: what runs now.
+        accumulation: micro-batches of a step on each rank.
+        has_validation: whether there is a split to score during training.
+        universal: whether it goes on from a checkpoint in DeepSpeed's universal format.
+    """
+    ds_config = plan.ds_config and {
+        **plan.ds_config,
+        **_sizes(accumulation, plan.layout.world_size),
+        "checkpoint": {"load_universal": universal},
+    }
+    same = recipe.train.model_dump(
+        exclude={"global_batch_size", "per_device_train_batch_size", "bf16", "fp16",
+                 "gradient_checkpointing", "optim", "eval_strategy",
+                 "label_smoothing_factor", "packing", "train_sampling_strategy",
+                 "save_total_limit"}
+    )  # fmt: skip
+    layout = plan.layout
+    on_cpu = plan.accelerator == "cpu"
+    return TrainingArguments(
+        output_dir=str(paths.checkpoints),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=accumulation,
+        gradient_checkpointing=layout.gradient_checkpointing,
+        per_device_eval_batch_size=plan.per_device_eval_batch_size,
+        eval_strategy=recipe.train.eval_strategy if has_validation else "no",
+        optim=recipe.train.optim,
+        # The Trainer guesses the direction from the name, and takes perplexity for a score.
+        greater_is_better=not lower_is_better(recipe.train.metric_for_best_model or "loss"),
+        bf16=plan.precision == "bf16",
+        fp16=plan.precision == "fp16",
+        deepspeed=ds_config,
+        use_cpu=on_cpu,
+        ddp_backend=None if rank_env.is_alone(plan) else "gloo" if on_cpu else "nccl",
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=not on_cpu,
+        data_seed=recipe.train.seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,  # it would hide a loss that is none, and wait for the device
+        log_level="warning",
+        **same,
+    )
+
+
+def _sizes(accumulation: int, ranks: int) -> dict[str, int]:
+    """What DeepSpeed has to know of the batch."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": accumulation * ranks,
+    }
+
+
+def trainer_of(
+    recipe: FullRecipe,
+    plan: Plan,
+    arguments: TrainingArguments,
+    model: Any,
+    tokenizer: Any,
+    train: Split | None,
+    validation: Split | None,
+    heartbeat: Heartbeat,
+) -> ScoringTrainer:
+    """The Trainer of a run; without a `train` split it only scores."""
+    smoothing = recipe.train.label_smoothing_factor
+    common = {
+        "model": model,
+        "args": arguments,
+        "eval_dataset": validation,
+        "data_collator": _collator(recipe, plan, tokenizer),
+        "processing_class": tokenizer,
+        "callbacks": [heartbeat],
+    }
+    if isinstance(recipe.method, Features):
+        return FeatureTrainer(recipe.method, recipe.trained_task, train_dataset=train, **common)
+    loss = loss_of(recipe.trained_task, model, plan.layout.loss_chunks)
+    trainer: ScoringTrainer = ScoringTrainer(
+        **common,
+        train_dataset=Rows(train) if train else None,
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: loss(
+            outputs, labels, num_items_in_batch, smoothing
+        ),
+        compute_metrics=lambda p: recipe.task.metrics(
+            p.predictions, p.label_ids, trainer.scored.examples
+        ),
+        preprocess_logits_for_metrics=loss.reduce_logits,
+    )
+    return trainer
+
+
+def _collator(
+    recipe: FullRecipe, plan: Plan, tokenizer: Any
+) -> Callable[[list[Any]], dict[str, Any]]:
+    """Makes a batch: of a micro-batch when training, of single rows when scoring."""
+    pad = (
+        DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        if recipe.task.labels_per_token
+        else DataCollatorWithPadding(tokenizer)
+    )
+    train = packing.packed if recipe.packs(plan.facts.model_type) else pad
+    return lambda items: train(items[0]) if isinstance(items[0], list) else pad(items)
+
+
+def score(trainer: ScoringTrainer, split: Split, heartbeat: Heartbeat, name: str) -> Scores:
+    """Scores a split; what comes out is logged under that name."""
+    heartbeat.set(phase="evaluation")
+    raw = trainer.evaluate(split, metric_key_prefix="score")
+    own = {key.removeprefix("score_"): value for key, value in raw.items()}
+    # The Trainer's own figures (loss over padded batches, speed) are not metrics of the task.
+    timing = ("runtime", "samples_per_second", "steps_per_second", "loss", "epoch",
+              "model_preparation_time", "num_input_tokens_seen")  # fmt: skip
+    metrics = {key: value for key, value in own.items() if key not in timing}
+    heartbeat.log(name, metrics)
+    return metrics
+
+
+def _save(trainer: ScoringTrainer, tokenizer: Any, paths: RunPaths, me: Rank) -> None:
+    """Final weights as safetensors (of an adapter: the adapter), written aside and then named."""
+    aside = paths.folder / "model.part"
+    trainer.save_model(str(aside))
+    if me.is_first:
+        tokenizer.save_pretrained(aside)
+        (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says it all
+        shutil.rmtree(paths.model, ignore_errors=True)  # of an earlier attempt
+        os.replace(aside, paths.model)

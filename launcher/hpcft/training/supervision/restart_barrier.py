@@ -1,0 +1,109 @@
+"""How the supervisors of a run agree before their children start: they meet in its folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from hpcft.recovery import log
+from hpcft.scheduler import slurm
+from hpcft.recovery.diagnosis import RankError, tell
+from hpcft.core.paths import RunPaths
+from hpcft.config.recipe import FullRecipe
+from hpcft.core.records import Cluster, Progress
+from hpcft.core.files import read_if_there, write
+from hpcft.training.distributed import rank_env
+from hpcft.training.distributed.rank_env import Rank
+
+POLL_S = 0.2
+# Until all ranks are ready to start again.
+READY_S = 300.0
+# Between two heartbeats while nothing trains.
+BEAT_S = 1.0
+STARTED_AGAIN = "Slurm started the job again (preemption without notice, a failed node, or by hand)"
+
+
+def note_restart(
+    paths: RunPaths, me: Rank, recipe: FullRecipe, cluster: Cluster, is_told: Callable[[], bool]
+) -> bool:
+    """Notes that Slurm has started the job again by itself; whether it may go on.
+
+    Rank 0 does so and the others wait for it, since all go by the number of recoveries.
+
+    Args:
+        paths: the run.
+        me: this rank.
+        recipe: of the run.
+        cluster: of the run.
+        is_told: whether this rank was told to end.
+    """
+    restart = slurm.restarts()
+    if not restart or _is_noted(paths, me, restart):
+        return True
+    if not me.is_first:
+        deadline = time.monotonic() + READY_S
+        while not _is_noted(paths, me, restart):
+            if time.monotonic() > deadline or is_told():
+                return False  # rank 0 says why
+            time.sleep(POLL_S)
+        return True
+    error = RankError(
+        rank=me.rank,
+        node=me.node,
+        at=time.time(),
+        kind="Interrupted",
+        message=STARTED_AGAIN,
+        job_id=me.job_id,
+    )
+    taken = log.taken(paths)
+    step = log.saved_step(paths)
+    if obstacle := log.obstacle(taken, "interrupted", step):
+        update = {"failure": "stuck", "message": f"{STARTED_AGAIN}; {obstacle}"}
+        tell(paths, error.model_copy(update=update))
+        return False
+    plan = log.plan_now(paths, recipe, cluster)
+    log.take(
+        paths, plan, plan, number=len(taken) + 1, how="requeued", who=error,
+        cause="interrupted", step=step, restart=restart,
+    )  # fmt: skip
+    return True
+
+
+def _is_noted(paths: RunPaths, me: Rank, restart: int) -> bool:
+    return any(
+        (recovery.how, recovery.job_id, recovery.restart) == ("requeued", me.job_id, restart)
+        for recovery in log.taken(paths)
+    )
+
+
+def wait_for_all(paths: RunPaths, me: Rank, generation: int, is_told: Callable[[], bool]) -> None:
+    """Waits until every rank has ended its child and is ready for this generation.
+
+    Raises:
+        TimeoutError: some did not come.
+    """
+    folder = rank_env.meeting(paths, me, generation).with_suffix("")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / str(me.rank)).touch()
+    deadline = time.monotonic() + READY_S
+    while missing := set(map(str, range(me.world_size))) - set(os.listdir(folder)):
+        if time.monotonic() > deadline or is_told():
+            absent = ", ".join(sorted(missing, key=int))
+            raise TimeoutError(
+                f"to start again all {me.world_size} ranks have to be ready; after "
+                f"{READY_S:.0f} s these were not: {absent}; see their logs"
+            )
+        _beat(paths, me)
+        time.sleep(POLL_S)
+    _beat(paths, me)
+
+
+def _beat(paths: RunPaths, me: Rank) -> None:
+    """Keeps the heartbeat of rank 0 from looking dead while nothing trains."""
+    if not me.is_first:
+        return
+    progress = read_if_there(paths.progress, Progress)
+    if progress and time.time() - progress.updated_at > BEAT_S:
+        now = {"phase": "starting", "updated_at": time.time()}
+        write(paths.progress, progress.model_copy(update=now))

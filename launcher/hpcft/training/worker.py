@@ -1,0 +1,124 @@
+"""One rank from start to end: whatever happens, it says why and keeps no other rank waiting.
+
+Its supervisor starts it as `python -m hpcft.train.rank FOLDER GENERATION SUPERVISOR PIPE STACKS`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcft.core.errors import HpcftError
+from hpcft.recovery.diagnosis import RankError, tell
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Plan
+from hpcft.recovery.log import FRAGMENTATION, plan_now
+from hpcft.staging.staged_inputs import recipe_of_run
+from hpcft.core.files import check_private, read
+from hpcft.tasks.few_shot.task import Prompting
+from hpcft.training.distributed import (worker_channel, gpu_memory, stop_signal, rank_env)
+
+if TYPE_CHECKING:
+    from hpcft.training.telemetry.progress import Heartbeat
+
+OUT_OF_MEMORY_EXIT = 86
+"""Exit code that asks the supervisor for a start with less memory."""
+SAVED_EXIT = 87
+"""Exit code of a rank that was told to end, and of which nothing worth it is lost."""
+ELSEWHERE = (
+    "a smaller batch would not help: take a GPU that nobody else uses (another node, an exclusive "
+    "job), or plan with --other-processes"
+)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(run_folder: str, generation: str, supervisor: str, pipe: str, stacks: str) -> None:
+    """Runs this process as one rank of the run in `run_folder`."""
+    stop_signal.install()
+    _end_with(int(supervisor))
+    beating = worker_channel.attach(int(pipe), int(stacks))
+    paths = RunPaths(Path(run_folder))
+    check_private(paths.folder)
+    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("hpcft").setLevel(logging.INFO)
+    me: rank_env.Rank | None = None
+    heartbeat: Heartbeat | None = None
+    plan: Plan | None = None
+    try:
+        recipe = recipe_of_run(paths)
+        cluster = read(paths.cluster, Cluster)
+        plan = plan_now(paths, recipe, cluster)
+        me = rank_env.enter(plan)
+        # Deprecations inside the libraries are for their developers, not for this log.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        # Imported here: the environment has to be set before torch and transformers are.
+        from hpcft.training.telemetry.progress import Heartbeat
+
+        heartbeat = Heartbeat(paths, me, int(generation), beating)
+        if isinstance(recipe.task, Prompting):
+            from hpcft.training.modes.few_shot import run
+        elif recipe.method.trains:
+            from hpcft.training.modes.finetune import run
+        else:
+            from hpcft.training.modes.evaluate import run
+        run(paths, recipe, cluster, plan, heartbeat, int(generation))
+    except stop_signal.Saved:
+        sys.stdout.flush()
+        os._exit(SAVED_EXIT)
+    except BaseException as error:
+        # Frames hold tensors: what is left to do needs a little of their memory.
+        traceback.clear_frames(error.__traceback__)
+        code = _tell(paths, me, plan, error, heartbeat.progress.phase if heartbeat else "starting")
+        # An ordinary exit would wait for threads of a communicator whose peers are gone.
+        os._exit(code)
+    sys.stdout.flush()
+
+
+def _end_with(supervisor: int) -> None:
+    """Lets the kernel end this process with its supervisor, however that one ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(1)  # it was gone before
+
+
+def _tell(
+    paths: RunPaths, me: rank_env.Rank | None, plan: Plan | None, error: BaseException, phase: str
+) -> int:
+    """Writes why this rank ends; the exit code to end with."""
+    short = gpu_memory.shortage_of(error, plan) if plan else None
+    answerable = bool(plan and short and gpu_memory.is_answerable(short, plan))
+    # Of what the ladder may answer the error log is silent: it is no failure yet.
+    traceback.print_exception(error, file=sys.stdout if answerable else sys.stderr)
+    record = RankError(
+        rank=me.rank if me else int(os.environ.get("SLURM_PROCID", "0")),
+        node=me.node if me else os.uname().nodename,
+        at=time.time(),
+        kind="DataError" if isinstance(error, HpcftError) else type(error).__name__,
+        message=(str(error) or type(error).__name__)[:20_000],
+        job_id=me.job_id if me else "",
+        phase=phase,
+        traceback="".join(traceback.format_exception(error))[-20_000:],
+    )
+    if short:
+        judged = {"message": short.evidence}
+        if short.foreign:
+            judged = {"message": short.foreign, "failure": "foreign_memory", "next_step": ELSEWHERE}
+        elif short.fragmented and not gpu_memory.expands():
+            judged["failure"] = FRAGMENTATION
+        record = record.model_copy(update=judged)
+    tell(paths, record)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return OUT_OF_MEMORY_EXIT if answerable else 1
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
