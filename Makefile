@@ -8,6 +8,7 @@
 #   make lint       ruff and mypy
 #   make slurm      start a real Slurm of four nodes on this machine to try things on
 #   make slurm-stop stop it
+#   make house      how the package is built: rooms, floors, arrows, circles
 #   make docs       regenerate the reference pages and tables
 #   make clean      remove the environment and what was built
 
@@ -36,7 +37,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo 
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: help setup system slurm-packages demo test test-all test-newest lock lint docs slurm slurm-stop clean
+.PHONY: help setup system slurm-packages demo test test-all test-newest lock lint house docs slurm slurm-stop clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,7 +59,7 @@ $(VENV)/.ready: pyproject.toml $(LOCK) | system
 	$(PYTHON) -m venv $(VENV)
 	sed 's/^torch==.*/$(TORCH)/' $(LOCK) > $(VENV)/constraints.txt
 	$(PY) -m pip install -q -c $(VENV)/constraints.txt "$(TORCH)" -e '.[dev]'
-	@$(if $(HAS_GPU),true,echo "==> compiling DeepSpeed's CPU operators"; $(PY) -m hpcft.train.operators)
+	@$(if $(HAS_GPU),true,echo "==> compiling DeepSpeed's CPU operators"; $(PY) -m hpcft.training.distributed.torch_extensions)
 	@touch $@
 
 demo: setup
@@ -105,6 +106,9 @@ lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+house: setup
+	@$(PY) tests/house.py
 
 docs: setup
 	$(HPCFT) schema recipe --markdown > docs/recipe.md

@@ -7,16 +7,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from hpcft.config import recipe
 from hpcft.cli.plan_tables import scale_table
-from hpcft.config import cluster_profile
-from hpcft.config.cluster_profile import Profile
-from hpcft.core.errors import DoesNotFit
-from hpcft.recovery.diagnosis import KNOWN, POLICIES
-from hpcft.planning.feasibility import (Answer, matrix, plan_point, scale)
-from hpcft.config.recipe import Point
-from hpcft.core.records import StepTime
 from hpcft.cli.table_formats import as_markdown
+from hpcft.config import cluster_profile, recipe
+from hpcft.config.cluster_profile import Profile
+from hpcft.config.recipe_types import Point
+from hpcft.core.errors import DoesNotFit
+from hpcft.core.records import StepTime
+from hpcft.jobs.what_fits import Answer, matrix, plan_run, scale
+from hpcft.recovery.diagnosis import KNOWN, POLICIES
 
 DOCS = Path(__file__).parent
 COUNTS = (8, 64, 512, 1024)
@@ -67,7 +66,7 @@ def one(name: str, overrides: list[str] | None = None) -> Point:
 def refusal(name: str, where: Profile) -> str:
     """What `hpcft plan` says where a recipe does not fit."""
     try:
-        plan = plan_point(one(name), where)
+        plan = plan_run(one(name), where)
     except DoesNotFit as refused:
         return str(refused)
     return f"{name} fits {where.cluster.name}: {Answer(plan).short}"
@@ -120,7 +119,7 @@ and padded to 2,048, as the report may have done: it padded to a length that it 
 
 def gemma_arithmetic(name: str) -> str:
     """Why no setting helps: weights and states against one GPU, in a sentence."""
-    plan = plan_point(one(name), cluster_profile.load("a100-80"))
+    plan = plan_run(one(name), cluster_profile.load("a100-80"))
     p, gib = plan.facts.parameters.total, 2**30
     logits = one(name).recipe.task.max_length * plan.facts.logits_width * 4
     return (

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hpcft.planning import planner
 from hpcft.config import cluster_profile
-from hpcft.planning.memory.step_memory import (KINDS, Curve, Line, Step)
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Alternative, Cluster, Layout, ModelFacts, ParameterCount, Plan)
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.records import Alternative, Cluster, Layout, ModelFacts, ParameterCount, Plan
+from hpcft.planning import planner
+from hpcft.planning.memory.trace_types import KINDS, Curve, Line, Step
 
 BILLION = 1_000_000_000
 NVME = {"node_disk_path": "/local", "node_disk_gib": 1000.0}

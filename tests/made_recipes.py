@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hpcft.config import recipe
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import InputError
-from hpcft.config.recipe import FullRecipe
 
 
 def one(*overrides: str, name: str = "tiny.yaml") -> FullRecipe:

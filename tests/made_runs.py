@@ -10,15 +10,28 @@ from typing import Any
 
 import pytest
 
-from hpcft.jobs import results, status
-from hpcft.recovery import diagnosis
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core import files as store
-from hpcft.scheduler import slurm
-from hpcft.scheduler.job_state import JobState
+from hpcft.core import run_index
 from hpcft.core.errors import ClusterError
 from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Attempt, Job, Layout, Measured, MemoryItem, ModelFacts, ParameterCount, Plan, Progress, Recovery, RunRecord)
+from hpcft.core.records import (
+    Attempt,
+    Job,
+    Layout,
+    Measured,
+    MemoryItem,
+    ModelFacts,
+    ParameterCount,
+    Plan,
+    Progress,
+    Recovery,
+    RunRecord,
+)
+from hpcft.jobs import results, status
+from hpcft.recovery import diagnosis
+from hpcft.scheduler import slurm
+from hpcft.scheduler.job_state import JobState
 
 AWAY = ClusterError("squeue failed (1): Unable to contact slurm controller")
 GIB = 2**30
@@ -132,12 +145,12 @@ class Runs:
 
     def view(self, run_id: str) -> status.View:
         """What is known of a run."""
-        ((paths, job),) = store.find_run(self.root, run_id)
+        ((paths, job),) = run_index.find_run(self.root, run_id)
         return status.look(paths, job)
 
     def rows(self) -> list[results.Row]:
         """The table of all runs."""
-        return results.rows(status.snapshot(store.runs_in(self.root)))
+        return results.rows(status.snapshot(run_index.runs_in(self.root)))
 
 
 def made_in(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:

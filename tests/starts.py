@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from hpcft.core import files
-from hpcft.jobs import submit
 from hpcft.config import cluster_profile
+from hpcft.core import files
 from hpcft.core.paths import RunPaths
-from hpcft.training.worker import SAVED_EXIT
+from hpcft.jobs import prepare
+from hpcft.training.distributed.worker_channel import SAVED_EXIT
 
 RANK = """
 import os, sys
-from hpcft.train import answers, boundary, rank, saving
+from hpcft.training import worker
+from hpcft.training.modes import answer_log
+from hpcft.training.trainer import checkpointing, save_callback
 
 at, signum, who, moment = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 MOMENTS = {
-    "step": (boundary.Boundary, "on_step_end", lambda self, args, state, *_: state.global_step),
-    "save": (saving.SavingTrainer, "_complete", lambda self, underway: underway.record.step),
-    "answer": (answers.AnswerFile, "add", lambda self, *_: self._stream.tell()),
+    "step": (save_callback.Boundary, "on_step_end", lambda self, args, state, *_: state.global_step),
+    "save": (checkpointing.SavingTrainer, "_complete", lambda self, underway: underway.record.step),
+    "answer": (answer_log.AnswerFile, "add", lambda self, *_: self._stream.tell()),
 }
 kind, name, reached = MOMENTS[moment]
 done = getattr(kind, name)
@@ -38,14 +40,14 @@ def method(*arguments, **rest):
     return done(*arguments, **rest)
 
 setattr(kind, name, method)
-rank.main(*sys.argv[5:])
+worker.main(*sys.argv[5:])
 """
 
 
 def made(folder: Path, recipe: Path, *overrides: str) -> Path:
     """A run folder as a submission leaves it, or with a new plan; nothing is started."""
     with patch.object(os, "sched_getaffinity", return_value=range(4)):  # ranks may share a core
-        _, (item,) = submit.prepare(str(recipe), "local", list(overrides))
+        _, (item,) = prepare.prepare(str(recipe), "local", list(overrides))
         site = cluster_profile.load("local").cluster
     files.create_folder(folder)
     paths = RunPaths(folder)

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import Cli, write_rows
-from hpcft.jobs import submit
 from hpcft.core.paths import RunPaths
+from hpcft.jobs import prepare, submit
 from hpcft.training.data import batch_order
 from real_runs import losses
 from tiny_models import llama_folder
@@ -93,7 +93,7 @@ import os, sys
 import deepspeed
 from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
-from hpcft.train import rank
+from hpcft.training import worker
 
 plain_step = deepspeed.DeepSpeedEngine.step
 
@@ -106,7 +106,7 @@ def step(engine):
 
 deepspeed.DeepSpeedEngine.step = step
 nobody = str(os.open(os.devnull, os.O_WRONLY))  # hears of beats and stacks
-rank.main(sys.argv[1], "0", str(os.getppid()), nobody, nobody)
+worker.main(sys.argv[1], "0", str(os.getppid()), nobody, nobody)
 """
 
 
@@ -158,14 +158,16 @@ def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
 def test_gradients_over_ranks_are_those_of_one_process(agrees: Path) -> None:
     """ZeRO-3 on two ranks with two micro-batches each, to 1e-5 of each gradient's norm in fp32."""
     write_rows(agrees.parent / "d.jsonl", rows(8))
-    site, (prepared,) = submit.prepare(str(agrees), "local", [])
+    site, (prepared,) = prepare.prepare(str(agrees), "local", [])
     folder = agrees.parent / "runs/agrees/1"
     submit._write_folder(site, prepared, folder)
     run_ranks(folder, 2)
     found = load_file(folder / "gradients.safetensors")
 
     examples = encoded(rows(8))
-    divided = batch_order.of_run(prepared.point.recipe, prepared.plan, [len(ids) for ids, _ in examples])
+    divided = batch_order.of_run(
+        prepared.point.recipe, prepared.plan, [len(ids) for ids, _ in examples]
+    )
     turns = list(divided.micro_batches(0))
     assert len(turns) == 4
     ranks = [[examples[i] for turn in turns[rank::2] for i in turn] for rank in range(2)]

@@ -9,16 +9,26 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft.planning import calibration
-from hpcft.jobs import results
-from hpcft.planning.calibration import MOST_RUNS, fit
 from hpcft.core.errors import StoreError
+from hpcft.core.paths import RunPaths, calibration_file
+from hpcft.core.records import (
+    CALIBRATION_BOUNDS,
+    Calibration,
+    Job,
+    Lowered,
+    Measured,
+    PhasePeaks,
+    Prediction,
+    Recovery,
+    RunRecord,
+)
+from hpcft.core.units import GIB, MIB
+from hpcft.jobs import learn
+from hpcft.jobs.status import View
+from hpcft.planning import calibration
+from hpcft.planning.calibration import MOST_RUNS, fit
 from hpcft.planning.feasibility import calibrated
 from hpcft.planning.memory.model_states import COMMUNICATOR_BYTES, host_states, tensor_bytes
-from hpcft.jobs.status import View
-from hpcft.core.paths import RunPaths, calibration_file
-from hpcft.core.records import (CALIBRATION_BOUNDS, Calibration, Job, Lowered, Measured, PhasePeaks, Prediction, Recovery, RunRecord)
-from hpcft.core.units import GIB, MIB
 from made_plans import cluster, facts, layout, make, recipe
 
 pytestmark = pytest.mark.usefixtures("cache_of_this_module")
@@ -237,7 +247,7 @@ def views(root: Path, *records: RunRecord) -> list[View]:
 
 def test_collecting_keeps_what_was_measured(tmp_path: Path) -> None:
     found = [record(on_gpu()), record(recoveries=[rung(4, checkpointing=True)], cluster="other")]
-    told = results.learn(views(tmp_path, *found), tmp_path)
+    told = learn.learn(views(tmp_path, *found), tmp_path)
     assert told == [
         "calibration of other by 0 runs: made came down to micro-batch 4, checkpointing",
         "calibration of site by 1 run: context 512 MiB, fragmentation 2.0%; "
@@ -246,7 +256,7 @@ def test_collecting_keeps_what_was_measured(tmp_path: Path) -> None:
     file = calibration_file(tmp_path, "site")
     assert (file.parent.stat().st_mode & 0o777) == 0o700
     assert Calibration.model_validate_json(file.read_text()) == fit(found, "site")
-    assert results.learn(views(tmp_path, *found), tmp_path) == [], "nothing new"
+    assert learn.learn(views(tmp_path, *found), tmp_path) == [], "nothing new"
     site = calibrated(profile_of("a100-80", "site"), tmp_path, pytest.fail)
     assert site.cluster.calibration == fit(found, "site")
 
@@ -277,7 +287,7 @@ def test_a_damaged_calibration_is_told_ignored_and_mended(tmp_path: Path, damage
     assert len(said) == 1
     assert str(file) in said[0]
     assert "planned without it" in said[0]
-    assert results.learn(views(tmp_path, record(on_gpu())), tmp_path)
+    assert learn.learn(views(tmp_path, record(on_gpu())), tmp_path)
     assert calibrated(site, tmp_path, pytest.fail).cluster.calibration.runs == 1
 
 
@@ -291,7 +301,7 @@ def test_a_calibration_that_others_may_write_is_neither_read_nor_written(tmp_pat
     assert site.cluster.calibration == Calibration()
     assert "others may write to it" in said[0]
     with pytest.raises(StoreError, match="others may write"):
-        results.learn(views(tmp_path, record(on_gpu())), tmp_path)
+        learn.learn(views(tmp_path, record(on_gpu())), tmp_path)
 
 
 # ---------------------------------------------------------------- the command line

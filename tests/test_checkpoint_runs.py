@@ -12,13 +12,13 @@ import pytest
 import starts
 from conftest import film_rows, write_rows
 from hpcft.core import checkpoints
+from hpcft.core.files import read, write
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, RunRecord
-from hpcft.core.files import read, write
-from hpcft.training.modes import answer_log
 from hpcft.training.checkpointing import node_local
-from hpcft.training.worker import SAVED_EXIT
 from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.worker_channel import SAVED_EXIT
+from hpcft.training.modes import answer_log
 
 TINY = """\
 name: tiny

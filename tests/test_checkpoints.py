@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from hpcft.core import checkpoints
-from hpcft.recovery import log
+from hpcft.core.files import read, write
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint, Layout
-from hpcft.core.files import read, write
-from hpcft.training.checkpointing import retention, node_local, interval
+from hpcft.recovery import log
+from hpcft.training.checkpointing import interval, node_local, retention
 from hpcft.training.distributed import stop_signal
 from hpcft.training.distributed.rank_env import Rank
 from made_plans import cluster

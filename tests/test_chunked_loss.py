@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.records import ModelSpec
 from hpcft.planning import model_facts
-from hpcft.planning.memory.step_memory import KINDS, Step
+from hpcft.planning.memory.trace_types import KINDS, Step
 from hpcft.planning.memory.tracing.output_layer import loss_can_be_chunked
 from hpcft.planning.memory.tracing.run import traces
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import ModelSpec
 from hpcft.tasks.base import IGNORED
 from hpcft.tasks.chunked_loss import loss_of
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import film_rows, write_rows
-from hpcft.config import identity
-from hpcft.config import recipe
+from hpcft.config import identity, recipe
 from hpcft.core.errors import DataError, InputError
 from hpcft.tasks.data import examples as rows
 

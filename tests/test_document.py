@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcft.config import yaml_document
-from hpcft.config.yaml_document import (MAX_BYTES, MAX_DEPTH, MAX_NODES, Document, Origin)
+from hpcft.config.yaml_document import MAX_BYTES, MAX_DEPTH, MAX_NODES, Document, Origin
 from hpcft.core.errors import InputError, Problem
 
 HERE = Origin("f.yaml", 1, Path("/f"))
@@ -283,7 +283,9 @@ def test_a_name_below_a_section_does_not_replace_its_neighbours() -> None:
 
 
 def test_a_part_is_placed_in_a_larger_document() -> None:
-    part = yaml_document.parse("{a: 1, b: [2]}", Origin("-o x", None, Path("/w"))).placed(("train", "z"))
+    part = yaml_document.parse("{a: 1, b: [2]}", Origin("-o x", None, Path("/w"))).placed(
+        ("train", "z")
+    )
     assert part.value == {"train": {"z": {"a": 1, "b": [2]}}}
     doc = parsed(BASE).merged(part)
     assert doc.value["train"] == {"seed": 1, "steps": 5, "z": {"a": 1, "b": [2]}}

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from hpcft.recovery import diagnosis, log as recoveries
-from hpcft.core import files
-from hpcft.scheduler.job_state import JobState
+from hpcft.core import run_index
 from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
 from hpcft.core.paths import RunPaths
+from hpcft.recovery import diagnosis
+from hpcft.recovery import log as recoveries
+from hpcft.scheduler.job_state import JobState
 from made_runs import Runs, met, progress
 
 OOM = ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {wanted}. GPU 0 has a total "
@@ -114,7 +115,7 @@ AROUND = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>
 def judge(runs: Runs, state: str = "FAILED", **given: Any) -> diagnosis.Failure:
     """The explanation of a run of this evidence."""
     paths = runs.add("aaaa0000", **given)
-    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
     return diagnosis.explain(paths, job.attempts[-1], JobState(state), recoveries.taken(paths))
 
 
@@ -170,7 +171,7 @@ def test_every_class_with_a_pattern_has_evidence_here() -> None:
 def test_chatter_and_quoted_text_are_no_evidence(text: str, runs: Runs) -> None:
     failure = judge(runs, log=f"{text}\n", errors=(("ValueError", "the real one"),))
     assert (failure.name, failure.evidence) == ("user", "ValueError: the real one")
-    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
     (RunPaths(runs.root / "made/aaaa0000").errors / "0.json").unlink()
     left = diagnosis.explain(RunPaths(runs.root / "made/aaaa0000"), job.attempts[-1], JobState("?"))
     assert left.name in ("rank_died", "user"), left
@@ -232,7 +233,7 @@ def test_a_time_limit_with_and_without_progress(runs: Runs) -> None:
     assert further.evidence == "the time limit was reached at step 30 of 120"
     paths = RunPaths(runs.root / "made/aaaa0000")
     met(paths, step=30)
-    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
     taken = recoveries.taken(paths)
     again = diagnosis.explain(paths, job.attempts[-1], JobState("TIMEOUT"), taken)
     assert (again.name, again.policy) == ("stuck", "stop")
@@ -242,7 +243,7 @@ def test_a_time_limit_with_and_without_progress(runs: Runs) -> None:
 def test_what_an_earlier_start_or_attempt_said_is_dealt_with(runs: Runs) -> None:
     log = f"OSError: [Errno 28] No space left on device\n{STARTS_AGAIN} with less\nAborted\n"
     paths = runs.add("aaaa0000", errors=(("KeyError", "'x'"),), log=log)
-    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
     attempt, failed = job.attempts[-1], JobState("FAILED")
     assert diagnosis.explain(paths, attempt, failed).name == "user"
     met(paths, step=3, at=time.time())  # the error was written before
@@ -258,7 +259,7 @@ def test_a_rank_that_knows_more_than_its_text_is_believed(runs: Runs) -> None:
     paths = runs.add("aaaa0000", errors=(CLOSED, ("TimeoutError", "no step for 312 s")))
     error = diagnosis.rank_errors(paths)[1].model_copy(update={"failure": "stuck"})
     diagnosis.tell(paths, error)
-    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
     failure = diagnosis.explain(paths, job.attempts[-1], JobState("FAILED"))
     assert (failure.name, failure.sentence) == ("stuck", "rank 1 on n1: no step for 312 s")
     assert failure.next_step == diagnosis.KNOWN["stuck"].next_step
@@ -290,7 +291,7 @@ def test_a_rank_that_was_told_to_end_is_not_the_cause(
     for number, (judged, kind, message) in enumerate(said):
         diagnosis.tell(paths, diagnosis.RankError(rank=number, node="n1", at=1.0 + number, kind=kind,
                                                 message=message, failure=judged))  # fmt: skip
-    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
     failure = diagnosis.explain(paths, job.attempts[-1], JobState("RUNNING"))
     assert (failure.name, failure.rank) == (name, rank), failure
 
@@ -304,7 +305,7 @@ def test_a_setup_line_that_fails_is_told(runs: Runs) -> None:
     assert (failure.name, failure.policy) == ("module", "stop")
     assert failure.evidence == f"the profile's setup failed: {says}"
     log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
-    ((paths, job),) = files.find_run(runs.root, "aaaa0000")
+    ((paths, job),) = run_index.find_run(runs.root, "aaaa0000")
     # Done, it is no cause; and of a job that starts again the latest start counts.
     for text, name in (
         (f"{SETUP_BEGINS}\n{says}\n{SETUP_ENDS}\nOSError: [Errno 28] No space left on device\n",
@@ -357,7 +358,7 @@ def test_hostile_logs_are_bounded_and_escaped(runs: Runs) -> None:
     assert failure.evidence.isprintable()
     assert len(failure.evidence) == 300
     log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
-    ((paths, job),) = files.find_run(runs.root, "aaaa0000")
+    ((paths, job),) = run_index.find_run(runs.root, "aaaa0000")
     for unit in ("RuntimeError: ", "Error", "srun: error: n1: tasks ", "exceeded ", "x: ", "a."):
         log.write_text(unit * (40_000 // len(unit)))
         started = time.perf_counter()
@@ -370,5 +371,5 @@ def test_damaged_rank_errors_and_odd_bytes_are_no_trouble(runs: Runs) -> None:
     (paths.errors / "7.json").write_text("{")
     (paths.logs / "11_1_log.err").write_bytes(b"\xff\xfe\x00" * 100)
     (paths.logs / "11_99999999999_log.err").write_text("KeyError: 1")
-    ((_, job),) = files.find_run(runs.root, "aaaa0000")
+    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
     assert "told" in diagnosis.explain(paths, job.attempts[-1], JobState("FAILED")).sentence

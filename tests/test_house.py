@@ -1,147 +1,88 @@
-"""The house is kept: imports run down, modules are small, one printer, and a quick start."""
+"""The package keeps its structure: imports run down, no circles, small modules, a quick start."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+import house
 from imports import imported_by
 
-PACKAGE = ROOT / "launcher" / "hpcft"
-FILES = sorted(PACKAGE.rglob("*.py"))
-MAX_LINES = 400
-
-# Rooms from the top down; a room may use its own floor and those below. `train` is apart: it runs
-# on compute nodes, and nothing imports it.
+# The packages from the top down. A package imports those on lower floors only: anywhere in its
+# code, inside functions too. The uppermost are module paths that queued jobs still name.
 FLOORS = (
-    ("__main__",),
+    ("cluster", "train", "__main__"),
     ("cli",),
-    ("resume",),
-    ("submit", "fits", "monitor", "collect", "report", "reference"),
-    (
-        "store",
-        "checkpoints",
-        "stage",
-        "cluster",
-        "failures",
-        "recoveries",
-        "out_of_memory",
-        "attempts",
-        "more_nodes",
-        "queued_anew",
-    ),
-    ("plan", "ladder", "calibration"),
-    ("refusal",),
-    ("layouts", "search", "duration"),
-    ("speed", "disk"),
-    ("ds_config", "memory", "identity", "rates", "examples"),
-    ("recipe",),
-    ("validation", "sweep"),
-    ("document",),
-    ("tasks", "methods", "metrics", "prompting"),
-    ("records",),
-    ("paths", "units", "errors", "processes", "marks"),
+    ("jobs",),
+    ("training",),
+    ("recovery",),
+    ("planning", "staging"),
+    ("config",),
+    ("tasks",),
+    ("methods", "scheduler"),
+    ("metrics",),
+    ("core",),
+    ("hpcft",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-TRAIN_MAY_USE = FLOORS[FLOOR["store"] :]
-# Imported as the last step of a start: by name, so that no login node ever loads it.
-DOORS_TO_TRAIN = {
-    ("cluster", "hpcft.training.supervision.supervisor"), ("cluster", "hpcft.scheduler.local_controller")
-}  # fmt: skip
+MOST = {"rooms": 16, "floors": 10, "arrows": 60}
+MAX_LINES = 400
 
 HEAVY = {"accelerate", "bitsandbytes", "datasets", "deepspeed", "evaluate", "matplotlib", "nltk",
          "numpy", "pandas", "peft", "rouge_score", "sacrebleu", "sklearn", "submitit", "torch",
          "transformers"}  # fmt: skip
 
-
-def module_of(file: Path) -> str:
-    """The dotted name of a file."""
-    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+MODULES = house.modules()
+GRAPH = house.module_graph()
+ROOMS = house.room_graph(GRAPH)
 
 
-MODULES = {module_of(file): file for file in FILES}
-
-
-def room_of(module: str) -> str:
-    """The room that a module lies in: the name below `hpcft`."""
-    return module.partition(".")[2].partition(".")[0]
-
-
-def imports_of(file: Path) -> Iterator[str]:
-    """Modules of this package that a file imports, inside functions too."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            found = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in MODULES else str(node.module) for name in found]
-        else:
-            continue
-        yield from (name for name in names if name.split(".")[0] == "hpcft")
-
-
-def test_every_room_has_its_floor() -> None:
-    rooms = {room_of(module) for module in MODULES} - {"", "train"}
-    assert rooms == set(FLOOR)
+def test_every_room_has_a_floor() -> None:
+    assert set(ROOMS) == set(FLOOR)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_down(module: str) -> None:
-    room = room_of(module)
-    for imported in imports_of(MODULES[module]):
-        target = room_of(imported)
-        if target in ("", room):
-            continue  # the package's own version, or the same room
-        if room == "train":
-            assert target in {name for floor in TRAIN_MAY_USE for name in floor}, imported
-            continue
-        assert target != "train", f"{module} imports {imported}"
-        assert FLOOR[room] <= FLOOR[target], f"{module} imports {imported}, which is above it"
+    room = house.room_of(module)
+    for imported in GRAPH[module]:
+        target = house.room_of(imported)
+        assert room == target or FLOOR[room] < FLOOR[target], f"{module} imports {imported}"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Of imports at module level, which would make the order of importing matter."""
-    graph: dict[str, set[str]] = {}
-    for module, file in MODULES.items():
-        tree = ast.parse(file.read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                node.body = []
-        graph[module] = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "hpcft":
-                for alias in node.names:
-                    name = f"{node.module}.{alias.name}"
-                    graph[module].add(name if name in MODULES else str(node.module))
-    done: set[str] = set()
-    while graph:
-        free = {name for name, needs in graph.items() if needs - {name} <= done}
-        assert free, f"a circle among {sorted(graph)}"
-        done |= free
-        for name in free:
-            del graph[name]
+    assert house.circles(GRAPH) == []
 
 
-def test_train_is_reached_by_name_only() -> None:
-    found = {
-        (room_of(module), node.value)
-        for module, file in MODULES.items() if room_of(module) != "train"
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        and node.value.startswith("hpcft.training.")
-    }  # fmt: skip
-    assert found == DOORS_TO_TRAIN
-    assert all(name in MODULES for _, name in found)
+def test_structure_is_as_small_as_planned() -> None:
+    assert len(ROOMS) <= MOST["rooms"]
+    assert 1 + max(house.floors(ROOMS).values()) <= MOST["floors"]
+    assert sum(map(len, ROOMS.values())) <= MOST["arrows"]
+
+
+def test_nothing_imports_the_old_module_paths() -> None:
+    assert not [room for room, targets in ROOMS.items() if targets & {"train", "cluster"}]
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    ["def f():\n    from made import b", "if TYPE_CHECKING:\n    import made.b",
+     "import importlib\nimportlib.import_module('made.b')"],
+    ids=["in a function", "for types", "by name"],
+)  # fmt: skip
+def test_circles_are_found_wherever_the_import_stands(tmp_path: Path, hidden: str) -> None:
+    package = tmp_path / "made"
+    package.mkdir()
+    for name, text in (("__init__", ""), ("a", hidden), ("b", "from made.a import x")):
+        (package / f"{name}.py").write_text(text)
+    graph = house.module_graph(package)
+    assert house.circles(graph) == [["made.a", "made.b"]]
+    assert house.floors(graph)["made.a"] == house.floors(graph)["made.b"]
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_modules_are_small_and_say_what_they_are(module: str) -> None:
+def test_modules_are_small_and_begin_with_a_sentence(module: str) -> None:
     text = MODULES[module].read_text()
     assert len(text.splitlines()) <= MAX_LINES
     first = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
@@ -155,12 +96,12 @@ def test_console_is_the_only_printer(module: str) -> None:
         assert not (printing and node.func.id == "print"), f"line {node.lineno}"
 
 
-def test_only_cluster_calls_the_scheduler() -> None:
+def test_only_the_scheduler_package_calls_slurm() -> None:
     commands = {"sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "sacctmgr", "srun"}
     for module, file in MODULES.items():
         words = {node.value for node in ast.walk(ast.parse(file.read_text()))
                  if isinstance(node, ast.Constant) and isinstance(node.value, str)}  # fmt: skip
-        assert room_of(module) == "cluster" or not words & commands, module
+        assert house.room_of(module) == "scheduler" or not words & commands, module
 
 
 # ---------------------------------------------------------------- a quick start

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import RECIPE, ROOT
 from hpcft.config import identity, recipe
-from hpcft.config.recipe import FullRecipe
+from hpcft.config.recipe_types import FullRecipe
 from made_recipes import one
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

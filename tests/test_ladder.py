@@ -7,17 +7,28 @@ from typing import Any
 
 import pytest
 
-from hpcft.planning import deepspeed_config, oom_fallback
-from hpcft.recovery import log as recoveries
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core import files
-from hpcft.scheduler.job_state import JobState
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import (
+    Attempt,
+    Cluster,
+    Gpu,
+    Layout,
+    Lowered,
+    ModelFacts,
+    ParameterCount,
+    Plan,
+    Recovery,
+    RunRecord,
+)
+from hpcft.core.units import GIB
+from hpcft.planning import caps, deepspeed_config, oom_fallback
+from hpcft.recovery import log as recoveries
 from hpcft.recovery.diagnosis import STARTS_AGAIN, RankError, explain
 from hpcft.recovery.diagnosis.oom import gpu_use, shortage
-from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Attempt, Cluster, Gpu, Layout, Lowered, ModelFacts, ParameterCount, Plan, Recovery, RunRecord)
+from hpcft.scheduler.job_state import JobState
 from hpcft.training.supervision import oom_killer
-from hpcft.core.units import GIB
 
 
 def recipe(**sections: Any) -> FullRecipe:
@@ -148,7 +159,9 @@ def test_scoring_has_a_batch_of_its_own() -> None:
         now = oom_fallback.step_down(now, made, there, "evaluation")
     assert sizes == [4, 2, 1]
     assert now is not None, "then weights and optimizer have to give way"
-    stepped = oom_fallback.step_down(plan(layout(8), made, there, eval_batch=32), made, there, "step")
+    stepped = oom_fallback.step_down(
+        plan(layout(8), made, there, eval_batch=32), made, there, "step"
+    )
     assert stepped is not None
     assert stepped.per_device_eval_batch_size == 16, "it was a multiple of the micro-batch"
 
@@ -194,10 +207,10 @@ def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
         record("made", 1, cause="host_oom"),
         record("made", 2, gradient_checkpointing=True),
     ]
-    cap = oom_fallback.lowered(records, "made", "site")
+    cap = caps.lowered(records, "made", "site")
     assert cap == Lowered(per_device_train_batch_size=2, gradient_checkpointing=True)
-    assert oom_fallback.lowered(records, "made", "elsewhere") is None
-    assert oom_fallback.lowered(records[:1], "made", "site") is None
+    assert caps.lowered(records, "made", "elsewhere") is None
+    assert caps.lowered(records[:1], "made", "site") is None
 
 
 def test_of_two_ranks_that_take_a_rung_one_does(workplace: Path) -> None:

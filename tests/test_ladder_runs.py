@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, Cli, write_rows
-from hpcft.recovery import log
 from hpcft.core import files
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import RunRecord
 from hpcft.core.units import MIB
+from hpcft.recovery import log
 from real_runs import children, folder_of, gone, lines, losses, step, until
 
 # ---------------------------------------------------------------- real runs that come down

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from hpcft.planning.memory import rank_memory, zero3_schedule, zero_memory
-from hpcft.planning.memory.step_memory import (KINDS, Curve, Line, Step, curve, envelope, moments)
-from hpcft.planning.memory.zero3_schedule import FETCH, RELEASE, Order
-from hpcft.planning.memory.model_states import NF4_DOUBLE_BYTES, lasting_bytes
 from hpcft.core.records import Layout, ParameterCount, ZeroSizes
+from hpcft.planning.memory import rank_memory, zero3_schedule, zero_memory
+from hpcft.planning.memory.extrapolate import envelope, moments
+from hpcft.planning.memory.model_states import NF4_DOUBLE_BYTES, lasting_bytes
+from hpcft.planning.memory.step_memory import curve
+from hpcft.planning.memory.trace_types import KINDS, Curve, Line, Step
+from hpcft.planning.memory.zero3_schedule import FETCH, RELEASE, Order
 from made_plans import CLASSIFY, COMPLETE, cluster, recipe
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "memory"))
@@ -213,7 +215,9 @@ def test_zero_1_is_traced_as_zero_2_where_every_gradient_fits_a_bucket() -> None
                       method={"name": method})  # fmt: skip
         facts = model_facts.facts(made.model, made.task, made.method)
         steps = [
-            rank_memory.step_of(made, LAYOUT.model_copy(update={"zero_stage": n}), site, facts, "bf16")
+            rank_memory.step_of(
+                made, LAYOUT.model_copy(update={"zero_stage": n}), site, facts, "bf16"
+            )
             for n in (1, 2)
         ]
         assert steps[0].zero_stage == stage
@@ -266,7 +270,9 @@ def test_a_tensor_across_a_cut_is_kept_on_both_sides() -> None:
     counts = ParameterCount(
         total=100, trainable=100, added=0, largest_layer=60, trained_tensors=[60, 40]
     )
-    assert zero_memory.largest_share(counts, 2) == 1.0, "the second part begins inside the first tensor"
+    assert zero_memory.largest_share(counts, 2) == 1.0, (
+        "the second part begins inside the first tensor"
+    )
     assert zero_memory.largest_share(counts, 1) == 1.0
     even = counts.model_copy(update={"trained_tensors": [50, 50]})
     assert zero_memory.largest_share(even, 2) == 0.5
@@ -278,7 +284,9 @@ def test_a_group_of_the_optimizer_takes_whole_parameters() -> None:
         total=100, trainable=100, added=0, largest_layer=60,
         trained_tensors=[20, 60, 10], trained_vectors=[10],
     )  # fmt: skip
-    assert zero_memory.largest_group(counts, 2, 1000) == 45, "all matrices; vectors are a row of their own"
+    assert zero_memory.largest_group(counts, 2, 1000) == 45, (
+        "all matrices; vectors are a row of their own"
+    )
     assert zero_memory.largest_group(counts, 2, 20) == 40, "10 are too few, and then come 30"
     assert zero_memory.largest_group(counts, 2, 1) == 30
     assert zero_memory.largest_group(counts.model_copy(update={"trained_tensors": []}), 1, 10) == 10

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from hpcft.core.units import GIB
 from hpcft.planning.memory import rank_memory, zero_memory
 from hpcft.planning.memory.model_states import host_states, lasting_bytes, loading_bytes
-from hpcft.core.units import GIB
 from made_plans import BILLION, cluster, facts, layout, make, recipe
 
 # ---------------------------------------------------------------- model states by hand
@@ -115,7 +115,9 @@ def test_qlora_by_hand(double: bool, each: float) -> None:
 def test_lora_under_zero3_moves_the_frozen_weights_too() -> None:
     method = recipe(method={"name": "lora"}).method
     counts = facts(8 * BILLION, trainable=10_000_000)
-    items = {i.name: i.bytes for i in zero_memory.lasting(counts, layout(3, 4), "bf16", "adamw_torch")}
+    items = {
+        i.name: i.bytes for i in zero_memory.lasting(counts, layout(3, 4), "bf16", "adamw_torch")
+    }
     assert items["weight shards"] == 2 * 8 * BILLION // 4
     laid = layout(3, 4, offload_optimizer="cpu", offload_param="cpu")
     moved = {i.name for i in zero_memory.lasting(counts, laid, "bf16", "adamw_torch")}

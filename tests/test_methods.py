@@ -12,8 +12,8 @@ import torch
 from conftest import Cli, film_rows, write_rows
 from hpcft.config import recipe as recipes
 from hpcft.core.errors import InputError
-from hpcft.planning import parameter_table
 from hpcft.methods import HeadOnly, LoRA, PromptTuning, PTuning
+from hpcft.planning import parameter_table
 from tiny_models import bert_folder
 
 # ---------------------------------------------------------------- parameters

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
+from hpcft.core.records import DataSpec
 from hpcft.metrics import classification_names, compute, joined, overlap_names, squad_names, values
 from hpcft.metrics.bootstrap import mean_values, with_intervals
 from hpcft.metrics.facts import FACTS, arrow, fact, lower_is_better
-from hpcft.core.records import DataSpec
 from hpcft.tasks import Classification, Instruction, Pretraining, Prompting, QuestionAnswering
 
 DATA = DataSpec(files={"train": "x.jsonl"})

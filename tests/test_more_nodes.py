@@ -9,15 +9,24 @@ from typing import Any
 import pytest
 
 import made_plans
-from hpcft.planning import calibration, oom_fallback
-from hpcft.jobs import results, status
-from hpcft.recovery import replan, log
-from hpcft.core import files
-from hpcft.planning import planner
-from hpcft.planning import model_facts
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core import files, run_index
 from hpcft.core.paths import RunPaths, calibration_file
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Attempt, Calibration, Cluster, Gpu, Job, Layout, Lowered, Plan, Recovery, RunRecord)
+from hpcft.core.records import (
+    Attempt,
+    Calibration,
+    Cluster,
+    Gpu,
+    Job,
+    Layout,
+    Lowered,
+    Plan,
+    Recovery,
+    RunRecord,
+)
+from hpcft.jobs import learn, status
+from hpcft.planning import calibration, caps, model_facts, oom_fallback, planner
+from hpcft.recovery import log, replan
 
 SMALL = {"model_type": "bert", "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1,
          "num_attention_heads": 2, "intermediate_size": 64,
@@ -115,9 +124,7 @@ def test_several_nodes_are_whole_ones() -> None:
 # ---------------------------------------------------------------- what later plans learn
 
 
-def rung(
-    number: int, laid: Layout, how: log.How = "restarted", job_id: str = "1"
-) -> Recovery:
+def rung(number: int, laid: Layout, how: log.How = "restarted", job_id: str = "1") -> Recovery:
     return Recovery(number=number, at=1.0, cause="out_of_memory", job_id=job_id, rank=0, node="n",
                 change=f"rung {number}",
                 evidence="", how=how, layout=laid, per_device_eval_batch_size=1)  # fmt: skip
@@ -134,12 +141,12 @@ def test_nodes_and_a_loss_in_parts_are_learned() -> None:
     wider = record(rung(1, layout(1)), rung(2, layout(2, zero_stage=1), "queued anew"))
     planned_wide = record(rung(1, layout(4, zero_stage=1)))
     cap = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
-    assert oom_fallback.lowered([alone, wider], "made", "site") == Lowered(**cap, loss_chunks=8, nodes=2)
-    assert oom_fallback.lowered([planned_wide], "made", "site") == Lowered(**cap), "it was never too few"
+    assert caps.lowered([alone, wider], "made", "site") == Lowered(**cap, loss_chunks=8, nodes=2)
+    assert caps.lowered([planned_wide], "made", "site") == Lowered(**cap), "it was never too few"
 
 
 def test_a_run_without_a_result_is_learned_from_too() -> None:
-    ended = results.Unfinished("made", "site", (rung(1, layout(1, loss_chunks=8)),))
+    ended = learn.Unfinished("made", "site", (rung(1, layout(1, loss_chunks=8)),))
     cap = Lowered(per_device_train_batch_size=1, gradient_checkpointing=True, loss_chunks=8)
     fitted = calibration.fit([], "site", [ended])
     assert (fitted.lowered, fitted.runs) == ({"made": cap}, 0)
@@ -156,9 +163,9 @@ def test_a_failed_run_lowers_the_next_plan(workplace: Path) -> None:
                                scheduler="local", attempts=[attempt]))  # fmt: skip
     files.write(paths.recoveries / "1.json", rung(1, layout(1)))
     root = workplace / "runs"
-    views = status.snapshot(files.runs_in(root))
+    views = status.snapshot(run_index.runs_in(root))
     assert [view.state for view in views] == ["FAILED"]
-    assert results.learn(views, root) == [
+    assert learn.learn(views, root) == [
         "calibration of site by 0 runs: made came down to micro-batch 1, checkpointing"
     ]
     known = files.read(calibration_file(root, "site"), Calibration)
@@ -171,7 +178,7 @@ def shapes(made: FullRecipe, there: Cluster, **cap: Any) -> list[Layout]:
     known = Calibration(lowered={"made": Lowered.model_validate(least)})
     held = there.model_copy(update={"calibration": known})
     found = list(planner.layouts(made, there, loss_in_parts=True))
-    return oom_fallback.held_down(found, made, held)
+    return caps.held_down(found, made, held)
 
 
 def test_plans_are_held_to_what_earlier_runs_needed() -> None:

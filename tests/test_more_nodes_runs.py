@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import pytest
 
 from conftest import ROOT, Cli, film_rows, write_rows
-from hpcft.planning import oom_fallback
-from hpcft.jobs import status
-from hpcft.recovery import replan, resubmit, log
-from hpcft.core import files
-from hpcft.scheduler import slurm
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core import files, run_index
 from hpcft.core.errors import ClusterError
-from hpcft.recovery.diagnosis import RankError, rank_errors
 from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Cluster, Job, Plan, Recovery, RunRecord)
+from hpcft.core.records import Cluster, Job, Plan, Recovery, RunRecord
+from hpcft.jobs import status
+from hpcft.planning import oom_fallback
+from hpcft.recovery import log, replan, resubmit
+from hpcft.recovery.diagnosis import RankError, rank_errors
+from hpcft.scheduler import slurm
 from hpcft.training.distributed.rank_env import Rank
 from hpcft.training.supervision.supervisor import Supervisor
 from made_plans import layout
@@ -65,7 +65,7 @@ def queued(tiny: Path, cli: Cli, testbed: Any) -> Iterator[Queued]:
     submitted = cli("submit", tiny, "-c", "sleepy.yaml", "-o", "resources.nodes=auto",
                     "-o", "sweep.seeds=[1, 2]")  # fmt: skip
     assert submitted.code == 0, submitted.err
-    (_, _), (paths, job) = files.runs_in(Path("runs").absolute())
+    (_, _), (paths, job) = run_index.runs_in(Path("runs").absolute())
     (attempt,) = job.attempts
     assert attempt.job_id is not None
     plan, cluster = files.read(paths.plan, Plan), files.read(paths.cluster, Cluster)

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import made_plans
-from hpcft.planning.layouts import problems
-from hpcft.planning import model_facts
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
 from hpcft.core.records import Cluster, ModelFacts
+from hpcft.planning import model_facts
+from hpcft.planning.resource_checks import problems
 from hpcft.tasks import packing
 from hpcft.tasks.base import IGNORED, Features
 from hpcft.tasks.chunked_loss import loss_of
-from hpcft.training.modes import finetune
-from hpcft.training.telemetry.progress import Heartbeat
 from hpcft.training.data.batch_order import Order, Rows, of_run
 from hpcft.training.data.prepare import Split
 from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.modes import finetune
+from hpcft.training.telemetry.progress import Heartbeat
 from tiny_models import llama_folder
 
 LENGTHS = (9, 3, 14, 1, 6)
@@ -357,7 +357,9 @@ def trainer_of(base: Path, folder: Path, train: dict[str, Any]) -> Any:
     split = Split(datasets.Dataset.from_list(rows), texts)
     paths = RunPaths(folder)
     order = of_run(made, plan, split.lengths)
-    arguments = finetune.training_arguments(paths, made, plan, order.accumulation, has_validation=False)
+    arguments = finetune.training_arguments(
+        paths, made, plan, order.accumulation, has_validation=False
+    )
     model = finetune.models.load(paths, made, plan, tokenizer)
     heartbeat = Heartbeat(paths, Rank(1, 2, 0, "here", "1"))
     trainer = finetune.trainer_of(made, plan, arguments, model, tokenizer, split, None, heartbeat)

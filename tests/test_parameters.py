@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from conftest import Cli
-from hpcft.core.errors import DataError
+from hpcft.config import hf_model
 from hpcft.core import disk_cache
-from hpcft.planning import model_facts
+from hpcft.core.errors import DataError
 from hpcft.core.records import DataSpec, ModelFacts, ModelSpec
-from hpcft.tasks import Instruction
 from hpcft.core.units import GIB
+from hpcft.planning import model_facts
+from hpcft.tasks import Instruction
 from made_plans import BILLION, CLASSIFY, COMPLETE, facts, recipe
 
 pytestmark = pytest.mark.usefixtures("cache_of_this_module")
@@ -156,10 +157,10 @@ def test_modules_that_the_model_lacks_are_told() -> None:
 
 SECOND_CALL = """
 import json, sys
-from hpcft import recipe
-from hpcft.memory import parameters
-made = recipe.FullRecipe.model_validate(json.loads(sys.argv[1]))
-print(parameters.facts(made.model, made.task, made.method).parameters.total)
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.planning import model_facts
+made = FullRecipe.model_validate(json.loads(sys.argv[1]))
+print(model_facts.facts(made.model, made.task, made.method).parameters.total)
 print("torch" in sys.modules, "transformers" in sys.modules, "peft" in sys.modules)
 """
 
@@ -234,6 +235,6 @@ def test_run_never_trains_a_hub_model_by_its_description() -> None:
     task = Instruction(
         name="instruction", data=DataSpec(files={"train": "x"}), prompt="{a}", completion="{b}"
     )
-    assert model_facts.model_config(spec, task, to_plan=True).hidden_size == 64
+    assert hf_model.model_config(spec, task, to_plan=True).hidden_size == 64
     with pytest.raises(DataError, match="no usable configuration of nobody/not-in-the-cache"):
-        model_facts.model_config(spec, task)
+        hf_model.model_config(spec, task)

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft.config import recipe as recipes
 from hpcft.config import cluster_profile
+from hpcft.config import recipe as recipes
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DoesNotFit, InputError
-from hpcft.planning.feasibility import plan_point
-from hpcft.planning.layouts import (doubling, layouts, precision_of, problems)
-from hpcft.planning import model_facts
-from hpcft.config.recipe import FullRecipe
 from hpcft.core.records import Cluster
+from hpcft.jobs.what_fits import plan_run
+from hpcft.planning import model_facts
+from hpcft.planning.layouts import doubling, layouts, precision_of
+from hpcft.planning.resource_checks import problems
 from made_plans import BILLION, CLASSIFY, COMPLETE, NVME, cluster, facts, make, recipe
 
 RECIPES = sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
@@ -31,7 +32,7 @@ def test_every_recipe_fits_or_is_refused_with_a_change_that_would(name: str, sit
     (point,) = recipes.load(str(ROOT / "recipes" / f"{name}.yaml"))
     known = cluster_profile.load(site)
     try:
-        plan = plan_point(point, known)
+        plan = plan_run(point, known)
     except (DoesNotFit, InputError) as error:
         refused = error
     else:
@@ -59,7 +60,7 @@ def test_every_recipe_fits_or_is_refused_with_a_change_that_would(name: str, sit
 def test_gemma_in_full_is_refused_on_a_t4() -> None:
     (point,) = recipes.load("gemma7b_full")
     with pytest.raises(DoesNotFit) as refused:
-        plan_point(point, cluster_profile.load("t4-16"))
+        plan_run(point, cluster_profile.load("t4-16"))
     lines = str(refused.value).splitlines()
     assert lines[0].startswith("gemma7b_full does not fit t4-16: ")
     assert "of a T4" in lines[0] or "host memory" in lines[0]

@@ -15,8 +15,8 @@ import torch
 from conftest import Cli, write_rows
 from hpcft.core.records import DataSpec, TokenizerTraining
 from hpcft.tasks import Pretraining
-from hpcft.tasks.data import examples
 from hpcft.tasks.base import IGNORED
+from hpcft.tasks.data import examples
 from hpcft.training.data.tokenizer import train_tokenizer
 
 

@@ -11,8 +11,8 @@ import pytest
 from conftest import ASKED, write_rows
 from hpcft.config import recipe
 from hpcft.core.errors import DataError, InputError
-from hpcft.tasks.data import examples
 from hpcft.tasks.base import Example
+from hpcft.tasks.data import examples
 from hpcft.tasks.few_shot.task import NO_ANSWER, Prompting
 
 QUESTION = "Review: {text}\nIt is "

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
-from hpcft.tasks.few_shot.batching import batches, deal
 from hpcft.tasks.few_shot.attention_kernels import added, attend, eager
+from hpcft.tasks.few_shot.batching import batches, deal
 from hpcft.tasks.few_shot.prefix_cache import CASCADE
-from hpcft.tasks.few_shot.requests import (Request, common_prefix, encode, row_tokens)
+from hpcft.tasks.few_shot.requests import Request, common_prefix, encode, row_tokens
 from hpcft.tasks.few_shot.scorer import Scorer
 from tiny_models import MORE, SHARED, asked, tiny
 

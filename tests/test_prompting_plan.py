@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from conftest import Cli
+from hpcft.config import cluster_profile, recipe
+from hpcft.core.records import ModelSpec
+from hpcft.jobs.what_fits import plan_run
+from hpcft.methods.frozen import Frozen
 from hpcft.planning import oom_fallback
-from hpcft.config import recipe
-from hpcft.config import cluster_profile
-from hpcft.planning.feasibility import plan_point
-from hpcft.planning.memory.few_shot import Batch, batch_memory
+from hpcft.planning.memory.few_shot import batch_memory
+from hpcft.planning.memory.trace_types import Batch
 from hpcft.planning.memory.tracing.few_shot import _peaks, shapes
 from hpcft.planning.memory.tracing.target_device import Target
-from hpcft.methods.frozen import Frozen
 from hpcft.tasks.few_shot.scorer import Scorer
-from hpcft.core.records import ModelSpec
 from hpcft.tasks.few_shot.task import Prompting
 
 GEMMA_7B = 8_537_680_896
@@ -83,7 +83,7 @@ def test_generation_keeps_what_it_has_read(cli: Cli) -> None:
 def test_what_is_out_of_memory_asks_less_at_once_then_moves_the_weights() -> None:
     (point,) = recipe.load("gemma7b_fewshot")
     site = cluster_profile.load("a100-40")
-    plan = plan_point(point, site)
+    plan = plan_run(point, site)
     assert plan.per_device_eval_batch_size == 2
     changes = []
     while lower := oom_fallback.step_down(plan, point.recipe, site.cluster, "evaluation"):

@@ -14,17 +14,17 @@ import torch
 
 from conftest import ASKED, Cli, write_rows
 from hpcft.config import recipe as recipes
-from hpcft.planning import model_facts
 from hpcft.core.paths import RunPaths
-from hpcft.tasks.few_shot.requests import Request
+from hpcft.planning import model_facts
 from hpcft.tasks.data import examples
+from hpcft.tasks.few_shot.requests import Request
 from hpcft.tasks.few_shot.task import Prompting
-from hpcft.training.modes import answer_log
 from hpcft.training.data import few_shot_prompts
-from hpcft.training.modes.answer_log import Answer, AnswerFile
-from hpcft.training.trainer.model import counted
-from hpcft.training.modes.few_shot import Asker, scored
 from hpcft.training.data.few_shot_prompts import Group
+from hpcft.training.modes import answer_log
+from hpcft.training.modes.answer_log import Answer, AnswerFile
+from hpcft.training.modes.few_shot import Asker, scored
+from hpcft.training.trainer.model import counted
 from real_runs import gone, supervisors, until
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from conftest import Cli, write_rows
-from hpcft.metrics import compute, values
 from hpcft.core.records import DataSpec, TokenizerTraining
+from hpcft.metrics import compute, values
 from hpcft.tasks import QuestionAnswering
 from hpcft.tasks.base import BadRow
 from hpcft.training.data.tokenizer import train_tokenizer

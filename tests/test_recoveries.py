@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcft.recovery import log
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Recovery
+from hpcft.recovery import limits, log
 from made_plans import layout
 
 
@@ -42,7 +42,7 @@ TWICE = [met("rank_died", 40), met("rank_died", 40)]
 def test_a_run_that_comes_no_further_stops(
     taken: list[Recovery], cause: str, step: int, may: bool
 ) -> None:
-    assert (log.obstacle(taken, cause, step) == "") is may
+    assert (limits.obstacle(taken, cause, step) == "") is may
 
 
 def test_without_a_complete_checkpoint_it_goes_on_from_its_beginning(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hpcft.core.errors import DataError, HpcftError, InputError
-from hpcft.tasks.data import examples as rows
 from hpcft.tasks.classification import Classification
+from hpcft.tasks.data import examples as rows
 from hpcft.tasks.data.examples import Examples
 
 

@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft.config import yaml_document, schema as reference
-from hpcft.config.recipe import FullRecipe
+from hpcft.config import schema as reference
+from hpcft.config import yaml_document
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from conftest import ROOT
-from hpcft.methods import QLoRA
 from hpcft.core.records import DataSpec, TokenizerTraining
+from hpcft.methods import QLoRA
 from hpcft.tasks import Classification, Instruction
 from hpcft.tasks.base import IGNORED
 from hpcft.training.data.tokenizer import train_tokenizer
@@ -132,8 +132,8 @@ def test_scoring_a_4bit_model_does_not_cut_its_gradients(tmp_path: Path) -> None
 
 TRAIN_TOKENIZER = """
 import json, sys
-from hpcft.records import TokenizerTraining
-from hpcft.train.tokenizer import train_tokenizer
+from hpcft.core.records import TokenizerTraining
+from hpcft.training.data.tokenizer import train_tokenizer
 texts = json.loads(sys.stdin.read())
 made = train_tokenizer(TokenizerTraining(vocab_size=600, lowercase=True), texts, causal=False)
 print(json.dumps(sorted(made.get_vocab().items())))

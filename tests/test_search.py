@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcft.planning import planner
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DoesNotFit
-from hpcft.planning.layouts import describe
-from hpcft.config.recipe import FullRecipe
 from hpcft.core.records import Cluster, ModelFacts, Plan
-from hpcft.planning.infeasible import excess
-from hpcft.planning.search import NEAR_TIE, Case
 from hpcft.core.units import GIB
+from hpcft.planning import planner
+from hpcft.planning.infeasible import excess
+from hpcft.planning.inputs import Case
+from hpcft.planning.layouts import describe
+from hpcft.planning.search import NEAR_TIE
 from made_plans import BILLION, COMPLETE, NVME, cluster, facts, lined, make, recipe, table
 
 SITES = ("t4-16", "t4-16-x2", "v100-16", "a100-40", "a100-80", "h100-80")

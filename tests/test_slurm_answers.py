@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from hpcft.scheduler import slurm_output, slurm
-from hpcft.config import cluster_profile
-from hpcft.scheduler.job_state import JobState, explained, normalised
 from hpcft.core.errors import ClusterError
 from hpcft.core.records import Cluster
+from hpcft.jobs import default_cluster
+from hpcft.scheduler import slurm, slurm_output
+from hpcft.scheduler.job_state import JobState, normalised
+from hpcft.scheduler.pending_reasons import explained
 
 # ---------------------------------------------------------------- reading Slurm
 
@@ -344,7 +345,7 @@ def test_cluster_name(
     assert slurm.cluster_name() == name
     monkeypatch.setattr("shutil.which", lambda command: None)
     assert slurm.cluster_name() is None
-    assert cluster_profile.detect() == "local"
+    assert default_cluster.detect() == "local"
 
 
 def test_node_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
-from hpcft.planning import deepspeed_config
-from hpcft.scheduler import slurm
 from hpcft.core.errors import UsageError
 from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS
-from hpcft.core.records import (Cluster, Gpu, Layout, ModelFacts, ParameterCount, Plan, Train)
+from hpcft.core.records import Cluster, Gpu, Layout, ModelFacts, ParameterCount, Plan, Train
+from hpcft.planning import deepspeed_config
+from hpcft.scheduler import slurm
 
 GOLDEN = ROOT / "tests" / "golden"
 PYTHON = "/opt/hpcft/bin/python"

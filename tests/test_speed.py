@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from hpcft.core.records import Calibration, Layout, StepTime
 from hpcft.planning import disk, run_time, step_time
 from hpcft.planning.dataset_size import known_examples
 from hpcft.planning.hardware import Rates, rates
-from hpcft.core.records import Calibration, Layout, StepTime
 from made_plans import BILLION, CLASSIFY, COMPLETE, cluster, facts, layout, recipe
 
 HOP = step_time.HOP_S

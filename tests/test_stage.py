@@ -15,11 +15,11 @@ import pytest
 from conftest import Said, film_rows
 from hpcft.config import cluster_profile
 from hpcft.core.errors import DataError
+from hpcft.core.files import write
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import StagedInputs
 from hpcft.staging import staged_inputs
 from hpcft.staging.hub_inputs import Need
-from hpcft.core.files import write
 from local_hub import LocalHub
 from tiny_models import llama_folder
 
@@ -365,5 +365,7 @@ def test_the_cache_is_that_of_the_profile_else_that_of_the_environment() -> None
     assert str(staged_inputs.hub_folder({"HF_HOME": "/x"})) == "/x/hub"
     assert str(staged_inputs.hub_folder({"HF_HOME": "/x", "HF_HUB_CACHE": "/y"})) == "/y"
     assert str(staged_inputs.hub_folder({"XDG_CACHE_HOME": "/z"})) == "/z/huggingface/hub"
-    site = cluster_profile.load("local").cluster.model_copy(update={"environment": {"HF_HOME": "/p"}})
+    site = cluster_profile.load("local").cluster.model_copy(
+        update={"environment": {"HF_HOME": "/p"}}
+    )
     assert staged_inputs.environment(site)["HF_HOME"] == "/p"

@@ -20,7 +20,7 @@ with TransformGetItemToIndex():
 
 INSIDE = """
 import sys, torch
-from hpcft.memory.stand_ins import standing_in
+from hpcft.planning.memory.import_stubs import standing_in
 
 with standing_in():
     from torch.distributed.tensor import DTensor, Shard

@@ -18,20 +18,20 @@ import pytest
 
 from hpcft.core import attempts
 from hpcft.core.errors import DataError
-from hpcft.recovery.diagnosis import RankError, judged
+from hpcft.core.files import read, write
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Progress
-from hpcft.core.files import read, write
-from hpcft.training.distributed import torch_extensions, rank_env
+from hpcft.recovery.diagnosis import RankError, judged
+from hpcft.training.distributed import rendezvous, torch_extensions
+from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.torch_extensions import Baton, extensions_folder
 from hpcft.training.telemetry.progress import Heartbeat
-from hpcft.training.distributed.torch_extensions import Baton
-from hpcft.training.distributed.rank_env import Rank, extensions_folder
 
 # ---------------------------------------------------------------- locks of operators
 
 HOLDS = """
 import sys, time
-from hpcft.train.operators import Baton
+from hpcft.training.distributed.torch_extensions import Baton
 Baton(sys.argv[1]).try_acquire()
 print("has it", flush=True)
 time.sleep(600)
@@ -39,10 +39,10 @@ time.sleep(600)
 
 LOADS = """
 import os
-from hpcft.train import operators
-os.environ.update(DS_ACCELERATOR="cpu", TORCH_EXTENSIONS_DIR=str(operators.extensions_folder()))
-operators.use_own_lock()
-operators.build_named(["ShareMemCommBuilder"])
+from hpcft.training.distributed import torch_extensions
+os.environ.update(DS_ACCELERATOR="cpu", TORCH_EXTENSIONS_DIR=str(torch_extensions.extensions_folder()))
+torch_extensions.use_own_lock()
+torch_extensions.build_named(["ShareMemCommBuilder"])
 """
 
 
@@ -109,10 +109,10 @@ def test_a_stale_lock_does_not_keep_an_operator_from_loading(
 def test_the_port_is_held_until_the_ranks_have_met(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch import distributed
 
-    port = rank_env._hold_port()
+    port = rendezvous._hold_port()
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("", port))
-    assert rank_env._hold_port() != port
+    assert rendezvous._hold_port() != port
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0",
                         "WORLD_SIZE": "1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from hpcft.cli import status_table
+from hpcft.core import files, run_index
 from hpcft.jobs import status
-from hpcft.core import files
-from hpcft.scheduler.job_state import JobState
 from hpcft.recovery.diagnosis.classes import RESUME
+from hpcft.scheduler.job_state import JobState
 from made_runs import AWAY, Runs, progress, record
 
 # ---------------------------------------------------------------- states
@@ -54,7 +55,7 @@ def test_a_result_means_completed_whatever_slurm_says(said: str, runs: Runs) -> 
     view = runs.view("aaaa0000")
     assert (view.state, view.note, view.elapsed_s) == ("COMPLETED", "", 3600.0)
     assert runs.asked == [], "nothing is asked of a run that is done"
-    assert status.done_share(view) == 1.0
+    assert status_table.done_share(view) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_many_runs_are_one_question(runs: Runs) -> None:
     for index in range(5):
         runs.add(f"aaaa000{index}", job_id=f"12_{index}")
         runs.states[f"12_{index}"] = JobState("RUNNING", nodes=f"n{index}")
-    views = status.snapshot(files.runs_in(runs.root))
+    views = status.snapshot(run_index.runs_in(runs.root))
     assert [view.nodes for view in views] == ["n0", "n1", "n2", "n3", "n4"]
     assert runs.asked == sorted(runs.states)
 
@@ -102,7 +103,7 @@ def test_an_orphan_is_unknown_while_the_scheduler_is_away(runs: Runs) -> None:
     for index in range(3):
         runs.add(f"aaaa000{index}", job_id=None, array_index=index)
     runs.away = AWAY
-    views = status.snapshot(files.runs_in(runs.root))
+    views = status.snapshot(run_index.runs_in(runs.root))
     assert {(view.state, view.note) for view in views} == {("UNKNOWN", str(AWAY))}
     assert len(runs.asked) == 1, "each question to an absent controller takes half a minute"
 

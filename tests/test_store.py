@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import Cli
-from hpcft.core import files
+from hpcft.core import files, run_index
 from hpcft.core.errors import StoreError
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Attempt, Job, Progress
@@ -56,8 +56,8 @@ def test_a_record_survives_a_folder_of_any_name(name: str, workplace: Path) -> N
     assert folder.stat().st_mode & 0o777 == 0o700
     paths = write_run(folder, job(point={"text": name}))
     assert files.read(paths.job, Job).point == {"text": name}
-    assert [found.folder for found, _ in files.runs_in(folder)] == [paths.folder]
-    assert files.find_run(folder, str(paths.folder))
+    assert [found.folder for found, _ in run_index.runs_in(folder)] == [paths.folder]
+    assert run_index.find_run(folder, str(paths.folder))
     assert sorted(path.name for path in workplace.iterdir()) == [name]
 
 
@@ -312,8 +312,8 @@ def runs(workplace: Path) -> Path:
     ],
 )
 def test_a_run_is_found_by_its_names(name: str, found: list[str], runs: Path) -> None:
-    assert [record.run_id for _, record in files.find_run(Path("runs"), name)] == found
-    assert [record.run_id for _, record in files.find_run(runs, name)] == found
+    assert [record.run_id for _, record in run_index.find_run(Path("runs"), name)] == found
+    assert [record.run_id for _, record in run_index.find_run(runs, name)] == found
 
 
 def test_runs_come_oldest_first_and_damaged_ones_are_left_out(runs: Path) -> None:
@@ -321,6 +321,6 @@ def test_runs_come_oldest_first_and_damaged_ones_are_left_out(runs: Path) -> Non
     files.create_folder(broken.folder)
     broken.job.write_text("{")
     (runs / "made" / "dddd00000000").mkdir()
-    found = [record.run_id for _, record in files.runs_in(runs)]
+    found = [record.run_id for _, record in run_index.runs_in(runs)]
     assert found == ["bbbb55556666", "aaaa11112222", "aaaa33334444", "901900000000"]
-    assert list(files.runs_in(runs / "absent")) == []
+    assert list(run_index.runs_in(runs / "absent")) == []

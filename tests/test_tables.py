@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from conftest import Cli
-from hpcft.jobs import results, status
-from hpcft.cli import table_formats
-from hpcft.cli import console
-from hpcft.scheduler.job_state import JobState
+from hpcft.cli import console, results_table, status_table, table_formats
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import UsageError
-from hpcft.config.recipe import FullRecipe
 from hpcft.core.records import Baseline, Confusion
+from hpcft.jobs import results
+from hpcft.scheduler.job_state import JobState
 from made_runs import GIB, MINE, OOM, Runs, plan, progress, recipe, record
 
 
@@ -45,7 +44,7 @@ def test_seeds_are_one_row_with_mean_and_spread(runs: Runs) -> None:
     (row,) = runs.rows()
     assert row.run_ids == ["aaaa0001", "aaaa0002", "aaaa0003"]
     assert row.point == {}
-    header, (cells,) = results.table([row])
+    header, (cells,) = results_table.table([row])
     shown = dict(zip(header, cells, strict=True))
     assert shown["accuracy"] == "0.8300 ± 0.0361 (n=3)"  # by hand: √((9 + 1 + 16)e-4 / 2)
     assert shown["time"] == "1:00:00"
@@ -60,10 +59,10 @@ def test_intervals_directions_and_confusion_are_shown(runs: Runs) -> None:
         update={"intervals": {"accuracy": (0.7, 0.95)}, "confusion": counts}
     )
     runs.add("aaaa0001", parts=(recipe(1), result))
-    header, (cells,) = results.table(runs.rows())
+    header, (cells,) = results_table.table(runs.rows())
     shown = dict(zip(header, cells, strict=True))
     assert (shown["accuracy"], shown["perplexity"]) == ("0.8500 [0.7000, 0.9500]", "3.0000")
-    assert {"accuracy ↑", "perplexity ↓", "recipe"} <= set(results.with_arrows(header))
+    assert {"accuracy ↑", "perplexity ↓", "recipe"} <= set(results_table.with_arrows(header))
     told = results.as_json(runs.rows()[0])
     assert told["metrics"]["accuracy"]["intervals"] == [(0.7, 0.95)]
     assert told["confusion"] == [{"labels": ["a", "b"], "counts": [[8, 2], [1, 9]]}]
@@ -79,7 +78,7 @@ def test_points_stay_apart(runs: Runs) -> None:
         {"train.learning_rate": 1e-4}, {"train.learning_rate": 2e-4},
     ]  # fmt: skip
     assert [len(row.run_ids) for row in rows] == [2, 2]
-    _, cells = results.table(rows)
+    _, cells = results_table.table(rows)
     assert [line[1] for line in cells] == ["learning_rate=0.0001", "learning_rate=0.0002"]
 
 
@@ -101,7 +100,7 @@ def test_what_failed_is_shown_with_its_reason(runs: Runs) -> None:
     runs.states = {"12": JobState("FAILED"), "13": JobState("PENDING", "waiting")}
     rows = runs.rows()
     assert [row.state for row in rows] == ["COMPLETED", "FAILED", "PENDING"]
-    header, cells = results.table(rows)
+    header, cells = results_table.table(rows)
     failed = dict(zip(header, cells[1], strict=True))
     assert failed["accuracy"] == ""
     assert failed["point"] == "seed=2"
@@ -116,7 +115,7 @@ def test_baseline_and_before_stand_beside_ours(runs: Runs) -> None:
     result = record("aaaa0001", accuracy=0.91, f1=0.9, majority=0.5, obscure=1.0)
     scored = result.model_copy(update={"metrics_before": {"accuracy": 0.5123}, "notes": ["cut"]})
     runs.add("aaaa0001", parts=(made, scored))
-    header, (cells,) = results.table(runs.rows())
+    header, (cells,) = results_table.table(runs.rows())
     shown = dict(zip(header, cells, strict=True))
     assert shown["accuracy"] == "0.9100"
     assert shown["accuracy before"] == "0.5123"
@@ -126,11 +125,11 @@ def test_baseline_and_before_stand_beside_ours(runs: Runs) -> None:
     assert header.index("accuracy reported") < header.index("majority") < header.index("f1")
     assert "f1 before" not in header, "what no row fills is left out"
     assert "obscure" not in header
-    chosen, _ = results.table(runs.rows(), ["obscure"])
+    chosen, _ = results_table.table(runs.rows(), ["obscure"])
     assert "obscure" in chosen
     assert "accuracy" not in chosen
     with pytest.raises(UsageError, match="no run has the metric f2; there are: accuracy, f1"):
-        results.table(runs.rows(), ["f2"])
+        results_table.table(runs.rows(), ["f2"])
 
 
 def test_a_run_without_a_readable_recipe_is_shown_too(runs: Runs) -> None:
@@ -210,7 +209,7 @@ def test_status_for_programs(three: Runs, cli: Cli) -> None:
 def test_status_in_a_pipe_is_tsv(three: Runs, cli: Cli) -> None:
     said = cli("status")
     header, *lines = [line.split("\t") for line in said.out.splitlines()]
-    assert header == [column.title for column in status.COLUMNS]
+    assert header == [column.title for column in status_table.COLUMNS]
     assert [len(line) for line in lines] == [len(header)] * 3
     shown = dict(zip(header, lines[1], strict=True))
     assert shown | {"note": ""} == {

@@ -10,9 +10,9 @@ import pytest
 
 from conftest import write_rows
 from hpcft.core.errors import InputError
-from hpcft.tasks.data import examples
 from hpcft.tasks.base import IGNORED
 from hpcft.tasks.classification import Classification
+from hpcft.tasks.data import examples
 from hpcft.tasks.instruction import Instruction
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from conftest import Cli
+from hpcft.core.files import read
+from hpcft.core.paths import RunPaths
 from hpcft.recovery import log
 from hpcft.recovery.diagnosis import RankError
-from hpcft.core.paths import RunPaths
-from hpcft.core.files import read
-from hpcft.training.supervision import liveness, hang_diagnosis, watchdog
-from hpcft.training.distributed.worker_channel import Beats
 from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.worker_channel import Beats
+from hpcft.training.supervision import hang_diagnosis, liveness, watchdog
 from hpcft.training.supervision.hang_diagnosis import Answer
 from hpcft.training.supervision.watchdog import Watchdog
 from made_plans import cluster, facts, make, recipe
@@ -31,9 +31,9 @@ LEAST_S = 0.5
 # A training in small: it does what its arguments say, one after the other.
 CHILD = """
 import signal, sys, time
-from hpcft.train import beats
+from hpcft.training.distributed import worker_channel
 
-told = beats.attach(int(sys.argv[1]), int(sys.argv[2]))
+told = worker_channel.attach(int(sys.argv[1]), int(sys.argv[2]))
 
 def hangs():
     while True:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import write_rows
-from hpcft.config.recipe import FullRecipe
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.tasks.data.examples import sources
 
 Rows = list[dict[str, Any]]

@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import starts  # noqa: E402
 from conftest import RECIPE, film_rows, write_rows  # noqa: E402
+from hpcft.core.files import read, write  # noqa: E402
 from hpcft.core.paths import RunPaths  # noqa: E402
 from hpcft.core.records import Cluster  # noqa: E402
-from hpcft.core.files import read, write  # noqa: E402
 
 CHANGES = (
     "model.config.vocab_size=8000", "model.config.hidden_size=768",

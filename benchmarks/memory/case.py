@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hpcft.config.recipe import FullRecipe
+from hpcft.config.recipe_types import FullRecipe
 
 CLASSIFICATION = {"name": "classification", "labels": ["no", "yes"]}
 INSTRUCTION = {"name": "instruction", "prompt": "{text}", "completion": "{label}"}

@@ -24,11 +24,12 @@ import cases
 from case import Case
 
 from hpcft.config import cluster_profile
-from hpcft.planning import model_facts
-from hpcft.planning.memory.step_memory import Curve, Step, curve
 from hpcft.core.paths import RunPaths
+from hpcft.core.records import Calibration, Cluster, Lowered, Plan
+from hpcft.planning import model_facts
+from hpcft.planning.memory.step_memory import curve
+from hpcft.planning.memory.trace_types import Curve, Step
 from hpcft.planning.planner import make
-from hpcft.core.records import (Calibration, Cluster, Lowered, Plan)
 
 TIMEOUT_S = 900
 ENDLESS_GIB = 1e6

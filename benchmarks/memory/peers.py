@@ -10,7 +10,7 @@ from typing import Any
 
 from case import Case
 
-from hpcft.planning import model_facts
+from hpcft.config import hf_model
 
 
 def deepspeed_bytes(case: Case) -> int | None:
@@ -57,6 +57,6 @@ def _on_meta(case: Case) -> Any:
     import torch
 
     recipe = case.recipe()
-    config = model_facts.model_config(recipe.model, recipe.task)
+    config = hf_model.model_config(recipe.model, recipe.task)
     with torch.device("meta"):
-        return model_facts.model_class(recipe.task).from_config(config)
+        return hf_model.model_class(recipe.task).from_config(config)

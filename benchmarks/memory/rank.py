@@ -18,9 +18,9 @@ import cases
 import events
 from case import STEPS, Case
 
+from hpcft.core.files import read
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Plan
-from hpcft.core.files import read
 from hpcft.tasks.few_shot.task import MOST_ROWS
 from hpcft.training.distributed import rank_env
 
@@ -107,9 +107,9 @@ def _train(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> Non
     import datasets
     from transformers import TrainerCallback
 
+    from hpcft.training.data import batch_order, prepare
     from hpcft.training.modes import finetune
     from hpcft.training.trainer import model
-    from hpcft.training.data import batch_order, prepare
 
     class Marks(TrainerCallback):  # type: ignore[misc]
         """Bounds the phases of the profile."""
@@ -166,9 +166,9 @@ def _features(case: Case, vocab_size: int) -> list[dict[str, Any]]:
 
 def _ask(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
     from hpcft.tasks.few_shot.task import Prompting
-    from hpcft.training.trainer import model
     from hpcft.training.data import prepare
     from hpcft.training.modes.few_shot import Asker
+    from hpcft.training.trainer import model
 
     recipe = case.recipe()
     task = recipe.task

@@ -28,8 +28,8 @@ from measure import measure, plan_of
 from table import Row, markdown, summary, text
 
 from hpcft.core.errors import HpcftError
-from hpcft.planning.memory.model_states import COMMUNICATOR, CONTEXT, PROCESS
 from hpcft.core.files import write_text
+from hpcft.planning.memory.model_states import COMMUNICATOR, CONTEXT, PROCESS
 
 BESIDE = (PROCESS, CONTEXT, COMMUNICATOR, "evaluation")
 

@@ -112,10 +112,10 @@ def bare(folder: Path, result: Path, steps: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hpcft.core.paths import RunPaths
-    from hpcft.config.recipe import FullRecipe
-    from hpcft.core.records import Plan
+    from hpcft.config.recipe_types import FullRecipe
     from hpcft.core.files import read
+    from hpcft.core.paths import RunPaths
+    from hpcft.core.records import Plan
     from hpcft.tasks import packing
     from hpcft.training.data import batch_order, prepare
 

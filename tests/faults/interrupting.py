@@ -11,10 +11,10 @@ from typing import Any
 
 from on_slurm import slurm
 
-from hpcft.recovery import log
 from hpcft.core import files
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Job, Recovery
+from hpcft.recovery import log
 from real_runs import children, folder_of, supervisors, until
 
 

@@ -31,7 +31,8 @@ from on_slurm import (
 from conftest import ROOT, Cli
 from hpcft.jobs import status
 from hpcft.scheduler import slurm as scheduler
-from hpcft.scheduler.job_state import PENDING, explained
+from hpcft.scheduler.job_state import PENDING
+from hpcft.scheduler.pending_reasons import explained
 from real_runs import children, folder_of, gone, step, supervisors, until
 
 pytestmark = pytest.mark.slurm

@@ -32,10 +32,11 @@ from on_slurm import (
 )
 
 from conftest import ROOT, Cli
-from hpcft.jobs import submit as submission
-from hpcft.scheduler import slurm as scheduler
 from hpcft.core.errors import ClusterError
 from hpcft.core.units import parse_slurm_duration_s
+from hpcft.jobs import prepare
+from hpcft.jobs import submit as submission
+from hpcft.scheduler import slurm as scheduler
 from real_runs import folder_of, until
 
 pytestmark = pytest.mark.slurm
@@ -97,7 +98,7 @@ def test_killed_at_any_instant_of_a_submission(waiting: Path, cli: Cli, instants
     for instant in range(1 + instants):
         name = f"killed{instants}-{instant}"
         overrides = [f"name={name}", "sweep.seeds=[1, 2]"]
-        site, prepared = submission.prepare("tiny.yaml", "testbed", overrides)
+        site, prepared = prepare.prepare("tiny.yaml", "testbed", overrides)
         submit = partial(submission.submit, site, prepared, Path("runs"), again=False)
         if not instant:  # nothing is done to the first, which says how long it takes
             begun = time.monotonic()
@@ -158,7 +159,7 @@ def test_the_controller_is_away_while_submitting(
             assert not list(Path("runs").glob("away/*"))
         finally:
             testbed.go_on("slurmctld")
-        site, prepared = submission.prepare("tiny.yaml", "testbed", ["name=away"])
+        site, prepared = prepare.prepare("tiny.yaml", "testbed", ["name=away"])
 
         real = scheduler.check
 

@@ -13,8 +13,7 @@ import mutations
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft.config import yaml_document, recipe
-from hpcft.config import cluster_profile
+from hpcft.config import cluster_profile, recipe, yaml_document
 from hpcft.core.errors import HpcftError
 
 HANG_S = 5.0
@@ -88,7 +87,9 @@ def test_many_mutated(kind: str, part: int, shipped: Path) -> None:
 def whole_commands(seeds: range, folder: Path, cli: Cli) -> None:
     """`hpcft plan` and `submit --dry-run` of mutations, one after the other."""
     small = (ROOT / "recipes" / "quickstart.yaml").read_text()
-    sites = [(path.read_text(), yaml_document.load(path).value) for path in cluster_profile.available()]
+    sites = [
+        (path.read_text(), yaml_document.load(path).value) for path in cluster_profile.available()
+    ]
     for seed in seeds:
         case, site = folder / "recipes" / "quickstart.yaml", folder / "slurm" / "local.yaml"
         case.write_text(small)

@@ -17,9 +17,9 @@ import pytest
 
 from conftest import Cli
 from hpcft.core import files as store
-from hpcft.recovery.diagnosis import RankError
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import (Attempt, Fingerprints, Job, Recovery)
+from hpcft.core.records import Attempt, Fingerprints, Job, Recovery
+from hpcft.recovery.diagnosis import RankError
 from made_runs import plan, progress, recipe, record
 
 HANG_S = 5.0

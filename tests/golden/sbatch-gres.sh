@@ -27,5 +27,5 @@ srun --unbuffered --output '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/lo
 
 # teardown
 code=$?
-[ $code -eq 0 ] || /opt/hpcft/bin/python -m hpcft.train.requeue '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/runs-hpcft-0123456789ab-0-89abcdef.json'
+[ $code -eq 0 ] || /opt/hpcft/bin/python -m hpcft.training.requeue '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/runs-hpcft-0123456789ab-0-89abcdef.json'
 exit $code

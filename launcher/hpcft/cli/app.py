@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hpcft import __version__
-from hpcft.core.errors import (EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, HpcftError)
+from hpcft.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, HpcftError
 
 app = typer.Typer(
     name="hpcft",

@@ -31,10 +31,10 @@ def add_to(app: typer.Typer) -> None:
 
         Later plans go by the measured memory and speed of the runs of their cluster.
         """
-        from hpcft.jobs import results
-        from hpcft.cli import console
+        from hpcft.cli import console, results_table
         from hpcft.cli.status import chosen
         from hpcft.cli.table_formats import FORMATS
+        from hpcft.jobs import learn, results
 
         wanted = "json" if json else format
         if wanted not in ("table", "json", *FORMATS):
@@ -43,7 +43,7 @@ def add_to(app: typer.Typer) -> None:
         views = chosen(runs_dir, runs)
         if not runs:
             try:
-                for line in results.learn(views, runs_dir):
+                for line in learn.learn(views, runs_dir):
                     console.say(line)
             except (StoreError, OSError) as error:
                 console.warn(f"the calibration is not kept: {error}")
@@ -54,9 +54,9 @@ def add_to(app: typer.Typer) -> None:
         if not found:
             console.say(f"no runs in {runs_dir}")
             return
-        header, cells = results.table(found, metric)
+        header, cells = results_table.table(found, metric)
         if wanted in ("md", "latex") or (wanted == "table" and console.on_terminal(sys.stdout)):
-            header = results.with_arrows(header)
+            header = results_table.with_arrows(header)
         if wanted == "table":
             console.table(header, cells)
         else:

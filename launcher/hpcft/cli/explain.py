@@ -11,8 +11,8 @@ from hpcft.cli.options import Json, RunsDir
 from hpcft.core.paths import DEFAULT_RUNS
 
 if TYPE_CHECKING:  # `hpcft --help` reads this file: what is costly to import waits
-    from hpcft.jobs.status import View
     from hpcft.core.records import Recovery
+    from hpcft.jobs.status import View
 
 
 def add_to(app: typer.Typer) -> None:

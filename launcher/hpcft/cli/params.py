@@ -13,10 +13,10 @@ def add_to(app: typer.Typer) -> None:
     @app.command()
     def params(recipe: RecipeName, override: Overrides = None, json: Json = False) -> None:
         """Show the parameters of a recipe's model, without its weights."""
-        from hpcft.config import recipe as recipes
         from hpcft.cli import console
+        from hpcft.config import recipe as recipes
+        from hpcft.config.sweep import point_text
         from hpcft.planning import parameter_table
-        from hpcft.jobs.status import point_text
 
         points = recipes.load(recipe, override)
         tables = []

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcft.config import recipe
 from hpcft.cli import console
-from hpcft.cli.plan import as_json
+from hpcft.cli.plan_view import as_json
+from hpcft.config import recipe
 from hpcft.config.cluster_profile import Profile
+from hpcft.config.recipe_types import Point
 from hpcft.core.errors import UsageError
-from hpcft.planning.feasibility import (Answer, all_layouts, matrix, scale)
-from hpcft.planning.layouts import describe
-from hpcft.config.recipe import Point
 from hpcft.core.records import StepTime
 from hpcft.core.units import format_bytes, format_number
+from hpcft.jobs.what_fits import Answer, list_layouts, matrix, scale
+from hpcft.planning.layouts import describe
 
 TIMES = ["step s", "compute s", "communication s", "offload s"]
 HOURS = "GPU h / 1,000 steps"
@@ -48,7 +48,7 @@ def show_all(name: str, site: Profile, overrides: list[str] | None, *, json: boo
     found = [
         (point, alternative)
         for point in recipe.load(name, overrides)
-        for alternative in all_layouts(point, site)
+        for alternative in list_layouts(point, site)
     ]
     if json:
         console.as_json([{"point": p.values, **a.model_dump(mode="json")} for p, a in found])

@@ -13,8 +13,8 @@ def add_to(app: typer.Typer) -> None:
     @app.command()
     def recipes(json: Json = False) -> None:
         """List the shipped recipes, a line each."""
-        from hpcft.config import recipe
         from hpcft.cli import console
+        from hpcft.config import recipe
 
         found = [(path, recipe.load(str(path))[0].recipe) for path in recipe.available()]
         if json:

@@ -26,11 +26,11 @@ def add_to(app: typer.Typer) -> None:
         runs_dir: RunsDir = DEFAULT_RUNS,
     ) -> None:
         """Let runs that ended go on from their last checkpoint, also with other resources."""
-        from hpcft.jobs import submit
         from hpcft.cli import console
         from hpcft.cli.status import chosen
         from hpcft.cli.watch import watch_until_done
         from hpcft.core.errors import UsageError
+        from hpcft.jobs import submit
         from hpcft.jobs.resume import prepare
 
         views = chosen(runs_dir, runs)

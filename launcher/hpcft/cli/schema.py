@@ -26,8 +26,8 @@ def add_to(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """Print the JSON Schema, with which editors complete and check."""
-        from hpcft.config import schema as reference
         from hpcft.cli import console
+        from hpcft.config import schema as reference
 
         if markdown:
             console.data(reference.page(kind.value))

@@ -27,15 +27,17 @@ def add_to(app: typer.Typer) -> None:
         import os
         import sys
 
-        from hpcft.config import recipe as recipes
         from hpcft.cli import console
         from hpcft.config import cluster_profile
+        from hpcft.config import recipe as recipes
+        from hpcft.jobs import default_cluster
 
         points = [point for name in recipe for point in recipes.load(name, override)]
-        site = cluster_profile.load(cluster or cluster_profile.detect())
+        site = cluster_profile.load(cluster or default_cluster.detect())
         _set_environment(site.cluster.environment, bars=console.on_terminal(sys.stderr))
         # Only now: the Hugging Face libraries read their settings when they are imported.
-        from hpcft.staging import staged_inputs, stage as staging
+        from hpcft.staging import stage as staging
+        from hpcft.staging import staged_inputs
 
         folder = staged_inputs.hub_folder(os.environ)
         outcomes = staging.stage(points, folder, console.say, bars=console.on_terminal(sys.stderr))

@@ -13,9 +13,9 @@ from hpcft.core.errors import UsageError
 from hpcft.core.paths import DEFAULT_RUNS
 
 if TYPE_CHECKING:  # `hpcft --help` reads this file: what is costly to import waits
-    from hpcft.jobs.status import View
     from hpcft.core.paths import RunPaths
     from hpcft.core.records import Job
+    from hpcft.jobs.status import View
 
 
 def add_to(app: typer.Typer) -> None:
@@ -64,7 +64,7 @@ def chosen(root: Path, names: list[str] | None) -> list[View]:
 def _named(
     root: Path, names: list[str] | None, damaged: Callable[[str], None]
 ) -> Iterable[tuple[RunPaths, Job]]:
-    from hpcft.core.files import find_run, runs_in
+    from hpcft.core.run_index import find_run, runs_in
 
     if not names:
         return runs_in(root, damaged)

@@ -31,11 +31,12 @@ def add_to(app: typer.Typer) -> None:
         runs_dir: RunsDir = DEFAULT_RUNS,
     ) -> None:
         """Submit a recipe: one job, or one job array for a sweep."""
-        from hpcft.jobs import submit as submission
         from hpcft.cli import console
         from hpcft.cli.watch import watch_until_done
+        from hpcft.jobs import prepare
+        from hpcft.jobs import submit as submission
 
-        site, prepared = submission.prepare(
+        site, prepared = prepare.prepare(
             recipe,
             cluster,
             override or [],
@@ -73,9 +74,9 @@ def _as_json(entry: Any) -> dict[str, Any]:
 
 def _tell(done: list[Any], prepared: list[Any]) -> None:
     from hpcft.cli import console
-    from hpcft.planning.layouts import describe
-    from hpcft.jobs.status import point_text
+    from hpcft.config.sweep import point_text
     from hpcft.core.units import format_bytes
+    from hpcft.planning.layouts import describe
 
     words = {
         "submitted": "submitted as job",

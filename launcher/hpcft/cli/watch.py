@@ -6,8 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+from hpcft.cli.status_table import COLUMNS
 from hpcft.core.errors import RunFailed
-from hpcft.jobs.status import COLUMNS, View
+from hpcft.jobs.status import View
 
 INTERVAL_S = 2.0
 # An unreachable scheduler is waited for; its jobs go on without us.
@@ -33,8 +34,8 @@ def watch_until_done(root: Path, run_ids: list[str]) -> None:
     from rich.live import Live
 
     from hpcft.cli import console
+    from hpcft.core.run_index import runs_in
     from hpcft.jobs.status import snapshot
-    from hpcft.core.files import runs_in
 
     wanted = set(run_ids)
     unknown_since: float | None = None

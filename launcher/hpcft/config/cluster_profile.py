@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpcft.config import yaml_document, validation
+from hpcft.config import validation, yaml_document
 from hpcft.config.yaml_document import Document
 from hpcft.core.errors import InputError, Problem, UsageError
 from hpcft.core.paths import shipped
@@ -21,7 +21,7 @@ class Profile:
     """A profile and the text that it came from, for errors that name a line."""
 
     cluster: Cluster
-    yaml_document: Document
+    document: Document
 
 
 def available() -> list[Path]:
@@ -155,25 +155,3 @@ def _local_gpus() -> list[Gpu]:
         ]
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
-
-
-def detect() -> str:
-    """Name of the profile to use when none is given: a Slurm that is here and known, else `local`.
-
-    A site's own profile is found by `HPCFT_CLUSTER` or, in the current folder, as
-    `slurm/<ClusterName>.yaml`, where ClusterName is what Slurm calls itself.
-    """
-    if os.environ.get("HPCFT_CLUSTER"):
-        return os.environ["HPCFT_CLUSTER"]
-    from hpcft.scheduler import slurm
-
-    name = slurm.cluster_name()
-    if name is None:
-        return "local"
-    try:
-        find(name)
-    except InputError:
-        hint = f"copy a profile of similar shape to slurm/{name}.yaml and name it {name}"
-        problem = Problem("--cluster", "", f"Slurm is here, but no profile slurm/{name}.yaml", hint)
-        raise InputError([problem]) from None
-    return name

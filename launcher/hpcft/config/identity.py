@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hpcft.config.recipe import path_locs, value_at
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.config.yaml_document import dotted
 from hpcft.core.errors import DataError
-from hpcft.config.recipe import FullRecipe, path_locs, value_at
 
 
 def fingerprints(recipe: FullRecipe) -> dict[str, str]:

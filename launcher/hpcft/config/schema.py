@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from hpcft.config.recipe import FullRecipe
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster, Record
 
 _MODELS: dict[str, type[Record]] = {"recipe": FullRecipe, "cluster": Cluster}

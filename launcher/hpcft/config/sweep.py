@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from pydantic import JsonValue
 
-from hpcft.config.yaml_document import (DOTTED, Document, Loc, Origin)
+from hpcft.config.yaml_document import DOTTED, Document, Loc, Origin
 from hpcft.core.errors import InputError, Problem
 from hpcft.core.records import Sweep
 
@@ -61,3 +62,8 @@ def points(sweep: Sweep, doc: Document) -> list[dict[str, JsonValue]]:
             what = "expected a dotted field of the recipe"
             raise InputError([Problem(str(written_at(doc, key)), f"sweep: {key}", what)])
     return found
+
+
+def point_text(values: dict[str, Any]) -> str:
+    """The swept values of a run in a line: `learning_rate=1e-4 seed=2`."""
+    return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items())

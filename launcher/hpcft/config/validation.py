@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hpcft.config.yaml_document import (Document, Loc, Origin, dotted)
+from hpcft.config.yaml_document import Document, Loc, Origin, dotted
 from hpcft.core.errors import InputError, Problem
 
 M = TypeVar("M")

@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from hpcft.core.files import write
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Attempt, Job
-from hpcft.core.files import write
 
 
 def token(name: str, number: int, folder: Path) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcft.core.errors import StoreError
+from hpcft.core.files import read
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint
-from hpcft.core.files import read
 
 MARK = "checkpoint.json"
 """Name of the record that is written last into a checkpoint's folder."""

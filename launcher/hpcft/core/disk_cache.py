@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from hpcft.planning.memory.import_stubs import for_shapes
 from hpcft.core.paths import cache_folder
-from hpcft.core.records import Method, ModelSpec, Record
+from hpcft.core.records import Record
 
 T = TypeVar("T", bound=Record)
 
@@ -38,8 +35,7 @@ def cached(folder: str, key: str, kind: type[T], make: Callable[[], T]) -> T:
         return found
     except (OSError, ValueError):
         pass
-    with without_collection(), for_shapes():
-        made = _read[file] = make()
+    made = _read[file] = make()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
@@ -48,33 +44,3 @@ def cached(folder: str, key: str, kind: type[T], make: Callable[[], T]) -> T:
     except OSError:
         pass  # a cache that cannot be written costs seconds, not correctness
     return made
-
-
-@contextlib.contextmanager
-def without_collection() -> Iterator[None]:
-    """Without Python's collector, which takes a sixth of the time in which libraries are imported.
-
-    While a step is traced it would end tensors at moments of its own, besides.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def content(model: ModelSpec) -> str:
-    """The configuration file of a local model, which may change under the same path."""
-    return _text(model.path, "config.json")
-
-
-def adapter_content(method: Method) -> str:
-    """That of a local adapter, likewise."""
-    return _text(getattr(method, "adapter_path", None), "adapter_config.json")
-
-
-def _text(folder: str | None, name: str) -> str:
-    file = Path(folder or "") / name
-    return file.read_text() if folder and file.is_file() else ""

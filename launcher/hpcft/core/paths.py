@@ -12,8 +12,8 @@ DEFAULT_RUNS = Path("runs")
 
 def shipped(kind: Literal["recipes", "ds_configs", "slurm"]) -> Path:
     """Folder of the files that travel with hpcft: inside the wheel, or in the checkout."""
-    inside = Path(__file__).parent / "shipped" / kind
-    return inside if inside.is_dir() else Path(__file__).parents[2] / kind
+    inside = Path(__file__).parents[1] / "shipped" / kind
+    return inside if inside.is_dir() else Path(__file__).parents[3] / kind
 
 
 def cache_folder() -> Path:

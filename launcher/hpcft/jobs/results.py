@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from hpcft.planning import calibration
-from hpcft.core.errors import StoreError, UsageError
 from hpcft.config.identity import run_id
-from hpcft.metrics.facts import arrow
-from hpcft.jobs.status import View, point_text
-from hpcft.core.paths import calibration_file
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Calibration, Fingerprints, Lowered, Plan, Recovery, RunRecord)
-from hpcft.core.files import create_folder, read_if_there, write
-from hpcft.core.units import (format_bytes, format_count, format_number, format_seconds)
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.errors import StoreError
+from hpcft.core.files import read_if_there
+from hpcft.core.records import Fingerprints, Plan, RunRecord
+from hpcft.jobs.status import View
 
 SEED = "train.seed"
-# Shown first, in this order, if a run has them; the rest only in JSON and CSV, or on request.
-HEADLINE = ("accuracy", "no_answer", "majority", "exact", "f1", "perplexity", "completion_loss")
 
 
 @dataclass
@@ -52,17 +45,6 @@ class Row:
     step_s: list[float] = field(default_factory=list)
     rungs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-class Unfinished(NamedTuple):
-    """A run without a result that was out of memory, as `hpcft.planning.oom_fallback` knows it."""
-
-    recipe: str
-    """Name of the recipe."""
-    cluster: str
-    """Name of the profile."""
-    rungs: Sequence[Recovery]
-    """What it came down to so far."""
 
 
 def rows(views: Iterable[View]) -> list[Row]:
@@ -157,115 +139,6 @@ def number(values: list[float], intervals: Sequence[tuple[float, float]] = ()) -
         return f"{mean:.4f} ± {spread:.4f} (n={len(values)})"
     ends = "".join(f" [{low:.4f}, {high:.4f}]" for low, high in intervals)
     return f"{mean:.4f}{ends}"
-
-
-def with_arrows(header: list[str]) -> list[str]:
-    """The header for people: after a metric, whether higher (`↑`) or lower (`↓`) is better."""
-    return [f"{title} {arrow(title)}".rstrip() for title in header]
-
-
-def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the results table as text; columns that no row fills are left out.
-
-    Raises:
-        UsageError: a metric is asked for that no run has.
-    """
-    present = {name for row in found for name in (*row.metrics, *row.baseline)}
-    absent = [name for name in metrics or () if name not in present]
-    if absent:
-        known = ", ".join(sorted(present)) or "none"
-        raise UsageError(f"no run has the metric {', '.join(absent)}; there are: {known}")
-    names = metrics or [name for name in HEADLINE if name in present]
-    if not names:
-        names = sorted(present)[:4]
-    header = ["recipe", "point", "state", "split"]
-    body = [
-        [row.recipe, point_text(row.point),
-         row.state, row.split]
-        for row in found
-    ]  # fmt: skip
-    for name in names:
-        columns = [
-            (name, [number(row.metrics[name], row.intervals.get(name, ()))
-                    if name in row.metrics else "" for row in found]),
-            (f"{name} before",
-             [number(row.before[name]) if name in row.before else "" for row in found]),
-            (f"{name} reported",
-             [f"{row.baseline[name]:.4f}" if name in row.baseline else "" for row in found]),
-        ]  # fmt: skip
-        for title, cells in columns:
-            header.append(title)
-            for line, cell in zip(body, cells, strict=True):
-                line.append(cell)
-    rest: dict[str, Callable[[Row], str]] = {
-        "reported outcome": lambda r: r.baseline_outcome,
-        "parameters": lambda r: format_count(r.total_parameters),
-        "trainable": lambda r: format_count(r.trainable_parameters),
-        "time": lambda r: format_seconds(sum(r.wall_s) / len(r.wall_s)) if r.wall_s else "",
-        "GPU hours": lambda r: f"{sum(r.gpu_hours):.4f}" if r.gpu_hours else "",
-        "memory predicted": lambda r: format_bytes(r.predicted_memory_bytes),
-        "memory measured": lambda r: format_bytes(r.peak_memory_bytes),
-        "step predicted": lambda r: _seconds(r.predicted_step_s) if r.step_s else "",
-        "step measured": lambda r: _seconds(statistics.median(r.step_s)) if r.step_s else "",
-        "rungs": lambda r: ", ".join(r.rungs),
-        "source": lambda r: r.baseline_source,
-        "note": lambda r: r.note or "; ".join(r.notes),
-    }
-    for title, shown in rest.items():
-        header.append(title)
-        for line, row in zip(body, found, strict=True):
-            line.append(shown(row))
-    used = [i for i, _ in enumerate(header) if any(line[i] for line in body) or i == 0]
-    return [header[i] for i in used], [[line[i] for i in used] for line in body]
-
-
-def _seconds(duration_s: float | None) -> str:
-    return "" if duration_s is None else f"{format_number(duration_s)} s"
-
-
-def learn(views: Sequence[View], root: Path) -> list[str]:
-    """Keeps what the runs have measured of their clusters; what is new, in a line for each.
-
-    Args:
-        views: all runs of the runs folder: what others measured would be forgotten.
-        root: the runs folder.
-
-    Raises:
-        OSError: it cannot be written to.
-        StoreError: likewise, or others may write to it.
-    """
-    records = [view.record for view in views if view.record is not None]
-    unfinished = [
-        Unfinished(view.job.recipe, view.job.cluster, view.rungs)
-        for view in views
-        if view.record is None and view.rungs
-    ]
-    told = []
-    clusters = {record.cluster for record in records} | {run.cluster for run in unfinished}
-    for cluster in sorted(clusters - {""}):
-        fitted = calibration.fit(records, cluster, unfinished)
-        file = calibration_file(root, cluster)
-        try:
-            earlier = read_if_there(file, Calibration) or Calibration()
-        except StoreError:
-            earlier = None  # damaged: written anew
-        if fitted == earlier:
-            continue
-        create_folder(file.parent)
-        write(file, fitted)
-        parts = [calibration.in_words(fitted)] if calibration.in_words(fitted) else []
-        parts += [f"{name} came down to {_cap(cap)}" for name, cap in fitted.lowered.items()]
-        by = f"{fitted.runs} run{'s' * (fitted.runs != 1)}"
-        told.append(f"calibration of {cluster} by {by}: {'; '.join(parts) or 'none'}")
-    return told
-
-
-def _cap(cap: Lowered) -> str:
-    parts = [f"micro-batch {cap.per_device_train_batch_size}"]
-    parts += ["checkpointing"] * cap.gradient_checkpointing
-    parts += [f"loss in {cap.loss_chunks} parts"] * (cap.loss_chunks > 1)
-    parts += [f"{cap.nodes} nodes"] * (cap.nodes > 1)
-    return ", ".join(parts)
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcft.config import identity
-from hpcft.recovery import log
-from hpcft.jobs import submit
 from hpcft.config.cluster_profile import Profile
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import UsageError
-from hpcft.jobs.status import View
-from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import Cluster
 from hpcft.core.files import check_private, create_folder, read
-from hpcft.jobs.submit import Prepared
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster
+from hpcft.jobs import prepare as prepare_module
+from hpcft.jobs.prepare import Prepared
+from hpcft.jobs.status import View
+from hpcft.recovery import log
 
 # How a run is laid out and watched; sections end with a dot.
 LAYOUT = (
@@ -68,7 +68,7 @@ def prepare(
             f"later or cancel it: hpcft cancel {view.job.run_id}"
         )
     before = read(paths.recipe, FullRecipe)
-    site, (item,) = submit.prepare(
+    site, (item,) = prepare_module.prepare(
         str(paths.recipe),
         cluster_name or str(paths.cluster),
         overrides,

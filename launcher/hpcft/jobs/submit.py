@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hpcft.core import attempts, files
-from hpcft.config import identity
-from hpcft.recovery import log as recoveries
-from hpcft.config import recipe
-from hpcft.scheduler import local, slurm
-from hpcft.config import cluster_profile
-from hpcft.training import entry as rank_entry
 from hpcft.config.cluster_profile import Profile
+from hpcft.core import attempts, files
 from hpcft.core.errors import InputError, Problem, UsageError
-from hpcft.planning.feasibility import calibrated, plan_point
-from hpcft.jobs.status import look, point_text
 from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import Point
-from hpcft.core.records import (Attempt, Fingerprints, Job, Plan, StagedInputs)
-from hpcft.staging import staged_inputs, hub_inputs
-from hpcft.staging.check_rows import check_rows
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that is ready to be submitted: nothing is written yet."""
-
-    point: Point
-    plan: Plan
-    run_id: str
-    prints: Fingerprints
-    staged: StagedInputs
-    goes_on: Callable[[RunPaths], None] | None = None
-    """What makes the run folder ready to go on in; None: the run begins anew."""
+from hpcft.core.records import Attempt, Job
+from hpcft.jobs.prepare import Prepared
+from hpcft.jobs.status import look
+from hpcft.recovery import log as recoveries
+from hpcft.scheduler import local, slurm
+from hpcft.training import entry as rank_entry
 
 
 @dataclass(frozen=True)
@@ -52,63 +32,6 @@ class Submitted:
     """Of what goes on, the step that it goes on from."""
     limit: str = ""
     """Of what is not queued, Slurm's name of the limit that was reached."""
-
-
-def prepare(
-    recipe_name: str,
-    cluster_name: str | None,
-    overrides: list[str],
-    *,
-    calibrated_by: Path | None = None,
-    dry: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-) -> tuple[Profile, list[Prepared]]:
-    """Reads, checks and plans every run of a recipe; touches no run folder.
-
-    Args:
-        recipe_name: name or file of the recipe.
-        cluster_name: name or file of the profile; None for the one that is here.
-        overrides: `key=value` changes of the recipe.
-        calibrated_by: runs folder whose measurements the plans go by; None for stated values.
-        dry: whether nothing is going to be submitted: what has not been staged is only told.
-        say: is told of progress.
-
-    Raises:
-        InputError: the recipe, the profile or the data is wrong, with all problems found.
-        UsageError: the model or the data have not been staged.
-        DoesNotFit: a run does not fit the cluster.
-    """
-    points = recipe.load(recipe_name, overrides)
-    site = calibrated(cluster_profile.load(cluster_name or cluster_profile.detect()), calibrated_by, say)
-    hub = staged_inputs.hub_folder(staged_inputs.environment(site.cluster))
-    looked_up = [staged_inputs.look_up(point.recipe, hub) for point in points]
-    if missing := [line for _, lines in looked_up for line in lines]:
-        refusal = staged_inputs.not_staged(missing, hub, recipe_name, cluster_name, overrides)
-        if not dry:
-            raise refusal
-        say(f"not yet to be submitted: {refusal}")
-    prepared = []
-    checked: set[str] = set()
-    for number, (point, (staged, lacks)) in enumerate(zip(points, looked_up, strict=True), 1):
-        if len(points) > 1:
-            say(f"planning {number} of {len(points)}: {point_text(point.values)}")
-        plan = plan_point(point, site)
-        there = hub_inputs.with_folders(point.recipe, staged)
-        data = there.task.model_dump_json() + there.evaluation.split
-        if not lacks and data not in checked:
-            checked.add(data)
-            check_rows(there, fixed="task.data.path" in staged)
-        prints = identity.fingerprints(point.recipe) | hub_inputs.commits(staged)
-        run_id = identity.run_id(point.recipe, site.cluster.name, prints)
-        inputs = StagedInputs(inputs=staged)
-        prepared.append(Prepared(point, plan, run_id, Fingerprints(files=prints), inputs))
-    ids = [p.run_id for p in prepared]
-    if len(set(ids)) < len(ids):
-        where = points[0].where(("sweep",))
-        raise InputError(
-            [Problem(where, "sweep", "two points are the same run", "vary the values")]
-        )
-    return site, prepared
 
 
 def sweep_id(prepared: list[Prepared]) -> str:

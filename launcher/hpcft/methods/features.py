@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from hpcft.core.records.base import PositiveInt
 from hpcft.methods.base import MethodBase
 from hpcft.methods.heads import head_modules
-from hpcft.core.records.base import PositiveInt
 
 
 class Features(MethodBase):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hpcft.core.errors import DataError
+from hpcft.core.records import Precision
+from hpcft.core.records.base import OneLine
 from hpcft.methods.base import MethodBase
 from hpcft.methods.heads import head_modules
 from hpcft.methods.qlora import four_bit_options, four_bit_parameters
-from hpcft.core.records import Precision
-from hpcft.core.records.base import OneLine
 
 ADAPTER_FILE = "adapter_model.safetensors"
 

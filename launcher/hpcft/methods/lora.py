@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from hpcft.core.records.base import SlurmWord
 from hpcft.methods.base import MethodBase
 from hpcft.methods.heads import head_modules, task_type, train_in_fp32
-from hpcft.core.records.base import SlurmWord
 
 
 class LoRA(MethodBase):

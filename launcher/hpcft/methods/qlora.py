@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+from hpcft.core.records import Precision
 from hpcft.methods.base import DTYPES
 from hpcft.methods.lora import LoRA
-from hpcft.core.records import Precision
 
 # Heads stay out of 4 bits: they are trained. Transformers' own choice keeps a decoder's `score` but
 # quantises the `classifier` of BERT, RoBERTa and DistilBERT (seen in 5.23), hence by name.

@@ -10,10 +10,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable
 
-from hpcft.planning import oom_fallback
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (CALIBRATION_BOUNDS, Calibration, Cluster, RunRecord)
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.records import CALIBRATION_BOUNDS, Calibration, Cluster, RunRecord
 from hpcft.core.units import GIB, format_bytes, format_number
+from hpcft.planning import caps as caps_module
 
 # Software and drivers change: older runs no longer count.
 MOST_RUNS = 50
@@ -31,7 +31,7 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 
 
 def fit(
-    records: Iterable[RunRecord], cluster: str, unfinished: Iterable[oom_fallback.CameDown] = ()
+    records: Iterable[RunRecord], cluster: str, unfinished: Iterable[caps_module.CameDown] = ()
 ) -> Calibration:
     """What the latest runs of a cluster have measured.
 
@@ -53,7 +53,7 @@ def fit(
         "efficiency": _median([_efficiency(record) for record in as_planned]),
     }
     runs = [*latest, *unfinished]
-    caps = {name: oom_fallback.lowered(runs, name, cluster) for name in {run.recipe for run in runs}}
+    caps = {name: caps_module.lowered(runs, name, cluster) for name in {run.recipe for run in runs}}
     taken: dict[str, float] = {}
     notes = []
     for name, value in seen.items():

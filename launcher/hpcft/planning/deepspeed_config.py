@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from hpcft.core.errors import UsageError
+from hpcft.core.paths import shipped
+from hpcft.core.records import Cluster, Layout, ModelFacts, Precision, Train
 from hpcft.planning.memory.model_states import swap_buffer_elements
 from hpcft.planning.memory.zero_memory import sizes
-from hpcft.core.paths import shipped
-from hpcft.core.records import (Cluster, Layout, ModelFacts, Precision, Train)
 
 # DeepSpeed ignores a misspelt key silently, so templates may hold these only.
 KNOWN_KEYS = {

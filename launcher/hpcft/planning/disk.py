@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hpcft.planning.memory.model_states import MOMENT_BYTES
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.records import Layout, MemoryItem, ModelFacts, Precision
 from hpcft.methods.base import COMPUTE_BYTES
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Layout, MemoryItem, ModelFacts, Precision)
+from hpcft.planning.memory.model_states import MOMENT_BYTES
 
 # Offloaded to NVMe, for each trained parameter: fp32 weight, gradient and two moments.
 NVME_OPTIMIZER_BYTES = 16

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.records import Cluster, Plan
+from hpcft.core.units import GIB, format_bytes, format_count
+from hpcft.planning.inputs import Case
 from hpcft.planning.layouts import describe, doubling
 from hpcft.planning.memory.model_states import CUDA_CONTEXT_BYTES
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import Cluster, Plan
-from hpcft.planning.search import Case
-from hpcft.core.units import GIB, format_bytes, format_count
 
 FirstFit = Callable[[Case], Plan | None]
 

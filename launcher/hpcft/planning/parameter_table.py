@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hpcft.planning.memory.import_stubs import for_shapes
-from hpcft.planning.model_facts import on_meta, with_method
-from hpcft.methods import AnyMethod
 from hpcft.core.records import ModelSpec, Record
+from hpcft.methods import AnyMethod
+from hpcft.planning.memory.import_stubs import for_shapes
+from hpcft.planning.memory.meta_model import on_meta, with_method
 from hpcft.tasks.base import TaskBase
 
 

@@ -7,17 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hpcft.planning import (calibration, disk, deepspeed_config, run_time, oom_fallback, step_time)
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DoesNotFit
-from hpcft.planning.layouts import layouts, precision_of
-from hpcft.planning.memory import rank_memory, few_shot, model_states
-from hpcft.planning.memory.step_memory import Curve, Step, curve
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Alternative, Cluster, Layout, MemoryItem, ModelFacts, Plan, Precision, RunTime, Split)
-from hpcft.planning.infeasible import (Limit, excess, explain, obstacle, of_a_node, of_a_rank)
-from hpcft.planning.search import Candidate, Case, Search
-from hpcft.tasks.few_shot.task import Prompting
+from hpcft.core.records import (
+    Alternative,
+    Cluster,
+    Layout,
+    MemoryItem,
+    ModelFacts,
+    Plan,
+    Precision,
+    RunTime,
+    Split,
+)
 from hpcft.core.units import GIB, MIB, format_seconds
+from hpcft.planning import (
+    calibration,
+    caps,
+    deepspeed_config,
+    disk,
+    run_time,
+    step_time,
+)
+from hpcft.planning.infeasible import Limit, excess, explain, obstacle, of_a_node, of_a_rank
+from hpcft.planning.inputs import Case
+from hpcft.planning.layouts import layouts, precision_of
+from hpcft.planning.memory import few_shot, model_states, rank_memory
+from hpcft.planning.memory.step_memory import curve
+from hpcft.planning.memory.trace_types import Curve, Step
+from hpcft.planning.search import Candidate, Search
+from hpcft.tasks.few_shot.task import Prompting
 
 # Slurm kills a job that exceeds --mem; what the rules do not know (page cache, growth) goes here.
 HOST_MARGIN = 1.25
@@ -104,7 +123,7 @@ def _search(case: Case) -> Search:
     return Search(
         [
             _timed(case, layout)
-            for layout in oom_fallback.held_down(
+            for layout in caps.held_down(
                 layouts(case.recipe, case.cluster, loss_in_parts=case.facts.loss_in_parts),
                 case.recipe,
                 case.cluster,
@@ -135,7 +154,9 @@ def _least(case: Case, layout: Layout) -> Limit:
     recipe, cluster = case.recipe, case.cluster
     precision, optim = precision_of(recipe, cluster), recipe.train.optim
     on_gpu = cluster.accelerator == "cuda"
-    tensors = rank_memory.least_bytes(case.facts, recipe.method, layout, precision, optim, on_gpu=on_gpu)
+    tensors = rank_memory.least_bytes(
+        case.facts, recipe.method, layout, precision, optim, on_gpu=on_gpu
+    )
     rank = [MemoryItem(name="tensors", bytes=tensors, rule="")]
     rank += _beside_tensors(rank, case, layout)
     host = sum(item.bytes for item in _on_host(case, layout, precision, tensors))
@@ -205,6 +226,10 @@ def _priced(case: Case, layout: Layout, time: RunTime) -> Plan:
     cores = max(1, cluster.cores_per_node // layout.ranks_per_node)
     if cluster.gpus_per_node:
         cores = max(1, cluster.cores_per_node // cluster.gpus_per_node)
+    time_min = run_time.time_limit_min(time, recipe, cluster)
+    written = disk.run_folder_items(
+        facts, recipe, layout, precision, run_time.checkpoints(recipe, time.steps)
+    )
     return Plan(
         recipe=recipe.name,
         cluster=cluster.name,
@@ -221,11 +246,10 @@ def _priced(case: Case, layout: Layout, time: RunTime) -> Plan:
         host_capacity_bytes=host_capacity,
         cpus_per_task=cores,
         mem_mib=int(min(max(host_peak * HOST_MARGIN, GIB), host_capacity) / MIB),
-        time_min=run_time.time_limit_min(time, recipe, cluster),
+        time_min=time_min,
+        signal_delay_s=run_time.signal_delay_s(time, written, time_min),
         time=time,
-        disk=disk.run_folder_items(
-            facts, recipe, layout, precision, run_time.checkpoints(recipe, time.steps)
-        ),
+        disk=written,
         node_disk_bytes=disk.node_disk_bytes(facts, layout, precision),
         node_disk_capacity_bytes=int(cluster.node_disk_gib * GIB),
         partition=wanted.partition or cluster.partition,
@@ -296,7 +320,9 @@ def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candida
             "warnings": warnings,
             "next_best": alternative(next_best, search.priced(next_best)) if next_best else None,
             "fell_out": _fell_out(case, search, chosen),
-            "ds_config": deepspeed_config.build(layout, plan.precision, plan.facts, recipe.train, cluster),
+            "ds_config": deepspeed_config.build(
+                layout, plan.precision, plan.facts, recipe.train, cluster
+            ),
         }
     )
 

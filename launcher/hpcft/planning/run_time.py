@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from hpcft.planning.disk import checkpoint_bytes, model_bytes
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.records import (
+    Cluster,
+    Layout,
+    MemoryItem,
+    ModelFacts,
+    Precision,
+    RunTime,
+    Split,
+    StepTime,
+)
 from hpcft.methods.base import COMPUTE_BYTES
+from hpcft.planning.disk import checkpoint_bytes, model_bytes
 from hpcft.planning.hardware import rates
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Cluster, Layout, ModelFacts, Plan, Precision, RunTime, Split, StepTime)
 from hpcft.planning.step_time import forward_flops, overhead_s
 from hpcft.tasks.base import TaskBase
 from hpcft.tasks.few_shot.task import MOST_ROWS, Prompting
@@ -153,9 +162,14 @@ def time_limit_min(time: RunTime, recipe: FullRecipe, cluster: Cluster) -> int:
     return min(ROUNDED_TO_MIN * math.ceil(needed / ROUNDED_TO_MIN), cluster.time_limit_min)
 
 
-def notice_s(plan: Plan) -> int:
-    """Seconds before its time limit in which a run hears of it: two steps and a checkpoint."""
-    steps_s = 2 * plan.time.step.total_s if plan.time else 0.0
-    written_s = sum(item.bytes for item in plan.disk) / SHARED_DISK_BYTES_S
-    most_s = MOST_OF_LIMIT * 60 * plan.time_min
-    return math.ceil(min(NOTICE_S + steps_s + written_s, most_s))
+def signal_delay_s(time: RunTime, disk: Sequence[MemoryItem], time_min: int) -> int:
+    """Seconds before its time limit at which a job is signalled: time for two steps and a save.
+
+    Args:
+        time: the predicted time of the run.
+        disk: what the run writes.
+        time_min: the job's time limit in minutes.
+    """
+    written_s = sum(item.bytes for item in disk) / SHARED_DISK_BYTES_S
+    most_s = MOST_OF_LIMIT * 60 * time_min
+    return math.ceil(min(NOTICE_S + 2 * time.step.total_s + written_s, most_s))

@@ -7,12 +7,10 @@ layout the largest that fits is found by bisection, and a kind whose smallest do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
-from hpcft.planning.memory.step_memory import Curve, Step, curve
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Cluster, Layout, ModelFacts, Plan, RunTime, Split)
+from hpcft.core.records import Layout, Plan, RunTime
 
 # Within this share of the least cost the estimate cannot tell layouts apart: fewer GPUs, which are
 # sooner free, then less offloading decide.
@@ -21,32 +19,6 @@ NEAR_TIE = 0.03
 NEXT_BEST_WITHIN = 3.0
 
 Variant = tuple[object, ...]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is planned: everything that the plan follows from."""
-
-    recipe: FullRecipe
-    """What to train; `problems` found nothing in it."""
-    cluster: Cluster
-    """What there is."""
-    facts: ModelFacts
-    """The model's counts and dimensions."""
-    load_bytes: int = 0
-    """The largest file that a rank reads at once when loading weights."""
-    examples: Mapping[Split, int] = field(default_factory=dict)
-    """Examples of the splits whose size is known."""
-    trace: Callable[[Step], Curve] = curve
-    """How the memory of a step is known."""
-
-    def with_recipe(self, recipe: FullRecipe) -> Case:
-        """The same case with another recipe."""
-        return replace(self, recipe=recipe)
-
-    def with_cluster(self, **changes: object) -> Case:
-        """The same case on a cluster with fields changed."""
-        return replace(self, cluster=self.cluster.model_copy(update=changes))
 
 
 @dataclass(frozen=True)

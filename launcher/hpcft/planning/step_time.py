@@ -8,10 +8,10 @@ overlap, though data are shorter and DeepSpeed overlaps: the estimate errs on th
 
 from __future__ import annotations
 
+from hpcft.core.records import Cluster, Layout, ModelFacts, Precision, StepTime
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.planning.hardware import Rates, rates
-from hpcft.core.records import (Cluster, Layout, ModelFacts, Precision, StepTime)
 
 # A layer forward and backward is about 150 kernels that Python starts one by one at 10 to 15 µs:
 # tiny micro-batches take this long whatever the GPU.

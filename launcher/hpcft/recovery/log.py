@@ -11,28 +11,20 @@ import time
 from collections.abc import Iterable
 from typing import Literal
 
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core import attempts, checkpoints
-from hpcft.planning import oom_fallback
 from hpcft.core.errors import StoreError
-from hpcft.recovery.diagnosis import RankError
-from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import Cluster, Plan, Recovery
 from hpcft.core.files import read, write, write_once
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Plan, Recovery
+from hpcft.planning import caps, oom_fallback
+from hpcft.recovery.diagnosis import RankError
 
 How = Literal["in-process", "restarted", "requeued", "queued anew", "resumed"]
 
 OUT_OF_MEMORY = "out_of_memory"
 FRAGMENTATION = "fragmentation"
 """GPU memory in pieces: all ranks start again with an allocator that can join them."""
-# In a row from the same step: a run that is only unlucky comes further in between.
-MOST_WITHOUT_PROGRESS = 2
-# Of a whole time limit one without progress tells enough.
-_AT_ONCE = ("timeout",)
-# Of one class in all, with progress in between. A long run may well meet its time limit often, and
-# a site may preempt as it likes.
-MOST_OF_A_CLASS = 20
-_AT_WILL = ("timeout", "preempted")
 
 
 def taken(paths: RunPaths) -> list[Recovery]:
@@ -84,7 +76,9 @@ def plan_now(paths: RunPaths, recipe: FullRecipe, cluster: Cluster) -> Plan:
     if not found:
         return plan
     last = found[-1]
-    return oom_fallback.with_layout(plan, last.layout, last.per_device_eval_batch_size, recipe, cluster)
+    return oom_fallback.with_layout(
+        plan, last.layout, last.per_device_eval_batch_size, recipe, cluster
+    )
 
 
 def saved_step(paths: RunPaths) -> int:
@@ -98,33 +92,6 @@ def saved_step(paths: RunPaths) -> int:
         for file in (paths.answers.glob("*.jsonl") if paths.answers.is_dir() else ())
     )
     return max(answered, found.record.step if found else 0)
-
-
-def obstacle(recoveries: list[Recovery], cause: str, step: int) -> str:
-    """Why a run must not go on once more; empty where it may.
-
-    Args:
-        recoveries: of the run so far; what came before a person had it go on does not count.
-        cause: class of what it met now.
-        step: that it would go on from.
-    """
-    by_hand = [i for i, recovery in enumerate(recoveries) if recovery.how == "resumed"]
-    since = recoveries[by_hand[-1] if by_hand else 0 :]
-    own = [recovery for recovery in since if not recovery.change]
-    begun = own[-1].step if own else 0
-    if cause in _AT_ONCE and step <= begun:
-        return f"it came no further than step {step}"
-    here = 0
-    for recovery in reversed(own):
-        if recovery.step != step or recovery.how == "resumed":
-            break
-        here += 1
-    if here >= MOST_WITHOUT_PROGRESS:
-        return f"it has started again {here} times from step {step} and came no further"
-    alike = sum(recovery.cause == cause for recovery in own)
-    if cause not in _AT_WILL and alike >= MOST_OF_A_CLASS:
-        return f"it has met this {alike} times"
-    return ""
 
 
 def take(
@@ -168,7 +135,9 @@ def take(
         evidence=who.message,
         how=how,
         step=step,
-        change=oom_fallback.change(before, after) if cause in (OUT_OF_MEMORY, oom_fallback.HOST_MEMORY) else "",
+        change=oom_fallback.change(before, after)
+        if cause in (OUT_OF_MEMORY, caps.HOST_MEMORY)
+        else "",
         layout=after.layout,
         per_device_eval_batch_size=after.per_device_eval_batch_size,
         excluded=list(excluded),

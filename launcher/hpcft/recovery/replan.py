@@ -6,13 +6,11 @@ its profile allows.
 
 from __future__ import annotations
 
-from hpcft.planning import oom_fallback
-from hpcft.planning import planner
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DoesNotFit
-from hpcft.planning.dataset_size import known_examples
-from hpcft.planning import model_facts
-from hpcft.config.recipe import FullRecipe
 from hpcft.core.records import Cluster, Lowered, Plan
+from hpcft.planning import model_facts, oom_fallback, planner
+from hpcft.planning.dataset_size import known_examples
 
 
 def planned(before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan | None:

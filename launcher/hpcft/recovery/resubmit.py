@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hpcft.core import attempts, files
-from hpcft.recovery import log
-from hpcft.training import entry
-from hpcft.scheduler import slurm
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import (Attempt, Cluster, Job, Plan)
+from hpcft.core.records import Attempt, Cluster, Job, Plan
+from hpcft.recovery import log
+from hpcft.scheduler import slurm
+
+Entry = Callable[[str], object]
+"""What each rank of a job starts with: importable, takes the run folder (`training.entry.start`)."""
 
 
-def queue(paths: RunPaths, plan: Plan, cluster: Cluster, job_id: str) -> str:
+def queue(paths: RunPaths, plan: Plan, cluster: Cluster, job_id: str, entry: Entry) -> str:
     """Queues the run anew from one of its nodes, once; the id of the job.
 
     An attempt that was interrupted is taken up where it stands: a job that was queued is found by
@@ -23,6 +26,7 @@ def queue(paths: RunPaths, plan: Plan, cluster: Cluster, job_id: str) -> str:
         plan: of the new job.
         cluster: the run's profile.
         job_id: the job that runs here.
+        entry: what the ranks of the new job start with.
 
     Raises:
         Refused: Slurm will not take it.
@@ -40,7 +44,7 @@ def queue(paths: RunPaths, plan: Plan, cluster: Cluster, job_id: str) -> str:
         away_from = log.excluded(log.taken(paths))
         options = slurm.parameters(cluster, plan, job.recipe, made.token, away_from)
         slurm.check(slurm.sbatch_script(paths.logs, options, cluster, 1))
-        return _submit(paths, plan, cluster, job, made, options)
+        return _submit(paths, plan, cluster, job, made, options, entry)
 
 
 def _submit(
@@ -50,6 +54,7 @@ def _submit(
     job: Job,
     made: Attempt,
     options: dict[str, Any],
+    entry: Entry,
 ) -> str:
     """Writes what the new job needs, and submits it; all stays as it was if that fails."""
     before = files.read(paths.plan, Plan)
@@ -58,7 +63,7 @@ def _submit(
     attempts.set_aside(paths, [paths.progress, paths.errors, paths.plan])
     files.write(paths.plan, plan)
     try:
-        (job_id,) = slurm.submit(paths.logs, options, cluster, entry.start, [paths.folder])
+        (job_id,) = slurm.submit(paths.logs, options, cluster, entry, [paths.folder])
     except BaseException:
         files.write(paths.job, job)
         files.write(paths.plan, before)

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpcft.scheduler.job_state import COMPLETED, JobState
 from hpcft.core.paths import cache_folder, log_file
 from hpcft.core.records import Attempt, Cluster, Plan
+from hpcft.scheduler.job_state import COMPLETED, JobState
 
 
 def submit(folder: Path, cluster: Cluster, plan: Plan, entry: Any, run: Path) -> tuple[str, float]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from submitit.local.local import Controller
 
-from hpcft.recovery.diagnosis import RankError, error_file, tell
 from hpcft.core.paths import RunPaths
+from hpcft.core.rank_errors import error_file, tell
+from hpcft.core.records import RankError
 
 
 class FailFastController(Controller):  # type: ignore[misc]
@@ -50,8 +51,17 @@ class FailFastController(Controller):  # type: ignore[misc]
             )
 
 
-if __name__ == "__main__":
+def main(folder: str) -> None:
+    """Waits for its turn and runs the ranks of one local run.
+
+    Args:
+        folder: submitit's folder of the run.
+    """
     # Local runs take turns: two at once would share the GPUs that each was planned to have alone.
     with open(os.environ["HPCFT_LOCAL_QUEUE"], "a") as queue:
         fcntl.flock(queue, fcntl.LOCK_EX)
-        FailFastController(Path(sys.argv[1])).run()
+        FailFastController(Path(folder)).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcft.planning.run_time import notice_s
 from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS
 from hpcft.core.records import Cluster, Plan
 
@@ -42,7 +41,7 @@ def parameters(
         "qos": cluster.qos,
         "constraint": cluster.constraint,
         "exclude": ",".join(exclude) or None,
-        "signal_delay_s": notice_s(plan),
+        "signal_delay_s": plan.signal_delay_s,
         "additional_parameters": {"requeue": True},
         "setup": _setup_lines(cluster),
         # A job that starts again keeps what its earlier starts have said.
@@ -74,7 +73,7 @@ def runs_file(folder: Path, options: dict[str, Any]) -> Path:
 
 def given(folder: Path, options: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
     """The options that have a value, with the lines after srun."""
-    ended = f"-m hpcft.train.requeue {shlex.quote(str(runs_file(folder, options)))}"
+    ended = f"-m hpcft.training.requeue {shlex.quote(str(runs_file(folder, options)))}"
     teardown = ["code=$?", f"[ $code -eq 0 ] || {_python(cluster)} {ended}", "exit $code"]
     kept = {key: value for key, value in options.items() if value is not None or key == "wckey"}
     return {**kept, "setup": [*kept["setup"], _takes_up(folder, options)], "teardown": teardown}

@@ -13,12 +13,20 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from hpcft.scheduler.slurm_output import (SACCT_FIELDS, SQUEUE_FIELDS, Refused, TooManyJobs, parse_sacct, parse_squeue, refused)
-from hpcft.scheduler.sbatch import (given, parameters, runs_file, sbatch_script)
-from hpcft.scheduler.job_state import STARTS_AGAIN, UNKNOWN, JobState
 from hpcft.core.errors import ClusterError
 from hpcft.core.records import Cluster
 from hpcft.core.units import parse_slurm_duration_s
+from hpcft.scheduler.job_state import STARTS_AGAIN, UNKNOWN, JobState
+from hpcft.scheduler.sbatch import given, parameters, runs_file, sbatch_script
+from hpcft.scheduler.slurm_output import (
+    SACCT_FIELDS,
+    SQUEUE_FIELDS,
+    Refused,
+    TooManyJobs,
+    parse_sacct,
+    parse_squeue,
+    refused,
+)
 
 __all__ = ["Refused", "TooManyJobs", "parameters", "sbatch_script"]  # of use with what is here
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from hpcft.scheduler.job_state import (PENDING, JobState, canceller, explained, normalised)
 from hpcft.core.units import parse_slurm_duration_s
+from hpcft.scheduler.job_state import PENDING, JobState, canceller, normalised
+from hpcft.scheduler.pending_reasons import explained
 
 # With times as seconds since 1970 (SLURM_TIME_FORMAT=%s). A reason may hold any character.
 SQUEUE_FIELDS = "%i|%T|%M|%N|%e|%r"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import hpcft
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.disk_cache import cached
-from hpcft.config.recipe import FullRecipe
 from hpcft.core.records import Record
 from hpcft.tasks.data import examples as rows
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.core.errors import DataError, HubError
-from hpcft.staging.hub_inputs import Need
 from hpcft.core.units import format_bytes
+from hpcft.staging.hub_inputs import Need
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

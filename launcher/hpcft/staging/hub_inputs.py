@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hpcft.config.recipe import FullRecipe
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Staged
 from hpcft.core.records.staged import Kind
 

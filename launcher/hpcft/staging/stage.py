@@ -10,16 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcft.config.recipe_types import Point
 from hpcft.core.errors import DataError, HpcftError, HubError
-from hpcft.config.recipe import Point
 from hpcft.core.records import Staged, StagedFile
-from hpcft.staging import (staged_inputs, hub_client, hub_inputs, verify)
+from hpcft.core.units import format_bytes
+from hpcft.staging import hub_client, hub_inputs, staged_inputs, verify
+from hpcft.staging.check_rows import check_rows
 from hpcft.staging.hub_client import Listing
 from hpcft.staging.hub_inputs import Need
-from hpcft.staging.check_rows import check_rows
 from hpcft.tasks.data import examples
 from hpcft.tasks.data.dataset_folder import prepared_files
-from hpcft.core.units import format_bytes
 
 Say = Callable[[str], None]
 

@@ -11,13 +11,13 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError, UsageError
+from hpcft.core.files import read, read_if_there, write
 from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Cluster, Staged, StagedFile, StagedInputs)
+from hpcft.core.records import Cluster, Staged, StagedFile, StagedInputs
 from hpcft.staging import hub_inputs
 from hpcft.staging.hub_inputs import Need
-from hpcft.core.files import read, read_if_there, write
 
 
 def environment(cluster: Cluster) -> dict[str, str]:

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hpcft.config.hf_model import model_config
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
-from hpcft.planning.model_facts import model_config
-from hpcft.config.recipe import FullRecipe
 from hpcft.core.records import StagedFile
-from hpcft.staging.staged_inputs import state_of
 from hpcft.staging.hub_client import INDEX, HubFile
+from hpcft.staging.staged_inputs import state_of
 
 MIB = 2**20
 

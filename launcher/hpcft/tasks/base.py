@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from hpcft.core.errors import InputError, Problem
-from hpcft.metrics import Scores
 from hpcft.core.records import Task
+from hpcft.metrics import Scores
 
 Example = dict[str, Any]
 Features = dict[str, Any]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from hpcft.metrics import Scores, classification_names, compute
 from hpcft.core.records.base import ColumnName, OneLine
+from hpcft.metrics import Scores, classification_names, compute
 from hpcft.tasks.base import (
     Example,
     Features,

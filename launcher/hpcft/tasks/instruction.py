@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from hpcft.metrics import Scores, classification_names, compute, joined
 from hpcft.core.records.base import OneLine
+from hpcft.metrics import Scores, classification_names, compute, joined
 from hpcft.tasks.base import (
     IGNORED,
     BadRow,

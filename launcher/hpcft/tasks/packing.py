@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcft.methods.base import MethodBase
 from hpcft.core.records import ModelSpec
+from hpcft.methods.base import MethodBase
 from hpcft.tasks.base import IGNORED, Features, TaskBase
 
 ATTENTION = "hpcft_packed"

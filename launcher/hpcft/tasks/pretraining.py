@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hpcft.metrics import Scores, compute
 from hpcft.core.records.base import ColumnName, Share
+from hpcft.metrics import Scores, compute
 from hpcft.tasks.base import IGNORED, Example, Features, Head, TrainedTask, text_of
 
 _TITLE = re.compile(r" ?= [^=].* = ?\s*")  # of an article, as WikiText has it; sections have more =

@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from hpcft.metrics import Scores, compute, joined, overlap_names, squad_names
 from hpcft.core.records.base import ColumnName, PositiveInt
+from hpcft.metrics import Scores, compute, joined, overlap_names, squad_names
 from hpcft.tasks.base import (
     BadRow,
     Example,

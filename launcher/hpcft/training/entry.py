@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 
-from hpcft.scheduler import slurm
+from hpcft.core.files import read_if_there
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Job
-from hpcft.core.files import read_if_there
+from hpcft.scheduler import slurm
 
 
 def start(run_folder: str) -> str:
@@ -17,7 +16,10 @@ def start(run_folder: str) -> str:
     if is_superseded(RunPaths(Path(run_folder))):
         sys.stdout.write("hpcft: the run has another job by now; this one ends\n")
     else:
-        importlib.import_module("hpcft.training.supervision.supervisor").main(run_folder)
+        # Here, because the login node imports this module for its name alone.
+        from hpcft.training.supervision import supervisor
+
+        supervisor.main(run_folder, start)
     return run_folder
 
 

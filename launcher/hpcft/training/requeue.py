@@ -4,7 +4,7 @@ It stands outside of the ranks, so that it is there even if all of them were kil
 one place that has a job start again. Where Slurm itself ends a job (a node that fails, preemption
 without notice) it also starts it again by itself, and the ranks find their checkpoint.
 
-    python -m hpcft.train.requeue RUNS_FILE
+    python -m hpcft.training.requeue RUNS_FILE
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import sys
 import time
 from pathlib import Path
 
-from hpcft.planning import oom_fallback
-from hpcft.recovery import resubmit, log as recoveries
-from hpcft.scheduler import slurm
 from hpcft.core.errors import ClusterError, HpcftError
-from hpcft.recovery.diagnosis import (Failure, RankError, explain, tell)
+from hpcft.core.files import check_private, read
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Job, Plan
+from hpcft.planning import caps, oom_fallback
+from hpcft.recovery import limits, resubmit
+from hpcft.recovery import log as recoveries
+from hpcft.recovery.diagnosis import Failure, RankError, explain, tell
+from hpcft.scheduler import slurm
 from hpcft.staging.staged_inputs import recipe_of_run
-from hpcft.core.files import check_private, read
+from hpcft.training import entry
 
 log = logging.getLogger("hpcft.training.requeue")
 
@@ -68,12 +70,12 @@ def go_on(paths: RunPaths, job_id: str, restart: int) -> str:
     step = recoveries.saved_step(paths)
     recipe, cluster = recipe_of_run(paths), read(paths.cluster, Cluster)
     plan = recoveries.plan_now(paths, recipe, cluster)
-    more = oom_fallback.more_host_memory(plan) if failure.name == oom_fallback.HOST_MEMORY else None
+    more = oom_fallback.more_host_memory(plan) if failure.name == caps.HOST_MEMORY else None
     if more:
         return _elsewhere(paths, plan, more, who, failure, step)
     if failure.policy not in ("requeue", "exclude"):
         return f"it does not start again: {failure}"
-    if obstacle := recoveries.obstacle(taken, failure.name, step):
+    if obstacle := limits.obstacle(taken, failure.name, step):
         if obstacle in failure.sentence:  # the ranks have refused for the same reason
             return f"it does not start again: {failure}"
         message = f"{failure.sentence}; {obstacle}"
@@ -116,7 +118,7 @@ def _elsewhere(
         cause=failure.name, step=step, excluded=blamed,
     )  # fmt: skip
     try:
-        job_id = resubmit.queue(paths, after, cluster, who.job_id)
+        job_id = resubmit.queue(paths, after, cluster, who.job_id, entry.start)
     except (slurm.Refused, ClusterError) as error:
         recoveries.take_back(paths, recoveries.taken(paths)[-1], recipe, cluster)
         return f"it does not start again: {failure}; it cannot be queued anew: {error}"

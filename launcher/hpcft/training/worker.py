@@ -1,6 +1,6 @@
 """One rank from start to end: whatever happens, it says why and keeps no other rank waiting.
 
-Its supervisor starts it as `python -m hpcft.train.rank FOLDER GENERATION SUPERVISOR PIPE STACKS`.
+Its supervisor starts it as `python -m hpcft.training.worker FOLDER GENERATION SUPERVISOR PIPE STACKS`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcft.core.errors import HpcftError
-from hpcft.recovery.diagnosis import RankError, tell
+from hpcft.core.files import check_private, read
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Plan
+from hpcft.recovery.diagnosis import RankError, tell
 from hpcft.recovery.log import FRAGMENTATION, plan_now
 from hpcft.staging.staged_inputs import recipe_of_run
-from hpcft.core.files import check_private, read
 from hpcft.tasks.few_shot.task import Prompting
-from hpcft.training.distributed import (worker_channel, gpu_memory, stop_signal, rank_env)
+from hpcft.training.distributed import gpu_memory, rank_env, stop_signal, worker_channel
+from hpcft.training.distributed.worker_channel import OUT_OF_MEMORY_EXIT, SAVED_EXIT
 
 if TYPE_CHECKING:
     from hpcft.training.telemetry.progress import Heartbeat
 
-OUT_OF_MEMORY_EXIT = 86
-"""Exit code that asks the supervisor for a start with less memory."""
-SAVED_EXIT = 87
-"""Exit code of a rank that was told to end, and of which nothing worth it is lost."""
 ELSEWHERE = (
     "a smaller batch would not help: take a GPU that nobody else uses (another node, an exclusive "
     "job), or plan with --other-processes"

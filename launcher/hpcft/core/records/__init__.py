@@ -5,12 +5,37 @@ submitted, Progress how far it is, a RunRecord what came out. Every field is def
 beside its task or method): validation, the JSON Schema and the reference page all come from it.
 """
 
-from hpcft.core.records.base import (Offload, Precision, Record, Split)
+from hpcft.core.records.base import Offload, Precision, Record, Split
 from hpcft.core.records.checkpoint import Checkpoint
-from hpcft.core.records.cluster import (CALIBRATION_BOUNDS, Calibration, Cluster, Gpu, Lowered)
-from hpcft.core.records.plan import (Alternative, Layout, MemoryItem, ModelFacts, ParameterCount, Plan, RunTime, StepTime, ZeroSizes)
-from hpcft.core.records.recipe import (Baseline, DataSpec, Evaluation, Method, ModelSpec, Recipe, Resources, Sweep, Task, TokenizerTraining, Train)
-from hpcft.core.records.result import (Attempt, Confusion, Fingerprints, Job, Measured, PhasePeaks, Prediction, Progress, RankError, Recovery, RunRecord)
+from hpcft.core.records.cluster import CALIBRATION_BOUNDS, Calibration, Cluster, Gpu, Lowered
+from hpcft.core.records.job import Attempt, Fingerprints, Job
+from hpcft.core.records.plan import (
+    Alternative,
+    Layout,
+    MemoryItem,
+    ModelFacts,
+    ParameterCount,
+    Plan,
+    RunTime,
+    StepTime,
+    ZeroSizes,
+)
+from hpcft.core.records.progress import Progress
+from hpcft.core.records.recipe import (
+    Baseline,
+    DataSpec,
+    Evaluation,
+    Method,
+    ModelSpec,
+    Recipe,
+    Resources,
+    Sweep,
+    Task,
+    TokenizerTraining,
+    Train,
+)
+from hpcft.core.records.recovery import RankError, Recovery
+from hpcft.core.records.result import Confusion, Measured, PhasePeaks, Prediction, RunRecord
 from hpcft.core.records.staged import Staged, StagedFile, StagedInputs
 
 __all__ = [

@@ -6,7 +6,19 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from hpcft.core.records.base import (AbsolutePath, CommandLine, Name, NonNegative, OneLine, Positive, PositiveInt, Record, SlurmExpression, SlurmWord, VariableName)
+from hpcft.core.records.base import (
+    AbsolutePath,
+    CommandLine,
+    Name,
+    NonNegative,
+    OneLine,
+    Positive,
+    PositiveInt,
+    Record,
+    SlurmExpression,
+    SlurmWord,
+    VariableName,
+)
 
 
 class Gpu(Record):

@@ -221,6 +221,8 @@ class Plan(Record):
     """Host memory to ask for per node, in MiB."""
     time_min: int
     """Time limit to ask for."""
+    signal_delay_s: int = 60
+    """Seconds before the time limit at which the job is signalled, so that it can save."""
     time: RunTime | None = None
     """Predicted time, from which the limit comes."""
     disk: list[MemoryItem] = Field(default_factory=list)

@@ -6,7 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
 
-from hpcft.core.records.base import (Auto, Fraction, Name, NonNegative, Offload, OneLine, PositiveInt, Record, Revision, Share, SlurmWord, Split)
+from hpcft.core.records.base import (
+    Auto,
+    Fraction,
+    Name,
+    NonNegative,
+    Offload,
+    OneLine,
+    PositiveInt,
+    Record,
+    Revision,
+    Share,
+    SlurmWord,
+    Split,
+)
 
 
 class TokenizerTraining(Record):

@@ -11,50 +11,21 @@ from __future__ import annotations
 import importlib.metadata
 import json
 
-from hpcft.planning.memory import model_states, zero_memory
-from hpcft.core.disk_cache import adapter_content, cached, content
-from hpcft.planning.memory.trace_errors import explained
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.disk_cache import cached
+from hpcft.core.records import Layout, MemoryItem, ModelFacts, Precision
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import COMPUTE_BYTES
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Layout, MemoryItem, ModelFacts, ModelSpec, Precision, Record)
+from hpcft.planning.memory import model_states, zero_memory
+from hpcft.planning.memory.cache_key import adapter_content, content
+from hpcft.planning.memory.import_stubs import for_shapes, without_collection
+from hpcft.planning.memory.trace_errors import explained
+from hpcft.planning.memory.trace_types import Batch, BatchMemory
 from hpcft.tasks.few_shot.task import MOST_ROWS, Prompting
 
 TRACING = 3  # raised when what is traced changes, so that earlier cache files are not read
 # Of generated answers a draw takes the logits in fp64 as they are, as shares, and summed up.
 DRAWING_BYTES = 3 * 8
-
-
-class Batch(Record):
-    """Everything that the memory of a batch depends on."""
-
-    model: ModelSpec
-    """The model."""
-    task: Prompting
-    """How it is asked."""
-    method: AnyMethod
-    """Whether it is in 4 bits."""
-    precision: Precision
-    """Compute precision."""
-    accelerator: str
-    """`cuda` or `cpu`."""
-    prompts: int
-    """Prompts of `max_length` that it may hold, B."""
-
-
-class BatchMemory(Record):
-    """What a forward pass of a batch takes, beside weights and the shared cache."""
-
-    activations: int
-    """Bytes at most, whatever is behind the last layer left out."""
-    dequantised: int
-    """What of these are 4-bit weights on their way through a matrix product."""
-    logits: int
-    """Bytes at most behind the last layer, beyond what the activations took, which have gone."""
-    token: int
-    """Bytes of keys and values of a token, in all layers."""
-    copies: bool
-    """Whether each row has a copy of what all share."""
 
 
 def items(
@@ -155,6 +126,8 @@ def _key(batch: Batch) -> str:
     )
 
 
+@without_collection()
+@for_shapes()
 def _traced(batch: Batch) -> BatchMemory:
     from hpcft.planning.memory.tracing.few_shot import trace
 

@@ -7,10 +7,10 @@ Sources: ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 3) and DeepSpe
 
 from __future__ import annotations
 
+from hpcft.core.records import Calibration, Layout, MemoryItem, ModelFacts, Plan, Precision
+from hpcft.core.units import GIB, format_bytes
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import COMPUTE_BYTES
-from hpcft.core.records import (Calibration, Layout, MemoryItem, ModelFacts, Plan, Precision)
-from hpcft.core.units import GIB, format_bytes
 
 # NF4: 4 bits a weight and one fp32 scale for 64 of them, 0.5 + 4/64; with double quantisation the
 # scales take 8 bits and one fp32 second scale for 256 of them, 0.5 + 1/64 + 4/(64·256).

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcft.planning.memory import model_states, zero_memory
-from hpcft.planning.memory.step_memory import (KINDS, PHASES, Curve, Line, Step)
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.records import Calibration, Cluster, Layout, MemoryItem, ModelFacts, Precision
 from hpcft.methods import AnyMethod
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Calibration, Cluster, Layout, MemoryItem, ModelFacts, Precision)
+from hpcft.planning.memory import model_states, zero_memory
+from hpcft.planning.memory.trace_types import KINDS, PHASES, Curve, Line, Step
 
 # Reserved beyond what tensors take; within 2 MiB and 20 MiB segments, by long use more. A profile's
 # calibration replaces it.
@@ -91,7 +91,9 @@ def peak(
     micro, ranks = layout.per_device_train_batch_size, layout.world_size
     if layout.gradient_accumulation_steps > 1 and not layout.zero_stage:
         traced = traced.accumulating()
-    share = zero_memory.largest_share(facts.parameters, ranks) if layout.zero_stage in (1, 2) else 1.0
+    share = (
+        zero_memory.largest_share(facts.parameters, ranks) if layout.zero_stage in (1, 2) else 1.0
+    )
     passing = {
         phase: zero_memory.passing(phase, facts, layout, precision, optim, share, on_gpu=on_gpu)
         if layout.zero_stage

@@ -7,9 +7,9 @@ Followed in DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py and stage3.py); the fi
 
 from __future__ import annotations
 
-from hpcft.planning.memory.model_states import MOMENT_BYTES
+from hpcft.core.records import Layout, MemoryItem, ModelFacts, ParameterCount, Precision, ZeroSizes
 from hpcft.methods.base import COMPUTE_BYTES
-from hpcft.core.records import (Layout, MemoryItem, ModelFacts, ParameterCount, Precision, ZeroSizes)
+from hpcft.planning.memory.model_states import MOMENT_BYTES
 
 # ZeRO-3's optimizer goes over a rank's shard in groups, and works in 8 bytes or more for each
 # element of one: 7.5 GiB at DeepSpeed's 1e9, which the shards of an 8B model on 8 GPUs just reach.

@@ -5,13 +5,20 @@
 between them.
 """
 
-from hpcft.recovery.diagnosis.classes import (CAUSES, CONSEQUENCES, KNOWN, POLICIES, FailureClass, Policy)
-from hpcft.recovery.diagnosis.evidence import error_file, rank_errors, tell
+from hpcft.core.log_markers import STARTS_AGAIN
+from hpcft.core.rank_errors import error_file, rank_errors, tell
+from hpcft.core.records import RankError
+from hpcft.recovery.diagnosis.classes import (
+    CAUSES,
+    CONSEQUENCES,
+    KNOWN,
+    POLICIES,
+    FailureClass,
+    Policy,
+)
 from hpcft.recovery.diagnosis.explain import explain, judged, only_followed
 from hpcft.recovery.diagnosis.failure import Failure
 from hpcft.recovery.diagnosis.from_scheduler import held
-from hpcft.core.log_markers import STARTS_AGAIN
-from hpcft.core.records import RankError
 
 __all__ = [
     "CAUSES",

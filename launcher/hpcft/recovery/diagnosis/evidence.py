@@ -7,20 +7,17 @@ in: only its end is read, and only so much of each line.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcft.core.errors import StoreError
+from hpcft.core.files import open_file
 from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
 from hpcft.core.paths import RunPaths
+from hpcft.core.rank_errors import error_file
 from hpcft.core.records import RankError
-from hpcft.core.files import open_file, read, write
-
-log = logging.getLogger(__name__)
 
 TAIL_BYTES = 40_000
 LINE_CHARS = 2_000
@@ -44,34 +41,6 @@ class Text:
     """Node of that rank, where it is known."""
     setup_failed: bool = False
     """Whether the batch script ended within the profile's setup: then the text is of that."""
-
-
-def rank_errors(paths: RunPaths) -> list[RankError]:
-    """What ranks wrote about their own end, the earliest first: the others only followed it."""
-    found = []
-    for file in paths.errors.glob("*.json") if paths.errors.is_dir() else ():
-        try:
-            found.append(read(file, RankError))
-        except StoreError:
-            continue
-    return sorted(found, key=lambda error: error.at)
-
-
-def tell(paths: RunPaths, error: RankError) -> None:
-    """Writes down what a rank says about its end, in the place of what it said before.
-
-    Where that cannot be, for the folder may be what failed, the log says both.
-    """
-    try:
-        paths.errors.mkdir(mode=0o700, exist_ok=True)
-        write(error_file(paths, error.rank), error)
-    except OSError as failed:
-        log.error("%s: %s (not noted: %s)", error.kind, error.message, failed)
-
-
-def error_file(paths: RunPaths, rank: int) -> Path:
-    """Where a rank says why it ended."""
-    return paths.errors / f"{rank}.json"
 
 
 def said(error: RankError, paths: RunPaths | None = None) -> Text:

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcft.scheduler.job_state import JobState
-from hpcft.recovery.diagnosis.classes import (BY_STATE, CAUSES, CONSEQUENCES, FROM_OUTSIDE, LAST_WORDS)
-from hpcft.recovery.diagnosis.evidence import log_ends, rank_errors, said
-from hpcft.recovery.diagnosis.failure import Failure, of_class
-from hpcft.recovery.diagnosis.from_scheduler import (exit_in_words, of_setup, of_state, of_time, where)
-from hpcft.recovery.diagnosis.from_logs import (first, of_judged, of_user, with_room)
 from hpcft.core.paths import RunPaths
+from hpcft.core.rank_errors import rank_errors
 from hpcft.core.records import Attempt, RankError, Recovery
+from hpcft.recovery.diagnosis.classes import (
+    BY_STATE,
+    CAUSES,
+    CONSEQUENCES,
+    FROM_OUTSIDE,
+    LAST_WORDS,
+)
+from hpcft.recovery.diagnosis.evidence import log_ends, said
+from hpcft.recovery.diagnosis.failure import Failure, of_class
+from hpcft.recovery.diagnosis.from_logs import first, of_judged, of_user, with_room
+from hpcft.recovery.diagnosis.from_scheduler import (
+    exit_in_words,
+    of_setup,
+    of_state,
+    of_time,
+    where,
+)
+from hpcft.scheduler.job_state import JobState
 
 # What ends a rank from outside, and what one says when nothing has helped.
 _TOLD = ("interrupted", *(row.name for row in FROM_OUTSIDE))

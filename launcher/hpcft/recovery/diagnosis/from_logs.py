@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from hpcft.core.paths import RunPaths
+from hpcft.core.rank_errors import error_file
+from hpcft.core.records import RankError
 from hpcft.recovery.diagnosis.classes import FailureClass
-from hpcft.recovery.diagnosis.evidence import (LINE_CHARS, Text, error_file, one_line)
+from hpcft.recovery.diagnosis.evidence import LINE_CHARS, Text, one_line
 from hpcft.recovery.diagnosis.failure import Failure, of_class
 from hpcft.recovery.diagnosis.oom import gpu_trouble, line_of
-from hpcft.core.paths import RunPaths
-from hpcft.core.records import RankError
 
 # Kinds of errors whose text says it all.
 _PLAIN = ("DataError", "UsageError", "InputError", "HpcftError")

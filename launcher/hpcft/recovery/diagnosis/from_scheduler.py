@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hpcft.scheduler.job_state import JobState
 from hpcft.core.errors import StoreError
+from hpcft.core.files import read_if_there
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Progress, Recovery
 from hpcft.recovery.diagnosis.classes import BY_STATE, KNOWN
 from hpcft.recovery.diagnosis.evidence import Text
 from hpcft.recovery.diagnosis.failure import Failure, of_class
-from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Progress, Recovery
-from hpcft.core.files import read_if_there
+from hpcft.scheduler.job_state import JobState
 
 _PHASES = {"starting": "starting", "data": "preparing data", "model": "loading the model"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from hpcft.core.units import (GIB, KIB, MIB, format_bytes)
+from hpcft.core.units import GIB, KIB, MIB, format_bytes
 
 EVIDENCE_CHARS = 300
 # What a process holds that PyTorch does not count, where nobody lists it: the CUDA context.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +12,7 @@ from hpcft.core.errors import DataError, Problem
 from hpcft.core.records import DataSpec, Split
 from hpcft.tasks.base import MAX_PROBLEMS, BadRow, Example, TaskBase, refusal, shortened
 from hpcft.tasks.data.dataset_folder import read_folder
+from hpcft.tasks.data.file_readers import read_file
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -27,94 +25,6 @@ class Examples:
     """Our split to its examples."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the result should know, for example rows left out."""
-
-
-def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a CSV, JSONL, JSON or Parquet file with their line (or row) number, from 1.
-
-    Raises:
-        DataError: a line cannot be read.
-    """
-    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_json}
-    try:
-        yield from readers.get(path.suffix.lower(), _read_jsonl)(path)
-    except UnicodeDecodeError:
-        fix = "convert it, for example with iconv"
-        raise DataError(f"{path}:{_first_line_not_utf8(path)}: is not UTF-8; {fix}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def _first_line_not_utf8(path: Path) -> int:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    return 1
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(2**31 - 1)  # the default of 131,072 is less than a long text
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        # Strict: else a quote that is never closed swallows the rest of the file without a word.
-        reader = csv.DictReader(stream, strict=True)
-        try:
-            twice = [n for n, count in Counter(reader.fieldnames or ()).items() if count > 1]
-            if twice:
-                raise DataError(f"{path}:1: the column {shortened(twice)} stands there twice")
-            for row in reader:
-                if None in row:
-                    raise DataError(f"{path}:{reader.line_num}: more fields than the header has")
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num + 1}: is not CSV: {error}") from None
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = _parsed(path, 1, path.read_text(encoding="utf-8-sig"))
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of objects; one a line is .jsonl")
-    yield from ((number, _object(path, number, row)) for number, row in enumerate(rows, 1))
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield number, _object(path, number, _parsed(path, number, line))
-
-
-def _parsed(path: Path, first_line: int, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        what = f"is not JSON: {error.msg}, column {error.colno}"
-        raise DataError(f"{path}:{line}: {what}") from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 100,000 brackets
-        raise DataError(f"{path}:{first_line}: cannot be read: {error}") from None
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: is not readable Parquet: {str(error).splitlines()[0]}") from None
-
-
-def _object(path: Path, number: int, row: Any) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{path}:{number}: expected an object {{…}}, got {type(row).__name__}")
-    return row
 
 
 def sources(data: DataSpec) -> dict[str, str]:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcft.tasks.few_shot.prefix_cache import (Prefix, device_of, reader, run_prefix)
+from hpcft.tasks.few_shot.prefix_cache import Prefix, device_of, reader, run_prefix
 from hpcft.tasks.few_shot.requests import Request
-from hpcft.tasks.few_shot.token_layout import tensors, tree_rows
 from hpcft.tasks.few_shot.scorer import run_rows
+from hpcft.tasks.few_shot.token_layout import tensors, tree_rows
 
 Steps = Generator[Tensor, Tensor, None]
 """Gives the logits of each row's next token, (B, V); takes the tokens that were chosen, (B, 1)."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hpcft.tasks.few_shot.cascade_attention import Rows, attending
-from hpcft.tasks.few_shot.prefix_cache import (Prefix, device_of, reader, run_prefix)
+from hpcft.tasks.few_shot.prefix_cache import Prefix, device_of, reader, run_prefix
 from hpcft.tasks.few_shot.requests import Request
-from hpcft.tasks.few_shot.token_layout import (Layout, padded, plain_rows, tensors, tree_rows)
+from hpcft.tasks.few_shot.token_layout import Layout, padded, plain_rows, tensors, tree_rows
 
 PIECE = 2**24
 """Most logits that are brought to fp32 at a time: 64 MiB."""

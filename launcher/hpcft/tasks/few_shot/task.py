@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from hpcft.core.errors import DataError, Problem
+from hpcft.core.records.base import ColumnName, NonNegative, OneLine, PositiveInt
 from hpcft.metrics import Scores, classification_names, compute
-from hpcft.core.records.base import (ColumnName, NonNegative, OneLine, PositiveInt)
 from hpcft.tasks.base import (
     Example,
     Head,

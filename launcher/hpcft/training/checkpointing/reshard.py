@@ -19,10 +19,10 @@ import torch
 from transformers.trainer import OPTIMIZER_NAME
 
 from hpcft.core import checkpoints
-from hpcft.planning import oom_fallback
 from hpcft.core.checkpoints import Found
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Layout, Plan
+from hpcft.planning import oom_fallback
 from hpcft.training.checkpointing import retention, universal_format
 from hpcft.training.checkpointing.universal_format import MODEL_STATES, MOMENTS, loaded
 

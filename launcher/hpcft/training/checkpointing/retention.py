@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hpcft.core.checkpoints import MARK, folders, step_of
 from hpcft.core.errors import StoreError
+from hpcft.core.files import read, write_text
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint
-from hpcft.core.files import read, write_text
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from functools import cached_property
 
 from torch.utils.data import Sampler
 
-from hpcft.config.recipe import FullRecipe
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Plan
 from hpcft.tasks.base import IGNORED, Features
 from hpcft.training.data.prepare import Split

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.paths import RunPaths
-from hpcft.tasks.few_shot.requests import Request, common_prefix
-from hpcft.config.recipe import FullRecipe
 from hpcft.tasks.base import Example
+from hpcft.tasks.few_shot.requests import Request, common_prefix
 from hpcft.tasks.few_shot.task import Prompt, Prompting
 
 

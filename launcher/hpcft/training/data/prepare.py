@@ -13,22 +13,22 @@ import datasets
 from transformers import AutoTokenizer, set_seed
 
 from hpcft.config import identity
+from hpcft.config.hf_model import model_class, model_config
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
-from hpcft.planning.model_facts import model_class, model_config
+from hpcft.core.files import read, write
 from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Cluster, Fingerprints, Plan, Record, TokenizerTraining)
+from hpcft.core.records import Cluster, Fingerprints, Plan, Record, TokenizerTraining
 from hpcft.recovery.log import taken
 from hpcft.staging import staged_inputs
 from hpcft.staging.verify import load_tokenizer as load_pretrained_tokenizer
-from hpcft.core.files import read, write
-from hpcft.tasks.data import examples as rows
 from hpcft.tasks.base import INPUTS, Example, Features, TrainedTask
+from hpcft.tasks.data import examples as rows
 from hpcft.tasks.few_shot.task import Prompting
-from hpcft.training.distributed import torch_extensions, rank_env
 from hpcft.training.data import few_shot_prompts
-from hpcft.training.telemetry.progress import Heartbeat
 from hpcft.training.data.tokenizer import train_tokenizer
+from hpcft.training.distributed import rank_env, rendezvous, torch_extensions
+from hpcft.training.telemetry.progress import Heartbeat
 
 
 class Summary(Record):
@@ -90,7 +90,7 @@ def together(
         prepare(paths, recipe)
         torch_extensions.build(plan)
     if not rank_env.is_alone(plan):
-        rank_env.meet(paths, cluster, heartbeat.me, generation)
+        rendezvous.meet(paths, cluster, heartbeat.me, generation)
     return read(paths.prepared / "summary.json", Summary)
 
 
@@ -107,7 +107,9 @@ def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
     tokenizer = _tokenizer(recipe, examples.splits.get("train", []))
     tokenizer.save_pretrained(paths.prepared / "tokenizer")
     if isinstance(recipe.task, Prompting):
-        tokens = few_shot_prompts.prepare(paths, recipe, recipe.task, examples.splits, tokenizer, notes)
+        tokens = few_shot_prompts.prepare(
+            paths, recipe, recipe.task, examples.splits, tokenizer, notes
+        )
     else:
         tokens = _features(paths, recipe.task, examples.splits, tokenizer, notes)
     if recipe.model.path is None:

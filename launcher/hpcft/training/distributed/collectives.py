@@ -38,3 +38,12 @@ class Agreement:
         own = torch.tensor([mine], dtype=torch.float64)
         distributed.all_gather(found, own, group=self.group)
         return [float(number) for number in found]
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every rank, on every rank."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, value)
+    return every

@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Mapping
 
-from hpcft.recovery.diagnosis.oom import (CONTEXT_BYTES, GpuUse, Shortage, shortage)
 from hpcft.core.records import Plan
+from hpcft.recovery.diagnosis.oom import CONTEXT_BYTES, GpuUse, Shortage, shortage
 
 # Options of PyTorch's allocator: versions before 2.9 know the second name only, later ones go by
 # the first.

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import socket
-import sys
-import time
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from hpcft.scheduler import slurm
-from hpcft.core.paths import RunPaths, cache_folder
-from hpcft.core.records import Cluster, Plan, Record
-from hpcft.core.files import read, write
-
-# Rank 0 first prepares the data; its death ends the other ranks at once, so waiting costs little.
-MEETING_TIMEOUT_S = 6 * 3600.0
-# Rank 0's port is its own from before the others know it until the process ends.
-_held: list[Any] = []
-
-
-class Rendezvous(Record):
-    """Where rank 0 listens."""
-
-    address: str
-    port: int
+from hpcft.core.paths import cache_folder
+from hpcft.core.records import Plan
+from hpcft.training.distributed.torch_extensions import extensions_folder
 
 
 @dataclass(frozen=True)
@@ -129,66 +109,3 @@ def communicate(plan: Plan) -> None:
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
     elif not (is_alone(plan) or torch.distributed.is_initialized()):
         torch.distributed.init_process_group(backend)
-
-
-def extensions_folder() -> Path:
-    """Where DeepSpeed's compiled operators are kept: apart for each torch, Python and processor.
-
-    And for each environment: its path is in the compiler's options, and two environments that
-    shared a folder would compile each other's operators again at every start.
-    """
-    python = f"py{sys.version_info[0]}{sys.version_info[1]}"
-    torch = importlib.metadata.version("torch")
-    environment = f"{zlib.crc32(sys.prefix.encode()):08x}"
-    name = f"{python}-torch{torch}-{platform.machine()}-{environment}"
-    return cache_folder() / "torch_extensions" / name
-
-
-def meeting(paths: RunPaths, me: Rank, generation: int) -> Path:
-    """Where the ranks of this attempt's start number `generation` find each other."""
-    attempt = f"{me.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    return paths.rendezvous / f"{attempt}-{generation}.json"
-
-
-def meet(paths: RunPaths, cluster: Cluster, me: Rank, generation: int) -> None:
-    """Rank 0, when it is ready, publishes its address and its port; the others wait for them."""
-    file = meeting(paths, me, generation)
-    if me.is_first:
-        file.parent.mkdir(mode=0o700, exist_ok=True)
-        write(file, Rendezvous(address=_address(cluster, me), port=_hold_port()))
-    _wait_for(file)
-    where = read(file, Rendezvous)
-    os.environ["MASTER_ADDR"] = where.address
-    os.environ["MASTER_PORT"] = str(where.port)
-
-
-def _address(cluster: Cluster, me: Rank) -> str:
-    if cluster.scheduler == "local":
-        return "127.0.0.1"
-    if cluster.master_address == "hostname":
-        return socket.gethostname()
-    return slurm.node_address(me.node)
-
-
-def _hold_port() -> int:
-    """A port that this process listens on from now on.
-
-    A port that is only looked for may be taken by another before it is used. This is the store in
-    which the ranks meet: torch, told of the port, joins the one that its process holds already.
-    """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    _held.append(
-        TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
-    )
-    port: int = _held[-1].port
-    return port
-
-
-def _wait_for(file: Path) -> None:
-    deadline = time.monotonic() + MEETING_TIMEOUT_S
-    while not file.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"rank 0 was not ready within {MEETING_TIMEOUT_S:.0f} s ({file})")
-        time.sleep(0.1)
-        os.listdir(file.parent.parent)  # asks a network file system to look again

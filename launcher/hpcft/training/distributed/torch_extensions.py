@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib.metadata
 import logging
 import os
+import platform
+import sys
 import time
+import zlib
 from pathlib import Path
 
 from hpcft.core.errors import DataError
+from hpcft.core.paths import cache_folder
 from hpcft.core.records import Plan
-from hpcft.training.distributed.rank_env import extensions_folder
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,19 @@ MOST_WAIT_S = 20 * 60.0
 POLL_S = 0.2
 # A file system that knows no locks: two builds at once are unlikely, since rank 0 builds alone.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def extensions_folder() -> Path:
+    """Where DeepSpeed's compiled operators are kept: apart for each torch, Python and processor.
+
+    And for each environment: its path is in the compiler's options, and two environments that
+    shared a folder would compile each other's operators again at every start.
+    """
+    python = f"py{sys.version_info[0]}{sys.version_info[1]}"
+    torch = importlib.metadata.version("torch")
+    environment = f"{zlib.crc32(sys.prefix.encode()):08x}"
+    name = f"{python}-torch{torch}-{platform.machine()}-{environment}"
+    return cache_folder() / "torch_extensions" / name
 
 
 class Baton:

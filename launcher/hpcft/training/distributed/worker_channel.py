@@ -64,3 +64,11 @@ def read(line: str) -> Beat:
     """A line of the pipe."""
     at, phase, step = line.split()
     return Beat(float(at), phase, int(step))
+
+
+OUT_OF_MEMORY_EXIT = 86
+"""Exit code that asks the supervisor for a start with less memory."""
+
+
+SAVED_EXIT = 87
+"""Exit code of a rank that was told to end, and of which nothing worth it is lost."""

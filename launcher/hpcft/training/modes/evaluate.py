@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
 from hpcft.core.records import Cluster, Plan
-from hpcft.training.trainer import model as models
 from hpcft.training.data import prepare
 from hpcft.training.distributed import rank_env
-from hpcft.training.telemetry.progress import Heartbeat
 from hpcft.training.modes.finetune import score, trainer_of, training_arguments
 from hpcft.training.modes.result import write_record
+from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.trainer import model as models
 
 
 def run(

@@ -12,24 +12,25 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
-from hpcft.metrics import Scores
 from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Plan
+from hpcft.metrics import Scores
 from hpcft.tasks.few_shot.batching import batches, deal
 from hpcft.tasks.few_shot.generation import generate
 from hpcft.tasks.few_shot.requests import Request, row_tokens
 from hpcft.tasks.few_shot.scorer import Scorer
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import Cluster, Plan
 from hpcft.tasks.few_shot.task import MOST_ROWS, Prompting
-from hpcft.training.modes import answer_log
-from hpcft.training.distributed import stop_signal, rank_env
-from hpcft.training.data import prepare, few_shot_prompts
-from hpcft.training.trainer import model as models
-from hpcft.training.modes.answer_log import Answer, AnswerFile
-from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.data import few_shot_prompts, prepare
 from hpcft.training.data.few_shot_prompts import Group
-from hpcft.training.modes.result import gathered, write_record
+from hpcft.training.distributed import rank_env, stop_signal
+from hpcft.training.distributed.collectives import gathered
+from hpcft.training.modes import answer_log
+from hpcft.training.modes.answer_log import Answer, AnswerFile
+from hpcft.training.modes.result import write_record
+from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.trainer import model as models
 
 BATCHES_AHEAD = 2
 """Before a time limit there has to be room for so many batches."""

@@ -14,33 +14,33 @@ from transformers import (
     TrainingArguments,
 )
 
-from hpcft.planning import disk
-from hpcft.planning.run_time import SHARED_DISK_BYTES_S
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Plan
 from hpcft.methods.features import Features
 from hpcft.metrics import Scores
 from hpcft.metrics.facts import lower_is_better
-from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import Cluster, Plan
+from hpcft.planning import disk
+from hpcft.planning.run_time import SHARED_DISK_BYTES_S
 from hpcft.tasks import packing
 from hpcft.tasks.base import IGNORED
 from hpcft.tasks.chunked_loss import loss_of
-from hpcft.training.checkpointing import retention, node_local, reshard
-from hpcft.training.distributed import stop_signal, rank_env
+from hpcft.training.checkpointing import node_local, reshard, retention
 from hpcft.training.data import batch_order, prepare
-from hpcft.training.trainer import model as models
-from hpcft.training.distributed.collectives import Agreement
-from hpcft.training.trainer.save_callback import Boundary
-from hpcft.training.trainer.features import FeatureTrainer
-from hpcft.training.trainer.nan_guard import Finite
-from hpcft.training.telemetry.progress import Heartbeat
 from hpcft.training.data.batch_order import Rows
 from hpcft.training.data.prepare import Split
-from hpcft.training.modes.result import gathered, write_record
-from hpcft.training.trainer.checkpointing import Saving
-from hpcft.training.trainer.trainer import ScoringTrainer
+from hpcft.training.distributed import rank_env, stop_signal
+from hpcft.training.distributed.collectives import Agreement, gathered
 from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.modes.result import write_record
+from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.trainer import model as models
+from hpcft.training.trainer.checkpointing import Saving
+from hpcft.training.trainer.features import FeatureTrainer
+from hpcft.training.trainer.nan_guard import Finite
 from hpcft.training.trainer.oom_retry import stepper
+from hpcft.training.trainer.save_callback import Boundary
+from hpcft.training.trainer.trainer import ScoringTrainer
 
 
 class ScoreBefore(TrainerCallback):  # type: ignore[misc]
@@ -135,7 +135,10 @@ def run(
     )
     trainer.add_callback(
         Boundary(
-            trainer, stop_signal.told, recipe.resources.checkpoint_min, 1 + size / SHARED_DISK_BYTES_S
+            trainer,
+            stop_signal.told,
+            recipe.resources.checkpoint_min,
+            1 + size / SHARED_DISK_BYTES_S,
         )
     )
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)

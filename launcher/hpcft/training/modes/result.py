@@ -5,21 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.files import write
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Measured, ParameterCount, Plan, Prediction, RunRecord
+from hpcft.metrics import Scores, values
 from hpcft.planning import hardware, step_time
 from hpcft.planning.memory.model_states import COMMUNICATOR, tensor_bytes
-from hpcft.metrics import Scores, values
-from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import (Cluster, Measured, ParameterCount, Plan, Prediction, RunRecord)
 from hpcft.recovery.log import taken
-from hpcft.core.files import write
-from hpcft.training.telemetry.progress import Heartbeat
-from hpcft.training.telemetry.memory_peaks import most_bytes, of_all_ranks
 from hpcft.training.data.prepare import Summary
+from hpcft.training.distributed.collectives import gathered
+from hpcft.training.telemetry.memory_peaks import most_bytes, of_all_ranks
+from hpcft.training.telemetry.progress import Heartbeat
 
 VERSIONS = ("hpcft", "torch", "transformers", "deepspeed", "peft", "bitsandbytes", "accelerate")
 
@@ -111,12 +109,3 @@ def _predicted(recipe: FullRecipe, cluster: Cluster, plan: Plan) -> Prediction |
         efficiency=hardware.efficiency(cluster),
         tokens_per_step=recipe.train.global_batch_size * recipe.task.max_length,
     )
-
-
-def gathered(value: Any) -> list[Any]:
-    """The value of every rank, on every rank."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, value)
-    return every

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcft.core.errors import StoreError
-from hpcft.recovery.diagnosis import RankError
-from hpcft.core.records import Record
 from hpcft.core.files import read
+from hpcft.core.records import Record
+from hpcft.recovery.diagnosis import RankError
 
 # Innermost frames of a rank that waits for the others: at the meeting, in a collective, where DDP
 # sends buffers before a forward pass, or in autograd, which runs DDP's collectives.

@@ -6,14 +6,14 @@ import os
 import time
 from collections.abc import Callable
 
-from hpcft.recovery import log
-from hpcft.scheduler import slurm
-from hpcft.recovery.diagnosis import RankError, tell
-from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import Cluster, Progress
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.files import read_if_there, write
-from hpcft.training.distributed import rank_env
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Progress
+from hpcft.recovery import limits, log
+from hpcft.recovery.diagnosis import RankError, tell
+from hpcft.scheduler import slurm
+from hpcft.training.distributed import rendezvous
 from hpcft.training.distributed.rank_env import Rank
 
 POLL_S = 0.2
@@ -58,7 +58,7 @@ def note_restart(
     )
     taken = log.taken(paths)
     step = log.saved_step(paths)
-    if obstacle := log.obstacle(taken, "interrupted", step):
+    if obstacle := limits.obstacle(taken, "interrupted", step):
         update = {"failure": "stuck", "message": f"{STARTED_AGAIN}; {obstacle}"}
         tell(paths, error.model_copy(update=update))
         return False
@@ -83,7 +83,7 @@ def wait_for_all(paths: RunPaths, me: Rank, generation: int, is_told: Callable[[
     Raises:
         TimeoutError: some did not come.
     """
-    folder = rank_env.meeting(paths, me, generation).with_suffix("")
+    folder = rendezvous.meeting(paths, me, generation).with_suffix("")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / str(me.rank)).touch()
     deadline = time.monotonic() + READY_S

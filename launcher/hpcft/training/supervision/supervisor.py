@@ -19,24 +19,32 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from hpcft.planning import oom_fallback
-from hpcft.recovery import replan, resubmit, log as recoveries
-from hpcft.scheduler import slurm
 from hpcft.core.errors import ClusterError, HpcftError
-from hpcft.recovery.diagnosis import (STARTS_AGAIN, RankError, error_file, judged, only_followed, tell)
-from hpcft.planning.oom_fallback import Stage
-from hpcft.core.paths import RunPaths
-from hpcft.core.records import (Cluster, Plan, Progress, Recovery)
-from hpcft.recovery.log import How
-from hpcft.staging.staged_inputs import recipe_of_run
 from hpcft.core.files import check_private, read, read_if_there
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Plan, Progress, Recovery
+from hpcft.planning import oom_fallback
+from hpcft.planning.oom_fallback import Stage
+from hpcft.recovery import limits, replan, resubmit
+from hpcft.recovery import log as recoveries
+from hpcft.recovery.diagnosis import (
+    STARTS_AGAIN,
+    RankError,
+    error_file,
+    judged,
+    only_followed,
+    tell,
+)
+from hpcft.recovery.log import How
+from hpcft.recovery.resubmit import Entry
+from hpcft.scheduler import slurm
+from hpcft.staging.staged_inputs import recipe_of_run
 from hpcft.training.checkpointing import node_local
+from hpcft.training.distributed import rank_env, worker_channel
 from hpcft.training.supervision import restart_barrier
-from hpcft.training import worker
-from hpcft.training.distributed import rank_env
-from hpcft.training.supervision.worker_process import ENDING, Child
 from hpcft.training.supervision.oom_killer import OomKills
 from hpcft.training.supervision.watchdog import Watchdog
+from hpcft.training.supervision.worker_process import ENDING, Child
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +78,12 @@ _STAGES: dict[str, Stage] = {
 }
 
 
-def main(run_folder: str) -> None:
+def main(run_folder: str, entry: Entry) -> None:
     """Runs this rank of the run in `run_folder`, as often as it takes.
+
+    Args:
+        run_folder: the run's folder.
+        entry: what the ranks of another job start with, should the run need one.
 
     Raises:
         SystemExit: with code 1, when the rank failed; it has said why.
@@ -84,7 +96,7 @@ def main(run_folder: str) -> None:
     me = rank_env.who_am_i()
     code = 1
     try:
-        supervisor = Supervisor(paths, me)
+        supervisor = Supervisor(paths, me, entry)
         try:
             code = supervisor.run()
         finally:
@@ -104,8 +116,9 @@ def main(run_folder: str) -> None:
 class Supervisor:
     """Runs one rank, generation after generation."""
 
-    def __init__(self, paths: RunPaths, me: rank_env.Rank) -> None:
+    def __init__(self, paths: RunPaths, me: rank_env.Rank, entry: Entry) -> None:
         self.paths = paths
+        self.entry = entry
         self.me = me
         self.recipe = recipe_of_run(paths)
         self.cluster = read(paths.cluster, Cluster)
@@ -143,7 +156,9 @@ class Supervisor:
             self.generation = len(taken)
             if taken:
                 self._say_that_it_starts_again(taken[-1])
-                restart_barrier.wait_for_all(self.paths, self.me, self.generation, lambda: self.is_told)
+                restart_barrier.wait_for_all(
+                    self.paths, self.me, self.generation, lambda: self.is_told
+                )
                 if taken[-1].how == "queued anew" and taken[-1].job_id == self.me.job_id:
                     return self._leave(taken[-1])
             error_file(self.paths, self.me.rank).unlink(missing_ok=True)  # of the generation before
@@ -211,10 +226,10 @@ class Supervisor:
         if isinstance(code, RankError):
             return self._start_again(code)
         error = read_if_there(error_file(self.paths, self.me.rank), RankError)
-        if code == worker.SAVED_EXIT:
+        if code == worker_channel.SAVED_EXIT:
             tell(self.paths, self._told_to_end())
             return False
-        if code == worker.OUT_OF_MEMORY_EXIT and error is not None:
+        if code == worker_channel.OUT_OF_MEMORY_EXIT and error is not None:
             fragmented = error.failure == recoveries.FRAGMENTATION
             return self._start_again(error) if fragmented else self._step_down(error)
         if code == -signal.SIGKILL:
@@ -259,7 +274,7 @@ class Supervisor:
         if recoveries.is_taken(self.paths, number):
             return True
         step = recoveries.saved_step(self.paths)
-        obstacle = recoveries.obstacle(recoveries.taken(self.paths), failure.name, step)
+        obstacle = limits.obstacle(recoveries.taken(self.paths), failure.name, step)
         if obstacle:
             update = {"failure": "stuck", "message": f"{failure.sentence}; {obstacle}"}
             tell(self.paths, error.model_copy(update=update))
@@ -363,7 +378,7 @@ class Supervisor:
         error = read(error_file(self.paths, self.me.rank), RankError)
         plan = read(self.paths.effective_plan, Plan)
         try:
-            job_id = resubmit.queue(self.paths, plan, self.cluster, self.me.job_id)
+            job_id = resubmit.queue(self.paths, plan, self.cluster, self.me.job_id, self.entry)
         except (slurm.Refused, ClusterError) as refused:
             before = recoveries.take_back(self.paths, rung, self.recipe, self.cluster)
             tell(self.paths, self._exhausted(error, before, str(refused)))

@@ -15,13 +15,14 @@ import signal
 import time
 from pathlib import Path
 
-from hpcft.recovery.diagnosis import RankError
+from hpcft.core.files import write, write_once, write_text
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Plan
-from hpcft.core.files import write, write_once, write_text
+from hpcft.recovery.diagnosis import RankError
+from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.rendezvous import meeting
 from hpcft.training.supervision import hang_diagnosis
 from hpcft.training.supervision.liveness import NEVER_S, Pulse
-from hpcft.training.distributed.rank_env import Rank, meeting
 
 log = logging.getLogger(__name__)
 

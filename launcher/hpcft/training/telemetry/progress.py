@@ -17,12 +17,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from hpcft.core.files import read_if_there, write
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Progress
-from hpcft.core.files import read_if_there, write
+from hpcft.training.distributed.rank_env import Rank
 from hpcft.training.distributed.worker_channel import Beats
 from hpcft.training.telemetry.memory_peaks import Peaks, StepTimes, memory_now_bytes
-from hpcft.training.distributed.rank_env import Rank
 
 log = logging.getLogger(__name__)
 

@@ -24,13 +24,13 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hpcft.core.checkpoints import LATEST, MARK, Found
+from hpcft.core.files import read, write
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint, Plan
-from hpcft.core.files import read, write
-from hpcft.training.checkpointing import retention, reshard, universal_format
+from hpcft.training.checkpointing import reshard, retention, universal_format
+from hpcft.training.checkpointing.node_local import Copy, has_room
 from hpcft.training.distributed import stop_signal
 from hpcft.training.distributed.collectives import Agreement
-from hpcft.training.checkpointing.node_local import Copy, has_room
 from hpcft.training.distributed.rank_env import Rank
 from hpcft.training.trainer.oom_retry import SteppingTrainer
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import set_seed
 
+from hpcft.config.hf_model import model_class, model_config
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
-from hpcft.planning.model_facts import model_class, model_config
 from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
 from hpcft.core.records import ModelFacts, ParameterCount, Plan
 from hpcft.tasks import packing
 

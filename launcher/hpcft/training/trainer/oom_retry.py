@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Layout, Plan
 from hpcft.planning import oom_fallback
+from hpcft.planning.oom_fallback import Stage
 from hpcft.recovery import log as recoveries
 from hpcft.recovery.diagnosis import RankError
-from hpcft.planning.oom_fallback import Stage
-from hpcft.core.paths import RunPaths
-from hpcft.config.recipe import FullRecipe
-from hpcft.core.records import Cluster, Layout, Plan
 from hpcft.tasks import packing
 from hpcft.training.distributed.gpu_memory import expands, is_answerable, shortage_of
 from hpcft.training.telemetry.progress import Heartbeat

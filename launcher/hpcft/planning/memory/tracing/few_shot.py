@@ -9,11 +9,17 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from hpcft.planning.model_facts import model_config
-from hpcft.planning.memory.few_shot import Batch, BatchMemory
+from hpcft.config.hf_model import model_config
+from hpcft.planning.memory.trace_types import Batch, BatchMemory
 from hpcft.planning.memory.tracing import model as models
+from hpcft.planning.memory.tracing.storage_tracker import (
+    ACTIVATIONS,
+    DEQUANTISED,
+    LOGITS,
+    WEIGHTS,
+    StorageTracker,
+)
 from hpcft.planning.memory.tracing.target_device import Target, kernels, scratch
-from hpcft.planning.memory.tracing.storage_tracker import (ACTIVATIONS, DEQUANTISED, LOGITS, WEIGHTS, StorageTracker)
 from hpcft.tasks.few_shot.requests import Request
 from hpcft.tasks.few_shot.scorer import Scorer
 from hpcft.tasks.few_shot.task import MOST_ROWS

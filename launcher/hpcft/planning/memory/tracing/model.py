@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from hpcft.planning.model_facts import model_class
+from hpcft.config.hf_model import model_class
+from hpcft.core.records import Precision
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import DTYPES
 from hpcft.methods.qlora import NOT_QUANTISED
-from hpcft.core.records import Precision
 from hpcft.tasks.base import TaskBase
 
 BLOCK = 64  # weights of one NF4 scale; bitsandbytes' default

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from hpcft.planning.memory.tracing.target_device import Target
 from hpcft.planning.memory.tracing.storage_tracker import ACTIVATIONS, STATES, StorageTracker
+from hpcft.planning.memory.tracing.target_device import Target
 
 
 class Optimizer:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpcft.planning.model_facts import model_class
+from hpcft.config.hf_model import model_class
 from hpcft.planning.memory.tracing.model import with_depth
 from hpcft.planning.memory.tracing.target_device import Target, kernels
 from hpcft.tasks.base import TaskBase

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-from hpcft.core.disk_cache import without_collection
-from hpcft.planning.memory.step_memory import Parts, Step, Traces
-from hpcft.planning.model_facts import model_config
+from hpcft.config.hf_model import model_config
+from hpcft.planning.memory.import_stubs import without_collection
+from hpcft.planning.memory.trace_types import Parts, Step, Traces
 from hpcft.planning.memory.tracing import model as models
 from hpcft.planning.memory.tracing import step as steps
 from hpcft.planning.memory.tracing.target_device import Target

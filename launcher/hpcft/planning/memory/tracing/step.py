@@ -9,14 +9,22 @@ from typing import Any
 
 import torch
 
-from hpcft.planning.memory.step_memory import Parts, Step
-from hpcft.planning.memory.zero3_schedule import Order
+from hpcft.methods.features import Features
+from hpcft.planning.memory.trace_types import Parts, Step
 from hpcft.planning.memory.tracing import model as models
 from hpcft.planning.memory.tracing.optimizer import Optimizer
-from hpcft.planning.memory.tracing.target_device import (Autocast, Target, kernels, scratch)
-from hpcft.planning.memory.tracing.storage_tracker import (ACTIVATIONS, ADAPTERS, FOUR_BIT, GRADIENTS, LOGITS, WEIGHTS, StorageTracker)
+from hpcft.planning.memory.tracing.storage_tracker import (
+    ACTIVATIONS,
+    ADAPTERS,
+    FOUR_BIT,
+    GRADIENTS,
+    LOGITS,
+    WEIGHTS,
+    StorageTracker,
+)
+from hpcft.planning.memory.tracing.target_device import Autocast, Target, kernels, scratch
 from hpcft.planning.memory.tracing.zero_hooks import Recorder, Reducer
-from hpcft.methods.features import Features
+from hpcft.planning.memory.zero3_schedule import Order
 from hpcft.tasks.base import TrainedTask
 from hpcft.tasks.chunked_loss import TaskLoss
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from hpcft.planning.memory.step_memory import KINDS, Parts, Point
+from hpcft.planning.memory.trace_types import KINDS, Parts, Point
 from hpcft.planning.memory.tracing import shape_cache
 
 (WEIGHTS, FOUR_BIT, ADAPTERS, GRADIENTS, STATES, ACTIVATIONS, DEQUANTISED, LOGITS, ZERO,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hpcft.methods.base import DTYPES
 from hpcft.core.records import Precision
+from hpcft.methods.base import DTYPES
 
 # Operations that autocast runs in 16 bits (PyTorch, aten/src/ATen/autocast_mode.h, both devices).
 LOWER = {

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from hpcft.planning.memory.zero3_schedule import FETCH, RELEASE, Order
-from hpcft.planning.memory.tracing.storage_tracker import SHARDED, StorageTracker
 from hpcft.core.records import ZeroSizes
+from hpcft.planning.memory.tracing.storage_tracker import SHARDED, StorageTracker
+from hpcft.planning.memory.zero3_schedule import FETCH, RELEASE, Order
 
 
 class Reducer:

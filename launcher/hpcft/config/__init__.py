@@ -1,0 +1,1 @@
+"""Config: reads and checks recipes and cluster profiles."""

@@ -1,0 +1,1 @@
+"""Core: errors, units, paths, files and records, which every package uses."""

@@ -1,0 +1,70 @@
+"""Recovery and RankError: what interrupted a run and how it continued."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hpcft.core.records.base import Record
+from hpcft.core.records.plan import Layout
+
+
+class RankError(Record):
+    """What a rank wrote about its own end."""
+
+    rank: int
+    """Global rank."""
+    node: str
+    """Node that it ran on."""
+    at: float
+    """Unix time in seconds."""
+    kind: str
+    """Class of the exception."""
+    message: str
+    """Its text."""
+    job_id: str = ""
+    """Attempt that it belonged to."""
+    phase: str = ""
+    """What the rank was doing, in the words of `Progress`."""
+    failure: str = ""
+    """Class of the failure, where the rank knew more than its text tells; else empty."""
+    next_step: str = ""
+    """What to do, where the rank knew it."""
+    traceback: str = ""
+    """For developers; shown by `hpcft logs`."""
+
+
+class Recovery(Record):
+    """What a run met on its way, and how it went on; a rung of the ladder is one with a change."""
+
+    number: int
+    """From 1, in the order in which they came."""
+    at: float
+    """Unix time in seconds."""
+    job_id: str
+    """Attempt that met it; of one that was queued anew, the one that ended with it."""
+    restart: int = 0
+    """How often Slurm had started this job again before."""
+    rank: int = 0
+    """Global rank that met it first."""
+    node: str = ""
+    """Node that it ran on."""
+    cause: str
+    """Class of the failure: `out_of_memory`, `timeout`, `preempted`, `rank_died`, …"""
+    evidence: str
+    """Line that tells of it."""
+    how: Literal["in-process", "restarted", "requeued", "queued anew", "resumed"]
+    """Whether the step was done again where it stood, all ranks started again within their
+    allocation, Slurm started the same job again, another job took over, or a person had it go on.
+    """
+    step: int = 0
+    """Optimizer step that it goes on from; of a run that trains nothing, examples."""
+    change: str = ""
+    """Of a rung what was changed, for example `micro-batch 8 → 4`; else empty."""
+    layout: Layout
+    """How the run is laid out from here on; the global batch is the same."""
+    per_device_eval_batch_size: int
+    """Examples per rank and forward pass when scoring, from here on."""
+    excluded: list[str] = Field(default_factory=list)
+    """Nodes that the run keeps away from, from here on."""

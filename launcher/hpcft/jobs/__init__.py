@@ -1,0 +1,1 @@
+"""Jobs: submits, resumes and watches runs, and collects their results."""

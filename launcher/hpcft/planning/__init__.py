@@ -1,0 +1,1 @@
+"""Planning: predicts the memory and time of layouts and chooses the cheapest that fits."""

@@ -1,0 +1,1 @@
+"""Recovery: diagnoses why a run ended and decides how it continues."""

@@ -1,0 +1,1 @@
+"""Writes, reshards and removes checkpoints."""

@@ -1,0 +1,1 @@
+"""What a run does: fine-tune, evaluate, or few-shot prompting."""

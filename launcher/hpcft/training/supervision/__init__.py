@@ -1,0 +1,1 @@
+"""Supervises the training process of a rank: restarts, hangs, memory."""

@@ -1,0 +1,1 @@
+"""Measures progress and peak memory while a run trains."""
