@@ -11,7 +11,7 @@ from pathlib import Path
 from hpcft.config import validation, yaml_document
 from hpcft.config.yaml_document import Document
 from hpcft.core.errors import InputError, Problem, UsageError
-from hpcft.core.paths import shipped
+from hpcft.core.paths import is_in_run_folder, shipped
 from hpcft.core.records import Cluster, Gpu
 from hpcft.core.units import GIB, parse_bytes
 
@@ -54,7 +54,9 @@ def load(name: str) -> Profile:
     Raises:
         InputError: with all problems found.
     """
-    doc = yaml_document.load(find(name))
+    file = find(name)
+    is_stored = is_in_run_folder(file)
+    doc = yaml_document.of_stored(file, Cluster) if is_stored else yaml_document.load(file)
     cluster = validation.validate(doc, Cluster)
     problems = []
     if cluster.accelerator == "cuda" and (cluster.gpu is None or cluster.gpus_per_node == 0):

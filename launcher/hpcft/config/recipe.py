@@ -11,7 +11,7 @@ from hpcft.config.recipe_checks import _cross_checks
 from hpcft.config.recipe_types import FullRecipe, Point
 from hpcft.config.yaml_document import DOTTED, Document, Loc, Origin, dotted
 from hpcft.core.errors import InputError, Problem
-from hpcft.core.paths import shipped
+from hpcft.core.paths import is_in_run_folder, shipped
 
 MAX_EXTENDS = 8
 
@@ -46,7 +46,10 @@ def load(name: str, overrides: list[str] | None = None) -> list[Point]:
         InputError: with all problems found, each with file, line, what was got and what to write.
     """
     path = find(name)
-    doc = _with_extends(path, str(path) if os.path.exists(name) else path.name)
+    if is_in_run_folder(path):
+        doc = yaml_document.of_stored(path, FullRecipe)
+    else:
+        doc = _with_extends(path, str(path) if os.path.exists(name) else path.name)
     for text in overrides or []:
         doc = doc.merged(_override(text))
     doc = _with_absolute_paths(doc)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.core.errors import InputError, Problem
+from hpcft.core.files import read
+from hpcft.core.records import Record
 
 # Room for a sweep of 5,000 points, each written out on a line of 50 characters. The scanner takes
 # time with the square of some texts, `!!!!…` above all: a second for this much, 18 s for 1 MB.
@@ -97,6 +99,15 @@ class Document:
         outer = {loc[:length]: self.origin_of(()) for length in range(len(loc))}
         inner = {(*loc, *below): origin for below, origin in self.origins.items()}
         return Document(value, outer | inner)
+
+
+def of_stored(file: Path, kind: type[Record]) -> Document:
+    """Returns a record of a run folder as a document; what a newer hpcft added is left out.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    return Document(read(file, kind).model_dump(mode="json"), {(): Origin(str(file))})
 
 
 def _overlaid(base: Any, over: Any, loc: Loc, taken: set[Loc]) -> Any:

@@ -16,8 +16,9 @@ from typing import BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
+from hpcft import __version__
 from hpcft.core.errors import StoreError
-from hpcft.core.records import Record
+from hpcft.core.records import Record, StoredRecord
 
 R = TypeVar("R", bound=Record)
 MAX_RECORD_BYTES = 20_000_000
@@ -133,22 +134,52 @@ def age_s(file: Path) -> float:
 
 
 def read(path: Path, kind: type[R]) -> R:
-    """The record in a file.
+    """Reads a record that hpcft wrote; fields that it does not know are left out.
 
     Raises:
-        StoreError: it is missing, huge or damaged.
+        StoreError: the file is missing, too large, damaged, or written by a newer hpcft in a format
+            that this one would misread.
     """
     try:
         with open_file(path) as stream:
             if os.fstat(stream.fileno()).st_size > MAX_RECORD_BYTES:
                 raise StoreError(f"{path}: too large for a record; the run folder is damaged")
-            return kind.model_validate_json(stream.read())
+            text = stream.read()
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        # Recipes and profiles are closed where people write them; their copies here are not.
+        record = kind.model_validate_json(text, extra="ignore")
     except ValidationError as error:
+        _check_version(path, kind, _version_in(text))
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "document"
         raise StoreError(f"{path}: is damaged ({place}: {first['msg']})") from None
+    if isinstance(record, StoredRecord):
+        _check_version(path, kind, record.schema_version)
+    return record
+
+
+def _check_version(path: Path, kind: type[Record], version: int) -> None:
+    """Refuses a file in a newer format.
+
+    Raises:
+        StoreError: the format is newer than `kind` knows.
+    """
+    if issubclass(kind, StoredRecord) and version > kind.known_version():
+        raise StoreError(
+            f"{path}: a newer hpcft wrote it (format {version}; this one, {__version__}, reads up "
+            f"to {kind.known_version()}): use that hpcft, or upgrade this one"
+        )
+
+
+def _version_in(text: bytes) -> int:
+    """Returns the `schema_version` of a file that could not be read otherwise; 0 if it has none."""
+    try:
+        version = json.loads(text)["schema_version"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return 0
+    return version if isinstance(version, int) else 0
 
 
 def read_if_there(path: Path, kind: type[R]) -> R | None:

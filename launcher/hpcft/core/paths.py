@@ -27,6 +27,11 @@ def calibration_file(root: Path, cluster: str) -> Path:
     return root / "calibration" / f"{cluster}.json"
 
 
+def is_in_run_folder(file: Path) -> bool:
+    """Returns whether a recipe or profile is a run's own copy, which hpcft wrote."""
+    return file.suffix == ".json" and RunPaths(file.parent).job.exists()
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """The files of one run, `runs/<recipe name>/<run id>/`."""

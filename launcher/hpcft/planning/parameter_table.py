@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hpcft.core.records import ModelSpec, Record
+from hpcft.core.records import ModelSpec, StoredPart
 from hpcft.methods import AnyMethod
 from hpcft.planning.memory.import_stubs import for_shapes
 from hpcft.planning.memory.meta_model import on_meta, with_method
 from hpcft.tasks.base import TaskBase
 
 
-class ModuleGroup(Record):
+class ModuleGroup(StoredPart):
     """Parameters of one part of a model; the layers of a stack are one part."""
 
     name: str

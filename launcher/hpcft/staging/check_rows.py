@@ -7,11 +7,11 @@ import json
 import hpcft
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.disk_cache import cached
-from hpcft.core.records import Record
+from hpcft.core.records import StoredRecord
 from hpcft.tasks.data import examples as rows
 
 
-class RowsChecked(Record):
+class RowsChecked(StoredRecord):
     """That every row of a data set was read and is of use to a task."""
 
     examples: dict[str, int]

@@ -5,7 +5,15 @@ submitted, Progress how far it is, a RunRecord what came out. Every field is def
 beside its task or method): validation, the JSON Schema and the reference page all come from it.
 """
 
-from hpcft.core.records.base import Offload, Precision, Record, Split
+from hpcft.core.records.base import (
+    InputRecord,
+    Offload,
+    Precision,
+    Record,
+    Split,
+    StoredPart,
+    StoredRecord,
+)
 from hpcft.core.records.checkpoint import Checkpoint
 from hpcft.core.records.cluster import CALIBRATION_BOUNDS, Calibration, Cluster, Gpu, Lowered
 from hpcft.core.records.job import Attempt, Fingerprints, Job
@@ -50,6 +58,7 @@ __all__ = [
     "DataSpec",
     "Evaluation",
     "Fingerprints",
+    "InputRecord",
     "Gpu",
     "Job",
     "Layout",
@@ -77,6 +86,8 @@ __all__ = [
     "Staged",
     "StagedFile",
     "StagedInputs",
+    "StoredPart",
+    "StoredRecord",
     "StepTime",
     "Sweep",
     "Task",

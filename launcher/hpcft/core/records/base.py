@@ -1,4 +1,4 @@
-"""What every record shares: strictness, and the words that may reach sbatch, a path or a shell."""
+"""Bases of the records, and the text types that may reach sbatch, a path or a shell."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _check_number(name: str, value: object) -> None:
 
 
 class Record(BaseModel):
-    """Base of every record: strict, closed, immutable, documented by its attribute docstrings."""
+    """Base of all records: strict, immutable, documented by the docstrings under their fields."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -65,13 +65,40 @@ class Record(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
         # Reading the sources for the attributes' docstrings and building what a command does not
-        # use would take a tenth of its time; `reference` reads the docstrings when asked.
+        # use would take a tenth of its time; `config.schema` reads the docstrings when asked.
         defer_build=True,
     )
 
     @model_validator(mode="after")
-    def _has_numbers_to_count_with(self) -> Self:
+    def _check_numbers(self) -> Self:
         for name, value in self:
             for part in value.values() if isinstance(value, dict) else (value,):
                 _check_number(name, part)
         return self
+
+
+class InputRecord(Record):
+    """Base of what people write: closed, so that a misspelt field is an error."""
+
+
+class StoredPart(Record):
+    """Base of the parts of stored records: open, so that an older hpcft reads what a newer wrote.
+
+    A field that is added has a default, so that a newer hpcft reads what an older one wrote.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class StoredRecord(StoredPart):
+    """Base of the files that hpcft writes: open like their parts, with a version of the format."""
+
+    schema_version: PositiveInt = 1
+    """Version of the file's format. It rises only when an older hpcft would misread the file, which
+    then refuses it."""
+
+    @classmethod
+    def known_version(cls) -> int:
+        """Returns the newest version that this hpcft can read."""
+        version: int = cls.model_fields["schema_version"].default
+        return version

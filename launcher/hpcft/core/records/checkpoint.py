@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from hpcft.core.records.base import Precision, Record
+from hpcft.core.records.base import Precision, StoredRecord
 from hpcft.core.records.plan import Layout
 
 
-class Checkpoint(Record):
+class Checkpoint(StoredRecord):
     """Written last into a checkpoint's folder, so that its presence means that all of it is there.
 
     It also holds what the Trainer does not save of itself.

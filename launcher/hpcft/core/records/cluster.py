@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from hpcft.core.records.base import (
+    InputRecord,
     AbsolutePath,
     CommandLine,
     Name,
@@ -14,14 +15,13 @@ from hpcft.core.records.base import (
     OneLine,
     Positive,
     PositiveInt,
-    Record,
     SlurmExpression,
     SlurmWord,
     VariableName,
 )
 
 
-class Gpu(Record):
+class Gpu(InputRecord):
     """One GPU of a node."""
 
     name: SlurmWord
@@ -45,7 +45,7 @@ class Gpu(Record):
     """Memory that processes of others hold on it, in GiB; more than 0 only on a shared GPU."""
 
 
-class Lowered(Record):
+class Lowered(InputRecord):
     """What earlier runs of a recipe had to come down to when they were out of memory."""
 
     per_device_train_batch_size: PositiveInt
@@ -74,7 +74,7 @@ def _bounded(field: str) -> Any:
     return Field(ge=least, le=most)
 
 
-class Calibration(Record):
+class Calibration(InputRecord):
     """What runs of this cluster have measured, in the place of stated values."""
 
     efficiency: Annotated[float, _bounded("efficiency")] | None = None
@@ -93,7 +93,7 @@ class Calibration(Record):
     """Recipe to what its runs had to come down to."""
 
 
-class Cluster(Record):
+class Cluster(InputRecord):
     """A cluster profile: everything about a site that no recipe should have to know."""
 
     name: Name

@@ -6,17 +6,17 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from hpcft.core.records.base import AnyPath, JobId, Name, Record
+from hpcft.core.records.base import AnyPath, JobId, Name, StoredPart, StoredRecord
 
 
-class Fingerprints(Record):
+class Fingerprints(StoredRecord):
     """What the inputs of a run were when it was submitted."""
 
     files: dict[str, str] = Field(default_factory=dict)
     """Dotted field of the recipe to the hash of local files, or the commit on the hub."""
 
 
-class Attempt(Record):
+class Attempt(StoredPart):
     """One submission of a run."""
 
     job_id: JobId | None
@@ -36,7 +36,7 @@ class Attempt(Record):
     """Start time of the local controller, so that a recycled process id is not mistaken for it."""
 
 
-class Job(Record):
+class Job(StoredRecord):
     """Where a run was submitted: every attempt, the latest last."""
 
     run_id: str

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hpcft.core.records.base import Offload, Precision, Record
+from hpcft.core.records.base import Offload, Precision, StoredPart, StoredRecord
 
 
-class ParameterCount(Record):
+class ParameterCount(StoredPart):
     """Parameters of the model with its head and method, counted on the meta device."""
 
     total: int
@@ -35,7 +35,7 @@ class ParameterCount(Record):
     layer is multiplied there and does not count."""
 
 
-class ModelFacts(Record):
+class ModelFacts(StoredPart):
     """What planning has to know of a model, all from its configuration."""
 
     model_type: str
@@ -63,7 +63,7 @@ class ModelFacts(Record):
     its output layer gives, or soft-capped."""
 
 
-class MemoryItem(Record):
+class MemoryItem(StoredPart):
     """One component of a predicted peak."""
 
     name: str
@@ -74,7 +74,7 @@ class MemoryItem(Record):
     """The formula with its numbers."""
 
 
-class Layout(Record):
+class Layout(StoredPart):
     """How a run is laid out over GPUs: everything that the planner may choose."""
 
     nodes: int
@@ -113,7 +113,7 @@ class Layout(Record):
         return self.gradient_checkpointing or self.loss_chunks > 1
 
 
-class ZeroSizes(Record):
+class ZeroSizes(StoredPart):
     """Sizes that DeepSpeed is given, in elements."""
 
     reduce_bucket_elements: int
@@ -130,7 +130,7 @@ class ZeroSizes(Record):
     """ZeRO-3: elements of a rank's shard that its optimizer goes over at once."""
 
 
-class StepTime(Record):
+class StepTime(StoredPart):
     """Predicted time of one optimizer step; nothing is taken to overlap."""
 
     compute_s: float
@@ -146,7 +146,7 @@ class StepTime(Record):
         return self.compute_s + self.communication_s + self.offload_s
 
 
-class RunTime(Record):
+class RunTime(StoredPart):
     """Predicted time of a run; what depends on the number of examples is None where that is."""
 
     step: StepTime
@@ -168,7 +168,7 @@ class RunTime(Record):
         return self.start_s + self.steps * self.step.total_s + self.evaluation_s + self.saving_s
 
 
-class Alternative(Record):
+class Alternative(StoredPart):
     """A layout beside the chosen one: what it costs, and what is in its way."""
 
     layout: Layout
@@ -186,7 +186,7 @@ class Alternative(Record):
         return self.layout.world_size * self.step.total_s / 3.6
 
 
-class Plan(Record):
+class Plan(StoredRecord):
     """Exactly what a job will run: the layout, what it needs, and why."""
 
     recipe: str

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hpcft.core.records.base import Record
+from hpcft.core.records.base import StoredRecord
 
 
-class Progress(Record):
+class Progress(StoredRecord):
     """The heartbeat: how far a run is, rewritten whole every few seconds by rank 0."""
 
     phase: Literal["starting", "data", "model", "training", "evaluation", "saving", "done"]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, JsonValue
 
 from hpcft.core.records.base import (
+    InputRecord,
     Auto,
     Fraction,
     Name,
@@ -14,7 +15,6 @@ from hpcft.core.records.base import (
     Offload,
     OneLine,
     PositiveInt,
-    Record,
     Revision,
     Share,
     SlurmWord,
@@ -22,7 +22,7 @@ from hpcft.core.records.base import (
 )
 
 
-class TokenizerTraining(Record):
+class TokenizerTraining(InputRecord):
     """A byte-level BPE tokenizer trained on the training split, for a new model."""
 
     vocab_size: Annotated[int, Field(ge=260, le=1_000_000)]
@@ -32,7 +32,7 @@ class TokenizerTraining(Record):
     """Take upper- and lower-case letters for the same."""
 
 
-class ModelSpec(Record):
+class ModelSpec(InputRecord):
     """Which model is trained, and where its weights, configuration and tokenizer are."""
 
     path: OneLine | None = None
@@ -48,7 +48,7 @@ class ModelSpec(Record):
     """Attention of `transformers`."""
 
 
-class DataSpec(Record):
+class DataSpec(InputRecord):
     """Where the examples come from and how they are split."""
 
     path: OneLine | None = None
@@ -75,7 +75,7 @@ class DataSpec(Record):
     """This share of a split's examples, sampled with `seed` (R3: 3 % of MultiNLI)."""
 
 
-class Task(Record):
+class Task(InputRecord):
     """What the examples ask of the model; each task file adds its own options."""
 
     name: str
@@ -86,14 +86,14 @@ class Task(Record):
     """Longest sequence in tokens; longer texts are cut at the end (prompts: at the front)."""
 
 
-class Method(Record):
+class Method(InputRecord):
     """How the model is trained; each method file adds its own options."""
 
     name: str
     """Which method; one of the files in `methods/`."""
 
 
-class Train(Record):
+class Train(InputRecord):
     """Optimisation; fields and values bear the names of Hugging Face `TrainingArguments`."""
 
     global_batch_size: PositiveInt = 16
@@ -165,7 +165,7 @@ class Train(Record):
     """Seed of initial weights, order and dropout."""
 
 
-class Evaluation(Record):
+class Evaluation(InputRecord):
     """How the finished model is scored."""
 
     split: Literal["validation", "test"] = "test"
@@ -177,7 +177,7 @@ class Evaluation(Record):
     """Also score the model before training, for a before/after comparison."""
 
 
-class Resources(Record):
+class Resources(InputRecord):
     """What the run may take from the cluster; `auto` lets the plan choose what fits."""
 
     nodes: PositiveInt | Auto = "auto"
@@ -211,7 +211,7 @@ _Points = list[dict[str, JsonValue]]
 _Seeds = Annotated[list[int], Field(max_length=1000)]
 
 
-class Sweep(Record):
+class Sweep(InputRecord):
     """Several runs from one recipe; `grid`, `zip`, `list` and `seeds` multiply each other."""
 
     grid: dict[str, _Values] = Field(default_factory=dict)
@@ -224,7 +224,7 @@ class Sweep(Record):
     """Repeats with these values of `train.seed`; the table shows mean ± spread."""
 
 
-class Baseline(Record):
+class Baseline(InputRecord):
     """What others reported for the same experiment; shown beside ours, never used."""
 
     source: OneLine
@@ -235,7 +235,7 @@ class Baseline(Record):
     """What happened instead of a number, for example `out of memory`."""
 
 
-class Recipe(Record):
+class Recipe(InputRecord):
     """One experiment: what to train, on what, how, and what others reported."""
 
     name: Name

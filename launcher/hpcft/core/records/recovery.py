@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from hpcft.core.records.base import Record
+from hpcft.core.records.base import StoredRecord
 from hpcft.core.records.plan import Layout
 
 
-class RankError(Record):
+class RankError(StoredRecord):
     """What a rank wrote about its own end."""
 
     rank: int
@@ -35,7 +35,7 @@ class RankError(Record):
     """For developers; shown by `hpcft logs`."""
 
 
-class Recovery(Record):
+class Recovery(StoredRecord):
     """What a run met on its way, and how it went on; a rung of the ladder is one with a change."""
 
     number: int

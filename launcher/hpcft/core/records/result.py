@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from hpcft.core.records.base import Name, Positive, PositiveInt, Record
+from hpcft.core.records.base import Name, Positive, PositiveInt, StoredPart, StoredRecord
 from hpcft.core.records.plan import ParameterCount
 from hpcft.core.records.recovery import Recovery
 
 
-class PhasePeaks(Record):
+class PhasePeaks(StoredPart):
     """The most that ranks held during a phase of a run, of all ranks that of the largest."""
 
     resident_bytes: int
@@ -27,7 +27,7 @@ class PhasePeaks(Record):
     others hold; None on a CPU."""
 
 
-class Measured(Record):
+class Measured(StoredPart):
     """What a run really took."""
 
     wall_s: float
@@ -58,7 +58,7 @@ class Measured(Record):
         return max([self.peak_memory_bytes, *used])
 
 
-class Prediction(Record):
+class Prediction(StoredPart):
     """What the plan of a run predicted, in the parts that measurements tell something of."""
 
     tensor_bytes: int
@@ -75,7 +75,7 @@ class Prediction(Record):
     """Tokens that it was taken for: every sequence as long as the recipe allows."""
 
 
-class Confusion(Record):
+class Confusion(StoredPart):
     """Which labels a model takes for which."""
 
     labels: list[str]
@@ -85,7 +85,7 @@ class Confusion(Record):
     last column without a label, if there is one, counts those that were given none."""
 
 
-class RunRecord(Record):
+class RunRecord(StoredRecord):
     """What came out of a run that completed; written last, so that its presence means success."""
 
     run_id: str

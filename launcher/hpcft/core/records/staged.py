@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from hpcft.core.records.base import Record
+from hpcft.core.records.base import StoredPart, StoredRecord
 
 Kind = Literal["model", "tokenizer", "dataset"]
 
 
-class StagedFile(Record):
+class StagedFile(StoredPart):
     """A file as it was when it was checked."""
 
     size_bytes: int
@@ -22,7 +22,7 @@ class StagedFile(Record):
     """Its hash by the hub: sha256 of a large file, git's sha1 of a small one."""
 
 
-class Staged(Record):
+class Staged(StoredRecord):
     """What was fetched, at which commit, and where jobs read it."""
 
     kind: Kind
@@ -52,7 +52,7 @@ class Staged(Record):
         return sum(file.size_bytes for file in self.files.values())
 
 
-class StagedInputs(Record):
+class StagedInputs(StoredRecord):
     """What a run reads instead of asking the hub."""
 
     inputs: dict[str, Staged] = Field(default_factory=dict)

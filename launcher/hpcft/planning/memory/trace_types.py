@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcft.core.records import ModelSpec, Precision, Record, ZeroSizes
+from hpcft.core.records import ModelSpec, Precision, Record, StoredPart, StoredRecord, ZeroSizes
 from hpcft.methods import AnyMethod
 from hpcft.planning.memory import zero3_schedule
 from hpcft.tasks.base import TrainedTask
@@ -71,7 +71,7 @@ class Step(Record):
     """Tokens of an example that carry a loss; None: all, the most there can be."""
 
 
-class Line(Record):
+class Line(StoredPart):
     """A moment of the step: bytes of each kind, affine in the micro-batch."""
 
     part: str
@@ -92,7 +92,7 @@ class Line(Record):
         return [*found[:-1], int(found[-1] * share)]
 
 
-class Curve(Record):
+class Curve(StoredRecord):
     """The moments of a step that are the largest for some micro-batch."""
 
     training: list[Line]
@@ -156,7 +156,7 @@ class Batch(Record):
     """Prompts of `max_length` that it may hold, B."""
 
 
-class BatchMemory(Record):
+class BatchMemory(StoredRecord):
     """What a forward pass of a batch takes, beside weights and the shared cache."""
 
     activations: int

@@ -18,7 +18,7 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
 from hpcft.core.files import read, write
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Fingerprints, Plan, Record, TokenizerTraining
+from hpcft.core.records import Cluster, Fingerprints, Plan, StoredRecord, TokenizerTraining
 from hpcft.recovery.log import taken
 from hpcft.staging import staged_inputs
 from hpcft.staging.verify import load_tokenizer as load_pretrained_tokenizer
@@ -31,7 +31,7 @@ from hpcft.training.distributed import rank_env, rendezvous, torch_extensions
 from hpcft.training.telemetry.progress import Heartbeat
 
 
-class Summary(Record):
+class Summary(StoredRecord):
     """What was prepared; written last."""
 
     examples: dict[str, int]

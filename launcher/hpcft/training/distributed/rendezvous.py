@@ -10,7 +10,7 @@ from typing import Any
 
 from hpcft.core.files import read, write
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Record
+from hpcft.core.records import Cluster, StoredRecord
 from hpcft.scheduler import slurm
 from hpcft.training.distributed.rank_env import Rank
 
@@ -22,7 +22,7 @@ MEETING_TIMEOUT_S = 6 * 3600.0
 _held: list[Any] = []
 
 
-class Rendezvous(Record):
+class Rendezvous(StoredRecord):
     """Where rank 0 listens."""
 
     address: str

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpcft.core.errors import StoreError
 from hpcft.core.files import read
-from hpcft.core.records import Record
+from hpcft.core.records import StoredRecord
 from hpcft.recovery.diagnosis import RankError
 
 # Innermost frames of a rank that waits for the others: at the meeting, in a collective, where DDP
@@ -27,7 +27,7 @@ _FRAMES = 12
 UNKNOWN = "unknown"
 
 
-class Request(Record):
+class Request(StoredRecord):
     """A rank was quiet for too long, or is stopped: all are to say what they do."""
 
     rank: int
@@ -36,7 +36,7 @@ class Request(Record):
     """Unix time in seconds."""
 
 
-class Answer(Record):
+class Answer(StoredRecord):
     """What a rank was doing when it was asked."""
 
     rank: int
