@@ -11,10 +11,10 @@ from hpcft.cli.plan_tables import scale_table
 from hpcft.cli.table_formats import as_markdown
 from hpcft.config import cluster_profile, recipe
 from hpcft.config.cluster_profile import Profile
-from hpcft.config.recipe_types import Point
+from hpcft.config.recipe_types import SweepPoint
 from hpcft.core.errors import DoesNotFit
 from hpcft.core.records import StepTime
-from hpcft.jobs.what_fits import Answer, matrix, plan_run, scale
+from hpcft.jobs.what_fits import FitResult, fit_matrix, fit_on_gpus, plan_run
 from hpcft.recovery.diagnosis import KNOWN, POLICIES
 
 DOCS = Path(__file__).parent
@@ -30,7 +30,7 @@ def say(text: str) -> None:
 
 def site(title: str, name: str, *, gpus: int | None = None, nodes: int | None = None) -> Profile:
     """A shipped profile under a column's title, with fewer GPUs or nodes."""
-    found = cluster_profile.load(name)
+    found = cluster_profile.load_profile(name)
     cluster = found.cluster
     update = {
         "name": title,
@@ -58,9 +58,9 @@ def columns() -> list[Profile]:
     ]
 
 
-def one(name: str, overrides: list[str] | None = None) -> Point:
+def one(name: str, overrides: list[str] | None = None) -> SweepPoint:
     """The first run of a recipe."""
-    return recipe.load(name, overrides)[0]
+    return recipe.load_recipe(name, overrides)[0]
 
 
 def refusal(name: str, where: Profile) -> str:
@@ -69,7 +69,7 @@ def refusal(name: str, where: Profile) -> str:
         plan = plan_run(one(name), where)
     except DoesNotFit as refused:
         return str(refused)
-    return f"{name} fits {where.cluster.name}: {Answer(plan).short}"
+    return f"{name} fits {where.cluster.name}: {FitResult(plan).short}"
 
 
 # ---------------------------------------------------------------- which recipe fits where
@@ -78,8 +78,8 @@ def refusal(name: str, where: Profile) -> str:
 def fits_page() -> str:
     """The page on what fits where, and the three deaths."""
     sites = columns()
-    names = [path.stem for path in recipe.available()]
-    rows = matrix(names, sites, say=say)
+    names = [path.stem for path in recipe.list_recipes()]
+    rows = fit_matrix(names, sites, say=say)
     header = ["recipe", *(known.cluster.name for known in sites)]
     cells = [[row, *(answer.short for answer in answers)] for row, answers in rows.items()]
     gemma = "gemma7b_full"
@@ -119,7 +119,7 @@ and padded to 2,048, as the report may have done: it padded to a length that it 
 
 def gemma_arithmetic(name: str) -> str:
     """Why no setting helps: weights and states against one GPU, in a sentence."""
-    plan = plan_run(one(name), cluster_profile.load("a100-80"))
+    plan = plan_run(one(name), cluster_profile.load_profile("a100-80"))
     p, gib = plan.facts.parameters.total, 2**30
     logits = one(name).recipe.task.max_length * plan.facts.logits_width * 4
     return (
@@ -141,7 +141,7 @@ def epoch_table() -> str:
         line = [title]
         for length in (256, 2048):
             point = one("llama3_8b_winogrande_qlora", [f"task.max_length={length}"])
-            plan = scale(point, cluster_profile.load(name), gpus).plan
+            plan = fit_on_gpus(point, cluster_profile.load_profile(name), gpus).plan
             hours = plan.time.step.total_s * steps / 3600 if plan and plan.time else math.nan
             line.append(f"{hours:.2g} h" if plan else "does not fit")
         cells.append(line)
@@ -157,9 +157,12 @@ def scale_page() -> str:
     for name, cluster in (
         ("llama3_8b", "a100-80"), ("llama3_8b", "h100-80"), ("llama3_70b", "h100-80"),
     ):  # fmt: skip
-        point, known = one(str(DOCS / "scale" / f"{name}.yaml")), cluster_profile.load(cluster)
+        point, known = (
+            one(str(DOCS / "scale" / f"{name}.yaml")),
+            cluster_profile.load_profile(cluster),
+        )
         say(f"scaling {name} on {cluster}")
-        answers = {count: scale(point, known, count) for count in COUNTS}
+        answers = {count: fit_on_gpus(point, known, count) for count in COUNTS}
         counts = ",".join(map(str, COUNTS))
         sections.append(
             f"## {name} on {cluster}\n\n`hpcft plan docs/scale/{name}.yaml -c {cluster} "

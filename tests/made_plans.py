@@ -11,9 +11,9 @@ from typing import Any
 
 from hpcft.config import cluster_profile
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.records import Alternative, Cluster, Layout, ModelFacts, ParameterCount, Plan
+from hpcft.core.records import Cluster, EvaluatedLayout, Layout, ModelFacts, ParameterCount, Plan
 from hpcft.planning import planner
-from hpcft.planning.memory.trace_types import KINDS, Curve, Line, Step
+from hpcft.planning.memory.trace_types import KINDS, LinearBytes, StepMemory, TracedStep
 
 BILLION = 1_000_000_000
 NVME = {"node_disk_path": "/local", "node_disk_gib": 1000.0}
@@ -21,7 +21,7 @@ NVME = {"node_disk_path": "/local", "node_disk_gib": 1000.0}
 
 def cluster(name: str, **changes: Any) -> Cluster:
     """A shipped profile with fields changed."""
-    return cluster_profile.load(name).cluster.model_copy(update=changes)
+    return cluster_profile.load_profile(name).cluster.model_copy(update=changes)
 
 
 CLASSIFY = {"name": "classification", "labels": ["a", "b"], "data": {"path": "x/y"}}
@@ -60,15 +60,15 @@ def layout(stage: int, ranks: int = 1, **changes: Any) -> Layout:
 
 def make(made: FullRecipe, site: Cluster, facts: ModelFacts, **options: Any) -> Plan:
     """The plan of a made-up model."""
-    return planner.make(made, site, facts, trace=lined(facts), **options)
+    return planner.make_plan(made, site, facts, trace=lined(facts), **options)
 
 
-def table(made: FullRecipe, site: Cluster, facts: ModelFacts) -> list[Alternative]:
+def table(made: FullRecipe, site: Cluster, facts: ModelFacts) -> list[EvaluatedLayout]:
     """All layouts of a made-up model."""
-    return planner.table(made, site, facts, trace=lined(facts))
+    return planner.evaluate_all(made, site, facts, trace=lined(facts))
 
 
-def lined(facts: ModelFacts) -> Callable[[Step], Curve]:
+def lined(facts: ModelFacts) -> Callable[[TracedStep], StepMemory]:
     """A step in three moments: the end of the forward pass, the backward pass, the optimizer.
 
     Korthikanti et al. 2022 (arXiv:2205.05198, equation 1) count 34 B S H bytes a layer in 16 bits
@@ -76,7 +76,7 @@ def lined(facts: ModelFacts) -> Callable[[Step], Curve]:
     """
     p = facts.parameters
 
-    def trace(step: Step) -> Curve:
+    def trace(step: TracedStep) -> StepMemory:
         width = 4 if step.precision == "fp32" else 2
         held = width if step.zero_stage else 4
         weights = 0 if step.zero_stage == 3 else held * p.trainable
@@ -96,7 +96,7 @@ def lined(facts: ModelFacts) -> Callable[[Step], Curve]:
             behind["gradient shards"] = width * p.trainable
         optimizer = {**there, "gradients": gradients}
         acts = each * width // 2
-        return Curve(
+        return StepMemory(
             training=[
                 _line("forward head", there, {"activations": acts, "logits and loss": parts}),
                 _line("backward 0", behind, {"activations": acts // 4}),
@@ -112,6 +112,6 @@ def lined(facts: ModelFacts) -> Callable[[Step], Curve]:
     return trace
 
 
-def _line(part: str, fixed: dict[str, int], each: dict[str, int]) -> Line:
+def _line(part: str, fixed: dict[str, int], each: dict[str, int]) -> LinearBytes:
     by_kind = [[sizes.get(kind, 0) for kind in KINDS] for sizes in (fixed, each)]
-    return Line(part=part, fixed=by_kind[0], each=by_kind[1])
+    return LinearBytes(part=part, fixed=by_kind[0], each=by_kind[1])

@@ -13,14 +13,14 @@ from hpcft.core.errors import InputError
 
 def one(*overrides: str, name: str = "tiny.yaml") -> FullRecipe:
     """The only point of a recipe file."""
-    (point,) = recipe.load(name, list(overrides))
+    (point,) = recipe.load_recipe(name, list(overrides))
     return point.recipe
 
 
 def problems(*overrides: str, name: str = "tiny.yaml") -> list[str]:
     """What is said of a recipe that is refused."""
     with pytest.raises(InputError) as error:
-        recipe.load(name, list(overrides))
+        recipe.load_recipe(name, list(overrides))
     return [str(problem) for problem in error.value.problems]
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core import files as store
 from hpcft.core import run_index
 from hpcft.core.errors import ClusterError
+from hpcft.core.files import create_folder, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import (
     Attempt,
     Job,
     Layout,
-    Measured,
+    Measurement,
     MemoryItem,
     ModelFacts,
     ParameterCount,
@@ -57,7 +57,7 @@ def record(run_id: str, **metrics: float) -> RunRecord:
     return RunRecord(
         run_id=run_id, recipe="made", finished_at=1.0, split="test", metrics=metrics,
         parameters=ParameterCount(total=66_364_418, trainable=592_130, added=0, largest_layer=0),
-        measured=Measured(wall_s=3600.0, gpu_hours=2.0, peak_memory_bytes=3 * GIB,
+        measured=Measurement(wall_s=3600.0, gpu_hours=2.0, peak_memory_bytes=3 * GIB,
                           peak_host_bytes=GIB),
         predicted_memory_bytes=4 * GIB,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def met(paths: RunPaths, step: int, at: float = 1.0, **fields: Any) -> None:
     paths.recoveries.mkdir()
     made = Recovery(at=at, step=step, layout=plan().layout, per_device_eval_batch_size=1,
                     **(known | fields))  # fmt: skip
-    store.write(paths.recoveries / "1.json", made)
+    write_record(paths.recoveries / "1.json", made)
 
 
 def progress(age_s: float = 0.0, **fields: Any) -> Progress:
@@ -115,7 +115,7 @@ class Runs:
             log: str = "", **fields: Any) -> RunPaths:  # fmt: skip
         """A run folder with these records, rank errors and this error log."""
         paths = RunPaths(self.root / "made" / run_id)
-        store.create_folder(paths.folder)
+        create_folder(paths.folder)
         paths.logs.mkdir()
         attempt = Attempt(
             job_id=job_id,
@@ -127,30 +127,30 @@ class Runs:
         )
         known: dict[str, Any] = {"run_id": run_id, "recipe": "made", "cluster": "site",
                                  "scheduler": scheduler, "attempts": [attempt]}  # fmt: skip
-        store.write(paths.job, Job(**(known | fields)))
+        write_record(paths.job, Job(**(known | fields)))
         files = {RunRecord: paths.result, Progress: paths.progress, Plan: paths.plan,
                  FullRecipe: paths.recipe}  # fmt: skip
         for part in parts:
-            store.write(files[type(part)], part)
+            write_record(files[type(part)], part)
             if isinstance(part, Progress):
                 os.utime(paths.progress, (part.updated_at, part.updated_at))
         for rank, (kind, message) in enumerate(errors):
             paths.errors.mkdir(exist_ok=True)
             said = diagnosis.RankError(rank=rank, node=f"n{rank}", at=10.0 + rank, kind=kind,
                                       message=message)  # fmt: skip
-            store.write(paths.errors / f"{rank}.json", said)
+            write_record(paths.errors / f"{rank}.json", said)
         if log:
             (paths.logs / f"{job_id}_0_log.err").write_text(log)
         return paths
 
-    def view(self, run_id: str) -> status.View:
+    def view(self, run_id: str) -> status.RunStatus:
         """What is known of a run."""
-        ((paths, job),) = run_index.find_run(self.root, run_id)
-        return status.look(paths, job)
+        ((paths, job),) = run_index.find_runs(self.root, run_id)
+        return status.run_status(paths, job)
 
-    def rows(self) -> list[results.Row]:
+    def rows(self) -> list[results.ResultRow]:
         """The table of all runs."""
-        return results.rows(status.snapshot(run_index.runs_in(self.root)))
+        return results.result_rows(status.run_statuses(run_index.list_runs(self.root)))
 
 
 def made_in(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
@@ -170,6 +170,6 @@ def made_in(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
             raise made.away
         return {(token, None): job_id for token, job_id in made.tokens.items()}
 
-    monkeypatch.setattr(slurm, "states", states)
-    monkeypatch.setattr(slurm, "by_token", by_token)
+    monkeypatch.setattr(slurm, "job_states", states)
+    monkeypatch.setattr(slurm, "ids_by_token", by_token)
     return made

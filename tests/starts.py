@@ -47,15 +47,15 @@ worker.main(*sys.argv[5:])
 def made(folder: Path, recipe: Path, *overrides: str) -> Path:
     """A run folder as a submission leaves it, or with a new plan; nothing is started."""
     with patch.object(os, "sched_getaffinity", return_value=range(4)):  # ranks may share a core
-        _, (item,) = prepare.prepare(str(recipe), "local", list(overrides))
-        site = cluster_profile.load("local").cluster
+        _, (item,) = prepare.prepare_runs(str(recipe), "local", list(overrides))
+        site = cluster_profile.load_profile("local").cluster
     files.create_folder(folder)
     paths = RunPaths(folder)
-    files.write(paths.recipe, item.point.recipe)
-    files.write(paths.cluster, site)
-    files.write(paths.plan, item.plan)
-    files.write(paths.fingerprints, item.prints)
-    files.write(paths.staged, item.staged)
+    files.write_record(paths.recipe, item.point.recipe)
+    files.write_record(paths.cluster, site)
+    files.write_record(paths.plan, item.plan)
+    files.write_record(paths.fingerprints, item.prints)
+    files.write_record(paths.staged, item.staged)
     return folder
 
 

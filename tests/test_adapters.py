@@ -65,7 +65,7 @@ def test_adapters_that_runs_have_trained_are_scored_together(workplace: Path, cl
     for row in rows_of:
         (run_id,) = row["run_ids"]
         folder = workplace / "runs/compared" / run_id / "answers"
-        found[row["point"]["method.adapter_path"]] = answer_log.read(folder)
+        found[row["point"]["method.adapter_path"]] = answer_log.read_answers(folder)
     right, wrong = adapters
     assert found.keys() == {right, wrong, None}
     assert found[right] != found[wrong]

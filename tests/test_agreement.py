@@ -158,14 +158,14 @@ def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
 def test_gradients_over_ranks_are_those_of_one_process(agrees: Path) -> None:
     """ZeRO-3 on two ranks with two micro-batches each, to 1e-5 of each gradient's norm in fp32."""
     write_rows(agrees.parent / "d.jsonl", rows(8))
-    site, (prepared,) = prepare.prepare(str(agrees), "local", [])
+    site, (prepared,) = prepare.prepare_runs(str(agrees), "local", [])
     folder = agrees.parent / "runs/agrees/1"
     submit._write_folder(site, prepared, folder)
     run_ranks(folder, 2)
     found = load_file(folder / "gradients.safetensors")
 
     examples = encoded(rows(8))
-    divided = batch_order.of_run(
+    divided = batch_order.plan_batches(
         prepared.point.recipe, prepared.plan, [len(ids) for ids, _ in examples]
     )
     turns = list(divided.micro_batches(0))

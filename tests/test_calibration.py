@@ -15,8 +15,8 @@ from hpcft.core.records import (
     CALIBRATION_BOUNDS,
     Calibration,
     Job,
-    Lowered,
-    Measured,
+    Measurement,
+    OomCaps,
     PhasePeaks,
     Prediction,
     Recovery,
@@ -24,11 +24,11 @@ from hpcft.core.records import (
 )
 from hpcft.core.units import GIB, MIB
 from hpcft.jobs import learn
-from hpcft.jobs.status import View
+from hpcft.jobs.status import RunStatus
 from hpcft.planning import calibration
-from hpcft.planning.calibration import MOST_RUNS, fit
-from hpcft.planning.feasibility import calibrated
-from hpcft.planning.memory.model_states import COMMUNICATOR_BYTES, host_states, tensor_bytes
+from hpcft.planning.calibration import MOST_RUNS, fit_calibration
+from hpcft.planning.feasibility import with_calibration
+from hpcft.planning.memory.model_states import COMMUNICATOR_BYTES, host_memory_items, tensor_bytes
 from made_plans import cluster, facts, layout, make, recipe
 
 pytestmark = pytest.mark.usefixtures("cache_of_this_module")
@@ -53,7 +53,7 @@ def record(
     """A finished run, by default as it was predicted."""
     phases = {"model": peaks, "training": peaks} if peaks else {}
     timed = {"step_s": 1.25, "timed_steps": 20, "tokens_per_step": 1000.0}
-    measured = Measured(wall_s=1.0, gpu_hours=1.0, peak_memory_bytes=1, peak_host_bytes=1,
+    measured = Measurement(wall_s=1.0, gpu_hours=1.0, peak_memory_bytes=1, peak_host_bytes=1,
                         phases=phases, **(timed | changes.pop("measured", {})))  # fmt: skip
     fields: dict[str, Any] = {"run_id": "a" * 12, "recipe": "made", "cluster": "site",
                               "finished_at": 1.0} | changes  # fmt: skip
@@ -72,18 +72,20 @@ def rung(micro: int, *, checkpointing: bool = False) -> Recovery:
 
 
 def test_nothing_is_made_of_nothing() -> None:
-    assert fit([], "site") == Calibration()
+    assert fit_calibration([], "site") == Calibration()
     old = RunRecord(run_id="a", recipe="made", cluster="site", finished_at=1.0)
-    assert fit([old], "site") == Calibration(), "records of earlier versions have no phases"
-    assert fit([record(on_gpu())] * 3, "elsewhere") == Calibration()
+    assert fit_calibration([old], "site") == Calibration(), (
+        "records of earlier versions have no phases"
+    )
+    assert fit_calibration([record(on_gpu())] * 3, "elsewhere") == Calibration()
 
 
 def test_one_run_tells_memory_and_three_tell_time() -> None:
-    one = fit([record(on_gpu(11 * GIB))], "site")
+    one = fit_calibration([record(on_gpu(11 * GIB))], "site")
     assert one.context_bytes == GIB // 2
     assert one.fragmentation == pytest.approx(0.1)
     assert (one.efficiency, one.process_bytes, one.runs) == (None, None, 1)
-    three = fit([record(on_gpu())] * 3, "site")
+    three = fit_calibration([record(on_gpu())] * 3, "site")
     assert three.efficiency == pytest.approx(0.35), "as predicted: as it was"
 
 
@@ -93,7 +95,7 @@ def test_the_most_memory_counts_and_the_median_of_efficiency() -> None:
         for share, context, step in ((0.05, 400, 0.5), (0.08, 300, 1.0), (0.03, 450, 4.0))
         for context in [context * MIB]
     ]
-    known = fit(runs, "site")
+    known = fit_calibration(runs, "site")
     assert known.fragmentation == pytest.approx(0.08)
     assert known.context_bytes == 450 * MIB
     assert known.efficiency == pytest.approx(0.35), "of 0.7, 0.35 and 0.0875"
@@ -103,24 +105,24 @@ def test_the_most_memory_counts_and_the_median_of_efficiency() -> None:
 
 def test_efficiency_is_what_would_have_predicted_the_step() -> None:
     """It divides the time of FLOPs alone, which the rest of a predicted step is not."""
-    slow = fit([record(measured={"step_s": 2.25})] * 3, "site")
+    slow = fit_calibration([record(measured={"step_s": 2.25})] * 3, "site")
     assert slow.efficiency == pytest.approx(0.35 / 2), "2 s in the place of 1 s"
-    short = fit([record(measured={"tokens_per_step": 500.0})] * 3, "site")
+    short = fit_calibration([record(measured={"tokens_per_step": 500.0})] * 3, "site")
     assert short.efficiency == pytest.approx(0.35 / 2), "half as much was computed in that time"
     for useless in ({"timed_steps": 19}, {"step_s": 0.4}, {"step_s": None}):
-        assert fit([record(measured=useless)] * 3, "site").efficiency is None, useless
+        assert fit_calibration([record(measured=useless)] * 3, "site").efficiency is None, useless
 
 
 def test_communicators_and_small_runs_do_not_count_as_overhead() -> None:
     peaks = on_gpu(context_bytes=GIB // 2 + COMMUNICATOR_BYTES)
     shared = record(peaks, {"communicator_bytes": COMMUNICATOR_BYTES})
-    assert fit([shared], "site").context_bytes == GIB // 2
+    assert fit_calibration([shared], "site").context_bytes == GIB // 2
     small = record(on_gpu(60 * MIB), {"tensor_bytes": 10 * MIB})
-    assert fit([small], "site").fragmentation is None
+    assert fit_calibration([small], "site").fragmentation is None
 
 
 def test_a_rank_on_a_cpu_has_a_process() -> None:
-    known = fit([record(PhasePeaks(resident_bytes=11 * GIB))], "site")
+    known = fit_calibration([record(PhasePeaks(resident_bytes=11 * GIB))], "site")
     assert known.process_bytes == GIB
     assert (known.context_bytes, known.fragmentation) == (None, None)
 
@@ -139,16 +141,18 @@ def test_a_rank_on_a_cpu_has_a_process() -> None:
 def test_beyond_its_bounds_the_bound_is_taken_and_told(
     field: str, peaks: PhasePeaks, bound: int
 ) -> None:
-    known = fit([record(peaks)], "site")
+    known = fit_calibration([record(peaks)], "site")
     assert getattr(known, field) == CALIBRATION_BOUNDS[field][bound]
     (note,) = (note for note in known.notes if note.startswith(field.removesuffix("_bytes")))
     assert f"the {('least', 'most')[bound]} that is taken" in note
-    assert note in calibration.in_words(known)
+    assert note in calibration.describe_calibration(known)
 
 
 @pytest.mark.parametrize(("step_s", "bound"), [(0.5001, 1), (1000.0, 0)])
 def test_efficiency_has_bounds_too(step_s: float, bound: int) -> None:
-    known = fit([record(predicted={"efficiency": 0.8}, measured={"step_s": step_s})] * 3, "site")
+    known = fit_calibration(
+        [record(predicted={"efficiency": 0.8}, measured={"step_s": step_s})] * 3, "site"
+    )
     assert known.efficiency == CALIBRATION_BOUNDS["efficiency"][bound]
     assert known.notes
 
@@ -156,16 +160,16 @@ def test_efficiency_has_bounds_too(step_s: float, bound: int) -> None:
 def test_the_latest_runs_count() -> None:
     old = record(on_gpu(context_bytes=GIB), finished_at=0.5)
     new = [record(on_gpu(), finished_at=float(n)) for n in range(1, MOST_RUNS + 1)]
-    assert fit([*new[1:], old], "site").context_bytes == GIB
-    assert fit([*new, old], "site").context_bytes == GIB // 2
-    assert fit([*new, old], "site").runs == MOST_RUNS
+    assert fit_calibration([*new[1:], old], "site").context_bytes == GIB
+    assert fit_calibration([*new, old], "site").context_bytes == GIB // 2
+    assert fit_calibration([*new, old], "site").runs == MOST_RUNS
 
 
 def test_runs_that_came_down_teach_a_cap_and_no_values() -> None:
     down = record(on_gpu(context_bytes=GIB), recoveries=[rung(2)])
-    known = fit([down, record(on_gpu(), recipe="other")], "site")
+    known = fit_calibration([down, record(on_gpu(), recipe="other")], "site")
     assert known.context_bytes == GIB // 2
-    cap = Lowered(per_device_train_batch_size=2, gradient_checkpointing=False)
+    cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False)
     assert known.lowered == {"made": cap}
     assert known.runs == 1
 
@@ -204,14 +208,14 @@ def test_a_plan_on_cpus_goes_by_it() -> None:
     processes = next(item for item in plan.host_memory if item.name == "processes")
     assert processes.bytes == 2 * GIB
     assert tensor_bytes(plan) == plan.gpu_peak_bytes - GIB
-    stated = host_states(plan.facts, made.method, plan.layout, "fp32", load_bytes=0)
+    stated = host_memory_items(plan.facts, made.method, plan.layout, "fp32", load_bytes=0)
     assert stated[0].bytes == 3 * GIB
 
 
 def test_a_recipe_that_came_down_is_planned_lower() -> None:
     wanted = {"global_batch_size": 16}
     one = {"nodes": 1, "gpus_per_node": 1}
-    cap = Lowered(per_device_train_batch_size=2, gradient_checkpointing=True)
+    cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=True)
     site = cluster("a100-80", calibration=Calibration(lowered={"made": cap}))
     before = make(recipe(train=wanted, resources=one), cluster("a100-80"), SMALL).layout
     assert before.per_device_train_batch_size > 2
@@ -236,9 +240,9 @@ SMALL = facts(100_000_000)
 # ---------------------------------------------------------------- the file
 
 
-def views(root: Path, *records: RunRecord) -> list[View]:
+def views(root: Path, *records: RunRecord) -> list[RunStatus]:
     return [
-        View(RunPaths(root / r.recipe / r.run_id),
+        RunStatus(RunPaths(root / r.recipe / r.run_id),
              Job(run_id=r.run_id, recipe=r.recipe, cluster=r.cluster, scheduler="slurm"),
              "COMPLETED", record=r)
         for r in records
@@ -247,7 +251,7 @@ def views(root: Path, *records: RunRecord) -> list[View]:
 
 def test_collecting_keeps_what_was_measured(tmp_path: Path) -> None:
     found = [record(on_gpu()), record(recoveries=[rung(4, checkpointing=True)], cluster="other")]
-    told = learn.learn(views(tmp_path, *found), tmp_path)
+    told = learn.update_calibration(views(tmp_path, *found), tmp_path)
     assert told == [
         "calibration of other by 0 runs: made came down to micro-batch 4, checkpointing",
         "calibration of site by 1 run: context 512 MiB, fragmentation 2.0%; "
@@ -255,10 +259,10 @@ def test_collecting_keeps_what_was_measured(tmp_path: Path) -> None:
     ]
     file = calibration_file(tmp_path, "site")
     assert (file.parent.stat().st_mode & 0o777) == 0o700
-    assert Calibration.model_validate_json(file.read_text()) == fit(found, "site")
-    assert learn.learn(views(tmp_path, *found), tmp_path) == [], "nothing new"
-    site = calibrated(profile_of("a100-80", "site"), tmp_path, pytest.fail)
-    assert site.cluster.calibration == fit(found, "site")
+    assert Calibration.model_validate_json(file.read_text()) == fit_calibration(found, "site")
+    assert learn.update_calibration(views(tmp_path, *found), tmp_path) == [], "nothing new"
+    site = with_calibration(profile_of("a100-80", "site"), tmp_path, pytest.fail)
+    assert site.cluster.calibration == fit_calibration(found, "site")
 
 
 def profile_of(shipped: str, name: str) -> Any:
@@ -266,13 +270,13 @@ def profile_of(shipped: str, name: str) -> Any:
 
     from hpcft.config import cluster_profile
 
-    site = cluster_profile.load(shipped)
+    site = cluster_profile.load_profile(shipped)
     return replace(site, cluster=site.cluster.model_copy(update={"name": name}))
 
 
 def test_what_runs_measured_goes_before_what_the_profile_states(tmp_path: Path) -> None:
     stated = Calibration(efficiency=0.5, context_bytes=GIB)
-    known = calibration.over(stated, fit([record(on_gpu())], "site"))
+    known = calibration.override(stated, fit_calibration([record(on_gpu())], "site"))
     assert (known.efficiency, known.context_bytes) == (0.5, GIB // 2)
 
 
@@ -282,13 +286,13 @@ def test_a_damaged_calibration_is_told_ignored_and_mended(tmp_path: Path, damage
     file.parent.mkdir(mode=0o700)
     file.write_text(damage)
     said: list[str] = []
-    site = calibrated(profile_of("a100-80", "site"), tmp_path, said.append)
+    site = with_calibration(profile_of("a100-80", "site"), tmp_path, said.append)
     assert site.cluster.calibration == Calibration()
     assert len(said) == 1
     assert str(file) in said[0]
     assert "planned without it" in said[0]
-    assert learn.learn(views(tmp_path, record(on_gpu())), tmp_path)
-    assert calibrated(site, tmp_path, pytest.fail).cluster.calibration.runs == 1
+    assert learn.update_calibration(views(tmp_path, record(on_gpu())), tmp_path)
+    assert with_calibration(site, tmp_path, pytest.fail).cluster.calibration.runs == 1
 
 
 def test_a_calibration_that_others_may_write_is_neither_read_nor_written(tmp_path: Path) -> None:
@@ -297,18 +301,18 @@ def test_a_calibration_that_others_may_write_is_neither_read_nor_written(tmp_pat
     file.write_text(KNOWN.model_dump_json())
     file.parent.chmod(0o777)
     said: list[str] = []
-    site = calibrated(profile_of("a100-80", "site"), tmp_path, said.append)
+    site = with_calibration(profile_of("a100-80", "site"), tmp_path, said.append)
     assert site.cluster.calibration == Calibration()
     assert "others may write to it" in said[0]
     with pytest.raises(StoreError, match="others may write"):
-        learn.learn(views(tmp_path, record(on_gpu())), tmp_path)
+        learn.update_calibration(views(tmp_path, record(on_gpu())), tmp_path)
 
 
 # ---------------------------------------------------------------- the command line
 
 
 def test_plan_and_submit_go_by_the_runs_folder(cli: Cli, tiny: Path) -> None:
-    cap = Lowered(per_device_train_batch_size=2, gradient_checkpointing=False)
+    cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False)
     known = Calibration(process_bytes=2 * GIB, runs=2, lowered={"tiny": cap})
     file = calibration_file(tiny.parent / "runs", "cpu")
     file.parent.mkdir(parents=True, mode=0o700)
@@ -369,4 +373,4 @@ def test_shipped_profiles_state_no_calibration() -> None:
     from hpcft.config import cluster_profile
 
     for file in (ROOT / "slurm").glob("*.yaml"):
-        assert cluster_profile.load(str(file)).cluster.calibration == Calibration()
+        assert cluster_profile.load_profile(str(file)).cluster.calibration == Calibration()

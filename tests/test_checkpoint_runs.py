@@ -12,11 +12,11 @@ import pytest
 import starts
 from conftest import film_rows, write_rows
 from hpcft.core import checkpoints
-from hpcft.core.files import read, write
+from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, RunRecord
 from hpcft.training.checkpointing import node_local
-from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.distributed.worker_channel import SAVED_EXIT
 from hpcft.training.modes import answer_log
 
@@ -61,14 +61,16 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 def saved(folder: Path) -> list[int]:
-    return sorted(map(checkpoints.step_of, checkpoints.folders(RunPaths(folder))))
+    return sorted(
+        map(checkpoints.checkpoint_step, checkpoints.checkpoint_folders(RunPaths(folder)))
+    )
 
 
 def assert_same(folder: Path, whole: Path) -> RunRecord:
     """A run ended as another one did: to the bit, apart from the clock."""
     assert starts.lines(folder) == starts.lines(whole)
     assert weights(folder) == weights(whole)
-    result, other = (read(RunPaths(f).result, RunRecord) for f in (folder, whole))
+    result, other = (read_record(RunPaths(f).result, RunRecord) for f in (folder, whole))
     assert (result.metrics, result.metrics_before) == (other.metrics, other.metrics_before)
     return result
 
@@ -114,11 +116,11 @@ def test_what_a_nodes_disk_had_not_handed_over_is_done_again(small: Path, tmp_pa
     disk = tmp_path / "disk"
     disk.mkdir()
     paths = RunPaths(folder)
-    site = read(paths.cluster, Cluster).model_copy(update={"node_disk_path": str(disk)})
-    write(paths.cluster, site)
+    site = read_record(paths.cluster, Cluster).model_copy(update={"node_disk_path": str(disk)})
+    write_record(paths.cluster, site)
     starts.start(folder, at=7, who="1")  # that of step 6 gets its name in step 7 at the earliest
     assert saved(folder) == [2, 4]
-    near = node_local.near_folder(paths, site, Rank(0, 2, 0, os.uname().nodename, "1"))
+    near = node_local.node_folder(paths, site, RankInfo(0, 2, 0, os.uname().nodename, "1"))
     assert near is not None
     (near / "left.pt").touch()
     assert starts.start(folder) == [0, 0]
@@ -195,7 +197,7 @@ def test_it_goes_on_in_another_layout(kind: str, small: Path, tmp_path: Path) ->
     for key in ("loss", "eval_loss", "learning_rate"):
         values = [[line[key] for line in lines if key in line] for lines in (ours, theirs)]
         assert values[0] == pytest.approx(values[1], rel=1e-5), key
-    assert read(RunPaths(folder).result, RunRecord).notes == []
+    assert read_record(RunPaths(folder).result, RunRecord).notes == []
 
 
 @pytest.mark.slow
@@ -215,8 +217,8 @@ def test_a_model_that_is_asked_goes_on_with_the_next_batch(asked: Path, tmp_path
     whole = starts.copied(folder, tmp_path / "whole")
     assert {*starts.start(whole)} == {0}
     assert {*starts.start(folder, at=0, signum=signal.SIGTERM, moment="answer")} == {SAVED_EXIT}
-    assert 0 < len(answer_log.read(folder / "answers")) < 40
+    assert 0 < len(answer_log.read_answers(folder / "answers")) < 40
     assert {*starts.start(folder)} == {0}
-    assert answer_log.read(folder / "answers") == answer_log.read(whole / "answers")
-    ours, theirs = (read(RunPaths(f).result, RunRecord).metrics for f in (folder, whole))
+    assert answer_log.read_answers(folder / "answers") == answer_log.read_answers(whole / "answers")
+    ours, theirs = (read_record(RunPaths(f).result, RunRecord).metrics for f in (folder, whole))
     assert ours == theirs

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from hpcft.core import checkpoints
-from hpcft.core.files import read, write
+from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint, Layout
 from hpcft.recovery import log
 from hpcft.training.checkpointing import interval, node_local, retention
 from hpcft.training.distributed import stop_signal
-from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.rank_env import RankInfo
 from made_plans import cluster
 
 # ---------------------------------------------------------------- which one to go on from
@@ -41,7 +41,7 @@ def made(paths: RunPaths, step: int, **changes: Any) -> Path:
         "files": {f"global_step{step}/shard.pt": 100}, "tag": f"global_step{step}",
         "metrics_bytes": 0, "losses": [0.0], "logged_loss": 0.0, "logged_step": 0, "train_s": 1.0,
     }  # fmt: skip
-    write(folder / checkpoints.MARK, Checkpoint.model_validate(fields | changes))
+    write_record(folder / checkpoints.MARKER_FILE, Checkpoint.model_validate(fields | changes))
     return folder
 
 
@@ -51,10 +51,10 @@ def paths(tmp_path: Path) -> RunPaths:
 
 
 def test_the_newest_by_number_is_taken(paths: RunPaths) -> None:
-    assert checkpoints.latest(paths) == (None, [])
+    assert checkpoints.latest_checkpoint(paths) == (None, [])
     for step in (8, 9, 10):
         made(paths, step)
-    found, skipped = checkpoints.latest(paths)
+    found, skipped = checkpoints.latest_checkpoint(paths)
     assert found is not None
     assert (found.record.step, skipped) == (10, [])
 
@@ -70,8 +70,8 @@ DAMAGE = {
     "wrong latest": (lambda f: (f / "latest").write_text("global_step8"),
                      "latest names 'global_step8' instead of 'global_step12'"),
     "no latest": (lambda f: (f / "latest").unlink(), "latest: No such file or directory"),
-    "another's mark": (lambda f: write(f / "checkpoint.json",
-                                       read(f.parent / "checkpoint-8/checkpoint.json", Checkpoint)),
+    "another's mark": (lambda f: write_record(f / "checkpoint.json",
+                                       read_record(f.parent / "checkpoint-8/checkpoint.json", Checkpoint)),
                        "checkpoint.json is of step 8"),
 }  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_a_damaged_one_is_skipped_and_told(kind: str, paths: RunPaths) -> None:
     folder = made(paths, 12)
     damage, said = DAMAGE[kind]
     damage(folder)
-    found, (note,) = checkpoints.latest(paths)
+    found, (note,) = checkpoints.latest_checkpoint(paths)
     assert found is not None
     assert found.record.step == log.saved_step(paths) == 8
     assert note.startswith("checkpoint-12 was damaged (")
@@ -116,10 +116,12 @@ def test_rotation_keeps_the_newest_the_best_and_what_was_asked_for(
     for step, asked in ((6, True), (8, True), (10, False), (12, True), (20, False), (30, True)):
         made(paths, step, asked=asked)  # 30 was damaged, and left behind by going on from 12
     best = str(paths.checkpoints / "checkpoint-6")
-    retention.rotate(paths, 20, best, kept)
-    assert sorted(map(checkpoints.step_of, checkpoints.folders(paths))) == left
-    retention.remove_recoveries(paths)
-    assert sorted(map(checkpoints.step_of, checkpoints.folders(paths))) == left[:-1]
+    retention.remove_old_checkpoints(paths, 20, best, kept)
+    assert sorted(map(checkpoints.checkpoint_step, checkpoints.checkpoint_folders(paths))) == left
+    retention.remove_resume_checkpoints(paths)
+    assert (
+        sorted(map(checkpoints.checkpoint_step, checkpoints.checkpoint_folders(paths))) == left[:-1]
+    )
 
 
 # ---------------------------------------------------------------- when
@@ -147,9 +149,9 @@ def test_the_interval_of_a_recipe() -> None:
 
 
 def test_a_notice_is_a_signal_or_the_time_limit() -> None:
-    assert not stop_signal.Notice().has_to_end(1e9)
-    assert stop_signal.Notice(signum=15).has_to_end(0)
-    near = stop_signal.Notice(deadline=time.time() + 60)
+    assert not stop_signal.StopRequest().has_to_end(1e9)
+    assert stop_signal.StopRequest(signum=15).has_to_end(0)
+    near = stop_signal.StopRequest(deadline=time.time() + 60)
     assert not near.has_to_end(30)
     assert near.has_to_end(90)
 
@@ -163,20 +165,20 @@ def test_a_copy_arrives_or_says_why_not(tmp_path: Path) -> None:
     (source / "global_step2/shard.pt").write_bytes(b"x" * 100)
     target.mkdir()
     (target / "of another node").touch()
-    copy = node_local.Copy(source, target)
+    copy = node_local.AsyncCopy(source, target)
     copy.wait()
     assert copy.is_done
     assert (target / "global_step2/shard.pt").read_bytes() == b"x" * 100
     assert (target / "of another node").exists()
     assert not source.exists()
-    node_local.Copy(target, target).wait()
+    node_local.AsyncCopy(target, target).wait()
     assert (target / "global_step2/shard.pt").exists(), "it only had to reach the disk"
     target.joinpath("global_step2").rename(source)
     source.joinpath("shard.pt").rename(source / "of another node")
     (target / "of another node").unlink()
     (target / "of another node").mkdir()
     with pytest.raises(IsADirectoryError):
-        node_local.Copy(source, target).wait()
+        node_local.AsyncCopy(source, target).wait()
 
 
 def test_a_copy_that_fails_for_any_reason_is_not_taken_for_whole(
@@ -190,22 +192,22 @@ def test_a_copy_that_fails_for_any_reason_is_not_taken_for_whole(
 
     monkeypatch.setattr(node_local.shutil, "copyfile", fails)
     with pytest.raises(MemoryError):
-        node_local.Copy(tmp_path / "near", tmp_path / "far").wait()
+        node_local.AsyncCopy(tmp_path / "near", tmp_path / "far").wait()
 
 
 def test_a_folder_of_somebody_else_is_not_used(
     paths: RunPaths, caplog: pytest.LogCaptureFixture
 ) -> None:
-    me = Rank(0, 1, 0, "n1", "7")
-    assert node_local.made(paths, cluster("local"), me) is None
+    me = RankInfo(0, 1, 0, "n1", "7")
+    assert node_local.prepare_node_folder(paths, cluster("local"), me) is None
     site = cluster("local", node_disk_path=str(paths.folder))
-    near = node_local.near_folder(paths, site, me)
+    near = node_local.node_folder(paths, site, me)
     assert near is not None
-    assert node_local.made(paths, site, me) == near
+    assert node_local.prepare_node_folder(paths, site, me) == near
     assert near.stat().st_mode & 0o777 == 0o700
     assert node_local.has_room(near, 1)
     assert not node_local.has_room(near, 1 << 60)
-    node_local.remove(near)
+    node_local.remove_node_folder(near)
     near.symlink_to(paths.folder)
-    assert node_local.made(paths, site, me) is None
+    assert node_local.prepare_node_folder(paths, site, me) is None
     assert "checkpoints are written to the run folder at once" in caplog.text

@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import ModelSpec
 from hpcft.planning import model_facts
-from hpcft.planning.memory.trace_types import KINDS, Step
+from hpcft.planning.memory.trace_types import KINDS, TracedStep
 from hpcft.planning.memory.tracing.output_layer import loss_can_be_chunked
-from hpcft.planning.memory.tracing.run import traces
+from hpcft.planning.memory.tracing.run import trace_depths
 from hpcft.tasks.base import IGNORED
-from hpcft.tasks.chunked_loss import loss_of
+from hpcft.tasks.chunked_loss import make_loss
 
 TASK = {"name": "instruction", "prompt": "{q}", "completion": "{a}", "max_length": 64,
         "data": {"path": "x/y"}}  # fmt: skip
@@ -65,7 +65,7 @@ def trained(
 ) -> tuple[float, dict[str, Any]]:
     """Loss and gradients of a micro-batch, autocast as in a run: around the model alone."""
     model = copy.deepcopy(model)
-    task_loss = loss_of(TASK_OF_ALL, model, chunks)
+    task_loss = make_loss(TASK_OF_ALL, model, chunks)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         outputs = model(**batch()[0])
     loss = task_loss(outputs, labels, torch.tensor(40), smoothing)
@@ -138,7 +138,7 @@ def test_scores_are_those_of_the_whole(config: dict[str, Any]) -> None:
     found = []
     for chunks in (1, CHUNKS):
         scored = copy.deepcopy(model)
-        task_loss = loss_of(TASK_OF_ALL, scored, chunks)
+        task_loss = make_loss(TASK_OF_ALL, scored, chunks)
         with torch.no_grad():
             outputs = scored(**inputs)
             loss = task_loss(outputs, labels, None, 0.1)
@@ -153,7 +153,7 @@ def test_scores_are_those_of_the_whole(config: dict[str, Any]) -> None:
 
 def test_training_and_scoring_take_turns() -> None:
     model, (inputs, labels) = model_of(recipe(), model_type="llama"), batch()
-    task_loss = loss_of(TASK_OF_ALL, model, CHUNKS)
+    task_loss = make_loss(TASK_OF_ALL, model, CHUNKS)
     for _ in range(2):
         task_loss(model.train()(**inputs), labels, None, 0.0).backward()
         with torch.no_grad():
@@ -191,8 +191,8 @@ def test_only_next_tokens_have_a_loss_in_parts(
     made = recipe()
     classify = FullRecipe.model_validate({"name": "made", "model": {"path": "x/y"}, "task": labels,
                                           "method": {"name": "full"}})  # fmt: skip
-    assert model_facts.facts(model, made.task, made.method).loss_in_parts
-    assert not model_facts.facts(model, classify.task, classify.method).loss_in_parts
+    assert model_facts.compute_model_facts(model, made.task, made.method).loss_in_parts
+    assert not model_facts.compute_model_facts(model, classify.task, classify.method).loss_in_parts
 
 
 # ---------------------------------------------------------------- less memory
@@ -206,10 +206,10 @@ def test_a_trace_holds_one_part_of_the_logits() -> None:
     wide = ModelSpec(config={"model_type": "llama", **SHAPE, "vocab_size": 50_000})
     most = []
     for chunks in (1, CHUNKS):
-        step = Step(model=wide, task=made.task, method=made.method, precision="fp32",
+        step = TracedStep(model=wide, task=made.task, method=made.method, precision="fp32",
                     optim="adamw_torch", zero_stage=0, checkpointing=False,
                     single=False, padded=False, accelerator="cpu", loss_chunks=chunks)  # fmt: skip
-        parts = traces(step).parts[2, 2]
+        parts = trace_depths(step).parts[2, 2]
         for name in ("backward head", "evaluation head"):
             most.append(max(sizes[LOGITS] for sizes, _ in parts[name]))
     (whole, scored), (parts_of, scored_parts) = most[:2], most[2:]

@@ -10,7 +10,7 @@ import pytest
 from conftest import film_rows, write_rows
 from hpcft.config import identity, recipe
 from hpcft.core.errors import DataError, InputError
-from hpcft.tasks.data import examples as rows
+from hpcft.tasks.data.examples import load_examples
 
 
 def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
@@ -32,8 +32,8 @@ def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
     whole.save_to_disk(tmp_path / "alone")
 
     def examples(*changes: str) -> dict[str, int]:
-        (point,) = recipe.load(str(tiny), ["task.data.files=null", *changes])
-        return {name: len(found) for name, found in rows.load(point.recipe.task).splits.items()}
+        (point,) = recipe.load_recipe(str(tiny), ["task.data.files=null", *changes])
+        return {name: len(found) for name, found in load_examples(point.recipe.task).splits.items()}
 
     both = "task.data.splits={train: train, test: test}"
     expected = {"train": 8, "test": 8}
@@ -45,7 +45,7 @@ def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
         examples(alone, both)
     with pytest.raises(InputError, match="there is no folder"):
         examples("task.data.path=/nowhere/films")
-    (point,) = recipe.load(str(tiny), ["task.data.files=null", f"task.data.path={written}"])
-    first = identity.fingerprints(point.recipe)["task.data.path"]
+    (point,) = recipe.load_recipe(str(tiny), ["task.data.files=null", f"task.data.path={written}"])
+    first = identity.compute_fingerprints(point.recipe)["task.data.path"]
     write_rows(written / "films/test.jsonl", film_rows(3))
-    assert identity.fingerprints(point.recipe)["task.data.path"] != first
+    assert identity.compute_fingerprints(point.recipe)["task.data.path"] != first

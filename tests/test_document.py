@@ -18,7 +18,7 @@ HERE = Origin("f.yaml", 1, Path("/f"))
 
 
 def parsed(text: str) -> Document:
-    return yaml_document.parse(text, HERE)
+    return yaml_document.parse_document(text, HERE)
 
 
 def refused(text: str) -> list[Problem]:
@@ -160,9 +160,9 @@ def test_the_limits_themselves_are_accepted() -> None:
 def test_text_from_the_command_line_has_no_line() -> None:
     option = Origin("-o a={b: 1, b: 2}")
     with pytest.raises(InputError, match=r"^-o a={b: 1, b: 2} b: duplicate key; keep one"):
-        yaml_document.parse("{b: 1, b: 2}", option)
+        yaml_document.parse_document("{b: 1, b: 2}", option)
     with pytest.raises(InputError, match=r"^-o a=\[: is not valid YAML"):
-        yaml_document.parse("[", Origin("-o a=["))
+        yaml_document.parse_document("[", Origin("-o a=["))
 
 
 AWKWARD = "ab1.-_:,{}[]#&*!|>'\"%@`?\\ \n\t\r~=<e0xé\x00\u2028\ud800"
@@ -183,14 +183,14 @@ def test_any_text_is_a_document_or_an_input_error(text: str) -> None:
 
 def failing(path: Path) -> str:
     with pytest.raises(InputError) as error:
-        yaml_document.load(path)
+        yaml_document.load_document(path)
     return str(error.value)
 
 
 def test_a_file_is_loaded_with_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "süß: $(x).yaml"
     path.write_bytes("\ufeffa: ü\r\nb: 2\r\n".encode())
-    doc = yaml_document.load(path)
+    doc = yaml_document.load_document(path)
     assert doc.value == {"a": "ü", "b": 2}
     assert doc.origin_of(("b",)) == Origin(str(path), 2, tmp_path)
 
@@ -208,7 +208,7 @@ def test_a_huge_file_is_refused_without_being_read(tmp_path: Path) -> None:
 def test_a_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
     path = tmp_path / "big.yaml"
     path.write_text("a: " + "x" * (MAX_BYTES - 3))
-    assert len(yaml_document.load(path).value["a"]) == MAX_BYTES - 3
+    assert len(yaml_document.load_document(path).value["a"]) == MAX_BYTES - 3
     path.write_text("a: " + "x" * (MAX_BYTES - 2))
     assert "expected at most 256 kB" in failing(path)
 
@@ -243,7 +243,7 @@ train:
 
 
 def over(text: str) -> Document:
-    other = yaml_document.parse(text, Origin("g.yaml", 1, Path("/g")))
+    other = yaml_document.parse_document(text, Origin("g.yaml", 1, Path("/g")))
     return parsed(BASE).merged(other)
 
 
@@ -283,7 +283,7 @@ def test_a_name_below_a_section_does_not_replace_its_neighbours() -> None:
 
 
 def test_a_part_is_placed_in_a_larger_document() -> None:
-    part = yaml_document.parse("{a: 1, b: [2]}", Origin("-o x", None, Path("/w"))).placed(
+    part = yaml_document.parse_document("{a: 1, b: [2]}", Origin("-o x", None, Path("/w"))).placed(
         ("train", "z")
     )
     assert part.value == {"train": {"z": {"a": 1, "b": [2]}}}

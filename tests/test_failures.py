@@ -14,7 +14,7 @@ from hpcft.core import run_index
 from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
 from hpcft.core.paths import RunPaths
 from hpcft.recovery import diagnosis
-from hpcft.recovery import log as recoveries
+from hpcft.recovery.log import read_recoveries
 from hpcft.scheduler.job_state import JobState
 from made_runs import Runs, met, progress
 
@@ -115,8 +115,10 @@ AROUND = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>
 def judge(runs: Runs, state: str = "FAILED", **given: Any) -> diagnosis.Failure:
     """The explanation of a run of this evidence."""
     paths = runs.add("aaaa0000", **given)
-    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
-    return diagnosis.explain(paths, job.attempts[-1], JobState(state), recoveries.taken(paths))
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    return diagnosis.explain_failure(
+        paths, job.attempts[-1], JobState(state), read_recoveries(paths)
+    )
 
 
 @pytest.mark.parametrize("by", ["log", "errors"])
@@ -171,9 +173,11 @@ def test_every_class_with_a_pattern_has_evidence_here() -> None:
 def test_chatter_and_quoted_text_are_no_evidence(text: str, runs: Runs) -> None:
     failure = judge(runs, log=f"{text}\n", errors=(("ValueError", "the real one"),))
     assert (failure.name, failure.evidence) == ("user", "ValueError: the real one")
-    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
     (RunPaths(runs.root / "made/aaaa0000").errors / "0.json").unlink()
-    left = diagnosis.explain(RunPaths(runs.root / "made/aaaa0000"), job.attempts[-1], JobState("?"))
+    left = diagnosis.explain_failure(
+        RunPaths(runs.root / "made/aaaa0000"), job.attempts[-1], JobState("?")
+    )
     assert left.name in ("rank_died", "user"), left
     assert left.policy in ("requeue", "stop")
 
@@ -233,9 +237,9 @@ def test_a_time_limit_with_and_without_progress(runs: Runs) -> None:
     assert further.evidence == "the time limit was reached at step 30 of 120"
     paths = RunPaths(runs.root / "made/aaaa0000")
     met(paths, step=30)
-    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
-    taken = recoveries.taken(paths)
-    again = diagnosis.explain(paths, job.attempts[-1], JobState("TIMEOUT"), taken)
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    taken = read_recoveries(paths)
+    again = diagnosis.explain_failure(paths, job.attempts[-1], JobState("TIMEOUT"), taken)
     assert (again.name, again.policy) == ("stuck", "stop")
     assert again.evidence == "the time limit was reached before step 31 (training)"
 
@@ -243,28 +247,28 @@ def test_a_time_limit_with_and_without_progress(runs: Runs) -> None:
 def test_what_an_earlier_start_or_attempt_said_is_dealt_with(runs: Runs) -> None:
     log = f"OSError: [Errno 28] No space left on device\n{STARTS_AGAIN} with less\nAborted\n"
     paths = runs.add("aaaa0000", errors=(("KeyError", "'x'"),), log=log)
-    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
     attempt, failed = job.attempts[-1], JobState("FAILED")
-    assert diagnosis.explain(paths, attempt, failed).name == "user"
+    assert diagnosis.explain_failure(paths, attempt, failed).name == "user"
     met(paths, step=3, at=time.time())  # the error was written before
-    left = diagnosis.explain(paths, attempt, failed, recoveries.taken(paths))
+    left = diagnosis.explain_failure(paths, attempt, failed, read_recoveries(paths))
     assert (left.name, left.evidence) == ("rank_died", "a rank ended without a word")
     other = attempt.model_copy(update={"job_id": "12"})
-    error = diagnosis.rank_errors(paths)[0].model_copy(update={"job_id": "11"})
-    diagnosis.tell(paths, error)
-    assert diagnosis.explain(paths, other, failed).name == "rank_died"
+    error = diagnosis.read_rank_errors(paths)[0].model_copy(update={"job_id": "11"})
+    diagnosis.write_rank_error(paths, error)
+    assert diagnosis.explain_failure(paths, other, failed).name == "rank_died"
 
 
 def test_a_rank_that_knows_more_than_its_text_is_believed(runs: Runs) -> None:
     paths = runs.add("aaaa0000", errors=(CLOSED, ("TimeoutError", "no step for 312 s")))
-    error = diagnosis.rank_errors(paths)[1].model_copy(update={"failure": "stuck"})
-    diagnosis.tell(paths, error)
-    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
-    failure = diagnosis.explain(paths, job.attempts[-1], JobState("FAILED"))
+    error = diagnosis.read_rank_errors(paths)[1].model_copy(update={"failure": "stuck"})
+    diagnosis.write_rank_error(paths, error)
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    failure = diagnosis.explain_failure(paths, job.attempts[-1], JobState("FAILED"))
     assert (failure.name, failure.sentence) == ("stuck", "rank 1 on n1: no step for 312 s")
     assert failure.next_step == diagnosis.KNOWN["stuck"].next_step
     told = error.model_copy(update={"next_step": "look at it", "failure": "of_another_version"})
-    assert str(diagnosis.judged(told)).endswith("no step for 312 s; look at it")
+    assert str(diagnosis.classify(told)).endswith("no step for 312 s; look at it")
 
 
 @pytest.mark.parametrize(
@@ -289,10 +293,10 @@ def test_a_rank_that_was_told_to_end_is_not_the_cause(
 ) -> None:
     paths = runs.add("aaaa0000")
     for number, (judged, kind, message) in enumerate(said):
-        diagnosis.tell(paths, diagnosis.RankError(rank=number, node="n1", at=1.0 + number, kind=kind,
+        diagnosis.write_rank_error(paths, diagnosis.RankError(rank=number, node="n1", at=1.0 + number, kind=kind,
                                                 message=message, failure=judged))  # fmt: skip
-    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
-    failure = diagnosis.explain(paths, job.attempts[-1], JobState("RUNNING"))
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    failure = diagnosis.explain_failure(paths, job.attempts[-1], JobState("RUNNING"))
     assert (failure.name, failure.rank) == (name, rank), failure
 
 
@@ -305,7 +309,7 @@ def test_a_setup_line_that_fails_is_told(runs: Runs) -> None:
     assert (failure.name, failure.policy) == ("module", "stop")
     assert failure.evidence == f"the profile's setup failed: {says}"
     log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
-    ((paths, job),) = run_index.find_run(runs.root, "aaaa0000")
+    ((paths, job),) = run_index.find_runs(runs.root, "aaaa0000")
     # Done, it is no cause; and of a job that starts again the latest start counts.
     for text, name in (
         (f"{SETUP_BEGINS}\n{says}\n{SETUP_ENDS}\nOSError: [Errno 28] No space left on device\n",
@@ -314,7 +318,9 @@ def test_a_setup_line_that_fails_is_told(runs: Runs) -> None:
         (f"{SETUP_BEGINS}\n", "module"),
     ):  # fmt: skip
         log.write_text(text)
-        failure = diagnosis.explain(paths, job.attempts[-1], JobState("FAILED", exit_code="1:0"))
+        failure = diagnosis.explain_failure(
+            paths, job.attempts[-1], JobState("FAILED", exit_code="1:0")
+        )
         assert failure.name == name
     assert "failed without a word (exit code 1:0)" in failure.sentence
 
@@ -358,11 +364,11 @@ def test_hostile_logs_are_bounded_and_escaped(runs: Runs) -> None:
     assert failure.evidence.isprintable()
     assert len(failure.evidence) == 300
     log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
-    ((paths, job),) = run_index.find_run(runs.root, "aaaa0000")
+    ((paths, job),) = run_index.find_runs(runs.root, "aaaa0000")
     for unit in ("RuntimeError: ", "Error", "srun: error: n1: tasks ", "exceeded ", "x: ", "a."):
         log.write_text(unit * (40_000 // len(unit)))
         started = time.perf_counter()
-        diagnosis.explain(paths, job.attempts[-1], JobState("FAILED"))
+        diagnosis.explain_failure(paths, job.attempts[-1], JobState("FAILED"))
         assert time.perf_counter() - started < 1.0, unit
 
 
@@ -371,5 +377,5 @@ def test_damaged_rank_errors_and_odd_bytes_are_no_trouble(runs: Runs) -> None:
     (paths.errors / "7.json").write_text("{")
     (paths.logs / "11_1_log.err").write_bytes(b"\xff\xfe\x00" * 100)
     (paths.logs / "11_99999999999_log.err").write_text("KeyError: 1")
-    ((_, job),) = run_index.find_run(runs.root, "aaaa0000")
-    assert "told" in diagnosis.explain(paths, job.attempts[-1], JobState("FAILED")).sentence
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    assert "told" in diagnosis.explain_failure(paths, job.attempts[-1], JobState("FAILED")).sentence

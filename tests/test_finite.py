@@ -10,12 +10,12 @@ import pytest
 
 from conftest import Cli
 from hpcft.core.paths import RunPaths
-from hpcft.training.trainer.nan_guard import FP16_IN_A_ROW, Finite
+from hpcft.training.trainer.nan_guard import FP16_IN_A_ROW, NanGuard
 
 NAN, INF = math.nan, math.inf
 
 
-def logged(finite: Finite, *losses: float, every: int = 10, end: float | None = None) -> None:
+def logged(finite: NanGuard, *losses: float, every: int = 10, end: float | None = None) -> None:
     """Logs losses as the Trainer does, one each so many steps, and the one at the end."""
     finite.on_train_begin(None, SimpleNamespace(global_step=0), None)
     step = 0
@@ -32,24 +32,24 @@ def logged(finite: Finite, *losses: float, every: int = 10, end: float | None = 
 def test_the_first_loss_that_is_none_stops_the_run(
     precision: str, bad: float, tmp_path: Path
 ) -> None:
-    logged(Finite(RunPaths(tmp_path), precision), 1.0, 0.5, 0.25, end=0.5)
+    logged(NanGuard(RunPaths(tmp_path), precision), 1.0, 0.5, 0.25, end=0.5)
     message = rf"the loss is {bad} \(steps 21 to 30, learning rate 0.1\); there is no checkpoint"
     with pytest.raises(FloatingPointError, match=message):
-        logged(Finite(RunPaths(tmp_path), precision), 1.0, 0.5, bad, 0.25)
+        logged(NanGuard(RunPaths(tmp_path), precision), 1.0, 0.5, bad, 0.25)
     with pytest.raises(FloatingPointError, match=r"\(steps 21 to 25\)"):
-        logged(Finite(RunPaths(tmp_path), precision), 1.0, 0.5, end=bad)
+        logged(NanGuard(RunPaths(tmp_path), precision), 1.0, 0.5, end=bad)
 
 
 def test_fp16_may_overflow_now_and_then(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     few = [NAN] * (FP16_IN_A_ROW - 1)
-    logged(Finite(paths, "fp16"), 1.0, *few, 0.5, *few, 0.25, end=NAN)
+    logged(NanGuard(paths, "fp16"), 1.0, *few, 0.5, *few, 0.25, end=NAN)
     with pytest.raises(FloatingPointError, match=r"steps 11 to 40"):
-        logged(Finite(paths, "fp16"), 1.0, *few, NAN, 0.5)
+        logged(NanGuard(paths, "fp16"), 1.0, *few, NAN, 0.5)
     with pytest.raises(FloatingPointError, match=r"steps 11 to 35"):
-        logged(Finite(paths, "fp16"), 1.0, *few, end=NAN)
+        logged(NanGuard(paths, "fp16"), 1.0, *few, end=NAN)
     with pytest.raises(FloatingPointError, match=r"steps 1 to 5\)"):
-        logged(Finite(paths, "fp16"), end=NAN)
+        logged(NanGuard(paths, "fp16"), end=NAN)
 
 
 def test_the_last_checkpoint_from_before_is_named(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_last_checkpoint_from_before_is_named(tmp_path: Path) -> None:
     for step in (10, 15, 20, 25):
         (paths.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
     with pytest.raises(FloatingPointError, match=r"is that of step 15 \(remove the newer ones"):
-        logged(Finite(paths, "bf16"), 1.0, 1.0, NAN)
+        logged(NanGuard(paths, "bf16"), 1.0, 1.0, NAN)
 
 
 @pytest.mark.slow

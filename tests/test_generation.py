@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hpcft.tasks.few_shot.generation import generate
-from hpcft.tasks.few_shot.requests import Request
+from hpcft.tasks.few_shot.requests import PromptRequest
 from hpcft.tasks.few_shot.scorer import Scorer
 from tiny_models import SHARED, VOCABULARY, asked, tiny
 
@@ -61,7 +61,7 @@ def test_a_drawn_answer_depends_on_its_seed_alone(kind: str) -> None:
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    model, request = tiny("llama", vocab_size=16), Request([1, 5, 6], [])
+    model, request = tiny("llama", vocab_size=16), PromptRequest([1, 5, 6], [])
     with torch.no_grad():
         shares = (model(torch.tensor([request.tokens])).logits[0, -1] / 0.7).softmax(0)
     count = 4000

@@ -73,7 +73,7 @@ def write_value(path: Path, value: Any) -> None:
 
 @functools.cache
 def value_of(text: str) -> dict[str, Any]:
-    made: dict[str, Any] = yaml_document.parse(text, yaml_document.Origin("here")).value
+    made: dict[str, Any] = yaml_document.parse_document(text, yaml_document.Origin("here")).value
     return made
 
 

@@ -17,7 +17,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 def run_id(*overrides: str, name: str = "tiny.yaml", cluster: str = "local") -> str:
     found = one(*overrides, name=name)
-    return identity.run_id(found, cluster, identity.fingerprints(found))
+    return identity.compute_run_id(found, cluster, identity.compute_fingerprints(found))
 
 
 def test_the_same_content_is_the_same_run_wherever_it_lies(tiny: Path, tmp_path: Path) -> None:
@@ -72,10 +72,12 @@ def test_a_model_folder_counts_by_content() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_resolved_recipe_validates_again(path: Path) -> None:
-    for point in recipe.load(str(path)):
+    for point in recipe.load_recipe(str(path)):
         dumped = point.recipe.model_dump_json()
         again = FullRecipe.model_validate_json(dumped)
         assert again == point.recipe
         assert again.model_dump_json() == dumped
-        prints = identity.fingerprints(again)
-        assert identity.run_id(again, "c", prints) == identity.run_id(point.recipe, "c", prints)
+        prints = identity.compute_fingerprints(again)
+        assert identity.compute_run_id(again, "c", prints) == identity.compute_run_id(
+            point.recipe, "c", prints
+        )

@@ -15,8 +15,8 @@ from hpcft.core.records import (
     Cluster,
     Gpu,
     Layout,
-    Lowered,
     ModelFacts,
+    OomCaps,
     ParameterCount,
     Plan,
     Recovery,
@@ -24,9 +24,9 @@ from hpcft.core.records import (
 )
 from hpcft.core.units import GIB
 from hpcft.planning import caps, deepspeed_config, oom_fallback
-from hpcft.recovery import log as recoveries
-from hpcft.recovery.diagnosis import STARTS_AGAIN, RankError, explain
-from hpcft.recovery.diagnosis.oom import gpu_use, shortage
+from hpcft.recovery.diagnosis import STARTS_AGAIN, RankError, explain_failure
+from hpcft.recovery.diagnosis.oom import parse_gpu_usage, parse_out_of_memory
+from hpcft.recovery.log import append_recovery, current_plan, read_recoveries
 from hpcft.scheduler.job_state import JobState
 from hpcft.training.supervision import oom_killer
 
@@ -69,14 +69,14 @@ def plan(laid: Layout, made: FullRecipe, there: Cluster, eval_batch: int = 8) ->
         precision="bf16", optim="adamw_torch", per_device_eval_batch_size=eval_batch, facts=facts,
         gpu_memory=[], gpu_capacity_bytes=40 * GIB, host_memory=[], host_capacity_bytes=GIB,
         cpus_per_task=1, mem_mib=1, time_min=1,
-        ds_config=deepspeed_config.build(laid, "bf16", facts, made.train, there),
+        ds_config=deepspeed_config.build_deepspeed_config(laid, "bf16", facts, made.train, there),
     )  # fmt: skip
 
 
 def way_down(first: Plan, made: FullRecipe, there: Cluster) -> list[str]:
     """What each rung changes, until there is none; the global batch is the same on all of them."""
     changes, now = [], first
-    while (below := oom_fallback.step_down(now, made, there, "step")) is not None:
+    while (below := oom_fallback.next_fallback(now, made, there, "step")) is not None:
         new = below.layout
         each = new.per_device_train_batch_size * new.gradient_accumulation_steps
         assert each * new.world_size == made.train.global_batch_size
@@ -86,7 +86,7 @@ def way_down(first: Plan, made: FullRecipe, there: Cluster) -> list[str]:
             assert micro == new.per_device_train_batch_size
             assert below.ds_config["zero_optimization"]["stage"] == new.zero_stage
         assert (below.ds_config is None) == (new.zero_stage == 0)
-        changes.append(oom_fallback.change(now, below))
+        changes.append(oom_fallback.describe_change(now, below))
         now = below
     return changes
 
@@ -136,7 +136,7 @@ def test_on_a_cpu_nothing_is_offloaded() -> None:
 @pytest.mark.parametrize(("total", "micro", "below"), [(12, 6, 3), (12, 3, 1), (7, 7, 1)])
 def test_micro_batches_make_up_the_global_batch_exactly(total: int, micro: int, below: int) -> None:
     laid = layout(micro, gradient_accumulation_steps=total // micro)
-    found = oom_fallback.next_rung(laid, recipe(train={"global_batch_size": total}), site())
+    found = oom_fallback.next_layout(laid, recipe(train={"global_batch_size": total}), site())
     assert found is not None
     assert found.per_device_train_batch_size == below
     assert below * found.gradient_accumulation_steps == total
@@ -144,7 +144,7 @@ def test_micro_batches_make_up_the_global_batch_exactly(total: int, micro: int, 
 
 def test_a_smaller_batch_is_no_answer_where_the_states_do_not_fit() -> None:
     made, there = recipe(), site()
-    below = oom_fallback.step_down(plan(layout(8), made, there), made, there, "states")
+    below = oom_fallback.next_fallback(plan(layout(8), made, there), made, there, "states")
     assert below is not None
     assert below.layout.per_device_train_batch_size == 8
     assert below.layout.offload_optimizer == "cpu"
@@ -156,10 +156,10 @@ def test_scoring_has_a_batch_of_its_own() -> None:
     sizes = []
     while now is not None and now.layout == layout(8):
         sizes.append(now.per_device_eval_batch_size)
-        now = oom_fallback.step_down(now, made, there, "evaluation")
+        now = oom_fallback.next_fallback(now, made, there, "evaluation")
     assert sizes == [4, 2, 1]
     assert now is not None, "then weights and optimizer have to give way"
-    stepped = oom_fallback.step_down(
+    stepped = oom_fallback.next_fallback(
         plan(layout(8), made, there, eval_batch=32), made, there, "step"
     )
     assert stepped is not None
@@ -168,23 +168,23 @@ def test_scoring_has_a_batch_of_its_own() -> None:
 
 def test_more_nodes_are_advised_where_they_would_hold_less() -> None:
     laid = layout(1, 4, zero_stage=3, gradient_checkpointing=True)
-    assert oom_fallback.more_nodes(laid, recipe(), site()) == 2
-    assert oom_fallback.more_nodes(laid, recipe(), site(max_nodes=1)) is None
+    assert oom_fallback.next_node_count(laid, recipe(), site()) == 2
+    assert oom_fallback.next_node_count(laid, recipe(), site(max_nodes=1)) is None
     only_four = recipe(train={"global_batch_size": 4})
-    assert oom_fallback.more_nodes(laid, only_four, site()) is None, "a rank needs an example"
+    assert oom_fallback.next_node_count(laid, only_four, site()) is None, "a rank needs an example"
 
 
 def test_host_memory_is_asked_for_twice_over_up_to_what_a_node_has() -> None:
     first = plan(layout(8), recipe(), site()).model_copy(
         update={"mem_mib": 3 * 1024, "host_capacity_bytes": 8 * GIB}
     )
-    second = oom_fallback.more_host_memory(first)
+    second = oom_fallback.double_host_memory(first)
     assert second is not None
-    assert oom_fallback.change(first, second) == "host memory 3 GiB → 6 GiB"
-    third = oom_fallback.more_host_memory(second)
+    assert oom_fallback.describe_change(first, second) == "host memory 3 GiB → 6 GiB"
+    third = oom_fallback.double_host_memory(second)
     assert third is not None
     assert third.mem_mib == 8 * 1024
-    assert oom_fallback.more_host_memory(third) is None
+    assert oom_fallback.double_host_memory(third) is None
 
 
 def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
@@ -207,27 +207,27 @@ def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
         record("made", 1, cause="host_oom"),
         record("made", 2, gradient_checkpointing=True),
     ]
-    cap = caps.lowered(records, "made", "site")
-    assert cap == Lowered(per_device_train_batch_size=2, gradient_checkpointing=True)
-    assert caps.lowered(records, "made", "elsewhere") is None
-    assert caps.lowered(records[:1], "made", "site") is None
+    cap = caps.caps_from_runs(records, "made", "site")
+    assert cap == OomCaps(per_device_train_batch_size=2, gradient_checkpointing=True)
+    assert caps.caps_from_runs(records, "made", "elsewhere") is None
+    assert caps.caps_from_runs(records[:1], "made", "site") is None
 
 
 def test_of_two_ranks_that_take_a_rung_one_does(workplace: Path) -> None:
     made, there = recipe(), site()
     paths = RunPaths(workplace)
     first = plan(layout(8, 2), made, there)
-    files.write(paths.plan, first)
-    below = oom_fallback.step_down(first, made, there, "step")
+    files.write_record(paths.plan, first)
+    below = oom_fallback.next_fallback(first, made, there, "step")
     assert below is not None
     for number in (0, 1):
         who = RankError(rank=number, node="n", at=float(number), kind="X", message="no memory")
-        recoveries.take(paths, first, below, number=1, how="restarted", who=who)
-    (rung,) = recoveries.taken(paths)
+        append_recovery(paths, first, below, number=1, how="restarted", who=who)
+    (rung,) = read_recoveries(paths)
     assert (rung.number, rung.rank, rung.change) == (1, 0, "micro-batch 8 → 4")
-    assert recoveries.plan_now(paths, made, there) == below
-    assert files.read(paths.effective_plan, Plan) == below
-    assert files.read(paths.plan, Plan) == first, "what was submitted stays as it was"
+    assert current_plan(paths, made, there) == below
+    assert files.read_record(paths.effective_plan, Plan) == below
+    assert files.read_record(paths.plan, Plan) == first, "what was submitted stays as it was"
 
 
 # ---------------------------------------------------------------- whose memory ran out
@@ -264,7 +264,7 @@ class OutOfMemoryError(RuntimeError):
     ],
 )  # fmt: skip
 def test_what_is_out_of_memory(error: BaseException, of_host: bool) -> None:
-    short = shortage(error)
+    short = parse_out_of_memory(error)
     assert short is not None
     assert short.of_host == of_host
     assert 0 < len(short.evidence) <= 300
@@ -276,11 +276,11 @@ def test_what_is_out_of_memory(error: BaseException, of_host: bool) -> None:
      RuntimeError("CUDA error: an illegal memory access was encountered")],
 )  # fmt: skip
 def test_what_is_not(error: BaseException) -> None:
-    assert shortage(error) is None
+    assert parse_out_of_memory(error) is None
 
 
 def test_who_held_the_shared_card() -> None:
-    use = gpu_use(SHARED)
+    use = parse_gpu_usage(SHARED)
     assert use is not None
     assert use.total == int(14.74 * GIB)
     assert use.own == int(5.40 * GIB), "in a container it is known by its size only"
@@ -288,7 +288,7 @@ def test_who_held_the_shared_card() -> None:
         ("process 3347037", int(4.65 * GIB)),
         ("process 3320759", int(4.64 * GIB)),
     )
-    short = shortage(OutOfMemoryError(SHARED), planned_bytes=9 * GIB)
+    short = parse_out_of_memory(OutOfMemoryError(SHARED), planned_bytes=9 * GIB)
     assert short is not None
     assert short.foreign == (
         "other processes hold 9.29 GiB of the GPU's 14.7 GiB (process 3347037 4.65 GiB, "
@@ -327,7 +327,7 @@ def test_memory_that_others_hold_is_told_apart(
 ) -> None:
     text = CUDA.format(wanted="1.00 GiB", free="540.00 MiB", who=who, own=own, kept="100.00 MiB")
     planned = None if planned_gib is None else planned_gib * GIB
-    short = shortage(OutOfMemoryError(text), planned)
+    short = parse_out_of_memory(OutOfMemoryError(text), planned)
     assert short is not None
     assert bool(short.foreign) == foreign, short.foreign
 
@@ -343,8 +343,8 @@ def test_a_rank_that_knows_whose_memory_it_was_is_believed(workplace: Path) -> N
     judged = {"rank": 1, "node": "n1", "at": 2.0, "kind": "OutOfMemoryError", "message": text,
               "failure": "out_of_memory", "next_step": "set resources.nodes: 2"}  # fmt: skip
     for error in (closed, judged):
-        files.write(paths.errors / f"{error['rank']}.json", RankError.model_validate(error))
-    failure = explain(paths, None, JobState("FAILED"))
+        files.write_record(paths.errors / f"{error['rank']}.json", RankError.model_validate(error))
+    failure = explain_failure(paths, None, JobState("FAILED"))
     assert (failure.name, failure.next_step) == ("out_of_memory", "set resources.nodes: 2")
 
 
@@ -354,7 +354,7 @@ def test_what_a_new_start_has_answered_is_no_evidence(workplace: Path) -> None:
     attempt = Attempt(job_id="7", token="t", submitted_at=1.0, logs=str(paths.logs), host="h")
     log = paths.logs / "7_0_log.err"
     log.write_text(f"{SHARED}\n{STARTS_AGAIN} with less\nNo space left on device\n")
-    assert explain(paths, attempt, JobState("FAILED")).name == "disk"
+    assert explain_failure(paths, attempt, JobState("FAILED")).name == "disk"
 
 
 # ---------------------------------------------------------------- killed by the kernel

@@ -91,16 +91,16 @@ def test_one_rank_goes_on_in_the_same_process(wide: Path, cli: Cli) -> None:
     honest = limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2")
     assert honest.returncode == 0, honest.stderr
     large = folder_of("large")
-    taken = log.taken(RunPaths(large))
+    taken = log.read_recoveries(RunPaths(large))
     steps = [rung for rung in taken if rung.change.startswith("micro-batch")]
     assert steps[0].change == "micro-batch 16 → 8"
     assert {rung.how for rung in taken} == {"in-process"}
     assert all("allocate memory" in rung.evidence for rung in taken)
     assert [rung.number for rung in taken] == list(range(1, len(taken) + 1))
-    assert not log.taken(RunPaths(folder_of("honest")))
+    assert not log.read_recoveries(RunPaths(folder_of("honest")))
     assert len(losses(large)) == 3
     assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
-    result = files.read(large / "result.json", RunRecord)
+    result = files.read_record(large / "result.json", RunRecord)
     assert result.rungs == taken
     assert result.cluster == "local"
     rows = {row["recipe"]: row for row in cli("collect", "--json").json}
@@ -131,12 +131,12 @@ def test_ranks_start_again_together_from_the_last_checkpoint(wide: Path, cli: Cl
                      "-o", "evaluation.before=true")  # fmt: skip
     assert honest.returncode == 0, honest.stderr
     large = folder_of("large")
-    (rung,) = log.taken(RunPaths(large))
+    (rung,) = log.read_recoveries(RunPaths(large))
     assert (rung.change, rung.how) == ("micro-batch 8 → 4", "restarted")
     told = [line["kind"] if "loss" not in line else line["step"] for line in lines(large)]
     assert [what for what in told if what != "step"] == ["before", 1, "rung", 2, 3, "test"]
     assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
-    results = [files.read(folder_of(name) / "result.json", RunRecord)
+    results = [files.read_record(folder_of(name) / "result.json", RunRecord)
                for name in ("large", "honest")]  # fmt: skip
     assert results[0].metrics == pytest.approx(results[1].metrics, rel=TOLERANCE)
     assert results[0].metrics_before == pytest.approx(results[1].metrics_before, rel=TOLERANCE)
@@ -172,7 +172,7 @@ def test_a_killed_rank_without_evidence_is_no_lack_of_memory(tiny: Path, cli: Cl
     until(lambda: step(folder) > 0)
     (child,) = children(folder)
     os.kill(child, signal.SIGKILL)
-    until(lambda: log.taken(RunPaths(folder)), 20.0)
+    until(lambda: log.read_recoveries(RunPaths(folder)), 20.0)
     until(lambda: children(folder), 20.0)
     cli("cancel", "tiny")
     (recovery,) = cli("status", "--json").json[0]["recoveries"]
@@ -244,10 +244,10 @@ def test_a_job_comes_down_within_its_allocation(wide: Path, cli: Cli, testbed: A
         assert said.code == 0, said.err
         done = cli("status", name, "--watch")
         assert done.code == 0, done.err
-    taken = log.taken(RunPaths(folder_of("boasting")))
+    taken = log.read_recoveries(RunPaths(folder_of("boasting")))
     assert taken[0].change == "micro-batch 32 → 16"
     assert {rung.how for rung in taken} == {"restarted"}
-    assert not log.taken(RunPaths(folder_of("honest")))
+    assert not log.read_recoveries(RunPaths(folder_of("honest")))
     job = json.loads((folder_of("boasting") / "job.json").read_text())
     (attempt,) = job["attempts"]
     known = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%i %j"], capture_output=True,

@@ -64,8 +64,8 @@ def test_a_rank_that_is_alone_is_told_of_no_group(
     offload = {"offload_optimizer": "cpu"} if stage and ranks == 1 else {}
     plan = make(recipe(resources=shape | offload), cluster("a100-80"), facts(100_000_000))
     monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "3,4"})
-    rank_env._set_environment(rank_env.Rank(0, ranks, 0, "here", "1"), plan)
+    rank_env._set_environment(rank_env.RankInfo(0, ranks, 0, "here", "1"), plan)
     alone = (ranks, stage) == (1, 0)
-    assert rank_env.is_alone(plan) == alone
+    assert rank_env.single_process(plan) == alone
     assert ("WORLD_SIZE" in os.environ) == ("LOCAL_RANK" in os.environ) == (not alone)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ("3" if alone else "3,4")

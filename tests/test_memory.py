@@ -14,10 +14,10 @@ from conftest import ROOT
 from hpcft.core.records import Layout, ParameterCount, ZeroSizes
 from hpcft.planning.memory import rank_memory, zero3_schedule, zero_memory
 from hpcft.planning.memory.extrapolate import envelope, moments
-from hpcft.planning.memory.model_states import NF4_DOUBLE_BYTES, lasting_bytes
-from hpcft.planning.memory.step_memory import curve
-from hpcft.planning.memory.trace_types import KINDS, Curve, Line, Step
-from hpcft.planning.memory.zero3_schedule import FETCH, RELEASE, Order
+from hpcft.planning.memory.model_states import NF4_DOUBLE_BYTES, persistent_bytes
+from hpcft.planning.memory.step_memory import step_memory
+from hpcft.planning.memory.trace_types import KINDS, LinearBytes, StepMemory, TracedStep
+from hpcft.planning.memory.zero3_schedule import FETCH, RELEASE, ModuleSchedule
 from made_plans import CLASSIFY, COMPLETE, cluster, recipe
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "memory"))
@@ -35,7 +35,7 @@ BERT = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 160, "num_
 pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 
 
-def step(config: dict[str, Any], method: str = "full", **changes: Any) -> Step:
+def step(config: dict[str, Any], method: str = "full", **changes: Any) -> TracedStep:
     """A step of a tiny model on a CPU."""
     task = {**(CLASSIFY if config["model_type"] == "bert" else COMPLETE), "max_length": 48}
     made = recipe(model={"config": config}, task=task, method={"name": method})
@@ -43,10 +43,10 @@ def step(config: dict[str, Any], method: str = "full", **changes: Any) -> Step:
         "precision": "fp32", "optim": "adamw_torch", "zero_stage": 0, "checkpointing": False,
         "single": False, "padded": True, "accelerator": "cpu",
     }  # fmt: skip
-    return Step(model=made.model, task=made.task, method=made.method, **(fields | changes))
+    return TracedStep(model=made.model, task=made.task, method=made.method, **(fields | changes))
 
 
-def peak(found: Curve, batch: int) -> int:
+def peak(found: StepMemory, batch: int) -> int:
     """The most of a step."""
     return max(sum(line.at(batch)) for line in found.training)
 
@@ -100,11 +100,11 @@ def test_the_whole_model_is_what_small_traces_say(
         sub_group_elements=100_000,
     )  # fmt: skip
     asked = step(config, method, zero=sizes if changes.get("zero_stage") else None, **changes)
-    small = curve(asked)
+    small = step_memory(asked)
     layers = int(config["num_hidden_layers"])
     monkeypatch.setattr(run.models, "period", lambda *_: layers)  # so that nothing repeats
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where the small one is not known
-    whole = curve(asked)
+    whole = step_memory(asked)
     for batch in (1,) if changes.get("single") else (2, 3, 8):
         assert peak(small, batch) == pytest.approx(peak(whole, batch), rel=1e-3)
 
@@ -113,7 +113,7 @@ def test_the_whole_model_is_what_small_traces_say(
 def test_any_architecture_is_traced_without_a_rule_of_its_own(kind: str) -> None:
     names = {"gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 4}}
     plain = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-    found = curve(step({"model_type": kind, "vocab_size": 500, **names.get(kind, plain)}))
+    found = step_memory(step({"model_type": kind, "vocab_size": 500, **names.get(kind, plain)}))
     assert peak(found, 4) > peak(found, 2) > 0
     assert found.evaluation_bytes(2) < peak(found, 2)
 
@@ -125,13 +125,13 @@ def test_what_an_operation_returns_is_remembered_rightly(
     method: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hpcft.planning.memory.tracing import shape_cache
-    from hpcft.planning.memory.tracing.run import traces
+    from hpcft.planning.memory.tracing.run import trace_depths
 
     sizes = SIZES if changes.get("zero") else None
     asked = step(LLAMA, method, checkpointing=True, single=True, **changes | {"zero": sizes})
-    remembered = traces(asked).parts
+    remembered = trace_depths(asked).parts
     monkeypatch.setattr(shape_cache, "_is_functional", lambda _: False)
-    assert remembered == traces(asked).parts
+    assert remembered == trace_depths(asked).parts
 
 
 def test_a_result_that_shares_memory_is_not_remembered() -> None:
@@ -169,14 +169,14 @@ LAYOUT = Layout(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_closed_form_and_trace_agree_on_what_lasts(method: str, precision: Any) -> None:
     from hpcft.planning import model_facts
-    from hpcft.planning.memory.tracing.run import traces
+    from hpcft.planning.memory.tracing.run import trace_depths
 
     wide = {**LLAMA, "hidden_size": 256, "intermediate_size": 512}
     asked = step(wide, method, precision=precision)
-    facts = model_facts.facts(asked.model, asked.task, asked.method)
-    traced = next(line for line in curve(asked).training if line.part.startswith("forward"))
+    facts = model_facts.compute_model_facts(asked.model, asked.task, asked.method)
+    traced = next(line for line in step_memory(asked).training if line.part.startswith("forward"))
     kinds = dict(zip(KINDS, traced.at(2), strict=True))
-    by_hand = lasting_bytes(facts, asked.method, LAYOUT, precision, "adamw_torch")
+    by_hand = persistent_bytes(facts, asked.method, LAYOUT, precision, "adamw_torch")
     lasting = sum(kinds[k] for k in ("weights", "4-bit weights", "adapters", "optimizer states"))
     assert lasting == pytest.approx(by_hand, rel=0.02), "the tables of 4-bit types are beside"
     assert kinds["optimizer states"] == pytest.approx(8 * facts.parameters.trainable, rel=1e-3)
@@ -185,7 +185,9 @@ def test_closed_form_and_trace_agree_on_what_lasts(method: str, precision: Any) 
     by_type = facts.parameters.quantised * NF4_DOUBLE_BYTES
     assert kinds["4-bit weights"] == pytest.approx(by_type, rel=0.05)
     at = KINDS.index("dequantised weights")
-    points = [p for parts in traces(asked).parts.values() for ps in parts.values() for p in ps]
+    points = [
+        p for parts in trace_depths(asked).parts.values() for ps in parts.values() for p in ps
+    ]
     assert any(sizes[at] for sizes, _ in points) == (method == "qlora")
 
 
@@ -198,11 +200,13 @@ def test_what_is_known_without_a_trace_is_below_what_one_tells(method: str, stag
 
     made = recipe(model={"config": LLAMA}, task={**COMPLETE, "max_length": 48},
                   method={"name": method})  # fmt: skip
-    facts = model_facts.facts(made.model, made.task, made.method)
+    facts = model_facts.compute_model_facts(made.model, made.task, made.method)
     laid = LAYOUT.model_copy(update={"zero_stage": stage, "ranks_per_node": 2})
-    traced = curve(rank_memory.step_of(made, laid, cluster("cpu"), facts, "fp32"))
-    peak = rank_memory.peak(traced, facts, laid, "fp32", "adamw_torch", on_gpu=False)
-    least = rank_memory.least_bytes(facts, made.method, laid, "fp32", "adamw_torch", on_gpu=False)
+    traced = step_memory(rank_memory.traced_step(made, laid, cluster("cpu"), facts, "fp32"))
+    peak = rank_memory.peak_memory(traced, facts, laid, "fp32", "adamw_torch", on_gpu=False)
+    least = rank_memory.lower_bound_bytes(
+        facts, made.method, laid, "fp32", "adamw_torch", on_gpu=False
+    )
     assert 0 < least <= peak.total_bytes
 
 
@@ -213,9 +217,9 @@ def test_zero_1_is_traced_as_zero_2_where_every_gradient_fits_a_bucket() -> None
     for method, width, stage in (("lora", 64, 2), ("full", 64, 2), ("full", 4000, 1)):
         made = recipe(model={"config": LLAMA | {"intermediate_size": width * 10}}, task=COMPLETE,
                       method={"name": method})  # fmt: skip
-        facts = model_facts.facts(made.model, made.task, made.method)
+        facts = model_facts.compute_model_facts(made.model, made.task, made.method)
         steps = [
-            rank_memory.step_of(
+            rank_memory.traced_step(
                 made, LAYOUT.model_copy(update={"zero_stage": n}), site, facts, "bf16"
             )
             for n in (1, 2)
@@ -223,12 +227,14 @@ def test_zero_1_is_traced_as_zero_2_where_every_gradient_fits_a_bucket() -> None
         assert steps[0].zero_stage == stage
         assert (steps[0] == steps[1]) == (stage == 2)
         if stage == 2:
-            assert curve(steps[1].model_copy(update={"zero_stage": 1})) == curve(steps[1])
+            assert step_memory(steps[1].model_copy(update={"zero_stage": 1})) == step_memory(
+                steps[1]
+            )
 
 
 def test_logits_are_the_vocabulary_times_the_tokens() -> None:
     traced = max(
-        (line for line in curve(step(LLAMA)).training if line.part == "forward head"),
+        (line for line in step_memory(step(LLAMA)).training if line.part == "forward head"),
         key=lambda line: sum(line.at(4)),
     )
     logits = dict(zip(KINDS, traced.at(4), strict=True))["logits and loss"]
@@ -236,7 +242,7 @@ def test_logits_are_the_vocabulary_times_the_tokens() -> None:
 
 
 def test_gradients_of_an_earlier_micro_batch_are_there_from_the_start() -> None:
-    once = curve(step(LLAMA))
+    once = step_memory(step(LLAMA))
     again = once.accumulating()
     trained = max(line.fixed[KINDS.index("gradients")] for line in once.training)
     assert peak(again, 8) == pytest.approx(peak(once, 8) + trained, rel=0.02)
@@ -245,7 +251,7 @@ def test_gradients_of_an_earlier_micro_batch_are_there_from_the_start() -> None:
 def test_flash_attention_holds_less_than_a_mask() -> None:
     with_mask = step(LLAMA, accelerator="cuda", precision="bf16", flash_attention=True)
     without = with_mask.model_copy(update={"padded": False})
-    assert peak(curve(without), 8) < peak(curve(with_mask), 8)
+    assert peak(step_memory(without), 8) < peak(step_memory(with_mask), 8)
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -253,7 +259,7 @@ def test_flash_attention_holds_less_than_a_mask() -> None:
 
 lines = st.lists(
     st.tuples(st.integers(0, 1000), st.integers(0, 50)).map(
-        lambda pair: Line(part="forward 0", fixed=[pair[0]], each=[pair[1]])
+        lambda pair: LinearBytes(part="forward 0", fixed=[pair[0]], each=[pair[1]])
     ),
     min_size=1,
     max_size=30,
@@ -261,7 +267,7 @@ lines = st.lists(
 
 
 @given(lines, st.integers(1, 200))
-def test_the_envelope_is_the_maximum(every: list[Line], batch: int) -> None:
+def test_the_envelope_is_the_maximum(every: list[LinearBytes], batch: int) -> None:
     best = envelope(every)
     assert max(line.at(batch)[0] for line in best) == max(line.at(batch)[0] for line in every)
 
@@ -315,18 +321,18 @@ SIZES = ZeroSizes(
 )  # fmt: skip
 
 
-def order(layers: int) -> Order:
+def order(layers: int) -> ModuleSchedule:
     """A row of layers of 100 elements and a bias each, forward and back."""
     names = [f"layers.{i}" for i in range(layers)]
     parts = {f"forward {i}": [(FETCH, n), (RELEASE, n)] for i, n in enumerate(names)}
     parts |= {
         f"backward {i}": [(FETCH, names[i]), (RELEASE, names[i])] for i in reversed(range(layers))
     }
-    return Order(parts, {n: {f"{n}.w": 100, f"{n}.b": 5} for n in names}, "layers")
+    return ModuleSchedule(parts, {n: {f"{n}.w": 100, f"{n}.b": 5} for n in names}, "layers")
 
 
 def test_gathers_stay_within_their_bounds_and_end() -> None:
-    played = zero3_schedule.play(order(20), SIZES, on_cpu=False)
+    played = zero3_schedule.simulate(order(20), SIZES, on_cpu=False)
     assert played.always == 20 * 5
     most = max(max(high) for high in played.highest.values())
     assert 200 <= most <= SIZES.max_live_elements + 100
@@ -335,7 +341,7 @@ def test_gathers_stay_within_their_bounds_and_end() -> None:
 
 def test_without_prefetch_one_layer_is_whole_at_a_time() -> None:
     alone = SIZES.model_copy(update={"prefetch_bucket_elements": 0})
-    played = zero3_schedule.play(order(20), alone, on_cpu=False)
+    played = zero3_schedule.simulate(order(20), alone, on_cpu=False)
     assert {max(high) for high in played.highest.values()} == {100 + 100}
 
 
@@ -343,12 +349,12 @@ def test_what_is_used_again_soon_stays() -> None:
     near = SIZES.model_copy(
         update={"prefetch_bucket_elements": 0, "max_reuse_distance_elements": 210}
     )
-    played = zero3_schedule.play(order(20), near, on_cpu=False)
+    played = zero3_schedule.simulate(order(20), near, on_cpu=False)
     assert played.settled["forward 19"][-1] > played.settled["forward 0"][-1]
 
 
 def test_a_row_of_layers_is_stretched_by_its_period() -> None:
-    long, like = zero3_schedule.stretched(order(4), 4, 10, 2)
+    long, like = zero3_schedule.extend_to_depth(order(4), 4, 10, 2)
     assert list(long.parts)[:10] == [f"forward {i}" for i in range(10)]
     assert [like[f"forward {i}"].split()[1] for i in range(10)] == list("0121212123")
     assert set(long.owned) == {f"layers.{i}" for i in range(10)}

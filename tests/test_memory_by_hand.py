@@ -8,7 +8,7 @@ import pytest
 
 from hpcft.core.units import GIB
 from hpcft.planning.memory import rank_memory, zero_memory
-from hpcft.planning.memory.model_states import host_states, lasting_bytes, loading_bytes
+from hpcft.planning.memory.model_states import host_memory_items, loading_bytes, persistent_bytes
 from made_plans import BILLION, cluster, facts, layout, make, recipe
 
 # ---------------------------------------------------------------- model states by hand
@@ -29,7 +29,7 @@ from made_plans import BILLION, cluster, facts, layout, make, recipe
 )
 def test_what_lasts_by_hand(stage: int, ranks: int, precision: Any, bytes_each: float) -> None:
     method = recipe().method
-    least = lasting_bytes(facts(), method, layout(stage, ranks), precision, "adamw_torch")
+    least = persistent_bytes(facts(), method, layout(stage, ranks), precision, "adamw_torch")
     assert least == pytest.approx(bytes_each * BILLION, rel=1e-9)
 
 
@@ -46,7 +46,9 @@ def test_what_lasts_by_hand(stage: int, ranks: int, precision: Any, bytes_each: 
 )
 def test_shards_by_hand(stage: int, changes: dict[str, str], bytes_each: float) -> None:
     """DeepSpeed's memory.rst: 4L + 2P/N, 4L, 4L + 16P/N."""
-    items = zero_memory.lasting(facts(), layout(stage, 4, **changes), "bf16", "adamw_torch")
+    items = zero_memory.persistent_items(
+        facts(), layout(stage, 4, **changes), "bf16", "adamw_torch"
+    )
     shards = sum(item.bytes for item in items if item.name != "reduce bucket")
     assert shards == pytest.approx(bytes_each * BILLION)
     buckets = [item.bytes for item in items if item.name == "reduce bucket"]
@@ -67,7 +69,7 @@ def test_shards_by_hand(stage: int, changes: dict[str, str], bytes_each: float) 
 def test_the_optimizers_work_by_hand(
     stage: int, precision: Any, optim: str, on_gpu: bool, bytes_each: float
 ) -> None:
-    (item,) = zero_memory.passing(
+    (item,) = zero_memory.per_phase_bytes(
         "optimizer", facts(), layout(stage, 4), precision, optim, 1 / 4, on_gpu=on_gpu
     )
     assert item.bytes == pytest.approx(bytes_each * BILLION / 4)
@@ -81,19 +83,23 @@ def test_offloading_by_hand(stage: int, optimizer: str, param: str, host_each: f
     """DeepSpeed's memory.rst: 1.5 × 16 or 18 bytes over the nodes."""
     laid = layout(stage, 4, offload_optimizer=optimizer, offload_param=param)
     method = recipe().method
-    host = {i.name: i.bytes for i in host_states(facts(), method, laid, "bf16", load_bytes=0)}
+    host = {i.name: i.bytes for i in host_memory_items(facts(), method, laid, "bf16", load_bytes=0)}
     assert host.get("offloaded states", 0) == pytest.approx(1.5 * host_each * BILLION)
 
 
 def test_rank_0_collects_whole_weights_to_save_them() -> None:
     method, laid = recipe().method, layout(3, 4)
-    host = {i.name: i.bytes for i in host_states(facts(), method, laid, "bf16", load_bytes=10)}
+    host = {
+        i.name: i.bytes for i in host_memory_items(facts(), method, laid, "bf16", load_bytes=10)
+    }
     assert host["saving"] == 2 * BILLION
     assert "loading" not in host, "which is over by then"
 
 
 def test_data_workers_are_paid_for_each_rank() -> None:
-    items = host_states(facts(), recipe().method, layout(3, 4), "bf16", load_bytes=10, workers=2)
+    items = host_memory_items(
+        facts(), recipe().method, layout(3, 4), "bf16", load_bytes=10, workers=2
+    )
     host = {item.name: item.bytes for item in items}
     assert host["data workers"] == 4 * 2 * 64 * 2**20
     assert host["saving"] == 2 * BILLION
@@ -104,11 +110,11 @@ def test_qlora_by_hand(double: bool, each: float) -> None:
     """A base of 7 billion: 6 in 4 bits, the rest as fp32 (PEFT's preparation), adapters trained."""
     method = recipe(method={"name": "qlora", "bnb_4bit_use_double_quant": double}).method
     counts = facts(7_020_000_000, trainable=20_000_000, quantised=6_000_000_000)
-    one = lasting_bytes(counts, method, layout(0), "bf16", "adamw_torch")
+    one = persistent_bytes(counts, method, layout(0), "bf16", "adamw_torch")
     assert one == pytest.approx(each * 6e9 + 4e9 + 12 * 20e6, rel=1e-3)
-    paged = lasting_bytes(counts, method, layout(0), "bf16", "paged_adamw_8bit")
+    paged = persistent_bytes(counts, method, layout(0), "bf16", "paged_adamw_8bit")
     assert one - paged == pytest.approx(6 * 20e6, rel=0.01)
-    sharded = lasting_bytes(counts, method, layout(2, 4), "bf16", "adamw_torch")
+    sharded = persistent_bytes(counts, method, layout(2, 4), "bf16", "adamw_torch")
     assert sharded == pytest.approx(each * 6e9 + 2e9 + (2 + 12 / 4) * 20e6, rel=1e-3)
 
 
@@ -116,13 +122,14 @@ def test_lora_under_zero3_moves_the_frozen_weights_too() -> None:
     method = recipe(method={"name": "lora"}).method
     counts = facts(8 * BILLION, trainable=10_000_000)
     items = {
-        i.name: i.bytes for i in zero_memory.lasting(counts, layout(3, 4), "bf16", "adamw_torch")
+        i.name: i.bytes
+        for i in zero_memory.persistent_items(counts, layout(3, 4), "bf16", "adamw_torch")
     }
     assert items["weight shards"] == 2 * 8 * BILLION // 4
     laid = layout(3, 4, offload_optimizer="cpu", offload_param="cpu")
-    moved = {i.name for i in zero_memory.lasting(counts, laid, "bf16", "adamw_torch")}
+    moved = {i.name for i in zero_memory.persistent_items(counts, laid, "bf16", "adamw_torch")}
     assert "weight shards" not in moved
-    host = {i.name: i.bytes for i in host_states(counts, method, laid, "bf16", load_bytes=0)}
+    host = {i.name: i.bytes for i in host_memory_items(counts, method, laid, "bf16", load_bytes=0)}
     assert host["offloaded frozen weights"] == 1.5 * 2 * (8 * BILLION - 10_000_000)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import Cli, film_rows, write_rows
-from hpcft.config import recipe as recipes
+from hpcft.config.recipe import load_recipe
 from hpcft.core.errors import InputError
 from hpcft.methods import HeadOnly, LoRA, PromptTuning, PTuning
 from hpcft.planning import parameter_table
@@ -23,7 +23,7 @@ LORA8 = ["method.name=lora", "method.r=8"]
 
 
 def table(name: str, overrides: list[str]) -> dict[str, parameter_table.ModuleGroup]:
-    (point,) = recipes.load(name, overrides)
+    (point,) = load_recipe(name, overrides)
     recipe = point.recipe
     groups = parameter_table.module_groups(recipe.model, recipe.task, recipe.method)
     return {group.name: group for group in [*groups, parameter_table.total(groups)]}
@@ -114,7 +114,7 @@ def test_features_need_an_encoder(cli: Cli) -> None:
 def test_features_keep_no_checkpoints(change: str) -> None:
     overrides = ["method.name=features", f"train.{change}"]
     with pytest.raises(InputError, match="features cannot go on from a checkpoint"):
-        recipes.load("distilbert_imdb_trainer", overrides)
+        load_recipe("distilbert_imdb_trainer", overrides)
 
 
 # ---------------------------------------------------------------- one small model of each kind

@@ -14,10 +14,17 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from hpcft.core.records import DataSpec
-from hpcft.metrics import classification_names, compute, joined, overlap_names, squad_names, values
+from hpcft.metrics import (
+    classification_names,
+    compute_metric,
+    merge_scores,
+    metric_values,
+    overlap_names,
+    squad_names,
+)
 from hpcft.metrics.bootstrap import mean_values, with_intervals
-from hpcft.metrics.facts import FACTS, arrow, fact, lower_is_better
-from hpcft.tasks import Classification, Instruction, Pretraining, Prompting, QuestionAnswering
+from hpcft.metrics.facts import FACTS, arrow, lower_is_better, metric_info
+from hpcft.tasks import Classification, FewShot, Instruction, Pretraining, QuestionAnswering
 
 DATA = DataSpec(files={"train": "x.jsonl"})
 NAMES = ["a", "b", "c", "d"]
@@ -28,7 +35,9 @@ NAMES = ["a", "b", "c", "d"]
 def classified(pairs: list[tuple[int, int | None]], labels: int) -> dict[str, Any]:
     """Scores of pairs of true and given label."""
     truth, given_ = zip(*pairs, strict=True)
-    return compute("classification", predictions=given_, references=truth, labels=NAMES[:labels])
+    return compute_metric(
+        "classification", predictions=given_, references=truth, labels=NAMES[:labels]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")
@@ -64,7 +73,7 @@ def test_classification_equals_scikit_learn(case: tuple[int, list[tuple[int, int
         means = zip(("precision", "recall", "f1"), each, strict=False)
         wanted |= {name: column.mean() for name, column in means}
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-12)
-    assert set(values(found)) <= set(classification_names(NAMES[:number]))
+    assert set(metric_values(found)) <= set(classification_names(NAMES[:number]))
     counts = sklearn.metrics.confusion_matrix(truth, answers, labels=range(number))
     assert [row[:number] for row in found["confusion"]["counts"]] == counts.tolist()
 
@@ -90,7 +99,7 @@ def test_no_answer_is_wrong_for_every_label() -> None:
 
 def test_confusion_of_many_labels_is_left_out() -> None:
     labels = [str(i) for i in range(101)]
-    found = compute("classification", predictions=[1, 2], references=[1, 3], labels=labels)
+    found = compute_metric("classification", predictions=[1, 2], references=[1, 3], labels=labels)
     assert "confusion" not in found
     assert found["accuracy"] == 0.5
 
@@ -110,12 +119,12 @@ def test_squad_equals_the_official_script() -> None:
         ("Viking raiders", [], 1.0),
         ("", [], 3.0),
     ]
-    found = compute(
+    found = compute_metric(
         "squad",
         predictions=[{"answer": answer, "no_answer_score": doubt} for answer, _, doubt in rows],
         references=[{"answers": truth} for _, truth, _ in rows],
     )
-    assert set(values(found)) == set(squad_names(no_answers=True))
+    assert set(metric_values(found)) == set(squad_names(no_answers=True))
     official = {
         "exact": 50.0, "f1": 54.166666666666664, "HasAns_exact": 40.0,
         "HasAns_f1": 46.666666666666664, "NoAns_exact": 66.66666666666667,
@@ -135,7 +144,7 @@ TEXTS = [
 
 def test_overlap_equals_the_libraries() -> None:
     answers, truths = [text for text, _ in TEXTS], [truth for _, truth in TEXTS]
-    found = compute("text_overlap", predictions=answers, references=truths)
+    found = compute_metric("text_overlap", predictions=answers, references=truths)
     first, second, third = [
         [truth[i] if i < len(truth) else None for truth in truths] for i in range(3)
     ]
@@ -149,7 +158,7 @@ def test_overlap_equals_the_libraries() -> None:
             for text, wanted in TEXTS
         ]
         assert found[name] == pytest.approx(sum(each) / len(each))
-    assert set(values(found)) == set(overlap_names())
+    assert set(metric_values(found)) == set(overlap_names())
 
 
 def test_meteor_by_hand() -> None:
@@ -162,7 +171,7 @@ def test_meteor_by_hand() -> None:
         ("the cat", "the cat sat down", 10 * 1 * 0.5 / (0.5 + 9 * 1) * (1 - 0.5 * (1 / 2) ** 3)),
     ]
     for text, truth, wanted in cases:
-        found = compute("text_overlap", predictions=[text], references=[[truth]])
+        found = compute_metric("text_overlap", predictions=[text], references=[[truth]])
         assert found["meteor"] == pytest.approx(wanted), text
 
 
@@ -177,7 +186,7 @@ def test_overlap_is_over_the_questions_that_have_an_answer() -> None:
     found = task.metrics(np.array([spans, turned, spans]), None, [answered, answered, nothing])
     assert found["HasAns_exact"] == 0.5
     assert found["rougeL"] == 0.5
-    assert set(values(found)) == set(task.metric_names())
+    assert set(metric_values(found)) == set(task.metric_names())
     assert "rougeL" not in task.metrics(np.array([spans]), None, [nothing])
 
 
@@ -191,7 +200,9 @@ def test_perplexity_is_of_all_tokens_not_of_batches() -> None:
     """Three examples of 1, 2 and 5 tokens whose probabilities are known."""
     probabilities = [[0.5], [0.25, 0.125], [0.5, 0.5, 0.25, 1.0, 0.1]]
     losses = [-sum(map(math.log, each)) for each in probabilities]
-    found = compute("perplexity", predictions=losses, references=[1, 2, 5], loss="masked_loss")
+    found = compute_metric(
+        "perplexity", predictions=losses, references=[1, 2, 5], loss="masked_loss"
+    )
     product = math.prod(p for each in probabilities for p in each)
     assert found["perplexity"] == pytest.approx(product ** (-1 / 8))
     assert found["masked_loss"] == pytest.approx(-math.log(product) / 8)
@@ -201,7 +212,7 @@ def test_perplexity_is_of_all_tokens_not_of_batches() -> None:
     assert scores["perplexity"] == pytest.approx(product ** (-1 / 8), rel=1e-6)
     assert scores["masked_accuracy"] == 3 / 8
     assert scores["next_sentence_accuracy"] == pytest.approx(1 / 3)
-    assert set(values(scores)) == set(task.metric_names())
+    assert set(metric_values(scores)) == set(task.metric_names())
 
 
 # ---------------------------------------------------------------- intervals
@@ -247,7 +258,7 @@ def test_one_example_has_no_width_and_large_splits_come_in_parts() -> None:
 
 def test_joined_keeps_all_intervals() -> None:
     one, other = {"x": 1.0, "intervals": {"x": (0, 1)}}, {"y": 2.0, "intervals": {"y": (1, 2)}}
-    assert joined(one, other) == {"x": 1.0, "y": 2.0, "intervals": {"x": (0, 1), "y": (1, 2)}}
+    assert merge_scores(one, other) == {"x": 1.0, "y": 2.0, "intervals": {"x": (0, 1), "y": (1, 2)}}
 
 
 # ---------------------------------------------------------------- facts
@@ -260,11 +271,11 @@ def test_every_metric_of_every_task_has_its_fact() -> None:
         QuestionAnswering(name="question_answering", data=DATA, version_2_with_negative=True),
         Pretraining(name="pretraining", data=DATA),
         Instruction(name="instruction", data=DATA, choices=["a", "b"], **template),
-        Prompting(name="prompting", data=DATA, prompt="{text}", labels=["a", "b"],
+        FewShot(name="prompting", data=DATA, prompt="{text}", labels=["a", "b"],
                   answer="generation"),
     ]  # fmt: skip
     known = {name for task in tasks for name in task.metric_names()}
-    assert [name for name in known if fact(name) is None] == []
+    assert [name for name in known if metric_info(name) is None] == []
     general = {name.split("[")[0] + "[]" if "[" in name else name for name in known}
     assert set(FACTS) == general | {"loss"}
 

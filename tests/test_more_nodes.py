@@ -19,7 +19,7 @@ from hpcft.core.records import (
     Gpu,
     Job,
     Layout,
-    Lowered,
+    OomCaps,
     Plan,
     Recovery,
     RunRecord,
@@ -59,9 +59,9 @@ def layout(nodes: int, **changes: Any) -> Layout:
 
 def at_the_end(made: FullRecipe, there: Cluster, first: Layout) -> Plan:
     """A plan of which nothing is left to lower on its nodes."""
-    facts = model_facts.facts(made.model, made.task, made.method)
-    plan = oom_fallback.with_layout(planner.make(made, there, facts), first, 1, made, there)
-    assert oom_fallback.step_down(plan, made, there, "step") is None
+    facts = model_facts.compute_model_facts(made.model, made.task, made.method)
+    plan = oom_fallback.with_layout(planner.make_plan(made, there, facts), first, 1, made, there)
+    assert oom_fallback.next_fallback(plan, made, there, "step") is None
     return plan
 
 
@@ -73,7 +73,7 @@ def test_each_time_the_run_takes_more_nodes_until_the_profile_has_no_more() -> N
     now: Plan | None = at_the_end(made, there, layout(1))
     told = []
     while now is not None:
-        new = replan.planned(now, made, there)
+        new = replan.plan_on_more_nodes(now, made, there)
         if new is not None:
             after = new.layout
             assert after.per_device_train_batch_size == 1
@@ -84,7 +84,7 @@ def test_each_time_the_run_takes_more_nodes_until_the_profile_has_no_more() -> N
             assert new.mem_mib >= now.mem_mib, "what was too little is not lowered"
             assert new.ds_config is not None
             assert new.ds_config["train_batch_size"] == 16
-            told.append(oom_fallback.change(now, new))
+            told.append(oom_fallback.describe_change(now, new))
         now = new
     assert told == ["1 → 2 nodes, no sharding → ZeRO-1, queued anew", "2 → 4 nodes, queued anew"]
 
@@ -105,7 +105,7 @@ def test_where_more_nodes_are_not_for_the_run_to_take(
     made, there = recipe(**sections), site(**changes)
     batch = made.train.global_batch_size
     first = layout(1, gradient_accumulation_steps=batch)
-    assert replan.planned(at_the_end(made, there, first), made, there) is None
+    assert replan.plan_on_more_nodes(at_the_end(made, there, first), made, there) is None
 
 
 def test_several_nodes_are_whole_ones() -> None:
@@ -115,16 +115,19 @@ def test_several_nodes_are_whole_ones() -> None:
     first = layout(1, zero_stage=3, offload_optimizer="cpu", offload_param="cpu")
     made = recipe()
     before = at_the_end(made, there, first)
-    after = replan.planned(before, made, there)
+    after = replan.plan_on_more_nodes(before, made, there)
     assert after is not None
-    assert oom_fallback.change(before, after) == "1 → 2 nodes, 1 → 4 ranks on each, queued anew"
+    assert (
+        oom_fallback.describe_change(before, after)
+        == "1 → 2 nodes, 1 → 4 ranks on each, queued anew"
+    )
     assert (after.layout.offload_optimizer, after.layout.offload_param) == ("cpu", "cpu")
 
 
 # ---------------------------------------------------------------- what later plans learn
 
 
-def rung(number: int, laid: Layout, how: log.How = "restarted", job_id: str = "1") -> Recovery:
+def rung(number: int, laid: Layout, how: log.Action = "restarted", job_id: str = "1") -> Recovery:
     return Recovery(number=number, at=1.0, cause="out_of_memory", job_id=job_id, rank=0, node="n",
                 change=f"rung {number}",
                 evidence="", how=how, layout=laid, per_device_eval_batch_size=1)  # fmt: skip
@@ -141,16 +144,20 @@ def test_nodes_and_a_loss_in_parts_are_learned() -> None:
     wider = record(rung(1, layout(1)), rung(2, layout(2, zero_stage=1), "queued anew"))
     planned_wide = record(rung(1, layout(4, zero_stage=1)))
     cap = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
-    assert caps.lowered([alone, wider], "made", "site") == Lowered(**cap, loss_chunks=8, nodes=2)
-    assert caps.lowered([planned_wide], "made", "site") == Lowered(**cap), "it was never too few"
+    assert caps.caps_from_runs([alone, wider], "made", "site") == OomCaps(
+        **cap, loss_chunks=8, nodes=2
+    )
+    assert caps.caps_from_runs([planned_wide], "made", "site") == OomCaps(**cap), (
+        "it was never too few"
+    )
 
 
 def test_a_run_without_a_result_is_learned_from_too() -> None:
-    ended = learn.Unfinished("made", "site", (rung(1, layout(1, loss_chunks=8)),))
-    cap = Lowered(per_device_train_batch_size=1, gradient_checkpointing=True, loss_chunks=8)
-    fitted = calibration.fit([], "site", [ended])
+    ended = learn.UnfinishedRun("made", "site", (rung(1, layout(1, loss_chunks=8)),))
+    cap = OomCaps(per_device_train_batch_size=1, gradient_checkpointing=True, loss_chunks=8)
+    fitted = calibration.fit_calibration([], "site", [ended])
     assert (fitted.lowered, fitted.runs) == ({"made": cap}, 0)
-    assert calibration.fit([], "elsewhere", [ended]).lowered == {}
+    assert calibration.fit_calibration([], "elsewhere", [ended]).lowered == {}
 
 
 def test_a_failed_run_lowers_the_next_plan(workplace: Path) -> None:
@@ -159,26 +166,26 @@ def test_a_failed_run_lowers_the_next_plan(workplace: Path) -> None:
     paths.recoveries.mkdir()
     attempt = Attempt(job_id="999999999", token="t", submitted_at=1.0, logs=str(paths.logs),
                       host=os.uname().nodename, process_started=1.0)  # fmt: skip
-    files.write(paths.job, Job(run_id="aaaa0000", recipe="made", cluster="site",
+    files.write_record(paths.job, Job(run_id="aaaa0000", recipe="made", cluster="site",
                                scheduler="local", attempts=[attempt]))  # fmt: skip
-    files.write(paths.recoveries / "1.json", rung(1, layout(1)))
+    files.write_record(paths.recoveries / "1.json", rung(1, layout(1)))
     root = workplace / "runs"
-    views = status.snapshot(run_index.runs_in(root))
+    views = status.run_statuses(run_index.list_runs(root))
     assert [view.state for view in views] == ["FAILED"]
-    assert learn.learn(views, root) == [
+    assert learn.update_calibration(views, root) == [
         "calibration of site by 0 runs: made came down to micro-batch 1, checkpointing"
     ]
-    known = files.read(calibration_file(root, "site"), Calibration)
+    known = files.read_record(calibration_file(root, "site"), Calibration)
     assert "made" in known.lowered
 
 
 def shapes(made: FullRecipe, there: Cluster, **cap: Any) -> list[Layout]:
     """All layouts that are left to a recipe of which earlier runs came down."""
     least = {"per_device_train_batch_size": 64, "gradient_checkpointing": False} | cap
-    known = Calibration(lowered={"made": Lowered.model_validate(least)})
+    known = Calibration(lowered={"made": OomCaps.model_validate(least)})
     held = there.model_copy(update={"calibration": known})
     found = list(planner.layouts(made, there, loss_in_parts=True))
-    return caps.held_down(found, made, held)
+    return caps.apply_caps(found, made, held)
 
 
 def test_plans_are_held_to_what_earlier_runs_needed() -> None:
@@ -211,9 +218,9 @@ def test_never_against_what_recipe_and_profile_fix(
 
 
 def test_a_plan_says_what_it_learned() -> None:
-    cap = Lowered(per_device_train_batch_size=2, gradient_checkpointing=False, nodes=2)
+    cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False, nodes=2)
     there = site(calibration=Calibration(lowered={"made": cap}))
-    assert calibration.reasons(recipe(), there) == [
+    assert calibration.calibration_reasons(recipe(), there) == [
         "micro-batch at most 2, at least 2 nodes: earlier runs of made were out of memory and "
         "came down to it"
     ]

@@ -20,9 +20,9 @@ from hpcft.core.records import Cluster, Job, Plan, Recovery, RunRecord
 from hpcft.jobs import status
 from hpcft.planning import oom_fallback
 from hpcft.recovery import log, replan, resubmit
-from hpcft.recovery.diagnosis import RankError, rank_errors
+from hpcft.recovery.diagnosis import RankError, read_rank_errors
 from hpcft.scheduler import slurm
-from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.supervision.supervisor import Supervisor
 from made_plans import layout
 from real_runs import lines, losses, until
@@ -42,11 +42,11 @@ class Queued(NamedTuple):
     job_id: str
 
     def job(self) -> Job:
-        return files.read(self.paths.job, Job)
+        return files.read_record(self.paths.job, Job)
 
     def queue(self, **changes: Any) -> str:
         cluster = self.cluster.model_copy(update=changes)
-        return resubmit.queue(self.paths, self.wider, cluster, self.job_id)
+        return resubmit.resubmit(self.paths, self.wider, cluster, self.job_id)
 
 
 def live_jobs() -> dict[str, str]:
@@ -65,18 +65,18 @@ def queued(tiny: Path, cli: Cli, testbed: Any) -> Iterator[Queued]:
     submitted = cli("submit", tiny, "-c", "sleepy.yaml", "-o", "resources.nodes=auto",
                     "-o", "sweep.seeds=[1, 2]")  # fmt: skip
     assert submitted.code == 0, submitted.err
-    (_, _), (paths, job) = run_index.runs_in(Path("runs").absolute())
+    (_, _), (paths, job) = run_index.list_runs(Path("runs").absolute())
     (attempt,) = job.attempts
     assert attempt.job_id is not None
-    plan, cluster = files.read(paths.plan, Plan), files.read(paths.cluster, Cluster)
-    made = files.read(paths.recipe, FullRecipe)
+    plan, cluster = files.read_record(paths.plan, Plan), files.read_record(paths.cluster, Cluster)
+    made = files.read_record(paths.recipe, FullRecipe)
     lowest = layout(0, gradient_accumulation_steps=4, gradient_checkpointing=True)
     bottom = oom_fallback.with_layout(plan, lowest, 1, made, cluster)
-    wider = replan.planned(bottom, made, cluster)
+    wider = replan.plan_on_more_nodes(bottom, made, cluster)
     assert wider is not None
     run = Queued(paths, plan, wider, cluster, attempt.job_id)
     who = RankError(rank=0, node="n1", at=1.0, kind="X", message="no", job_id=run.job_id)
-    log.take(paths, plan, wider, number=1, how="queued anew", who=who)
+    log.append_recovery(paths, plan, wider, number=1, how="queued anew", who=who)
     yield run
     for job_id in live_jobs():
         slurm.cancel(job_id)
@@ -97,23 +97,23 @@ def test_a_run_is_queued_anew_once(queued: Queued, monkeypatch: pytest.MonkeyPat
         with pytest.raises(ClusterError, match="sbatch is not on PATH"):
             queued.queue()
     assert queued.job() == before
-    assert files.read(paths.plan, Plan) == queued.plan
+    assert files.read_record(paths.plan, Plan) == queued.plan
 
     new = queued.queue()
     assert "_" not in new, "of an array only this element, singly"
     assert os.environ["SLURM_NTASKS"] == "1"
     first, second = queued.job().attempts
     assert (first.job_id, second.job_id, second.array_index) == (queued.job_id, new, None)
-    assert files.read(paths.plan, Plan) == queued.wider
+    assert files.read_record(paths.plan, Plan) == queued.wider
     assert not paths.progress.exists()
-    assert files.read(paths.earlier / "0/plan.json", Plan) == queued.plan
+    assert files.read_record(paths.earlier / "0/plan.json", Plan) == queued.plan
     assert live_jobs() == {f"{array}_0": "1", f"{array}_1": "1", new: "2"}
-    view = status.look(paths, queued.job())
+    view = status.run_status(paths, queued.job())
     assert (view.job_id, view.is_live) == (new, True)
 
     assert queued.queue() == new, "asked again, it is found"
     noted = second.model_copy(update={"job_id": None})
-    files.write(paths.job, queued.job().model_copy(update={"attempts": [first, noted]}))
+    files.write_record(paths.job, queued.job().model_copy(update={"attempts": [first, noted]}))
     assert queued.queue() == new, "by its token too, had its id not been noted"
     assert queued.job().attempts == [first, second]
     assert len(live_jobs()) == 3
@@ -124,18 +124,18 @@ def test_between_its_two_jobs_a_run_has_not_failed(queued: Queued) -> None:
     first = queued.job().attempts[0]
     coming = first.model_copy(update={"job_id": None, "token": "hpcft-x", "array_index": None})
     job = queued.job().model_copy(update={"attempts": [first, coming]})
-    view = status.look(queued.paths, job)
+    view = status.run_status(queued.paths, job)
     assert (view.job_id, view.is_live) == (queued.job_id, True)
     slurm.cancel(queued.job_id)
-    until(lambda: not status.look(queued.paths, job).is_live, 20)
+    until(lambda: not status.run_status(queued.paths, job).is_live, 20)
 
 
 def two_ranks(run: Queued) -> list[Supervisor]:
     """The supervisors of a job's ranks, when their children have ended."""
     run.paths.errors.mkdir(exist_ok=True)
     error = RankError(rank=0, node="n1", at=1.0, kind="X", message="no", phase="training")
-    files.write(run.paths.errors / "0.json", error)
-    ranks = [Rank(rank, 2, rank, "n1", run.job_id) for rank in range(2)]
+    files.write_record(run.paths.errors / "0.json", error)
+    ranks = [RankInfo(rank, 2, rank, "n1", run.job_id) for rank in range(2)]
     return [Supervisor(run.paths, me) for me in ranks]
 
 
@@ -145,20 +145,20 @@ def end_of(supervisors: list[Supervisor], rung: Recovery) -> list[int]:
 
 
 def test_one_rank_queues_it_and_all_end(queued: Queued, monkeypatch: pytest.MonkeyPatch) -> None:
-    (rung,) = log.taken(queued.paths)
+    (rung,) = log.read_recoveries(queued.paths)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "/nowhere")
         assert end_of(two_ranks(queued), rung) == [1, 1]
-    assert log.taken(queued.paths) == [], "it was not taken after all"
-    (error,) = rank_errors(queued.paths)
+    assert log.read_recoveries(queued.paths) == [], "it was not taken after all"
+    (error,) = read_rank_errors(queued.paths)
     assert (error.failure, error.message) == (
         "out_of_memory", "rank 0 on n1 was out of memory (training): no; there is no lower rung"
     )  # fmt: skip
     assert error.next_step.startswith(
         "set resources.nodes: 2 and submit it again (it could not do so itself: sbatch is not on"
     )
-    files.write(queued.paths.recoveries / "1.json", rung)
-    files.write(queued.paths.effective_plan, queued.wider)
+    files.write_record(queued.paths.recoveries / "1.json", rung)
+    files.write_record(queued.paths.effective_plan, queued.wider)
     assert end_of(two_ranks(queued), rung) == [0, 0]
     assert end_of(two_ranks(queued), rung) == [0, 0], "started again by Slurm, it ends again"
     assert len(queued.job().attempts) == 2
@@ -214,15 +214,15 @@ def test_a_run_that_one_node_cannot_hold_ends_on_two(
     assert watched.code == 0, watched.err
     assert "FAILED" not in watched.err
     (boasting,), (honest,) = Path("runs/deep").glob("*"), Path("runs/honest").glob("*")
-    (step,) = log.taken(RunPaths(boasting))
-    first, second = files.read(boasting / "job.json", Job).attempts
+    (step,) = log.read_recoveries(RunPaths(boasting))
+    first, second = files.read_record(boasting / "job.json", Job).attempts
     assert (step.change, step.how) == ("1 → 2 nodes, queued anew", "queued anew")
     assert step.job_id == first.job_id
-    result = files.read(boasting / "result.json", RunRecord)
+    result = files.read_record(boasting / "result.json", RunRecord)
     assert (result.job_id, result.rungs) == (second.job_id, [step])
     assert lines(boasting)[0]["kind"] == "rung", "what follows began anew"
-    assert not log.taken(RunPaths(honest))
-    assert len(files.read(honest / "job.json", Job).attempts) == 1
+    assert not log.read_recoveries(RunPaths(honest))
+    assert len(files.read_record(honest / "job.json", Job).attempts) == 1
     assert losses(boasting)[-2:] == pytest.approx(losses(honest), rel=TOLERANCE)
     (row,) = cli("collect", "deep", "--json").json
     assert (row["state"], row["rungs"]) == ("COMPLETED", ["1 → 2 nodes, queued anew"])

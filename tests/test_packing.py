@@ -19,15 +19,15 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, ModelFacts
 from hpcft.planning import model_facts
-from hpcft.planning.resource_checks import problems
+from hpcft.planning.resource_checks import check_resources
 from hpcft.tasks import packing
-from hpcft.tasks.base import IGNORED, Features
-from hpcft.tasks.chunked_loss import loss_of
-from hpcft.training.data.batch_order import Order, Rows, of_run
-from hpcft.training.data.prepare import Split
-from hpcft.training.distributed.rank_env import Rank
+from hpcft.tasks.base import IGNORED, ModelInputs
+from hpcft.tasks.chunked_loss import make_loss
+from hpcft.training.data.batch_order import BatchPlan, MicroBatchDataset, plan_batches
+from hpcft.training.data.prepare import PreparedSplit
+from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.modes import finetune
-from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.telemetry.progress import ProgressReporter
 from tiny_models import llama_folder
 
 LENGTHS = (9, 3, 14, 1, 6)
@@ -67,7 +67,7 @@ def recipe(**changed: Any) -> FullRecipe:
     return FullRecipe.model_validate(made | changed)
 
 
-def examples(lengths: tuple[int, ...] = LENGTHS) -> list[Features]:
+def examples(lengths: tuple[int, ...] = LENGTHS) -> list[ModelInputs]:
     draw = torch.Generator().manual_seed(3)
     rows = []
     for length in lengths:
@@ -77,7 +77,7 @@ def examples(lengths: tuple[int, ...] = LENGTHS) -> list[Features]:
     return rows
 
 
-def padded(rows: list[Features]) -> dict[str, Any]:
+def padded(rows: list[ModelInputs]) -> dict[str, Any]:
     widest = max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
     return {
@@ -98,7 +98,7 @@ def losses_and_gradients(
     """The loss of a global batch that comes in these micro-batches, and its gradients."""
     model.zero_grad()
     items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-    task_loss = loss_of(recipe().task, model, chunks)
+    task_loss = make_loss(recipe().task, model, chunks)
     total = 0.0
     for batch in batches:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -124,8 +124,8 @@ def farthest(found: dict[str, Any], expected: dict[str, Any]) -> float:
 def test_packed_and_padded_are_the_same(model_type: str) -> None:
     model, rows = model_of(model_type), examples()
     loss, gradients = losses_and_gradients(model, [padded(rows)])
-    model.set_attn_implementation(packing.attention())
-    row = packing.packed(rows)
+    model.set_attn_implementation(packing.register_attention())
+    row = packing.pack(rows)
     assert row["input_ids"].shape == (1, sum(LENGTHS))
     packed_loss, found = losses_and_gradients(model, [row])
     assert packed_loss == pytest.approx(loss, rel=1e-5)
@@ -137,12 +137,12 @@ def test_packed_and_padded_are_the_same(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", sorted(WINDOWED))
 def test_windows_are_narrower_than_the_examples(model_type: str) -> None:
     """Else the test above would not tell whether packing minds them."""
-    rows = [packing.packed(examples())]
+    rows = [packing.pack(examples())]
     model = model_of(model_type)
-    model.set_attn_implementation(packing.attention())
+    model.set_attn_implementation(packing.register_attention())
     narrow, _ = losses_and_gradients(model, rows)
     model = model_of(model_type, sliding_window=100)
-    model.set_attn_implementation(packing.attention())
+    model.set_attn_implementation(packing.register_attention())
     wide, _ = losses_and_gradients(model, rows)
     assert abs(narrow - wide) > 1e-4
 
@@ -152,8 +152,8 @@ def test_models_that_mix_a_row_are_left_padded(model_type: str) -> None:
     """They differ in truth, and are not among those that are packed."""
     model, rows = model_of(model_type, **NOT_PACKED[model_type]), examples()
     _, gradients = losses_and_gradients(model, [padded(rows)])
-    model.set_attn_implementation(packing.attention())
-    _, found = losses_and_gradients(model, [packing.packed(rows)])
+    model.set_attn_implementation(packing.register_attention())
+    _, found = losses_and_gradients(model, [packing.pack(rows)])
     assert farthest(found, gradients) > 1e-3
     assert not recipe().packs(model_type)
 
@@ -161,10 +161,10 @@ def test_models_that_mix_a_row_are_left_padded(model_type: str) -> None:
 @pytest.mark.parametrize("how", ["checkpointing", "chunks", "lora", "bf16"])
 def test_with_what_a_run_may_add(how: str) -> None:
     found = []
-    for batch in (padded(examples()), packing.packed(examples())):
+    for batch in (padded(examples()), packing.pack(examples())):
         model = model_of("mistral")
         if "lengths" in batch:
-            model.set_attn_implementation(packing.attention())
+            model.set_attn_implementation(packing.register_attention())
         if how == "checkpointing":
             model.gradient_checkpointing_enable()
         if how == "lora":
@@ -181,10 +181,10 @@ def test_with_what_a_run_may_add(how: str) -> None:
 @pytest.mark.parametrize("most_tokens", [1, 12, 15, 33])
 def test_pieces_of_a_row_are_the_row(most_tokens: int) -> None:
     """What a run that is out of memory goes on with."""
-    model, row = model_of("llama"), packing.packed(examples())
-    model.set_attn_implementation(packing.attention())
+    model, row = model_of("llama"), packing.pack(examples())
+    model.set_attn_implementation(packing.register_attention())
     loss, gradients = losses_and_gradients(model, [row])
-    parts = packing.pieces(row, most_tokens)
+    parts = packing.split_packed(row, most_tokens)
     assert [n for part in parts for n in part["lengths"]] == list(LENGTHS)
     for part in parts:
         assert part["input_ids"].shape[1] == sum(part["lengths"])
@@ -226,20 +226,22 @@ def test_who_packs(changed: dict[str, Any], model_type: str, why: str | None) ->
          "intermediate_size": 1, "attention_heads": 1, "vocab_size": 9, "logits_width": 9,
          "logits_positions": "tokens"}
     )  # fmt: skip
-    found = [what for loc, what, _ in problems(asked, site, facts) if loc == ("train", "packing")]
+    found = [
+        what for loc, what, _ in check_resources(asked, site, facts) if loc == ("train", "packing")
+    ]
     assert [why in what for what in found if why] == [True] * (why is not None)
 
 
 # ---------------------------------------------------------------- the order
 
 
-def order_of(lengths: list[int], **changed: Any) -> Order:
+def order_of(lengths: list[int], **changed: Any) -> BatchPlan:
     made: dict[str, Any] = {"global_batch": 8, "strategy": "random", "seed": 1, "epochs": 2,
                             "ranks": 1, "planned": 1, "most_tokens": None}  # fmt: skip
-    return Order(lengths=lengths, **made | changed)
+    return BatchPlan(lengths=lengths, **made | changed)
 
 
-def by_step(order: Order, epoch: int) -> Iterator[list[tuple[int, ...]]]:
+def by_step(order: BatchPlan, epoch: int) -> Iterator[list[tuple[int, ...]]]:
     """The micro-batches of each step, of all ranks."""
     turns = list(order.micro_batches(epoch))
     each = order.ranks * order.accumulation
@@ -312,9 +314,9 @@ def test_grouping_by_length_pads_less_and_orders_at_random() -> None:
 
 def test_a_rank_without_examples_computes_without_labels() -> None:
     rows = examples((9, 3, 14))
-    split = Split(datasets.Dataset.from_list(rows), [])
+    split = PreparedSplit(datasets.Dataset.from_list(rows), [])
     assert split.lengths == [9, 3, 14]
-    micro_batches = Rows(split)
+    micro_batches = MicroBatchDataset(split)
     assert [row["input_ids"] for row in micro_batches[2, 0]] == [
         rows[i]["input_ids"] for i in (2, 0)
     ]
@@ -322,8 +324,8 @@ def test_a_rank_without_examples_computes_without_labels() -> None:
     assert blank["input_ids"] == rows[1]["input_ids"]
     assert set(blank["labels"]) == {IGNORED}
     model = model_of("llama")
-    model.set_attn_implementation(packing.attention())
-    batches = [packing.packed(rows), packing.packed([blank])]
+    model.set_attn_implementation(packing.register_attention())
+    batches = [packing.pack(rows), packing.pack([blank])]
     alone, gradients = losses_and_gradients(model, batches[:1])
     beside, found = losses_and_gradients(model, batches)
     assert beside == pytest.approx(alone, rel=1e-7)
@@ -350,19 +352,21 @@ def trainer_of(base: Path, folder: Path, train: dict[str, Any]) -> Any:
     )  # fmt: skip
     site = Cluster(name="here", scheduler="local", accelerator="cpu", cores_per_node=2,
                    host_memory_gib=64)  # fmt: skip
-    plan = made_plans.make(made, site, model_facts.facts(made.model, made.task, made.method))
+    plan = made_plans.make(
+        made, site, model_facts.compute_model_facts(made.model, made.task, made.method)
+    )
     tokenizer = AutoTokenizer.from_pretrained(base)
     texts = [{"prompt": "say: ", "completion": "ha" * (1 + 7 * i % 26)} for i in range(20)]
     rows = [made.task.training_features(text, tokenizer)[0] for text in texts]
-    split = Split(datasets.Dataset.from_list(rows), texts)
+    split = PreparedSplit(datasets.Dataset.from_list(rows), texts)
     paths = RunPaths(folder)
-    order = of_run(made, plan, split.lengths)
+    order = plan_batches(made, plan, split.lengths)
     arguments = finetune.training_arguments(
         paths, made, plan, order.accumulation, has_validation=False
     )
     model = finetune.models.load(paths, made, plan, tokenizer)
-    heartbeat = Heartbeat(paths, Rank(1, 2, 0, "here", "1"))
-    trainer = finetune.trainer_of(made, plan, arguments, model, tokenizer, split, None, heartbeat)
+    heartbeat = ProgressReporter(paths, RankInfo(1, 2, 0, "here", "1"))
+    trainer = finetune.make_trainer(made, plan, arguments, model, tokenizer, split, None, heartbeat)
     trainer.order, trainer.max_length = order, 64
     return trainer
 

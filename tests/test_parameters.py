@@ -74,7 +74,7 @@ def test_exact_parameters(
     trainable: int, added: int,
 ) -> None:  # fmt: skip
     made = recipe(model={"path": "x/y", "config": config}, task=task, method=method)
-    found = model_facts.facts(made.model, made.task, made.method).parameters
+    found = model_facts.compute_model_facts(made.model, made.task, made.method).parameters
     assert (found.total, found.trainable, found.added) == (total, trainable, added)
 
 
@@ -88,7 +88,10 @@ def test_exact_parameters(
 )
 def test_tables_that_are_looked_up(config: dict[str, Any], task: Any, looked_up: int) -> None:
     made = recipe(model={"path": "x/y", "config": config}, task=task)
-    assert model_facts.facts(made.model, made.task, made.method).parameters.looked_up == looked_up
+    assert (
+        model_facts.compute_model_facts(made.model, made.task, made.method).parameters.looked_up
+        == looked_up
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,10 @@ def test_tables_that_are_looked_up(config: dict[str, Any], task: Any, looked_up:
 def test_quantised_weights(config: dict[str, Any], task: dict[str, Any], quantised: int) -> None:
     method = {"name": "qlora", "target_modules": ["q_proj", "query", "q_lin"]}
     made = recipe(model={"path": "x/y", "config": config}, task=task, method=method)
-    assert model_facts.facts(made.model, made.task, made.method).parameters.quantised == quantised
+    assert (
+        model_facts.compute_model_facts(made.model, made.task, made.method).parameters.quantised
+        == quantised
+    )
 
 
 def test_heads_are_kept_out_of_4_bits(tmp_path: Path) -> None:
@@ -123,7 +129,7 @@ def test_heads_are_kept_out_of_4_bits(tmp_path: Path) -> None:
     assert not [name for name in held if "classifier" in name]
     shapes = {name: module for name, module in bare.named_modules() if name in held}
     assert all(isinstance(module, torch.nn.Linear) for module in shapes.values())
-    counted = model_facts.facts(made.model, made.task, made.method).parameters
+    counted = model_facts.compute_model_facts(made.model, made.task, made.method).parameters
     assert sum(module.weight.numel() for module in shapes.values()) == counted.quantised
 
 
@@ -140,7 +146,7 @@ def test_heads_are_kept_out_of_4_bits(tmp_path: Path) -> None:
 def test_an_impossible_architecture_is_told(config: dict[str, Any], says: str) -> None:
     made = recipe(model={"path": "x/y", "config": config})
     with pytest.raises(DataError, match=r"^model") as told:
-        model_facts.facts(made.model, made.task, made.method)
+        model_facts.compute_model_facts(made.model, made.task, made.method)
     assert says in str(told.value)
     assert len(str(told.value).splitlines()) <= 2
 
@@ -149,7 +155,7 @@ def test_modules_that_the_model_lacks_are_told() -> None:
     made = recipe(model={"path": "x/y", "config": BERT},
                   method={"name": "lora", "target_modules": ["q_proj"]})  # fmt: skip
     with pytest.raises(DataError, match=r"^method\.lora: No modules were targeted"):
-        model_facts.facts(made.model, made.task, made.method)
+        model_facts.compute_model_facts(made.model, made.task, made.method)
 
 
 # ---------------------------------------------------------------- the cache of counts
@@ -172,7 +178,7 @@ def test_counts_are_read_from_the_cache_without_torch(
     tiny = {"model_type": "bert", "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1,
             "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip
     made = recipe(model={"path": "x/y", "config": tiny})
-    first = model_facts.facts(made.model, made.task, made.method)
+    first = model_facts.compute_model_facts(made.model, made.task, made.method)
     (file,) = (tmp_path / "hpcft" / "facts").iterdir()
     text = json.dumps(made.model_dump(mode="json", exclude_none=True))
     done = subprocess.run([sys.executable, "-c", SECOND_CALL, text], capture_output=True, text=True,
@@ -182,11 +188,13 @@ def test_counts_are_read_from_the_cache_without_torch(
     marked = first.model_copy(update={"layers": 77})
     file.write_text(marked.model_dump_json())
     disk_cache._read.clear()  # as in a new process
-    assert model_facts.facts(made.model, made.task, made.method) == marked, "the file is read"
+    assert model_facts.compute_model_facts(made.model, made.task, made.method) == marked, (
+        "the file is read"
+    )
     for damage in ("", "{", '{"model_type": "bert"}', "\x00\xff"):
         file.write_bytes(damage.encode("latin-1"))
         disk_cache._read.clear()
-        assert model_facts.facts(made.model, made.task, made.method) == first
+        assert model_facts.compute_model_facts(made.model, made.task, made.method) == first
         assert ModelFacts.model_validate_json(file.read_text()) == first
 
 
@@ -196,7 +204,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     (tmp_path / "hpcft").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = recipe(model={"path": "x/y", "config": {"model_type": "distilbert", "n_layers": 1}})
-    assert model_facts.facts(made.model, made.task, made.method).layers == 1
+    assert model_facts.compute_model_facts(made.model, made.task, made.method).layers == 1
 
 
 # ---------------------------------------------------------------- weights that are read
@@ -235,6 +243,6 @@ def test_run_never_trains_a_hub_model_by_its_description() -> None:
     task = Instruction(
         name="instruction", data=DataSpec(files={"train": "x"}), prompt="{a}", completion="{b}"
     )
-    assert hf_model.model_config(spec, task, to_plan=True).hidden_size == 64
+    assert hf_model.build_model_config(spec, task, to_plan=True).hidden_size == 64
     with pytest.raises(DataError, match="no usable configuration of nobody/not-in-the-cache"):
-        hf_model.model_config(spec, task)
+        hf_model.build_model_config(spec, task)

@@ -8,14 +8,14 @@ import pytest
 
 from conftest import ROOT, Cli
 from hpcft.config import cluster_profile
-from hpcft.config import recipe as recipes
+from hpcft.config.recipe import load_recipe
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DoesNotFit, InputError
 from hpcft.core.records import Cluster
 from hpcft.jobs.what_fits import plan_run
 from hpcft.planning import model_facts
-from hpcft.planning.layouts import doubling, layouts, precision_of
-from hpcft.planning.resource_checks import problems
+from hpcft.planning.layouts import allowed_layouts, choose_precision, powers_of_two
+from hpcft.planning.resource_checks import check_resources
 from made_plans import BILLION, CLASSIFY, COMPLETE, NVME, cluster, facts, make, recipe
 
 RECIPES = sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 @pytest.mark.parametrize("site", ["a100-80", "t4-16"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_fits_or_is_refused_with_a_change_that_would(name: str, site: str) -> None:
-    (point,) = recipes.load(str(ROOT / "recipes" / f"{name}.yaml"))
-    known = cluster_profile.load(site)
+    (point,) = load_recipe(str(ROOT / "recipes" / f"{name}.yaml"))
+    known = cluster_profile.load_profile(site)
     try:
         plan = plan_run(point, known)
     except (DoesNotFit, InputError) as error:
@@ -58,9 +58,9 @@ def test_every_recipe_fits_or_is_refused_with_a_change_that_would(name: str, sit
 
 
 def test_gemma_in_full_is_refused_on_a_t4() -> None:
-    (point,) = recipes.load("gemma7b_full")
+    (point,) = load_recipe("gemma7b_full")
     with pytest.raises(DoesNotFit) as refused:
-        plan_run(point, cluster_profile.load("t4-16"))
+        plan_run(point, cluster_profile.load_profile("t4-16"))
     lines = str(refused.value).splitlines()
     assert lines[0].startswith("gemma7b_full does not fit t4-16: ")
     assert "of a T4" in lines[0] or "host memory" in lines[0]
@@ -109,8 +109,8 @@ def test_quickstart_fits_this_machine(cli: Cli) -> None:
 )
 def test_precision(site: str, train: dict[str, bool], expected: str) -> None:
     made = recipe(train=train)
-    assert problems(made, cluster(site), facts()) == []
-    assert precision_of(made, cluster(site)) == expected
+    assert check_resources(made, cluster(site), facts()) == []
+    assert choose_precision(made, cluster(site)) == expected
 
 
 def test_gemma_in_float16_is_warned_of() -> None:
@@ -152,7 +152,7 @@ def test_gemma_in_float16_is_warned_of() -> None:
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(site: str, sections: dict[str, Any], field: str, what: str) -> None:
-    found = problems(recipe(**sections), cluster(site), facts())
+    found = check_resources(recipe(**sections), cluster(site), facts())
     assert [".".join(map(str, loc)) for loc, _, _ in found] == [field]
     assert what in found[0][1]
     assert found[0][2], "every problem says how to mend it"
@@ -160,16 +160,16 @@ def test_nonsense_is_refused(site: str, sections: dict[str, Any], field: str, wh
 
 def test_nvme_is_accepted_where_there_is_a_disk() -> None:
     asked = recipe(resources={"offload_optimizer": "nvme", "offload_param": "nvme"})
-    assert problems(asked, cluster("a100-80", **NVME), facts()) == []
+    assert check_resources(asked, cluster("a100-80", **NVME), facts()) == []
 
 
 def test_too_long_for_roberta_counts_its_reserved_positions() -> None:
     """514 rows of position embeddings take 512 tokens: counting starts behind the padding's."""
-    (point,) = recipes.load("roberta_mnli_full", ["task.max_length=513"])
+    (point,) = load_recipe("roberta_mnli_full", ["task.max_length=513"])
     model, task, method = point.recipe.model, point.recipe.task, point.recipe.method
-    counted = model_facts.facts(model, task, method)
+    counted = model_facts.compute_model_facts(model, task, method)
     assert counted.max_positions == 512
-    (found,) = problems(point.recipe, cluster("a100-80"), counted)
+    (found,) = check_resources(point.recipe, cluster("a100-80"), counted)
     assert "at most 512 tokens, got 513" in found[1]
 
 
@@ -179,7 +179,7 @@ def test_too_long_for_roberta_counts_its_reserved_positions() -> None:
 def combinations(made: FullRecipe, site: Cluster) -> set[tuple[int, int, str, str]]:
     """World size, stage and offloading of all layouts."""
     return {(x.world_size, x.zero_stage, x.offload_optimizer, x.offload_param)
-            for x in layouts(made, site)}  # fmt: skip
+            for x in allowed_layouts(made, site)}  # fmt: skip
 
 
 def test_zero3_fixed_on_one_rank_is_kept() -> None:
@@ -219,7 +219,7 @@ def test_sharding_one_rank_is_not_tried_unasked() -> None:
 )
 def test_the_global_batch_is_split_exactly(batch: int, worlds: set[int]) -> None:
     made = recipe(train={"global_batch_size": batch})
-    found = list(layouts(made, cluster("a100-80")))
+    found = list(allowed_layouts(made, cluster("a100-80")))
     assert {x.world_size for x in found} == worlds
     for x in found:
         each = x.per_device_train_batch_size * x.gradient_accumulation_steps
@@ -253,7 +253,7 @@ def test_fewest_gpu_hours_then_least_offloading() -> None:
 
 @pytest.mark.parametrize(("most", "steps"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
 def test_doubling(most: int, steps: list[int]) -> None:
-    assert doubling(most) == steps
+    assert powers_of_two(most) == steps
 
 
 def test_host_memory_binds_too() -> None:

@@ -41,7 +41,7 @@ def test_pairs_are_neighbours_or_strangers(tmp_path: Path) -> None:
     lines = [line for number in range(40) for line in article(number)]
     write_rows(tmp_path / "train.jsonl", [{"text": line} for line in lines])
     wanted = task(tmp_path)
-    pairs = examples.load(wanted).splits["train"]
+    pairs = examples.load_examples(wanted).splits["train"]
     for pair in pairs:
         first, second = owner(pair["first"]), owner(pair["second"])
         assert len(first) == len(second) == 1, "no piece goes over the end of an article"
@@ -51,18 +51,20 @@ def test_pairs_are_neighbours_or_strangers(tmp_path: Path) -> None:
     strangers = sum(pair["label"] for pair in pairs) / len(pairs)
     assert 0.4 < strangers < 0.6
     assert len({owner(pair["first"]).pop() for pair in pairs}) == 40
-    assert examples.load(wanted).splits["train"] == pairs, "the same seed gives the same pairs"
+    assert examples.load_examples(wanted).splits["train"] == pairs, (
+        "the same seed gives the same pairs"
+    )
 
 
 def test_without_titles_empty_lines_part_documents(tmp_path: Path) -> None:
     lines = ["One is here. Two is here.", "Three is here. Four is here.", "", "Five. Six."]
     write_rows(tmp_path / "train.jsonl", [{"text": line} for line in lines])
-    for pair in examples.load(task(tmp_path)).splits["train"]:
+    for pair in examples.load_examples(task(tmp_path)).splits["train"]:
         inside = [text in "Five. Six." for text in (pair["first"], pair["second"])]
         assert (inside[0] != inside[1]) == pair["label"]
     write_rows(tmp_path / "train.jsonl", [{"text": "Just this."}, {"text": ""}])
     with pytest.raises(Exception, match="2 rows are too few for one example"):
-        examples.load(task(tmp_path))
+        examples.load_examples(task(tmp_path))
 
 
 PIECE = " ".join(f"word{i}" for i in range(40))

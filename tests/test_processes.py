@@ -52,7 +52,7 @@ def test_all_is_done_in_order(tmp_path: Path, count: int) -> None:
 
 def test_where_pytorch_is_loaded_this_process_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", pytest)
-    assert set(parallel.each(lambda _: os.getpid(), range(9))) == {os.getpid()}
+    assert set(parallel.parallel_map(lambda _: os.getpid(), range(9))) == {os.getpid()}
 
 
 @several

@@ -13,15 +13,15 @@ from hpcft.config import recipe
 from hpcft.core.errors import DataError, InputError
 from hpcft.tasks.base import Example
 from hpcft.tasks.data import examples
-from hpcft.tasks.few_shot.task import NO_ANSWER, Prompting
+from hpcft.tasks.few_shot.task import NO_ANSWER, FewShot
 
 QUESTION = "Review: {text}\nIt is "
 
 
-def task_of(**options: Any) -> Prompting:
+def task_of(**options: Any) -> FewShot:
     made = {"name": "prompting", "prompt": QUESTION, "labels": ["bad", "good"],
             "data": {"files": {"train": "/nowhere.jsonl"}}, **options}  # fmt: skip
-    return Prompting.model_validate_json(json.dumps(made))
+    return FewShot.model_validate_json(json.dumps(made))
 
 
 def film(text: str, label: int, number: int = 1) -> Example:
@@ -178,23 +178,23 @@ def test_rows_that_cannot_be_asked(
 @pytest.mark.usefixtures("asked")
 def test_fields_that_do_not_go_together(override: str, said: str) -> None:
     with pytest.raises(InputError) as error:
-        recipe.load("asked.yaml", [override])
+        recipe.load_recipe("asked.yaml", [override])
     assert said in str(error.value)
 
 
 @pytest.mark.usefixtures("asked")
 def test_without_shots_there_need_not_be_a_train_split(asked: Path) -> None:
     asked.write_text(ASKED.replace("train: train.jsonl, ", ""))
-    (point,) = recipe.load("asked.yaml", ["task.shots=0"])
+    (point,) = recipe.load_recipe("asked.yaml", ["task.shots=0"])
     assert point.recipe.task.needed_splits == ()
-    grid = recipe.load(str(asked), ["task.data.files.train=train.jsonl",
+    grid = recipe.load_recipe(str(asked), ["task.data.files.train=train.jsonl",
                                      "sweep.grid={task.shots: [0, 1, 4, 8]}"])  # fmt: skip
     assert [point.recipe.task.model_dump()["shots"] for point in grid] == [0, 1, 4, 8]
 
 
 def test_frozen_scores_no_new_model(tiny: Path) -> None:
     with pytest.raises(InputError, match=r"model\.path: a new model has nothing that could be sc"):
-        recipe.load(str(tiny), ["method.name=frozen"])
+        recipe.load_recipe(str(tiny), ["method.name=frozen"])
 
 
 # ---------------------------------------------------------------- answers

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
-from hpcft.tasks.few_shot.attention_kernels import added, attend, eager
-from hpcft.tasks.few_shot.batching import batches, deal
+from hpcft.tasks.few_shot.attention_kernels import additive_mask, attend, eager
+from hpcft.tasks.few_shot.batching import make_batches, split_batches
 from hpcft.tasks.few_shot.prefix_cache import CASCADE
-from hpcft.tasks.few_shot.requests import Request, common_prefix, encode, row_tokens
+from hpcft.tasks.few_shot.requests import PromptRequest, common_prefix, encode, row_tokens
 from hpcft.tasks.few_shot.scorer import Scorer
 from tiny_models import MORE, SHARED, asked, tiny
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @torch.no_grad()
-def plain(model: Any, requests: list[Request]) -> list[list[float]]:
+def plain(model: Any, requests: list[PromptRequest]) -> list[list[float]]:
     """Each choice by a forward over its whole prompt."""
 
     def one(tokens: list[int], choice: list[int]) -> float:
@@ -35,11 +35,11 @@ def plain(model: Any, requests: list[Request]) -> list[list[float]]:
     return [[one(request.tokens, choice) for choice in request.choices] for request in requests]
 
 
-def scored(model: Any, requests: list[Request], max_tokens: int = 100) -> list[list[float]]:
+def scored(model: Any, requests: list[PromptRequest], max_tokens: int = 100) -> list[list[float]]:
     """All requests, batch by batch."""
     scorer = Scorer(model, requests[0].tokens[: common_prefix(requests)])
     found: dict[int, list[float]] = {}
-    for batch in batches(requests, scorer.shared_tokens, max_tokens):
+    for batch in make_batches(requests, scorer.shared_tokens, max_tokens):
         found |= zip(batch, scorer.score([requests[i] for i in batch]), strict=True)
     return [found[i] for i in range(len(requests))]
 
@@ -99,7 +99,7 @@ def test_the_prefix_is_run_once_and_only_label_positions_reach_the_vocabulary() 
 
 def test_prompts_that_share_nothing_are_scored_too() -> None:
     model = tiny("llama")
-    requests = [Request(r.tokens[SHARED:], r.choices) for r in asked()]
+    requests = [PromptRequest(r.tokens[SHARED:], r.choices) for r in asked()]
     assert common_prefix(requests) == 0
     assert furthest(scored(model, requests), plain(model, requests)) < 1e-4
 
@@ -180,7 +180,11 @@ def test_a_gpu_gives_what_a_plain_forward_gives(kind: str, dtype: torch.dtype) -
 def test_both_ways_to_attend_agree(causal: bool, masked: bool) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 13, 16)
-    mask = added(torch.rand(2, 1, 13, 13) < 0.7, torch.float32) if masked and not causal else None
+    mask = (
+        additive_mask(torch.rand(2, 1, 13, 13) < 0.7, torch.float32)
+        if masked and not causal
+        else None
+    )
     one = attend(query, key, value, mask=mask, causal=causal, scale=0.3, softcap=None)
     other = eager(query, key, value, mask, causal, 0.3, None)
     for a, b in zip(one, other, strict=True):
@@ -246,28 +250,28 @@ def test_a_choice_that_adds_nothing_is_refused(tokenizer: Any) -> None:
 
 
 def test_each_prompt_keeps_a_token_of_its_own() -> None:
-    assert common_prefix([Request([1, 2, 3], []), Request([1, 2, 4, 5], [])]) == 2
-    assert common_prefix([Request([1, 2], []), Request([1, 2, 4], [])]) == 1
-    assert common_prefix([Request([1, 2, 3], [])]) == 2
-    assert common_prefix([Request([7], []), Request([8], [])]) == 0
+    assert common_prefix([PromptRequest([1, 2, 3], []), PromptRequest([1, 2, 4, 5], [])]) == 2
+    assert common_prefix([PromptRequest([1, 2], []), PromptRequest([1, 2, 4], [])]) == 1
+    assert common_prefix([PromptRequest([1, 2, 3], [])]) == 2
+    assert common_prefix([PromptRequest([7], []), PromptRequest([8], [])]) == 0
     assert common_prefix([]) == 0
 
 
 def test_batches_keep_to_their_budget_and_hold_every_request_once() -> None:
     requests = asked(count=23)
-    found = batches(requests, SHARED, 100)
+    found = make_batches(requests, SHARED, 100)
     assert sorted(i for batch in found for i in batch) == list(range(23))
     lengths = [[row_tokens(requests[i], SHARED) for i in batch] for batch in found]
     assert all(len(batch) * max(batch) <= 100 for batch in lengths)
     flat = [length for batch in lengths for length in batch]
     assert flat == sorted(flat, reverse=True)
-    assert batches(requests, SHARED, 1) == [[i] for batch in found for i in batch]
+    assert make_batches(requests, SHARED, 1) == [[i] for batch in found for i in batch]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_each_rank_runs_as_many_batches(ranks: int) -> None:
-    all_batches = batches(asked(count=23), SHARED, 100)
-    dealt = deal(all_batches, ranks)
+    all_batches = make_batches(asked(count=23), SHARED, 100)
+    dealt = split_batches(all_batches, ranks)
     assert len({len(own) for own in dealt}) == 1
     assert {tuple(batch) for own in dealt for batch in own} == set(map(tuple, all_batches))
-    assert deal([], ranks) == [[]] * ranks
+    assert split_batches([], ranks) == [[]] * ranks

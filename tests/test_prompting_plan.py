@@ -14,11 +14,11 @@ from hpcft.jobs.what_fits import plan_run
 from hpcft.methods.frozen import Frozen
 from hpcft.planning import oom_fallback
 from hpcft.planning.memory.few_shot import batch_memory
-from hpcft.planning.memory.trace_types import Batch
+from hpcft.planning.memory.trace_types import PromptBatch
 from hpcft.planning.memory.tracing.few_shot import _peaks, shapes
 from hpcft.planning.memory.tracing.target_device import Target
 from hpcft.tasks.few_shot.scorer import Scorer
-from hpcft.tasks.few_shot.task import Prompting
+from hpcft.tasks.few_shot.task import FewShot
 
 GEMMA_7B = 8_537_680_896
 LAYERS, HEADS, HEAD_WIDTH, WINDOW = 28, 16, 256, 8192
@@ -81,13 +81,13 @@ def test_generation_keeps_what_it_has_read(cli: Cli) -> None:
 
 
 def test_what_is_out_of_memory_asks_less_at_once_then_moves_the_weights() -> None:
-    (point,) = recipe.load("gemma7b_fewshot")
-    site = cluster_profile.load("a100-40")
+    (point,) = recipe.load_recipe("gemma7b_fewshot")
+    site = cluster_profile.load_profile("a100-40")
     plan = plan_run(point, site)
     assert plan.per_device_eval_batch_size == 2
     changes = []
-    while lower := oom_fallback.step_down(plan, point.recipe, site.cluster, "evaluation"):
-        changes.append(oom_fallback.change(plan, lower))
+    while lower := oom_fallback.next_fallback(plan, point.recipe, site.cluster, "evaluation"):
+        changes.append(oom_fallback.describe_change(plan, lower))
         plan = lower
     assert changes == ["evaluation batch 2 → 1", "no sharding → ZeRO-3, parameters on cpu"]
 
@@ -103,12 +103,12 @@ CONFIG: dict[str, Any] = {
 def test_what_is_traced_is_what_real_tensors_take(prompts: int) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    task = Prompting.model_validate_json(json.dumps({
+    task = FewShot.model_validate_json(json.dumps({
         "name": "prompting", "prompt": "{text}", "labels": ["bad", "very good"],
         "data": {"path": "x/y"}, "max_length": 200,
     }))  # fmt: skip
     traced = batch_memory(
-        Batch(model=ModelSpec(config=CONFIG), task=task, method=Frozen(name="frozen"),
+        PromptBatch(model=ModelSpec(config=CONFIG), task=task, method=Frozen(name="frozen"),
               precision="fp32", accelerator="cpu", prompts=prompts)
     )  # fmt: skip
     config = AutoConfig.for_model(**CONFIG)

@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from conftest import ASKED, Cli, write_rows
-from hpcft.config import recipe as recipes
+from hpcft.config.recipe import load_recipe
 from hpcft.core.paths import RunPaths
 from hpcft.planning import model_facts
 from hpcft.tasks.data import examples
-from hpcft.tasks.few_shot.requests import Request
-from hpcft.tasks.few_shot.task import Prompting
+from hpcft.tasks.few_shot.requests import PromptRequest
+from hpcft.tasks.few_shot.task import FewShot
 from hpcft.training.data import few_shot_prompts
-from hpcft.training.data.few_shot_prompts import Group
+from hpcft.training.data.few_shot_prompts import PromptGroup
 from hpcft.training.modes import answer_log
 from hpcft.training.modes.answer_log import Answer, AnswerFile
-from hpcft.training.modes.few_shot import Asker, scored
-from hpcft.training.trainer.model import counted
+from hpcft.training.modes.few_shot import PromptRunner, score_answers
+from hpcft.training.trainer.model import check_parameter_count
 from real_runs import gone, supervisors, until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,15 +32,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # ---------------------------------------------------------------- runs that go on
 
 
-def groups_of(folder: Path, tokenizer: Any, *overrides: str) -> tuple[Prompting, list[Group]]:
+def groups_of(folder: Path, tokenizer: Any, *overrides: str) -> tuple[FewShot, list[PromptGroup]]:
     """The prompts of the recipe as a run prepares and reads them."""
-    (point,) = recipes.load("asked.yaml", list(overrides))
+    (point,) = load_recipe("asked.yaml", list(overrides))
     task = point.recipe.task
-    assert isinstance(task, Prompting)
+    assert isinstance(task, FewShot)
     paths = RunPaths(folder / "run")
     paths.prepared.mkdir(parents=True)
-    few_shot_prompts.prepare(paths, point.recipe, task, examples.load(task).splits, tokenizer, [])
-    return task, few_shot_prompts.load(paths)
+    few_shot_prompts.write_prompts(
+        paths, point.recipe, task, examples.load_examples(task).splits, tokenizer, []
+    )
+    return task, few_shot_prompts.read_prompts(paths)
 
 
 def test_prompts_of_a_group_begin_alike(asked: Path, tokenizer: Any) -> None:
@@ -61,7 +63,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_bit_by_bit(
     change = ["task.max_length=200", f"task.answer={answer}"]
     change += ["task.temperature=1"] if answer == "generation" else []
     task, groups = groups_of(asked.parent, tokenizer, *change)
-    asker = Asker(model, tokenizer, task, max_tokens=130, seed=1)
+    asker = PromptRunner(model, tokenizer, task, max_tokens=130, seed=1)
     alone = [f for f, _ in asker.answers(groups, {}, 0, 1, together=False)]
     assert len(alone) > 12
     expected = {index: found for batch in alone for index, found in batch.items()}
@@ -74,7 +76,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_bit_by_bit(
                 file.add(found)
     with (folder / "1.jsonl").open("a") as stream:
         stream.write("[17, [-1.25")
-    known = answer_log.read(folder)
+    known = answer_log.read_answers(folder)
     assert 0 < len(known) < 40
     asked_again: list[int] = []
     for rank in range(2):
@@ -84,9 +86,9 @@ def test_a_run_goes_on_with_another_number_of_ranks_bit_by_bit(
                 asked_again += found
                 file.add(found)
     assert sorted(asked_again) == sorted(set(range(40)) - set(known)), "only what was missing"
-    assert answer_log.read(folder) == expected
+    assert answer_log.read_answers(folder) == expected
     assert [*asker.answers(groups, expected, 0, 1, together=False)] == []
-    metrics = scored(task, groups, expected)
+    metrics = score_answers(task, groups, expected)
     assert 0 <= metrics["accuracy"] <= 1
     assert ("no_answer" in metrics) == (answer == "generation")
 
@@ -95,7 +97,7 @@ def test_a_batch_of_which_a_line_is_missing_is_asked_again(
     asked: Path, tokenizer: Any, model: Any
 ) -> None:
     task, groups = groups_of(asked.parent, tokenizer)
-    asker = Asker(model, tokenizer, task, max_tokens=400, seed=1)
+    asker = PromptRunner(model, tokenizer, task, max_tokens=400, seed=1)
     first, _ = next(asker.answers(groups, {}, 0, 1, together=False))
     assert len(first) > 3
     part = dict(list(first.items())[1:])
@@ -105,7 +107,7 @@ def test_a_batch_of_which_a_line_is_missing_is_asked_again(
 
 def test_ranks_that_run_together_run_as_often(asked: Path, tokenizer: Any, model: Any) -> None:
     task, groups = groups_of(asked.parent, tokenizer)
-    asker = Asker(model, tokenizer, task, max_tokens=200, seed=1)
+    asker = PromptRunner(model, tokenizer, task, max_tokens=200, seed=1)
     runs, found = {0: 0, 1: 0, 2: 0}, {}
     for rank in runs:
 
@@ -121,7 +123,7 @@ def test_ranks_that_run_together_run_as_often(asked: Path, tokenizer: Any, model
     assert len({*runs.values()}) == 1, runs
 
 
-def plain_likelihood(model: Any, request: Request, choice: list[int]) -> float:
+def plain_likelihood(model: Any, request: PromptRequest, choice: list[int]) -> float:
     """Of a choice, by a forward pass of the whole text."""
     ids = torch.tensor([request.tokens + choice])
     with torch.no_grad():
@@ -138,14 +140,14 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(
 
     change = [f"method.load_in_4bit={str(four_bit).lower()}"]
     task, groups = groups_of(asked.parent, tokenizer, *change)
-    recipe = recipes.load("asked.yaml", change)[0].recipe
+    recipe = load_recipe("asked.yaml", change)[0].recipe
     options = recipe.method.load_options("fp32", 0)
     ready = recipe.method.wrap(
         AutoModelForCausalLM.from_pretrained(base, **options), causal=True, checkpointing=False
     )
-    facts = model_facts.facts(recipe.model, recipe.task, recipe.method)
-    assert counted(ready, facts).quantised == (0 if not four_bit else 73_728)
-    asker = Asker(ready, tokenizer, task, max_tokens=500, seed=1)
+    facts = model_facts.compute_model_facts(recipe.model, recipe.task, recipe.method)
+    assert check_parameter_count(ready, facts).quantised == (0 if not four_bit else 73_728)
+    asker = PromptRunner(ready, tokenizer, task, max_tokens=500, seed=1)
     found: dict[int, Answer] = {}
     for batch, _ in asker.answers(groups, {}, 0, 1, together=False):
         found |= batch
@@ -181,14 +183,14 @@ def test_adapters_over_one_base_are_compared_by_a_sweep(
     task, groups = groups_of(asked.parent, tokenizer, "task.shots=1")
     grid = "sweep.grid={method.adapter_path: [first, second one, null]}"
     found = []
-    for point in recipes.load("asked.yaml", ["task.shots=1", grid]):
+    for point in load_recipe("asked.yaml", ["task.shots=1", grid]):
         recipe = point.recipe
-        facts = model_facts.facts(recipe.model, recipe.task, recipe.method)
+        facts = model_facts.compute_model_facts(recipe.model, recipe.task, recipe.method)
         ready = recipe.method.wrap(
             AutoModelForCausalLM.from_pretrained(base), causal=True, checkpointing=False
         )
-        assert counted(ready, facts).trainable == 0
-        asker = Asker(ready, tokenizer, task, max_tokens=500, seed=1)
+        assert check_parameter_count(ready, facts).trainable == 0
+        asker = PromptRunner(ready, tokenizer, task, max_tokens=500, seed=1)
         batch, _ = next(asker.answers(groups, {}, 0, 1, together=False))
         found.append(batch)
         (request,) = (r for g in groups for e, r in zip(g.examples, g.requests, strict=True)
@@ -243,7 +245,7 @@ def test_a_killed_run_goes_on_where_it_was(asked: Path, cli: Cli) -> None:
         assert now.startswith(text)
         lines = [json.loads(line)[0] for line in now.splitlines() if line.endswith("]")]
         assert len(lines) == len({*lines})
-    assert len(answer_log.read(folder / "answers")) == 3000
+    assert len(answer_log.read_answers(folder / "answers")) == 3000
     (row,) = cli("collect", "--json").json
     assert row["state"] == "COMPLETED"
     assert row["metrics"]["accuracy"]["mean"] > 0
@@ -270,15 +272,15 @@ def test_a_sharded_model_answers_alike(
     assert done.code == 0, done.err
     (folder,) = (asked.parent / "runs/asked").glob("*")
     task, groups = groups_of(asked.parent, tokenizer, *change)
-    asker = Asker(model, tokenizer, task, max_tokens=length, seed=42)
+    asker = PromptRunner(model, tokenizer, task, max_tokens=length, seed=42)
     batches = [f for f, _ in asker.answers(groups, {}, 0, 1, together=False)]
     assert len(batches) % 2
     plain = {index: found for batch in batches for index, found in batch.items()}
-    sharded = answer_log.read(folder / "answers")
+    sharded = answer_log.read_answers(folder / "answers")
     assert sharded.keys() == plain.keys() == set(range(40))
     for index, found in plain.items():
         same = found if isinstance(found, str) else pytest.approx(found, abs=1e-4)
         assert sharded[index] == same
     record = json.loads((folder / "result.json").read_text())
-    assert record["metrics"]["accuracy"] == scored(task, groups, plain)["accuracy"]
+    assert record["metrics"]["accuracy"] == score_answers(task, groups, plain)["accuracy"]
     assert ("no_answer" in record["metrics"]) == (answer == "generation")

@@ -12,7 +12,7 @@ import torch
 
 from conftest import Cli, write_rows
 from hpcft.core.records import DataSpec, TokenizerTraining
-from hpcft.metrics import compute, values
+from hpcft.metrics import compute_metric, metric_values
 from hpcft.tasks import QuestionAnswering
 from hpcft.tasks.base import BadRow
 from hpcft.training.data.tokenizer import train_tokenizer
@@ -33,13 +33,13 @@ def answers(*pairs: tuple[str, int]) -> dict[str, list[Any]]:
 
 def scores(*triples: tuple[str, list[str], float], threshold: float = 0.0) -> dict[str, float]:
     """Of (answer, true answers, score of "no answer")."""
-    found = compute(
+    found = compute_metric(
         "squad",
         predictions=[{"answer": a, "no_answer_score": doubt} for a, _, doubt in triples],
         references=[{"answers": truth} for _, truth, _ in triples],
         threshold=threshold,
     )
-    return values(found)
+    return metric_values(found)
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,6 @@ def test_best_metric_has_to_be_one_of_the_tasks(tiny: Path, cli: Cli) -> None:
 )
 def test_sources_of_the_splits(data: dict[str, Any], expected: dict[str, str]) -> None:
     from hpcft.core.records import DataSpec
-    from hpcft.tasks.data.examples import sources
+    from hpcft.tasks.data.examples import split_sources
 
-    assert sources(DataSpec(**data)) == expected
+    assert split_sources(DataSpec(**data)) == expected

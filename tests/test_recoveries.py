@@ -12,7 +12,7 @@ from hpcft.recovery import limits, log
 from made_plans import layout
 
 
-def met(cause: str, step: int, how: log.How = "requeued", change: str = "") -> Recovery:
+def met(cause: str, step: int, how: log.Action = "requeued", change: str = "") -> Recovery:
     return Recovery(number=1, at=1.0, job_id="1", cause=cause, evidence="", how=how, step=step,
                     change=change, layout=layout(0), per_device_eval_batch_size=1)  # fmt: skip
 
@@ -42,7 +42,7 @@ TWICE = [met("rank_died", 40), met("rank_died", 40)]
 def test_a_run_that_comes_no_further_stops(
     taken: list[Recovery], cause: str, step: int, may: bool
 ) -> None:
-    assert (limits.obstacle(taken, cause, step) == "") is may
+    assert (limits.restart_limit_reason(taken, cause, step) == "") is may
 
 
 def test_without_a_complete_checkpoint_it_goes_on_from_its_beginning(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from hpcft.config import recipe as recipes
+from hpcft.config.recipe import list_recipes, load_recipe
 from tiny_reports import DATA, data_files, model_folder, source_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-NAMES = [file.stem for file in recipes.available() if file.stem != "quickstart"]
+NAMES = [file.stem for file in list_recipes() if file.stem != "quickstart"]
 
 # A model that starts from noise needs larger steps than a pretrained one.
 FROM_NOISE = (
@@ -56,7 +56,7 @@ def hpcft(*arguments: object) -> str:
 
 def swapped(name: str, folder: Path) -> list[str]:
     """Overrides that give a recipe a tiny model and local data."""
-    recipe = recipes.load(name)[0].recipe
+    recipe = load_recipe(name)[0].recipe
     files = data_files(recipe, folder / "data")
     texts = (value for path in (folder / "data").rglob("*.jsonl")
              for row in path.read_text().splitlines()
@@ -90,7 +90,7 @@ def table(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     before = Path.cwd()
     os.chdir(folder)
     for name in NAMES:  # the tokenizers are trained on all texts
-        data_files(recipes.load(name)[0].recipe, folder / "data")
+        data_files(load_recipe(name)[0].recipe, folder / "data")
     try:
         for name in NAMES:
             hpcft("submit", name, *swapped(name, folder))
@@ -104,7 +104,7 @@ def table(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
 
 def test_the_reports_are_all_here() -> None:
     assert len(NAMES) == 22
-    assert {source_of(recipes.load(name)[0].recipe) for name in NAMES} <= set(DATA)
+    assert {source_of(load_recipe(name)[0].recipe) for name in NAMES} <= set(DATA)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +112,7 @@ def test_runs_to_its_end(table: dict[str, Any], name: str) -> None:
     row = table[name]
     assert row["state"] == "COMPLETED"
     assert row["metrics"]
-    baseline = recipes.load(name)[0].recipe.baseline
+    baseline = load_recipe(name)[0].recipe.baseline
     if baseline is not None:
         assert row["baseline_source"] == baseline.source
 

@@ -10,8 +10,7 @@ import pytest
 
 from hpcft.core.errors import DataError, HpcftError, InputError
 from hpcft.tasks.classification import Classification
-from hpcft.tasks.data import examples as rows
-from hpcft.tasks.data.examples import Examples
+from hpcft.tasks.data.examples import Examples, check_local_data, load_examples
 
 
 def classification(data: dict[str, Any], **options: Any) -> Classification:
@@ -31,7 +30,7 @@ def jsonl(*found: dict[str, Any]) -> str:
 
 def loaded(path: Path, **options: Any) -> Examples:
     data = {"files": {"train": str(path)}, **options.pop("data", {})}
-    return rows.load(classification(data, **options))
+    return load_examples(classification(data, **options))
 
 
 def refused(path: Path, **options: Any) -> list[str]:
@@ -270,7 +269,7 @@ def test_problems_of_all_splits_are_told_together(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     test = file_of(tmp_path / "deep", jsonl(GOOD, {"text": "", "label": "bad"}))
     with pytest.raises(InputError) as error:
-        rows.check_local_data(
+        check_local_data(
             classification({"files": {"train": str(train), "test": str(test)}}), "test"
         )
     assert [p.where for p in error.value.problems] == [f"{train}:1", f"{test}:2"]
@@ -327,7 +326,7 @@ def test_fractions_pool_all_files(tmp_path: Path) -> None:
     second.write_text(jsonl(*({"text": str(n), "label": "bad"} for n in range(10, 30))))
     data = {"files": {"train": str(first), "test": str(second)},
             "fractions": {"train": 0.5, "test": 0.5}}  # fmt: skip
-    found = texts(rows.load(classification(data)))
+    found = texts(load_examples(classification(data)))
     assert sorted(int(t) for part in found.values() for t in part) == list(range(30))
     assert len(found["train"]) == 15
 

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 
 from conftest import ROOT, Cli
-from hpcft.config import schema as reference
 from hpcft.config import yaml_document
 from hpcft.config.recipe_types import FullRecipe
+from hpcft.config.schema import json_schema, reference_page
 from hpcft.core.records import Cluster
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -36,8 +36,8 @@ def with_unknown_keys(value: Any) -> list[Any]:
     ids=lambda part: part.stem if isinstance(part, Path) else part,
 )
 def test_the_schema_takes_what_is_shipped_and_refuses_an_unknown_key(kind: str, path: Path) -> None:
-    checker = jsonschema.Draft202012Validator(reference.schema(kind))
-    value = yaml_document.load(path).value
+    checker = jsonschema.Draft202012Validator(json_schema(kind))
+    value = yaml_document.load_document(path).value
     assert [error.message for error in checker.iter_errors(value)] == []
     for changed in with_unknown_keys(value):
         assert not checker.is_valid(changed)
@@ -48,11 +48,11 @@ def test_the_schema_is_printed(kind: str, cli: Cli) -> None:
     said = cli("schema", kind)
     assert said.code == 0
     jsonschema.Draft202012Validator.check_schema(said.json)
-    assert said.json == reference.schema(kind)
+    assert said.json == json_schema(kind)
 
 
 def test_the_schema_knows_extends_and_auto() -> None:
-    checker = jsonschema.Draft202012Validator(reference.schema("recipe"))
+    checker = jsonschema.Draft202012Validator(json_schema("recipe"))
     checker.validate({"extends": "quickstart", "resources": "auto"})
     assert not checker.is_valid({"extends": 5})
     assert not checker.is_valid({"name": "x"})
@@ -60,9 +60,9 @@ def test_the_schema_knows_extends_and_auto() -> None:
 
 @pytest.mark.parametrize(("kind", "root"), [("recipe", FullRecipe), ("cluster", Cluster)])
 def test_the_reference_page_has_every_field(kind: str, root: Any) -> None:
-    schema = reference.schema(kind)
+    schema = json_schema(kind)
     json.dumps(schema)
-    page = reference.page(kind)
+    page = reference_page(kind)
     parts = {schema["title"]: schema, **schema.get("$defs", {})}
     assert set(root.model_fields) <= set(schema["properties"])
     for title, part in parts.items():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import Cli, film_rows, write_rows
-from hpcft.config import recipe as recipes
+from hpcft.config.recipe import load_recipe
 from tiny_models import bert_folder, llama_folder
 
 TRAIN = {"global_batch_size": 12, "max_steps": 20, "learning_rate": 1e-2}
@@ -131,7 +131,7 @@ def test_an_adapter_over_many_layers_can_be_planned(
     from transformers import AutoModelForCausalLM
 
     base = llama_folder(workplace / "base", layers=6)
-    (trained,) = recipes.load(write("trained", INSTRUCTION, LORA), [])
+    (trained,) = load_recipe(write("trained", INSTRUCTION, LORA), [])
     model = AutoModelForCausalLM.from_pretrained(base)
     trained.recipe.method.wrap(model, causal=True, checkpointing=False).save_pretrained("adapter")
     planned = cli("plan", write("asked", task, {"name": "frozen", "adapter_path": "adapter"}))

@@ -15,9 +15,9 @@ from hpcft.core.errors import DoesNotFit
 from hpcft.core.records import Cluster, ModelFacts, Plan
 from hpcft.core.units import GIB
 from hpcft.planning import planner
-from hpcft.planning.infeasible import excess
-from hpcft.planning.inputs import Case
-from hpcft.planning.layouts import describe
+from hpcft.planning.infeasible import plan_excess
+from hpcft.planning.inputs import PlanInputs
+from hpcft.planning.layouts import describe_layout
 from hpcft.planning.search import NEAR_TIE
 from made_plans import BILLION, COMPLETE, NVME, cluster, facts, lined, make, recipe, table
 
@@ -54,7 +54,7 @@ def test_it_finds_what_trying_everything_finds(size: int, batch: int, name: str)
     found = planned(made, site, known)
     assert (found is None) == (cheapest is None)
     if found and cheapest:
-        assert excess(found) <= 0
+        assert plan_excess(found) <= 0
         hours = found.gpu_hours_per_1000_steps
         assert hours is not None
         assert hours <= (1 + NEAR_TIE) * cheapest.gpu_hours_per_1000_steps * (1 + 1e-9)
@@ -105,7 +105,7 @@ def test_a_larger_micro_batch_never_takes_less(size: int, name: str) -> None:
     for a in table(recipe(), cluster(name, max_nodes=1), facts(size)):
         if a.layout.gradient_accumulation_steps == 1:
             continue  # without gradients of an earlier micro-batch; the search tries it apart
-        kind = describe(a.layout.model_copy(update={"per_device_train_batch_size": 1}))
+        kind = describe_layout(a.layout.model_copy(update={"per_device_train_batch_size": 1}))
         assert a.gpu_peak_bytes is not None
         kinds.setdefault(kind, []).append((a.layout.per_device_train_batch_size, a.gpu_peak_bytes))
     for found in kinds.values():
@@ -208,7 +208,7 @@ def test_the_loss_in_parts_is_taken_where_the_whole_does_not_fit() -> None:
         make(made, small, unable, brief=True)
     plan = make(made, small, able)
     assert plan.layout.loss_chunks == 8
-    assert "loss in 8 parts" in describe(plan.layout)
+    assert "loss in 8 parts" in describe_layout(plan.layout)
     assert "logits and loss are computed in 8 parts" in " ".join(plan.reasons)
     assert make(made, large, able).layout.loss_chunks == 1, "it costs time"
 
@@ -220,7 +220,7 @@ def test_memory_is_asked_for_only_where_it_decides() -> None:
     made = recipe(task=COMPLETE, train={"global_batch_size": 2048})
     known = facts(8 * BILLION)
     site = cluster("h100-80", max_nodes=128, **NVME)
-    case = Case(made, site, known, trace=lined(known))
+    case = PlanInputs(made, site, known, trace=lined(known))
     search = planner._search(case)
     assert len(search.ordered) > 1000
     assert search.best() is not None

@@ -11,8 +11,8 @@ from hpcft.core.errors import ClusterError
 from hpcft.core.records import Cluster
 from hpcft.jobs import default_cluster
 from hpcft.scheduler import slurm, slurm_output
-from hpcft.scheduler.job_state import JobState, normalised
-from hpcft.scheduler.pending_reasons import explained
+from hpcft.scheduler.job_state import JobState, normalise_state
+from hpcft.scheduler.pending_reasons import explain_reason
 
 # ---------------------------------------------------------------- reading Slurm
 
@@ -99,7 +99,7 @@ def test_sacct() -> None:
      ("OUT_OF_ME+", "OUT_OF_ME"), ("", "UNKNOWN"), ("+", "UNKNOWN")],
 )  # fmt: skip
 def test_normalised(word: str, plain: str) -> None:
-    assert normalised(word) == plain
+    assert normalise_state(word) == plain
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_normalised(word: str, plain: str) -> None:
     ],
 )  # fmt: skip
 def test_pending_reasons(reason: str, sentence: str) -> None:
-    assert explained(reason) == sentence
+    assert explain_reason(reason) == sentence
 
 
 def scheduler(monkeypatch: pytest.MonkeyPatch, **answers: str | Exception) -> list[str]:
@@ -157,20 +157,20 @@ NO_ACCOUNTS = ClusterError("sacct failed (1): Slurm accounting storage is disabl
 
 def test_states_ask_each_command_once(monkeypatch: pytest.MonkeyPatch) -> None:
     called = scheduler(monkeypatch, squeue=SQUEUE, sacct=SACCT)
-    found = slurm.states(["101", "104_1", "201", "207_0", "207_1"])
+    found = slurm.job_states(["101", "104_1", "201", "207_0", "207_1"])
     assert [state.state for state in found.values()] == [
         "RUNNING", "PENDING", "COMPLETED", "FAILED", "COMPLETED",
     ]  # fmt: skip
     assert len(called) == 2
     assert "-j 201,207 " in called[1]
-    assert slurm.states([]) == {}
+    assert slurm.job_states([]) == {}
     assert len(called) == 2
 
 
 def test_states_without_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     """What accounting calls the end of a job may be that of an earlier start."""
     scheduler(monkeypatch, squeue=AWAY, sacct=SACCT)
-    found = slurm.states(["101", "201", "204", "205", "206", "208", "209"])
+    found = slurm.job_states(["101", "201", "204", "205", "206", "208", "209"])
     assert {name: state.state for name, state in found.items()} == {
         "101": "UNKNOWN", "201": "COMPLETED", "204": "UNKNOWN", "205": "OUT_OF_MEMORY",
         "206": "UNKNOWN", "208": "UNKNOWN", "209": "RUNNING",
@@ -183,13 +183,13 @@ def test_a_newer_start_counts_more_than_what_accounting_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scheduler(monkeypatch, squeue="208|PENDING|0:00||N/A|BeginTime\n", sacct=SACCT)
-    assert slurm.states(["208"])["208"].state == "PENDING"
+    assert slurm.job_states(["208"])["208"].state == "PENDING"
 
 
 def test_a_job_that_slurm_has_forgotten_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accounting lags behind, or has lost what became of it."""
     scheduler(monkeypatch, squeue="", sacct=SACCT)
-    found = slurm.states(["208", "209", "207_2"])
+    found = slurm.job_states(["208", "209", "207_2"])
     assert (found["208"].state, found["208"].is_gone) == ("PREEMPTED", False)
     for name in ("209", "207_2"):
         assert (found[name].state, found[name].is_gone) == ("UNKNOWN", True)
@@ -198,14 +198,14 @@ def test_a_job_that_slurm_has_forgotten_is_not_alive(monkeypatch: pytest.MonkeyP
 
 def test_states_without_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler(monkeypatch, squeue=SQUEUE, sacct=NO_ACCOUNTS)
-    found = slurm.states(["101", "204"])
+    found = slurm.job_states(["101", "204"])
     assert found["101"].state == "RUNNING"
     assert found["204"] == JobState("UNKNOWN", str(NO_ACCOUNTS), is_gone=True)
 
 
 def test_states_without_either(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler(monkeypatch, squeue=AWAY, sacct=NO_ACCOUNTS)
-    found = slurm.states(["101", "204"])
+    found = slurm.job_states(["101", "204"])
     assert {state.state for state in found.values()} == {"UNKNOWN"}
     assert {state.reason for state in found.values()} == {f"{AWAY}; {NO_ACCOUNTS}"}
     assert not any(state.is_over or state.is_live for state in found.values())
@@ -213,7 +213,7 @@ def test_states_without_either(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_states_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler(monkeypatch, squeue="", sacct="")
-    (state,) = slurm.states(["77"]).values()
+    (state,) = slurm.job_states(["77"]).values()
     assert state == JobState("UNKNOWN", "neither squeue nor sacct knows the job", is_gone=True)
 
 
@@ -293,7 +293,7 @@ def test_refusals_name_the_field_to_blame(
     scheduler(monkeypatch, sbatch=error, sinfo="")
     text = (ROOT / "tests/golden/sbatch-single.sh").read_text()
     with pytest.raises(slurm.Refused) as refused:
-        slurm.check(text)
+        slurm.check_script(text)
     assert refused.value.key == key
     assert key in Cluster.model_fields
     assert refused.value.reason.startswith(f"{reason}, asked for --cpus-per-task=12 ")
@@ -307,7 +307,7 @@ def test_a_limit_on_jobs_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     scheduler(monkeypatch, sbatch=ClusterError(said))
     with pytest.raises(slurm.TooManyJobs, match=r"^AssocMaxSubmitJobLimit$"):
-        slurm.check("#!/bin/sh\n")
+        slurm.check_script("#!/bin/sh\n")
 
 
 @pytest.mark.parametrize(
@@ -319,14 +319,14 @@ def test_array_size(
     config: str | Exception, most: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler(monkeypatch, scontrol=config)
-    assert slurm.array_size() == most
+    assert slurm.max_array_size() == most
 
 
 def test_an_absent_controller_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "sbatch failed (1): allocation failure: Unable to contact slurm controller"
     scheduler(monkeypatch, sbatch=ClusterError(said))
     with pytest.raises(ClusterError, match="Unable to contact"):
-        slurm.check("#!/bin/sh\n")
+        slurm.check_script("#!/bin/sh\n")
 
 
 # ---------------------------------------------------------------- which cluster is here
@@ -345,7 +345,7 @@ def test_cluster_name(
     assert slurm.cluster_name() == name
     monkeypatch.setattr("shutil.which", lambda command: None)
     assert slurm.cluster_name() is None
-    assert default_cluster.detect() == "local"
+    assert default_cluster.detect_cluster() == "local"
 
 
 def test_node_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 def config(name: str) -> dict[str, Any]:
     changes, precision = CONFIGS[name]
-    built = deepspeed_config.build(
+    built = deepspeed_config.build_deepspeed_config(
         layout(**changes), precision, FACTS, Train(), site(node_disk_path="/local/scratch")
     )
     assert built is not None
@@ -153,7 +153,12 @@ def test_deepspeed_config(name: str) -> None:
 
 
 def test_no_deepspeed_without_sharding() -> None:
-    assert deepspeed_config.build(layout(zero_stage=0), "bf16", FACTS, Train(), site()) is None
+    assert (
+        deepspeed_config.build_deepspeed_config(
+            layout(zero_stage=0), "bf16", FACTS, Train(), site()
+        )
+        is None
+    )
 
 
 def test_parameters_on_nvme_have_buffers_that_hold_the_largest() -> None:
@@ -162,7 +167,7 @@ def test_parameters_on_nvme_have_buffers_that_hold_the_largest() -> None:
     moved = {"offload_optimizer": "nvme", "offload_param": "nvme"}
     for ranks, expected in ((1, 525_336_576), (4, 131_334_144), (8, 100_000_000)):
         laid = layout(nodes=1, ranks_per_node=ranks, **moved)
-        built = deepspeed_config.build(laid, "bf16", FACTS, Train(), disk)
+        built = deepspeed_config.build_deepspeed_config(laid, "bf16", FACTS, Train(), disk)
         assert built is not None
         assert built["zero_optimization"]["offload_param"]["buffer_size"] == expected
 
@@ -214,4 +219,6 @@ def test_a_misspelt_key_in_a_template_is_refused(
     (tmp_path / "zero1.json").write_text(json.dumps(template))
     monkeypatch.setattr(deepspeed_config, "shipped", lambda kind: tmp_path)
     with pytest.raises(UsageError, match=r"steps_per_prnt, zero_optimization\.overlap_com"):
-        deepspeed_config.build(layout(zero_stage=1), "bf16", FACTS, Train(), site())
+        deepspeed_config.build_deepspeed_config(
+            layout(zero_stage=1), "bf16", FACTS, Train(), site()
+        )

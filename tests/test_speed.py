@@ -10,8 +10,8 @@ import pytest
 
 from hpcft.core.records import Calibration, Layout, StepTime
 from hpcft.planning import disk, run_time, step_time
-from hpcft.planning.dataset_size import known_examples
-from hpcft.planning.hardware import Rates, rates
+from hpcft.planning.dataset_size import count_examples
+from hpcft.planning.hardware import Rates, hardware_rates
 from made_plans import BILLION, CLASSIFY, COMPLETE, cluster, facts, layout, recipe
 
 HOP = step_time.HOP_S
@@ -65,7 +65,7 @@ def test_efficiency_falls_for_tiny_micro_batches() -> None:
     shares = []
     for size in (1, 8, 64):
         x = laid(0, per_device_train_batch_size=size, gradient_accumulation_steps=64 // size)
-        step = step_time.step_time(facts(), FULL, x, "bf16", 64, site)
+        step = step_time.predict_step_time(facts(), FULL, x, "bf16", 64, site)
         flops = 64 // size * step_time.step_flops(facts(), FULL, x, 64)
         shares.append(flops / step.compute_s / 312e12)
     assert shares == sorted(shares)
@@ -75,8 +75,10 @@ def test_efficiency_falls_for_tiny_micro_batches() -> None:
 
 def test_4_bit_weights_cost_time() -> None:
     site = cluster("a100-80")
-    lora = step_time.step_time(facts(trainable=0), LORA, laid(0), "bf16", 1024, site)
-    qlora = step_time.step_time(facts(trainable=0, quantised=1), QLORA, laid(0), "bf16", 1024, site)
+    lora = step_time.predict_step_time(facts(trainable=0), LORA, laid(0), "bf16", 1024, site)
+    qlora = step_time.predict_step_time(
+        facts(trainable=0, quantised=1), QLORA, laid(0), "bf16", 1024, site
+    )
     assert 1.2 < qlora.total_s / lora.total_s < 1.39
 
 
@@ -139,21 +141,21 @@ def test_offloading_by_hand(places: tuple[str, str], seconds: float) -> None:
 
 def test_on_a_cpu_offloading_moves_nothing() -> None:
     x = laid(3, ranks=2, offload_optimizer="cpu")
-    assert step_time.step_time(facts(), FULL, x, "fp32", 8, cluster("cpu")).offload_s == 0
+    assert step_time.predict_step_time(facts(), FULL, x, "fp32", 8, cluster("cpu")).offload_s == 0
 
 
 # ---------------------------------------------------------------- rates
 
 
 def test_rates_come_from_the_profile_or_from_the_class_of_hardware() -> None:
-    a100 = rates(cluster("a100-80"), "bf16", 4)
+    a100 = hardware_rates(cluster("a100-80"), "bf16", 4)
     assert a100.flops == pytest.approx(0.35 * 312e12)
     assert a100.link == pytest.approx(0.75 * 300e9)
     assert a100.network == pytest.approx(0.75 * 100e9)
     gpu = cluster("a100-80").gpu
     assert gpu is not None
     bare = gpu.model_copy(update={"peak_tflops": None, "link_gb_s": None, "host_link_gb_s": None})
-    unknown = rates(cluster("a100-80", gpu=bare, network_gb_s=None), "bf16", 4)
+    unknown = hardware_rates(cluster("a100-80", gpu=bare, network_gb_s=None), "bf16", 4)
     assert unknown.flops < a100.flops, "what is not stated is that of a slow card"
     assert unknown.link == unknown.host_link == a100.host_link, "without NVLink over PCIe"
     assert unknown.network == pytest.approx(0.75 * 1.25e9)
@@ -161,17 +163,20 @@ def test_rates_come_from_the_profile_or_from_the_class_of_hardware() -> None:
 
 def test_fp32_does_without_tensor_cores() -> None:
     t4, p100 = cluster("t4-16"), cluster("p100-16")
-    assert rates(t4, "fp32", 1).flops == rates(t4, "fp16", 1).flops / 8
-    assert rates(p100, "fp32", 1).flops == rates(p100, "fp16", 1).flops / 2
+    assert hardware_rates(t4, "fp32", 1).flops == hardware_rates(t4, "fp16", 1).flops / 8
+    assert hardware_rates(p100, "fp32", 1).flops == hardware_rates(p100, "fp16", 1).flops / 2
 
 
 def test_calibration_replaces_the_stated_efficiency() -> None:
     known = cluster("a100-80", calibration=Calibration(efficiency=0.5))
-    assert rates(known, "bf16", 4).flops == pytest.approx(0.5 * 312e12)
+    assert hardware_rates(known, "bf16", 4).flops == pytest.approx(0.5 * 312e12)
 
 
 def test_ranks_on_a_cpu_share_its_cores() -> None:
-    assert rates(cluster("cpu"), "fp32", 2).flops == 32 * rates(cluster("cpu"), "fp32", 64).flops
+    assert (
+        hardware_rates(cluster("cpu"), "fp32", 2).flops
+        == 32 * hardware_rates(cluster("cpu"), "fp32", 64).flops
+    )
 
 
 # ---------------------------------------------------------------- whole runs
@@ -179,7 +184,9 @@ def test_ranks_on_a_cpu_share_its_cores() -> None:
 
 def run(site: str = "a100-80", examples: dict[Any, int] | None = None, **sections: Any) -> Any:
     made = recipe(**sections)
-    time = run_time.run_time(STEP, made, facts(), laid(0), "bf16", cluster(site), examples or {})
+    time = run_time.predict_run_time(
+        STEP, made, facts(), laid(0), "bf16", cluster(site), examples or {}
+    )
     return made, time
 
 
@@ -279,16 +286,16 @@ def test_local_files_are_counted(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps([{"text": "a"}] * 7))
     files = {"train": str(tmp_path / "a.jsonl"), "validation": str(tmp_path / "b.csv"),
              "test": str(tmp_path / "c.json")}  # fmt: skip
-    assert known_examples(data(files=files)) == {"train": 100, "validation": 30, "test": 7}
+    assert count_examples(data(files=files)) == {"train": 100, "validation": 30, "test": 7}
     sampled = data(files=files, sample={"train": 0.5}, limits={"validation": 5, "test": 99})
-    assert known_examples(sampled) == {"train": 50, "validation": 5, "test": 7}
+    assert count_examples(sampled) == {"train": 50, "validation": 5, "test": 7}
     cut = data(files={"train": files["train"]}, fractions={"train": 0.7, "test": 0.3})
-    assert known_examples(cut) == {"train": 70, "test": 30}
+    assert count_examples(cut) == {"train": 70, "test": 30}
 
 
 def test_what_is_not_local_is_known_by_its_limits_only(tmp_path: Path) -> None:
-    assert known_examples(data(path="x/y", limits={"test": 2500})) == {"test": 2500}
-    assert known_examples(data(files={"train": str(tmp_path / "gone.jsonl")})) == {}
+    assert count_examples(data(path="x/y", limits={"test": 2500})) == {"test": 2500}
+    assert count_examples(data(files={"train": str(tmp_path / "gone.jsonl")})) == {}
 
 
 def test_parquet_is_counted_by_its_footer(tmp_path: Path) -> None:
@@ -297,11 +304,11 @@ def test_parquet_is_counted_by_its_footer(tmp_path: Path) -> None:
 
     file = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"] * 12}), file)
-    assert known_examples(data(files={"train": str(file)})) == {"train": 12}
+    assert count_examples(data(files={"train": str(file)})) == {"train": 12}
 
 
 def test_of_a_large_file_a_part_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "0123456789"}\n' * 1000)
     monkeypatch.setattr("hpcft.planning.dataset_size.COUNTED_BYTES", 2300)
-    assert known_examples(data(files={"train": str(file)}))["train"] == pytest.approx(1000, abs=10)
+    assert count_examples(data(files={"train": str(file)}))["train"] == pytest.approx(1000, abs=10)

@@ -15,11 +15,11 @@ import pytest
 from conftest import Said, film_rows
 from hpcft.config import cluster_profile
 from hpcft.core.errors import DataError
-from hpcft.core.files import write
+from hpcft.core.files import write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import StagedInputs
 from hpcft.staging import staged_inputs
-from hpcft.staging.hub_inputs import Need
+from hpcft.staging.hub_inputs import HubInput
 from local_hub import LocalHub
 from tiny_models import llama_folder
 
@@ -247,12 +247,12 @@ def test_what_is_gone_is_told_before_anything_is_queued_and_fetched_again(
     weights.resolve().unlink()
     table = Path(data["folder"]) / "films-train.arrow"
     table.unlink()
-    note = staged_inputs.find(Need("model", "acme/purged"), home / "hub")
+    note = staged_inputs.read_staged(HubInput("model", "acme/purged"), home / "hub")
     assert note is not None
     paths = RunPaths(recipe.parent)
-    write(paths.staged, StagedInputs(inputs={"model.path": note}))
+    write_record(paths.staged, StagedInputs(inputs={"model.path": note}))
     with pytest.raises(DataError, match=r"model\.safetensors is gone since it was staged, as"):
-        staged_inputs.check_of_run(paths)  # what rank 0 does first
+        staged_inputs.check_staged_of_run(paths)  # what rank 0 does first
     refused = shell("submit", recipe, *change)
     assert refused.code == 2
     assert f"{weights} is gone since it was staged" in refused.err
@@ -365,7 +365,7 @@ def test_the_cache_is_that_of_the_profile_else_that_of_the_environment() -> None
     assert str(staged_inputs.hub_folder({"HF_HOME": "/x"})) == "/x/hub"
     assert str(staged_inputs.hub_folder({"HF_HOME": "/x", "HF_HUB_CACHE": "/y"})) == "/y"
     assert str(staged_inputs.hub_folder({"XDG_CACHE_HOME": "/z"})) == "/z/huggingface/hub"
-    site = cluster_profile.load("local").cluster.model_copy(
+    site = cluster_profile.load_profile("local").cluster.model_copy(
         update={"environment": {"HF_HOME": "/p"}}
     )
     assert staged_inputs.environment(site)["HF_HOME"] == "/p"

@@ -18,14 +18,14 @@ import pytest
 
 from hpcft.core import attempts
 from hpcft.core.errors import DataError
-from hpcft.core.files import read, write
+from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Progress
-from hpcft.recovery.diagnosis import RankError, judged
+from hpcft.recovery.diagnosis import RankError, classify
 from hpcft.training.distributed import rendezvous, torch_extensions
-from hpcft.training.distributed.rank_env import Rank
-from hpcft.training.distributed.torch_extensions import Baton, extensions_folder
-from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.distributed.rank_env import RankInfo
+from hpcft.training.distributed.torch_extensions import OperatorLock, extensions_folder
+from hpcft.training.telemetry.progress import ProgressReporter
 
 # ---------------------------------------------------------------- locks of operators
 
@@ -65,11 +65,11 @@ def test_a_living_owner_is_waited_for_and_then_named(
 ) -> None:
     monkeypatch.setattr(torch_extensions, "MOST_WAIT_S", 0.3)
     with pytest.raises(DataError) as raised:
-        Baton(str(tmp_path / "lock")).try_acquire()
+        OperatorLock(str(tmp_path / "lock")).try_acquire()
     assert str(raised.value).startswith(f"{tmp_path}/hpcft.lock: the build lock of a DeepSpeed ")
     assert f"held by process {owner.pid} on {os.uname().nodename} after 0 s" in str(raised.value)
     told = RankError(rank=0, node="n", at=0.0, kind="DataError", message=str(raised.value))
-    failure = judged(told)
+    failure = classify(told)
     assert failure is not None
     assert failure.name == "stale_build_lock"
 
@@ -80,10 +80,10 @@ def test_a_dead_owner_holds_nobody_up(tmp_path: Path, owner: subprocess.Popen[st
     owner.kill()
     owner.wait()
     begun = time.monotonic()
-    first = Baton(str(tmp_path / "lock"))
+    first = OperatorLock(str(tmp_path / "lock"))
     assert first.try_acquire()
     first.release()
-    assert Baton(str(tmp_path / "lock")).try_acquire(), "it was given back"
+    assert OperatorLock(str(tmp_path / "lock")).try_acquire(), "it was given back"
     assert time.monotonic() - begun < 1
 
 
@@ -127,33 +127,35 @@ def test_the_port_is_held_until_the_ranks_have_met(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def heartbeat(tmp_path: Path) -> Heartbeat:
+def heartbeat(tmp_path: Path) -> ProgressReporter:
     folder = tmp_path / "run"
     folder.mkdir()
-    return Heartbeat(RunPaths(folder), Rank(0, 1, 0, "here", "1"))
+    return ProgressReporter(RunPaths(folder), RankInfo(0, 1, 0, "here", "1"))
 
 
 def test_seconds_of_all_starts_add_up_and_those_between_do_not(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     first = Progress(phase="training", started_at=1000.0, updated_at=1600.0, ranks=2)
-    write(paths.progress, first)
-    second = Heartbeat(paths, Rank(0, 4, 0, "here", "2"), generation=1).progress
+    write_record(paths.progress, first)
+    second = ProgressReporter(paths, RankInfo(0, 4, 0, "here", "2"), generation=1).progress
     second = second.model_copy(update={"updated_at": second.started_at + 30})
     assert second.ran_s() == pytest.approx((630, 2 * 600 + 4 * 30))
-    write(paths.progress, second)
-    attempts.set_aside(paths, [paths.progress])  # as a job does that queues another one
-    third = Heartbeat(paths, Rank(0, 1, 0, "here", "3"), generation=2).progress
+    write_record(paths.progress, second)
+    attempts.archive(paths, [paths.progress])  # as a job does that queues another one
+    third = ProgressReporter(paths, RankInfo(0, 1, 0, "here", "3"), generation=2).progress
     assert third.earlier_s == pytest.approx(630)
-    assert Heartbeat(paths, Rank(0, 1, 0, "here", "4")).progress.earlier_s == 0, "a run anew"
+    assert ProgressReporter(paths, RankInfo(0, 1, 0, "here", "4")).progress.earlier_s == 0, (
+        "a run anew"
+    )
 
 
-def lines(heartbeat: Heartbeat) -> list[Any]:
+def lines(heartbeat: ProgressReporter) -> list[Any]:
     text = heartbeat.paths.metrics.read_text()
     return [json.loads(line)["loss"] for line in text.splitlines()]
 
 
 def test_a_folder_that_goes_away_for_a_while_ends_no_training(
-    heartbeat: Heartbeat, caplog: pytest.LogCaptureFixture
+    heartbeat: ProgressReporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     heartbeat.log("step", {"loss": 1})
     folder = heartbeat.paths.folder
@@ -167,10 +169,10 @@ def test_a_folder_that_goes_away_for_a_while_ends_no_training(
     folder.with_name("away").rename(folder)
     heartbeat.set(phase="evaluation")
     assert lines(heartbeat) == [1, 2, 3]
-    assert read(heartbeat.paths.progress, Progress).phase == "evaluation"
+    assert read_record(heartbeat.paths.progress, Progress).phase == "evaluation"
 
 
-def test_a_full_disk_leaves_no_part_of_a_line(heartbeat: Heartbeat) -> None:
+def test_a_full_disk_leaves_no_part_of_a_line(heartbeat: ProgressReporter) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     full = 4000  # bytes that a file may have; the heartbeat itself takes less
     written = 0

@@ -75,7 +75,7 @@ def test_many_runs_are_one_question(runs: Runs) -> None:
     for index in range(5):
         runs.add(f"aaaa000{index}", job_id=f"12_{index}")
         runs.states[f"12_{index}"] = JobState("RUNNING", nodes=f"n{index}")
-    views = status.snapshot(run_index.runs_in(runs.root))
+    views = status.run_statuses(run_index.list_runs(runs.root))
     assert [view.nodes for view in views] == ["n0", "n1", "n2", "n3", "n4"]
     assert runs.asked == sorted(runs.states)
 
@@ -103,7 +103,7 @@ def test_an_orphan_is_unknown_while_the_scheduler_is_away(runs: Runs) -> None:
     for index in range(3):
         runs.add(f"aaaa000{index}", job_id=None, array_index=index)
     runs.away = AWAY
-    views = status.snapshot(run_index.runs_in(runs.root))
+    views = status.run_statuses(run_index.list_runs(runs.root))
     assert {(view.state, view.note) for view in views} == {("UNKNOWN", str(AWAY))}
     assert len(runs.asked) == 1, "each question to an absent controller takes half a minute"
 
@@ -133,7 +133,7 @@ def test_a_damaged_record_does_not_change_what_slurm_says(name: str, runs: Runs)
     view = runs.view("aaaa0000")
     assert view.state == "RUNNING"
     assert f"{name}: is damaged" in view.note
-    files.write(paths.result, record("aaaa0000", accuracy=0.9))
+    files.write_record(paths.result, record("aaaa0000", accuracy=0.9))
     assert runs.view("aaaa0000").state == "COMPLETED"
 
 

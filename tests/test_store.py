@@ -42,7 +42,7 @@ def write_run(root: Path, record: Job) -> RunPaths:
     paths = RunPaths(root / record.recipe / record.run_id)
     files.create_folder(paths.folder.parent)
     files.create_folder(paths.folder)
-    files.write(paths.job, record)
+    files.write_record(paths.job, record)
     return paths
 
 
@@ -55,9 +55,9 @@ def test_a_record_survives_a_folder_of_any_name(name: str, workplace: Path) -> N
     files.create_folder(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
     paths = write_run(folder, job(point={"text": name}))
-    assert files.read(paths.job, Job).point == {"text": name}
-    assert [found.folder for found, _ in run_index.runs_in(folder)] == [paths.folder]
-    assert run_index.find_run(folder, str(paths.folder))
+    assert files.read_record(paths.job, Job).point == {"text": name}
+    assert [found.folder for found, _ in run_index.list_runs(folder)] == [paths.folder]
+    assert run_index.find_runs(folder, str(paths.folder))
     assert sorted(path.name for path in workplace.iterdir()) == [name]
 
 
@@ -117,21 +117,21 @@ def progress(step: int) -> Progress:
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     """A writer rewrites 50 kB again and again; every reading is whole and one of those written."""
     file = tmp_path / "progress.json"
-    files.write(file, progress(0))
+    files.write_record(file, progress(0))
     stop = threading.Event()
     written = [0]
 
     def rewrite() -> None:
         while not stop.is_set():
             written[0] += 1
-            files.write(file, progress(written[0]))
+            files.write_record(file, progress(written[0]))
 
     writer = threading.Thread(target=rewrite)
     writer.start()
     try:
         last, readings, deadline = 0, 0, time.monotonic() + 10
         while (readings < 200 or written[0] < 20) and time.monotonic() < deadline:
-            seen = files.read(file, Progress).step
+            seen = files.read_record(file, Progress).step
             assert last <= seen <= written[0]
             last, readings = seen, readings + 1
     finally:
@@ -218,7 +218,7 @@ def test_a_damaged_record_is_told(content: bytes, says: str, tmp_path: Path) -> 
     file = tmp_path / "job.json"
     file.write_bytes(content)
     with pytest.raises(StoreError, match=says) as told:
-        files.read(file, Job)
+        files.read_record(file, Job)
     assert str(told.value).startswith(str(file))
     assert len(str(told.value).splitlines()) == 1
 
@@ -228,15 +228,15 @@ def test_a_huge_record_is_not_read(tmp_path: Path) -> None:
     with file.open("wb") as stream:
         stream.truncate(10 * 2**40)  # sparse: it takes no room, and no machine could read it
     with pytest.raises(StoreError, match="too large for a record"):
-        files.read(file, Job)
+        files.read_record(file, Job)
 
 
 def test_a_missing_record(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be read: No such file"):
-        files.read(tmp_path / "job.json", Job)
-    assert files.read_if_there(tmp_path / "job.json", Job) is None
+        files.read_record(tmp_path / "job.json", Job)
+    assert files.read_record_if_exists(tmp_path / "job.json", Job) is None
     with pytest.raises(StoreError, match="cannot be read: Is a directory"):
-        files.read(tmp_path, Job)
+        files.read_record(tmp_path, Job)
 
 
 # ---------------------------------------------------------------- the lock
@@ -245,7 +245,7 @@ def test_a_missing_record(tmp_path: Path) -> None:
 def _add_one(folder: str, times: int) -> None:
     paths = RunPaths(Path(folder))
     for _ in range(times):
-        with files.locked(paths.folder):
+        with files.lock_folder(paths.folder):
             count = int(paths.job.read_text())
             time.sleep(0.001)  # whoever does not wait reads what is about to be replaced
             files.write_text(paths.job, str(count + 1))
@@ -266,9 +266,9 @@ def test_of_two_processes_one_waits(tmp_path: Path) -> None:
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
-    with pytest.raises(ValueError, match="inside"), files.locked(paths.folder):
+    with pytest.raises(ValueError, match="inside"), files.lock_folder(paths.folder):
         raise ValueError("inside")
-    with files.locked(paths.folder):
+    with files.lock_folder(paths.folder):
         pass
 
 
@@ -312,8 +312,8 @@ def runs(workplace: Path) -> Path:
     ],
 )
 def test_a_run_is_found_by_its_names(name: str, found: list[str], runs: Path) -> None:
-    assert [record.run_id for _, record in run_index.find_run(Path("runs"), name)] == found
-    assert [record.run_id for _, record in run_index.find_run(runs, name)] == found
+    assert [record.run_id for _, record in run_index.find_runs(Path("runs"), name)] == found
+    assert [record.run_id for _, record in run_index.find_runs(runs, name)] == found
 
 
 def test_runs_come_oldest_first_and_damaged_ones_are_left_out(runs: Path) -> None:
@@ -321,6 +321,6 @@ def test_runs_come_oldest_first_and_damaged_ones_are_left_out(runs: Path) -> Non
     files.create_folder(broken.folder)
     broken.job.write_text("{")
     (runs / "made" / "dddd00000000").mkdir()
-    found = [record.run_id for _, record in run_index.runs_in(runs)]
+    found = [record.run_id for _, record in run_index.list_runs(runs)]
     assert found == ["bbbb55556666", "aaaa11112222", "aaaa33334444", "901900000000"]
-    assert list(run_index.runs_in(runs / "absent")) == []
+    assert list(run_index.list_runs(runs / "absent")) == []

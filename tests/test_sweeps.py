@@ -33,7 +33,7 @@ from made_recipes import problems
 )
 @pytest.mark.usefixtures("tiny")
 def test_a_sweep_is_the_product_of_its_axes(sweep: str, count: int) -> None:
-    points = recipe.load("tiny.yaml", [f"sweep={sweep}"])
+    points = recipe.load_recipe("tiny.yaml", [f"sweep={sweep}"])
     assert len(points) == count
     assert len({json.dumps(point.values, sort_keys=True) for point in points}) == count
     assert all(point.recipe.sweep is None for point in points)
@@ -43,7 +43,7 @@ def test_a_sweep_is_the_product_of_its_axes(sweep: str, count: int) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_each_point_has_its_values_and_the_rest_of_the_recipe() -> None:
     sweep = "{zip: {train.seed: [1, 2], method: [{name: full}, {name: lora, r: 4}]}}"
-    first, second = recipe.load("tiny.yaml", [f"sweep={sweep}"])
+    first, second = recipe.load_recipe("tiny.yaml", [f"sweep={sweep}"])
     assert first.values == {"train.seed": 1, "method": {"name": "full"}}
     assert (first.recipe.method.name, second.recipe.method.name) == ("full", "lora")
     assert (first.recipe.train.seed, second.recipe.train.seed) == (1, 2)
@@ -55,7 +55,7 @@ def test_swept_files_start_at_the_recipe(tiny: Path, monkeypatch: pytest.MonkeyP
         RECIPE + "sweep:\n  grid:\n    task.data.files.train: [train.jsonl, test.jsonl]\n"
     )
     monkeypatch.chdir(tiny.parent.parent)
-    points = recipe.load(str(tiny))
+    points = recipe.load_recipe(str(tiny))
     found = [(p.recipe.task.data.files or {})["train"] for p in points]
     assert found == [str(tiny.parent / "train.jsonl"), str(tiny.parent / "test.jsonl")]
     assert (

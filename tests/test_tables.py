@@ -63,7 +63,7 @@ def test_intervals_directions_and_confusion_are_shown(runs: Runs) -> None:
     shown = dict(zip(header, cells, strict=True))
     assert (shown["accuracy"], shown["perplexity"]) == ("0.8500 [0.7000, 0.9500]", "3.0000")
     assert {"accuracy ↑", "perplexity ↓", "recipe"} <= set(results_table.with_arrows(header))
-    told = results.as_json(runs.rows()[0])
+    told = results.row_as_json(runs.rows()[0])
     assert told["metrics"]["accuracy"]["intervals"] == [(0.7, 0.95)]
     assert told["confusion"] == [{"labels": ["a", "b"], "counts": [[8, 2], [1, 9]]}]
 
@@ -233,7 +233,7 @@ def test_status_of_one_run_and_of_none(three: Runs, cli: Cli) -> None:
 def test_collect_for_programs_is_complete(three: Runs, cli: Cli) -> None:
     done, running, failed = cli("collect", "--json").json
     in_metrics = {"intervals"}  # they stand with their metric
-    assert set(done) == set(results.Row.__dataclass_fields__) - in_metrics
+    assert set(done) == set(results.ResultRow.__dataclass_fields__) - in_metrics
     assert done["metrics"] == {"accuracy": {"mean": 0.91, "stdev": None, "values": [0.91]}}
     assert done["baseline"] == {"f1": 0.7}
     assert (done["total_parameters"], done["peak_memory_bytes"]) == (66_364_418, 3 * GIB)

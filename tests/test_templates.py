@@ -58,14 +58,14 @@ def test_a_template_of_an_unknown_column_names_the_known_ones(tmp_path: Path) ->
     with pytest.raises(
         InputError, match=r":1 q: there is no such column; the row has: question, a$"
     ):
-        examples.load(instruction({"files": {"train": str(path)}}))
+        examples.load_examples(instruction({"files": {"train": str(path)}}))
 
 
 def test_a_completion_has_to_be_among_the_choices(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "x.jsonl", [{"q": "x", "a": 1}, {"q": "x", "a": "3"}])
     task = instruction({"files": {"train": str(path)}}, choices=[" 1", " 2"])
     with pytest.raises(InputError) as error:
-        examples.load(task)
+        examples.load_examples(task)
     (problem,) = error.value.problems
     assert (problem.where, problem.key) == (f"{path}:2", "a")
     assert problem.what == "expected a completion among  1,  2, got ' 3'"

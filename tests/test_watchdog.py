@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from conftest import Cli
-from hpcft.core.files import read
+from hpcft.core.files import read_record
 from hpcft.core.paths import RunPaths
 from hpcft.recovery import log
 from hpcft.recovery.diagnosis import RankError
-from hpcft.training.distributed.rank_env import Rank
-from hpcft.training.distributed.worker_channel import Beats
+from hpcft.training.distributed.rank_env import RankInfo
+from hpcft.training.distributed.worker_channel import HeartbeatSender
 from hpcft.training.supervision import hang_diagnosis, liveness, watchdog
-from hpcft.training.supervision.hang_diagnosis import Answer
+from hpcft.training.supervision.hang_diagnosis import StackReport
 from hpcft.training.supervision.watchdog import Watchdog
 from made_plans import cluster, facts, make, recipe
 from real_runs import children, gone, until
@@ -97,7 +97,7 @@ def start(paths: RunPaths, short: None) -> Iterator[Start]:
     def starts(*whats: str) -> list[Watchdog]:
         found = []
         for number, what in enumerate(whats):
-            me = Rank(number, len(whats), number, f"n{number}", "77")
+            me = RankInfo(number, len(whats), number, f"n{number}", "77")
             watch = Watchdog(paths, me, site, planned, 0)
             command = [sys.executable, "-c", CHILD, *map(str, watch.passed), *what.split()]
             child = subprocess.Popen(command, pass_fds=watch.passed)
@@ -145,7 +145,7 @@ def test_the_rank_that_is_behind_is_named_and_all_stacks_are_there(
     assert error.message.endswith(" s after step 9 (steps took 0.0 s)")
     (folder,) = paths.stacks.iterdir()
     assert str(folder) in error.next_step
-    assert read(folder / "request.json", hang_diagnosis.Request).rank == asked
+    assert read_record(folder / "request.json", hang_diagnosis.StackRequest).rank == asked
     assert sorted(file.name for file in folder.glob("?.*")) == [
         "0.json", "0.txt", "1.json", "1.txt", "2.json", "2.txt"
     ]  # fmt: skip
@@ -255,7 +255,7 @@ def test_a_folder_that_is_away_is_asked_in_again(start: Start, paths: RunPaths) 
 
 def test_beats_never_wait(short: None) -> None:
     out, into = os.pipe2(os.O_NONBLOCK)
-    told = Beats(into)
+    told = HeartbeatSender(into)
     begun = time.perf_counter()
     for step in range(10_000):  # more than a pipe holds
         told.beat("training", step)
@@ -265,7 +265,7 @@ def test_beats_never_wait(short: None) -> None:
     os.close(into)
 
 
-def answer(rank: int, **fields: object) -> Answer:
+def answer(rank: int, **fields: object) -> StackReport:
     made = {
         "rank": rank,
         "node": "n",
@@ -279,7 +279,7 @@ def answer(rank: int, **fields: object) -> Answer:
         "stopped": False,
         "waits": False,
     }
-    return Answer.model_validate(made | fields)  # fmt: skip
+    return StackReport.model_validate(made | fields)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def answer(rank: int, **fields: object) -> Answer:
         ([answer(0, beats=1), answer(1, stopped=True, waits=True)], [1]),
     ],
 )
-def test_whom_the_others_wait_for(answers: list[Answer], late: list[int]) -> None:
+def test_whom_the_others_wait_for(answers: list[StackReport], late: list[int]) -> None:
     assert [found.rank for found in hang_diagnosis.late(answers)] == late
 
 
@@ -325,7 +325,7 @@ def test_a_run_goes_on_after_one_of_its_ranks_was_stopped(tiny: Path, cli: Cli) 
     until(lambda: gone(folder))
     (view,) = cli("status", "--json").json
     assert view["state"] == "COMPLETED", view["note"]
-    (recovery,) = log.taken(RunPaths(folder))
+    (recovery,) = log.read_recoveries(RunPaths(folder))
     assert (recovery.cause, recovery.how) == ("stuck", "restarted")
     assert recovery.step >= 20
     assert "is stopped (SIGSTOP), no step for " in recovery.evidence

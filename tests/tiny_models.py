@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpcft.tasks.few_shot.requests import Request
+    from hpcft.tasks.few_shot.requests import PromptRequest
 
 
 def llama_folder(folder: Path, *, layers: int = 2) -> Path:
@@ -106,9 +106,9 @@ def tiny(kind: str, **changes: Any) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-def asked(choices: tuple[int, ...] = (1, 2, 5), count: int = 7) -> list[Request]:
+def asked(choices: tuple[int, ...] = (1, 2, 5), count: int = 7) -> list[PromptRequest]:
     """Prompts that share their beginning, of unlike lengths, with choices of so many tokens."""
-    from hpcft.tasks.few_shot.requests import Request
+    from hpcft.tasks.few_shot.requests import PromptRequest
 
     dice = random.Random(0)
 
@@ -117,6 +117,6 @@ def asked(choices: tuple[int, ...] = (1, 2, 5), count: int = 7) -> list[Request]
 
     shots = [1, *tokens(SHARED - 1)]
     return [
-        Request([*shots, 3 + i, *tokens(4 + 5 * (i % 4))], [tokens(n) for n in choices])
+        PromptRequest([*shots, 3 + i, *tokens(4 + 5 * (i % 4))], [tokens(n) for n in choices])
         for i in range(count)
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from conftest import write_rows
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.tasks.data.examples import sources
+from hpcft.tasks.data.examples import split_sources
 
 Rows = list[dict[str, Any]]
 
@@ -135,7 +135,7 @@ def data_files(recipe: FullRecipe, folder: Path) -> dict[str, Path]:
             here / f"{split}.jsonl",
             DATA[name](random.Random(f"{name} {split}"), 480 if split == "train" else 120),
         )
-        for split in sources(recipe.task.data)
+        for split in split_sources(recipe.task.data)
     }
 
 

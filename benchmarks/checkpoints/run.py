@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import starts  # noqa: E402
 from conftest import RECIPE, film_rows, write_rows  # noqa: E402
-from hpcft.core.files import read, write  # noqa: E402
+from hpcft.core.files import read_record, write_record  # noqa: E402
 from hpcft.core.paths import RunPaths  # noqa: E402
 from hpcft.core.records import Cluster  # noqa: E402
 
@@ -62,9 +62,9 @@ def measured(folder: Path, near: Path | None) -> tuple[list[float], list[float]]
     """
     starts.made(folder, Path("saves.yaml"), *CHANGES)
     paths = RunPaths(folder)
-    site = read(paths.cluster, Cluster)
+    site = read_record(paths.cluster, Cluster)
     disk = str(near) if near else None
-    write(paths.cluster, site.model_copy(update={"node_disk_path": disk}))
+    write_record(paths.cluster, site.model_copy(update={"node_disk_path": disk}))
     codes = starts.start(folder)
     log = (folder / "logs/0.log").read_text()
     if any(codes):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpcft.tasks.few_shot.requests import Request
+from hpcft.tasks.few_shot.requests import PromptRequest
 
 SHOTS, SHOT_TOKENS = 8, 200
 QUERY_TOKENS = (80, 120)
@@ -39,7 +39,7 @@ class Case:
         )  # fmt: skip
         return transformers.AutoModelForCausalLM.from_config(config).eval()
 
-    def requests(self, queries: int) -> list[Request]:
+    def requests(self, queries: int) -> list[PromptRequest]:
         """The same prompts for whoever asks: 8 shots in common, a query and two labels each."""
         dice = random.Random(0)
 
@@ -49,7 +49,8 @@ class Case:
         shots = [1, *tokens(SHOTS * SHOT_TOKENS)]
         labels = [tokens(dice.choice(self.label_tokens)) for _ in range(2)]
         return [
-            Request(shots + tokens(dice.randint(*QUERY_TOKENS)), labels) for _ in range(queries)
+            PromptRequest(shots + tokens(dice.randint(*QUERY_TOKENS)), labels)
+            for _ in range(queries)
         ]
 
 

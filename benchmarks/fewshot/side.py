@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from cases import CASES
 
-from hpcft.tasks.few_shot.batching import batches
-from hpcft.tasks.few_shot.requests import Request, common_prefix
+from hpcft.tasks.few_shot.batching import make_batches
+from hpcft.tasks.few_shot.requests import PromptRequest, common_prefix
 from hpcft.tasks.few_shot.scorer import Scorer
 
 
-def hpcft(model: Any, requests: list[Request], max_tokens: int) -> list[list[float]]:
+def hpcft(model: Any, requests: list[PromptRequest], max_tokens: int) -> list[list[float]]:
     """All of it, from the tokens on: the common prefix found and run, the batches made and run."""
     length = common_prefix(requests)
     scorer = Scorer(model, requests[0].tokens[:length])
     found: dict[int, list[float]] = {}
-    for batch in batches(requests, scorer.shared_tokens, max_tokens):
+    for batch in make_batches(requests, scorer.shared_tokens, max_tokens):
         found |= zip(batch, scorer.score([requests[i] for i in batch]), strict=True)
     return [found[i] for i in range(len(requests))]
 
 
-def lm_eval(backend: Any, requests: list[Request]) -> list[list[float]]:
+def lm_eval(backend: Any, requests: list[PromptRequest]) -> list[list[float]]:
     """The same from lm-eval's HF backend, without its tokenising and its start."""
     pairs = [(("", ""), r.tokens, choice) for r in requests for choice in r.choices]
     found = iter(backend._loglikelihood_tokens(pairs, disable_tqdm=True))

@@ -138,7 +138,7 @@ def same(one: Path, other: Path) -> dict[str, bool]:
         )
         found["losses"] = losses(one) == losses(other)
     else:
-        said = [answer_log.read(folder / "answers") for folder in (one, other)]
+        said = [answer_log.read_answers(folder / "answers") for folder in (one, other)]
         found["answers"] = bool(said[0]) and said[0] == said[1]
     return found
 

@@ -25,11 +25,11 @@ from case import Case
 
 from hpcft.config import cluster_profile
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Calibration, Cluster, Lowered, Plan
+from hpcft.core.records import Calibration, Cluster, OomCaps, Plan
 from hpcft.planning import model_facts
-from hpcft.planning.memory.step_memory import curve
-from hpcft.planning.memory.trace_types import Curve, Step
-from hpcft.planning.planner import make
+from hpcft.planning.memory.step_memory import step_memory
+from hpcft.planning.memory.trace_types import StepMemory, TracedStep
+from hpcft.planning.planner import make_plan
 
 TIMEOUT_S = 900
 ENDLESS_GIB = 1e6
@@ -43,20 +43,20 @@ def plan_of(case: Case, device: str = "cpu") -> Plan:
     masked: so they are planned.
     """
     recipe = case.recipe()
-    facts = model_facts.facts(recipe.model, recipe.task, recipe.method)
+    facts = model_facts.compute_model_facts(recipe.model, recipe.task, recipe.method)
 
-    def trace(step: Step) -> Curve:
+    def trace(step: TracedStep) -> StepMemory:
         known = {"labelled_tokens": case.labelled_tokens, "threads": case.threads}
-        return curve(step.model_copy(update={"padded": False, **known}))
+        return step_memory(step.model_copy(update={"padded": False, **known}))
 
     whole_loss = facts.model_copy(update={"loss_in_parts": case.loss_chunks > 1})
-    return make(recipe, _cluster(case, device), whole_loss, trace=trace)
+    return make_plan(recipe, _cluster(case, device), whole_loss, trace=trace)
 
 
 def _cluster(case: Case, device: str) -> Cluster:
     """This machine, where the recipe has had to compute the loss in so many parts."""
-    cluster = cluster_profile.load("local").cluster
-    held = Lowered(
+    cluster = cluster_profile.load_profile("local").cluster
+    held = OomCaps(
         per_device_train_batch_size=case.batch,
         gradient_checkpointing=case.checkpointing,
         loss_chunks=case.loss_chunks,

@@ -57,6 +57,6 @@ def _on_meta(case: Case) -> Any:
     import torch
 
     recipe = case.recipe()
-    config = hf_model.model_config(recipe.model, recipe.task)
+    config = hf_model.build_model_config(recipe.model, recipe.task)
     with torch.device("meta"):
-        return hf_model.model_class(recipe.task).from_config(config)
+        return hf_model.auto_model_class(recipe.task).from_config(config)

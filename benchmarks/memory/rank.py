@@ -18,17 +18,17 @@ import cases
 import events
 from case import STEPS, Case
 
-from hpcft.core.files import read
+from hpcft.core.files import read_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Plan
-from hpcft.tasks.few_shot.task import MOST_ROWS
+from hpcft.tasks.few_shot.task import MAX_ROWS
 from hpcft.training.distributed import rank_env
 
 
 def run(case: Case, folder: Path, rank: int) -> dict[str, Any]:
     """Trains or asks as the case says, and returns what this rank needed."""
-    plan = read(folder / "plan.json", Plan)
-    me = rank_env.Rank(rank, case.ranks, rank, "here", "0")
+    plan = read_record(folder / "plan.json", Plan)
+    me = rank_env.RankInfo(rank, case.ranks, rank, "here", "0")
     rank_env._set_environment(me, plan)
     if case.ranks > 1 and plan.accelerator == "cpu":
         _let_gloo_go_first()
@@ -132,16 +132,18 @@ def _train(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> Non
     recipe = case.recipe()
     tokenizer = prepare.load_tokenizer(paths)
     rows = _features(case, plan.facts.vocab_size)
-    split = prepare.Split(datasets.Dataset.from_list(rows), [])
+    split = prepare.PreparedSplit(datasets.Dataset.from_list(rows), [])
     recording.begin()
-    examples = batch_order.of_run(recipe, plan, split.lengths)
+    examples = batch_order.plan_batches(recipe, plan, split.lengths)
     arguments = finetune.training_arguments(
         paths, recipe, plan, examples.accumulation, has_validation=False
     )
-    rank_env.communicate(plan)
-    loaded = model.load(paths, recipe, plan, tokenizer)
+    rank_env.init_process_group(plan)
+    loaded = model.load_model(paths, recipe, plan, tokenizer)
     _own_storage(loaded)
-    trainer = finetune.trainer_of(recipe, plan, arguments, loaded, tokenizer, split, None, Marks())
+    trainer = finetune.make_trainer(
+        recipe, plan, arguments, loaded, tokenizer, split, None, Marks()
+    )
     trainer.order, trainer.max_length = examples, recipe.task.max_length
     recording.mark("trainer")
     trainer.train()
@@ -165,27 +167,27 @@ def _features(case: Case, vocab_size: int) -> list[dict[str, Any]]:
 
 
 def _ask(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
-    from hpcft.tasks.few_shot.task import Prompting
+    from hpcft.tasks.few_shot.task import FewShot
     from hpcft.training.data import prepare
-    from hpcft.training.modes.few_shot import Asker
+    from hpcft.training.modes.few_shot import PromptRunner
     from hpcft.training.trainer import model
 
     recipe = case.recipe()
     task = recipe.task
-    assert isinstance(task, Prompting)
+    assert isinstance(task, FewShot)
     tokenizer = prepare.load_tokenizer(paths)
     group = _prompts(case)
     recording.begin()
-    with model.to_ask(paths, recipe, plan, tokenizer) as loaded:
+    with model.inference_model(paths, recipe, plan, tokenizer) as loaded:
         _own_storage(loaded)
         room = plan.per_device_eval_batch_size * task.max_length
-        asker = Asker(loaded, tokenizer, task, max_tokens=room, seed=0)
+        asker = PromptRunner(loaded, tokenizer, task, max_tokens=room, seed=0)
         recording.mark("trainer")
         recording.mark("setup")
         recording.step()
         batches = asker.answers([group], {}, rank=0, ranks=1, together=False)
         for number, (found, _) in enumerate(batches, 1):
-            assert len(found) == MOST_ROWS, f"a batch has {len(found)} prompts"
+            assert len(found) == MAX_ROWS, f"a batch has {len(found)} prompts"
             if number < STEPS:
                 recording.step()
         recording.end()
@@ -193,8 +195,8 @@ def _ask(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
 
 def _prompts(case: Case) -> Any:
     """Prompts that fill the window and show the same shots, as many to a batch as may be."""
-    from hpcft.tasks.few_shot.requests import Request
-    from hpcft.training.data.few_shot_prompts import Group
+    from hpcft.tasks.few_shot.requests import PromptRequest
+    from hpcft.training.data.few_shot_prompts import PromptGroup
 
     draw = random.Random(0)
 
@@ -203,10 +205,10 @@ def _prompts(case: Case) -> Any:
 
     # A tokenizer makes of a word no more tokens than it has bytes, and one for the blank before it.
     choices = [tokens(len(word.encode()) + 1) for word in case.words]
-    own = case.batch * case.sequence // MOST_ROWS - sum(len(choice) - 1 for choice in choices)
+    own = case.batch * case.sequence // MAX_ROWS - sum(len(choice) - 1 for choice in choices)
     shots = tokens(case.sequence - own - max(map(len, choices)))
-    requests = [Request(shots + tokens(own), choices) for _ in range(STEPS * MOST_ROWS)]
-    return Group(shots, list(range(len(requests))), [0] * len(requests), requests)
+    requests = [PromptRequest(shots + tokens(own), choices) for _ in range(STEPS * MAX_ROWS)]
+    return PromptGroup(shots, list(range(len(requests))), [0] * len(requests), requests)
 
 
 # ---------------------------------------------------------------- memory

@@ -113,7 +113,7 @@ def bare(folder: Path, result: Path, steps: int) -> None:
     from transformers import AutoModelForCausalLM
 
     from hpcft.config.recipe_types import FullRecipe
-    from hpcft.core.files import read
+    from hpcft.core.files import read_record
     from hpcft.core.paths import RunPaths
     from hpcft.core.records import Plan
     from hpcft.tasks import packing
@@ -121,19 +121,19 @@ def bare(folder: Path, result: Path, steps: int) -> None:
 
     (found,) = (folder / "runs").glob("*/*/plan.json")
     paths = RunPaths(found.parent)
-    recipe, plan = read(paths.recipe, FullRecipe), read(paths.plan, Plan)
+    recipe, plan = read_record(paths.recipe, FullRecipe), read_record(paths.plan, Plan)
     split = prepare.load_split(paths, "train")
     assert split is not None
-    examples = batch_order.of_run(recipe, plan, split.lengths)
-    rows = batch_order.Rows(split)
+    examples = batch_order.plan_batches(recipe, plan, split.lengths)
+    rows = batch_order.MicroBatchDataset(split)
     turns = examples.micro_batches(0)
-    attention = packing.attention()
+    attention = packing.register_attention()
     model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation=attention)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     meter = Meter()
     for _ in range(steps):
-        batches = [packing.packed(rows[next(turns)]) for _ in range(examples.accumulation)]
+        batches = [packing.pack(rows[next(turns)]) for _ in range(examples.accumulation)]
         items = sum(int((batch["labels"] != -100).sum()) for batch in batches)
         for batch in batches:
             meter.batch(batch)

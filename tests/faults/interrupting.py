@@ -20,7 +20,7 @@ from real_runs import children, folder_of, supervisors, until
 
 def job(name: str) -> Job:
     """The job record of a recipe's only run."""
-    return files.read(folder_of(name) / "job.json", Job)
+    return files.read_record(folder_of(name) / "job.json", Job)
 
 
 def job_id(name: str) -> str:
@@ -32,7 +32,7 @@ def job_id(name: str) -> str:
 
 def met(name: str) -> list[Recovery]:
     """What the run has met, in order."""
-    return log.taken(RunPaths(folder_of(name)))
+    return log.read_recoveries(RunPaths(folder_of(name)))
 
 
 def notice(name: str, testbed: Any) -> None:

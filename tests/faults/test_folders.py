@@ -48,13 +48,13 @@ def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.Mon
     result, held_back = folder / "result.json", folder / "held-back"
     until(result.exists)
     result.rename(held_back)
-    until(lambda: slurm.states([job_id])[job_id].state == "COMPLETED", 30)
+    until(lambda: slurm.job_states([job_id])[job_id].state == "COMPLETED", 30)
     seen = view(cli, "late")
     assert (seen["state"], seen["note"]) == (
         "RUNNING", "has ended; its result may still be on its way",
     )  # fmt: skip
     assert "is already queued or running" in cli("submit", "tiny.yaml", "-o", "name=late").err
-    monkeypatch.setattr(status, "GRACE_S", 0.0)
+    monkeypatch.setattr(status, "RESULT_GRACE_S", 0.0)
     assert view(cli, "late")["state"] == "FAILED"
     held_back.rename(result)
     assert view(cli, "late")["state"] == "COMPLETED"

@@ -62,7 +62,7 @@ def site(
 def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
     folder, calm = folder_of(name), folder_of("calm")
     assert (folder / "result.json").exists(), said("status", name)
-    ours, theirs = (files.read(f / "result.json", RunRecord) for f in (folder, calm))
+    ours, theirs = (files.read_record(f / "result.json", RunRecord) for f in (folder, calm))
     assert ours.metrics == theirs.metrics
     assert losses(folder) == losses(calm), "not the same digits"
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]

@@ -147,7 +147,7 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
             said = command.communicate(timeout=300)
             assert command.returncode == 0, said
     assert shown(name)["state"] == "COMPLETED"
-    ours, theirs = (files.read(f / "result.json", RunRecord) for f in (folder, calm))
+    ours, theirs = (files.read_record(f / "result.json", RunRecord) for f in (folder, calm))
     assert ours.metrics == theirs.metrics
     assert losses(folder) == losses(calm), "not the same digits"
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
@@ -184,14 +184,14 @@ def ended(name: str) -> list[RunRecord]:
     with hpcft("status", name, "--watch") as command:
         said = command.communicate(timeout=300)
         assert command.returncode == 0, said
-    return [files.read(folder / "result.json", RunRecord) for folder in folders(name)]
+    return [files.read_record(folder / "result.json", RunRecord) for folder in folders(name)]
 
 
 @pytest.mark.slow
 def test_one_element_of_an_array_starts_again_alone(place: Path) -> None:
     first, other = submitted("elements", "-o", "sweep={grid: {train.seed: [1, 2]}}")
     until(lambda: step(first) > 25)
-    element = files.read(first / "job.json", Job).attempts[-1].job_id
+    element = files.read_record(first / "job.json", Job).attempts[-1].job_id
     assert element
     slurm("scontrol", "requeue", element)
     again, calm = ended("elements")

@@ -29,7 +29,7 @@ def _slow(workplace: Path) -> None:
 
 
 def result(folder: Path) -> RunRecord:
-    return files.read(folder / "result.json", RunRecord)
+    return files.read_record(folder / "result.json", RunRecord)
 
 
 def finished(cli: Cli, *command: object) -> None:

@@ -32,7 +32,7 @@ from conftest import ROOT, Cli
 from hpcft.jobs import status
 from hpcft.scheduler import slurm as scheduler
 from hpcft.scheduler.job_state import PENDING
-from hpcft.scheduler.pending_reasons import explained
+from hpcft.scheduler.pending_reasons import explain_reason
 from real_runs import children, folder_of, gone, step, supervisors, until
 
 pytestmark = pytest.mark.slurm
@@ -184,7 +184,7 @@ def test_every_reason_to_wait_has_a_sentence(testbed: Any) -> None:
     first, last = held.index(b"PartitionNodeLimit\0"), held.index(b"QOSMinBilling\0")
     words = [word.decode() for word in held[first : last + 13].split(b"\0") if word]
     assert len(words) > 150
-    assert [word for word in words if explained(word) == word] == []
+    assert [word for word in words if explain_reason(word) == word] == []
 
 
 def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
@@ -193,7 +193,7 @@ def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
     failed = batch(command="false")
     full = batch("-N4", "--exclusive", "--mem=0")
     try:
-        until(lambda: scheduler.states([full])[full].state == "RUNNING", 20)
+        until(lambda: scheduler.job_states([full])[full].state == "RUNNING", 20)
         slurm("scontrol", "update", "partitionname=high", "state=DOWN")
         testbed.set_node("n4", "drain", "a test")
         held = batch("--hold")
@@ -214,7 +214,7 @@ def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
         wanted[batch("--account=poor", "-n", "4")] = "AssocGrpCpuLimit"
 
         def shown() -> dict[str, str]:
-            states = scheduler.states(list(wanted))
+            states = scheduler.job_states(list(wanted))
             assert {state.state for state in states.values()} == {"PENDING"}
             words = [re.search(r"\((\w+)[^()]*(\(.*\))?\)$", s.reason) for s in states.values()]
             return {
@@ -233,7 +233,7 @@ def test_a_job_that_is_held_or_stopped_is_alive(place: Path, testbed: Any) -> No
     job_id = batch("--requeue")
 
     def state() -> Any:
-        return scheduler.states([job_id])[job_id]
+        return scheduler.job_states([job_id])[job_id]
 
     try:
         until(lambda: state().state == "RUNNING", 20)
@@ -319,7 +319,7 @@ def test_clocks_of_nodes_that_are_wrong(
                     psutil.Process(pid).kill()
                 until(lambda folder=folder: gone(folder), 10)
                 file = folder / "progress.json"
-                long_ago = file.stat().st_mtime - 2 * status.FRESH_S
+                long_ago = file.stat().st_mtime - 2 * status.HEARTBEAT_FRESH_S
                 os.utime(file, (long_ago, long_ago))
             seen = {view["recipe"]: view for view in cli("status", *skews, "--json").json}
             assert {view["state"] for view in seen.values()} == {"UNKNOWN"}

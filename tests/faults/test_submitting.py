@@ -35,7 +35,7 @@ from conftest import ROOT, Cli
 from hpcft.core.errors import ClusterError
 from hpcft.core.units import parse_slurm_duration_s
 from hpcft.jobs import prepare
-from hpcft.jobs import submit as submission
+from hpcft.jobs.submit import submit_runs
 from hpcft.scheduler import slurm as scheduler
 from real_runs import folder_of, until
 
@@ -98,8 +98,8 @@ def test_killed_at_any_instant_of_a_submission(waiting: Path, cli: Cli, instants
     for instant in range(1 + instants):
         name = f"killed{instants}-{instant}"
         overrides = [f"name={name}", "sweep.seeds=[1, 2]"]
-        site, prepared = prepare.prepare("tiny.yaml", "testbed", overrides)
-        submit = partial(submission.submit, site, prepared, Path("runs"), again=False)
+        site, prepared = prepare.prepare_runs("tiny.yaml", "testbed", overrides)
+        submit = partial(submit_runs, site, prepared, Path("runs"), again=False)
         if not instant:  # nothing is done to the first, which says how long it takes
             begun = time.monotonic()
             submit()
@@ -159,19 +159,19 @@ def test_the_controller_is_away_while_submitting(
             assert not list(Path("runs").glob("away/*"))
         finally:
             testbed.go_on("slurmctld")
-        site, prepared = prepare.prepare("tiny.yaml", "testbed", ["name=away"])
+        site, prepared = prepare.prepare_runs("tiny.yaml", "testbed", ["name=away"])
 
-        real = scheduler.check
+        real = scheduler.check_script
 
         def check(script: str) -> None:
-            monkeypatch.setattr(scheduler, "check", real)
+            monkeypatch.setattr(scheduler, "check_script", real)
             real(script)
             testbed.pause("slurmctld")
 
-        monkeypatch.setattr(scheduler, "check", check)
+        monkeypatch.setattr(scheduler, "check_script", check)
         try:
             with pytest.raises(ClusterError, match="may have queued it or not"):
-                submission.submit(site, prepared, Path("runs"), again=False)
+                submit_runs(site, prepared, Path("runs"), again=False)
             assert states(cli, "away") == ["UNKNOWN"]
             again = cli(*arguments)
             assert again.code == 2

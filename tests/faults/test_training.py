@@ -191,7 +191,7 @@ def test_what_becomes_of_it(site: None, name: str) -> None:
         assert shown["state"] == "COMPLETED", shown["note"]
         assert all(row.evidence in recovery.evidence for recovery in taken)
         assert {recovery.rank for recovery in taken} <= {row.rank}
-        assert files.read(folder / "result.json", RunRecord).recoveries == taken
+        assert files.read_record(folder / "result.json", RunRecord).recoveries == taken
         assert line["state"] == "COMPLETED"
     assert len(job(name).attempts) == row.jobs
     assert sorted(jobs(name)) == sorted(attempt.job_id or "" for attempt in job(name).attempts)
@@ -206,7 +206,7 @@ def test_through_many_short_time_limits_it_comes_to_its_end(place: Path) -> None
     calm = submitted("calm", "", *few)
     with hpcft("status", "--watch") as command:
         command.communicate(timeout=500)
-    ours, theirs = (files.read(f / "result.json", RunRecord) for f in (folder, calm))
+    ours, theirs = (files.read_record(f / "result.json", RunRecord) for f in (folder, calm))
     assert {(met.cause, met.how) for met in ours.recoveries} == {("timeout", "requeued")}
     assert ours.recoveries[0].evidence == "the time limit is near"
     assert ours.metrics == theirs.metrics

@@ -20,8 +20,8 @@ HANG_S = 5.0
 SECRET = "hf_thisIsNobodysToken"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 DOORS: dict[str, tuple[Callable[[], list[Path]], Callable[[str], Any]]] = {
-    "recipe": (recipe.available, recipe.load),
-    "cluster": (cluster_profile.available, cluster_profile.load),
+    "recipe": (recipe.list_recipes, recipe.load_recipe),
+    "cluster": (cluster_profile.list_profiles, cluster_profile.load_profile),
 }
 
 
@@ -48,7 +48,7 @@ def check(said: str, took_s: float) -> None:
 def knock(kind: str, seeds: range, folder: Path) -> int:
     """Loads the mutations of these seeds; how many of them were accepted."""
     available, load = DOORS[kind]
-    known = [(path.read_text(), yaml_document.load(path).value) for path in available()]
+    known = [(path.read_text(), yaml_document.load_document(path).value) for path in available()]
     case = folder / ("recipes" if kind == "recipe" else "slurm") / "case.yaml"
     case.touch()
     before, accepted = contents(folder), 0
@@ -88,14 +88,15 @@ def whole_commands(seeds: range, folder: Path, cli: Cli) -> None:
     """`hpcft plan` and `submit --dry-run` of mutations, one after the other."""
     small = (ROOT / "recipes" / "quickstart.yaml").read_text()
     sites = [
-        (path.read_text(), yaml_document.load(path).value) for path in cluster_profile.available()
+        (path.read_text(), yaml_document.load_document(path).value)
+        for path in cluster_profile.list_profiles()
     ]
     for seed in seeds:
         case, site = folder / "recipes" / "quickstart.yaml", folder / "slurm" / "local.yaml"
         case.write_text(small)
         site.write_text((ROOT / "slurm" / "local.yaml").read_text())
         if seed % 2:
-            content = mutations.document(seed, small, yaml_document.load(case).value)
+            content = mutations.document(seed, small, yaml_document.load_document(case).value)
             case.write_bytes(content)
         else:
             content = mutations.document(seed, *sites[seed // 2 % len(sites)])
@@ -131,7 +132,7 @@ def test_as_much_as_is_accepted_is_refused_or_read_in_time(text: str) -> None:
     size = yaml_document.MAX_BYTES
     started = time.monotonic()
     try:
-        yaml_document.parse((text * size)[:size], yaml_document.Origin("here", 1))
+        yaml_document.parse_document((text * size)[:size], yaml_document.Origin("here", 1))
     except HpcftError as error:
         check(str(error), 0)
     assert time.monotonic() - started < HANG_S
@@ -144,7 +145,7 @@ def test_a_written_out_sweep_takes_time_with_its_points_not_with_their_square(
     points = "".join(f"  - {{train.seed: {seed}}}\n" for seed in range(300))
     case.write_text(case.read_text() + f"sweep:\n  list:\n{points}")
     started = time.monotonic()
-    found = recipe.load(str(case))
+    found = recipe.load_recipe(str(case))
     assert time.monotonic() - started < HANG_S
     assert [point.recipe.train.seed for point in found] == list(range(300))
     assert all(point.recipe.sweep is None for point in found)
@@ -161,7 +162,7 @@ def test_a_written_out_sweep_takes_time_with_its_points_not_with_their_square(
 )
 def test_what_no_plan_can_be_made_of(override: str, says: str) -> None:
     with pytest.raises(HpcftError, match=re.escape(says)):
-        recipe.load("quickstart", [override])
+        recipe.load_recipe("quickstart", [override])
 
 
 @pytest.mark.parametrize("field", ["host_memory_gib: ", "memory_gib: "])
@@ -170,4 +171,4 @@ def test_memory_beyond_all_measure(field: str, shipped: Path) -> None:
     text = (ROOT / "slurm" / "a100-40.yaml").read_text()
     case.write_text(re.sub(rf"\b{field}[0-9.]+", f"{field}1e308", text))
     with pytest.raises(HpcftError, match="memory_gib: input should be less than or equal to"):
-        cluster_profile.load(str(case))
+        cluster_profile.load_profile(str(case))

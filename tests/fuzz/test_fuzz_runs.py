@@ -16,7 +16,7 @@ import mutations
 import pytest
 
 from conftest import Cli
-from hpcft.core import files as store
+from hpcft.core.files import create_folder, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Attempt, Fingerprints, Job, Recovery
 from hpcft.recovery.diagnosis import RankError
@@ -32,29 +32,29 @@ VALUES = (None, True, 0, -1, 1.5, 10**18, 10**99, 10**400, 1e308, -1e308, "", "x
 def write_run(root: Path, run_id: str, *, done: bool) -> RunPaths:
     """A run with everything that the commands read."""
     paths = RunPaths(root / "made" / run_id)
-    store.create_folder(paths.folder)
+    create_folder(paths.folder)
     for folder in (paths.logs, paths.errors, paths.recoveries, paths.model, paths.checkpoints):
         folder.mkdir()
     made = plan()
     attempt = Attempt(job_id="999999999", token=f"t-{run_id}", submitted_at=1.0,
                       logs=str(paths.logs), host=os.uname().nodename,
                       process_started=1.0)  # fmt: skip
-    store.write(paths.job, Job(run_id=run_id, recipe="made", cluster="site", scheduler="local",
+    write_record(paths.job, Job(run_id=run_id, recipe="made", cluster="site", scheduler="local",
                                attempts=[attempt]))  # fmt: skip
-    store.write(paths.recipe, recipe())
-    store.write(paths.fingerprints, Fingerprints(files={"a": "b"}))
-    store.write(paths.plan, made)
-    store.write(paths.progress, progress())
-    store.write(paths.recoveries / "1.json", Recovery(
+    write_record(paths.recipe, recipe())
+    write_record(paths.fingerprints, Fingerprints(files={"a": "b"}))
+    write_record(paths.plan, made)
+    write_record(paths.progress, progress())
+    write_record(paths.recoveries / "1.json", Recovery(
         number=1, at=1.0, cause="out_of_memory", job_id="1", rank=0, node="n", change="c",
         evidence="e", how="restarted",
         layout=made.layout, per_device_eval_batch_size=1,
     ))  # fmt: skip
     if done:
-        store.write(paths.result, record(run_id, accuracy=0.5).model_copy(
+        write_record(paths.result, record(run_id, accuracy=0.5).model_copy(
             update={"cluster": "site"}))  # fmt: skip
     else:
-        store.write(paths.errors / "0.json", RankError(
+        write_record(paths.errors / "0.json", RankError(
             rank=0, node="n0", at=1.0, kind="ValueError", message="told"))  # fmt: skip
     for stream in ("out", "err"):
         (paths.logs / f"999999999_0_log.{stream}").write_text("a line\n")
@@ -264,7 +264,7 @@ def test_text_of_a_run_does_not_move_the_terminal(
     from hpcft.cli import console
 
     paths = write_run(workplace / "runs", BAD, done=False)
-    store.write(paths.errors / "0.json", RankError(
+    write_record(paths.errors / "0.json", RankError(
         rank=0, node="n0", at=2.0, kind="ValueError", message=HOSTILE))  # fmt: skip
     (paths.logs / "999999999_0_log.out").write_text(HOSTILE)
     monkeypatch.setattr(console, "on_terminal", lambda _: terminal)

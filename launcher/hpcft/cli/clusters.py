@@ -16,7 +16,10 @@ def add_to(app: typer.Typer) -> None:
         from hpcft.cli import console
         from hpcft.config import cluster_profile
 
-        found = [cluster_profile.load(str(path)).cluster for path in cluster_profile.available()]
+        found = [
+            cluster_profile.load_profile(str(path)).cluster
+            for path in cluster_profile.list_profiles()
+        ]
         if json:
             console.as_json([cluster.model_dump(mode="json") for cluster in found])
             return

@@ -43,13 +43,13 @@ def add_to(app: typer.Typer) -> None:
         views = chosen(runs_dir, runs)
         if not runs:
             try:
-                for line in learn.learn(views, runs_dir):
+                for line in learn.update_calibration(views, runs_dir):
                     console.say(line)
             except (StoreError, OSError) as error:
                 console.warn(f"the calibration is not kept: {error}")
-        found = results.rows(views)
+        found = results.result_rows(views)
         if wanted == "json":
-            console.as_json([results.as_json(row) for row in found])
+            console.as_json([results.row_as_json(row) for row in found])
             return
         if not found:
             console.say(f"no runs in {runs_dir}")

@@ -12,7 +12,7 @@ from hpcft.core.paths import DEFAULT_RUNS
 
 if TYPE_CHECKING:  # `hpcft --help` reads this file: what is costly to import waits
     from hpcft.core.records import Recovery
-    from hpcft.jobs.status import View
+    from hpcft.jobs.status import RunStatus
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
             console.table(header, [_in_a_line(view) for view in views])
 
 
-def told(view: View) -> list[tuple[str, str]]:
+def told(view: RunStatus) -> list[tuple[str, str]]:
     """What is to be said of a run: titles and texts."""
     from hpcft.recovery.diagnosis import KNOWN
 
@@ -63,7 +63,7 @@ def told(view: View) -> list[tuple[str, str]]:
     return [(title, " ".join(text.split())) for title, text in facts]
 
 
-def verdict(view: View) -> str:
+def verdict(view: RunStatus) -> str:
     """What is the matter with a run, in a sentence."""
     if view.failure:
         return view.failure.sentence
@@ -85,7 +85,7 @@ def verdict(view: View) -> str:
     return view.note or "nothing is wrong: it runs"
 
 
-def does(view: View) -> str:
+def does(view: RunStatus) -> str:
     """What hpcft does about a run by itself, or did; empty where there is nothing to do."""
     from hpcft.recovery.diagnosis import POLICIES
 
@@ -100,11 +100,11 @@ def does(view: View) -> str:
     return f"{does}; this run has ended, it does so no more"
 
 
-def as_json(view: View) -> dict[str, Any]:
+def as_json(view: RunStatus) -> dict[str, Any]:
     """An explanation for programs."""
     from hpcft.jobs import status
 
-    return {**status.as_json(view), "verdict": verdict(view), "does": does(view)}
+    return {**status.status_as_json(view), "verdict": verdict(view), "does": does(view)}
 
 
 def _in_words(recovery: Recovery) -> str:
@@ -122,7 +122,7 @@ def _from(recovery: Recovery) -> str:
     return f"from step {recovery.step:,}" if recovery.step else "from the beginning"
 
 
-def _in_a_line(view: View) -> list[str]:
+def _in_a_line(view: RunStatus) -> list[str]:
     failure = view.failure
     return [
         f"{view.job.recipe}/{view.job.run_id}",

@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
     ) -> None:
         """Print what a rank of a run wrote."""
         from hpcft.cli.status import chosen
-        from hpcft.jobs.status import look
+        from hpcft.jobs.status import run_status
 
         view = chosen(runs_dir, [run])[-1]
         attempt = view.job.attempts[-1] if view.job.attempts else None
@@ -37,7 +37,7 @@ def add_to(app: typer.Typer) -> None:
             others = sorted(p.name for p in Path(attempt.logs).glob(f"{view.job_id}_*_log.*"))
             known = f"; there are: {', '.join(others)}" if others else "; it has not started"
             raise UsageError(f"{view.job.run_id}: rank {rank} has no log{known}")
-        _stream(file, lambda: follow and look(view.paths, view.job).is_live)
+        _stream(file, lambda: follow and run_status(view.paths, view.job).is_live)
 
 
 def _stream(file: Path, more: object) -> None:

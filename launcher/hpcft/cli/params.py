@@ -14,11 +14,11 @@ def add_to(app: typer.Typer) -> None:
     def params(recipe: RecipeName, override: Overrides = None, json: Json = False) -> None:
         """Show the parameters of a recipe's model, without its weights."""
         from hpcft.cli import console
-        from hpcft.config import recipe as recipes
-        from hpcft.config.sweep import point_text
+        from hpcft.config.recipe import load_recipe
+        from hpcft.config.sweep import format_point
         from hpcft.planning import parameter_table
 
-        points = recipes.load(recipe, override)
+        points = load_recipe(recipe, override)
         tables = []
         for point in points:
             parts = point.recipe
@@ -31,6 +31,6 @@ def add_to(app: typer.Typer) -> None:
         numbers = ["total", "trainable", "frozen", "added"]
         for point, table in zip(points, tables, strict=True):
             if point.values:
-                console.say(point_text(point.values))
+                console.say(format_point(point.values))
             cells = [[g.name, *(f"{getattr(g, n):,}" for n in numbers)] for g in table]
             console.table(["module", *numbers], cells, right={*numbers})

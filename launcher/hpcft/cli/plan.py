@@ -62,7 +62,7 @@ def add_to(app: typer.Typer) -> None:
         from hpcft.config import cluster_profile
         from hpcft.core.errors import UsageError
         from hpcft.jobs import default_cluster
-        from hpcft.planning.feasibility import calibrated
+        from hpcft.planning.feasibility import with_calibration
 
         is_matrix = clusters is not None or len(recipe) > 1
         if is_matrix and (every or scale):
@@ -70,17 +70,19 @@ def add_to(app: typer.Typer) -> None:
         if every and scale:
             raise UsageError("--all and --scale exclude each other")
         if clusters == "all":
-            names = [str(path) for path in cluster_profile.available()]
+            names = [str(path) for path in cluster_profile.list_profiles()]
         elif clusters is not None:
             names = [name.strip() for name in clusters.split(",") if name.strip()]
             if not names:
                 raise UsageError("--clusters: expected profiles separated by commas or `all`")
         else:
-            names = [cluster or default_cluster.detect()]
+            names = [cluster or default_cluster.detect_cluster()]
         sites = [
             cluster_profile.with_gpu_memory(
-                calibrated(
-                    cluster_profile.load(name), None if uncalibrated else runs_dir, console.warn
+                with_calibration(
+                    cluster_profile.load_profile(name),
+                    None if uncalibrated else runs_dir,
+                    console.warn,
                 ),
                 gpu_memory,
                 other_processes,
@@ -99,10 +101,10 @@ def add_to(app: typer.Typer) -> None:
 
 def _show_plans(name: str, site: Any, overrides: list[str] | None, *, json: bool) -> None:
     from hpcft.cli import console
-    from hpcft.config import recipe as recipes
+    from hpcft.config.recipe import load_recipe
     from hpcft.jobs.what_fits import plan_run
 
-    points = recipes.load(name, overrides)
+    points = load_recipe(name, overrides)
     plans = [plan_run(point, site) for point in points]
     if json:
         shown = [as_json(plan) for plan in plans]

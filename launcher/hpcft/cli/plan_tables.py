@@ -8,12 +8,12 @@ from hpcft.cli import console
 from hpcft.cli.plan_view import as_json
 from hpcft.config import recipe
 from hpcft.config.cluster_profile import Profile
-from hpcft.config.recipe_types import Point
+from hpcft.config.recipe_types import SweepPoint
 from hpcft.core.errors import UsageError
 from hpcft.core.records import StepTime
 from hpcft.core.units import format_bytes, format_number
-from hpcft.jobs.what_fits import Answer, list_layouts, matrix, scale
-from hpcft.planning.layouts import describe
+from hpcft.jobs.what_fits import FitResult, fit_matrix, fit_on_gpus, layouts_of_run
+from hpcft.planning.layouts import describe_layout
 
 TIMES = ["step s", "compute s", "communication s", "offload s"]
 HOURS = "GPU h / 1,000 steps"
@@ -23,7 +23,7 @@ def show_matrix(
     names: list[str], sites: list[Profile], overrides: list[str] | None, *, json: bool
 ) -> None:
     """Which recipe fits where."""
-    rows = matrix(names, sites, overrides, say=console.say)
+    rows = fit_matrix(names, sites, overrides, say=console.say)
     columns = [site.cluster.name for site in sites]
     if json:
         console.as_json(
@@ -37,7 +37,7 @@ def show_matrix(
     console.table(["recipe", *columns], cells)
 
 
-def _answer_as_json(answer: Answer) -> dict[str, Any]:
+def _answer_as_json(answer: FitResult) -> dict[str, Any]:
     if answer.plan is None:
         return {"fits": False, "reason": answer.reason}
     return {"fits": True, "plan": as_json(answer.plan)}
@@ -47,8 +47,8 @@ def show_all(name: str, site: Profile, overrides: list[str] | None, *, json: boo
     """Every layout of a recipe's runs."""
     found = [
         (point, alternative)
-        for point in recipe.load(name, overrides)
-        for alternative in list_layouts(point, site)
+        for point in recipe.load_recipe(name, overrides)
+        for alternative in layouts_of_run(point, site)
     ]
     if json:
         console.as_json([{"point": p.values, **a.model_dump(mode="json")} for p, a in found])
@@ -56,7 +56,7 @@ def show_all(name: str, site: Profile, overrides: list[str] | None, *, json: boo
     cells = [
         [
             *([str(point.values)] if point.values else []),
-            describe(a.layout),
+            describe_layout(a.layout),
             format_bytes(a.gpu_peak_bytes),
             "no: " + a.obstacle if a.obstacle else "yes",
             *_times(a.step),
@@ -78,10 +78,10 @@ def show_scale(
         gpus = [int(count) for count in counts.split(",")]
     except ValueError:
         raise UsageError(f"--scale: expected numbers such as 8,64,512, got {counts!r}") from None
-    (point, *others) = recipe.load(name, overrides)
+    (point, *others) = recipe.load_recipe(name, overrides)
     if others:
         raise UsageError(f"--scale: {name} is a sweep; -o sweep=null leaves its first run")
-    answers = {count: scale(point, site, count) for count in gpus}
+    answers = {count: fit_on_gpus(point, site, count) for count in gpus}
     if json:
         console.as_json({str(n): _answer_as_json(answer) for n, answer in answers.items()})
         return
@@ -89,7 +89,9 @@ def show_scale(
     console.table(header, cells, right={"GPUs", "memory", "tokens/s", *TIMES, HOURS})
 
 
-def scale_table(point: Point, answers: dict[int, Answer]) -> tuple[list[str], list[list[str]]]:
+def scale_table(
+    point: SweepPoint, answers: dict[int, FitResult]
+) -> tuple[list[str], list[list[str]]]:
     """Header and cells of predicted times by number of GPUs."""
     header = ["GPUs", "layout", "memory", *TIMES, "tokens/s", HOURS]
     length = point.recipe.task.max_length
@@ -102,7 +104,7 @@ def scale_table(point: Point, answers: dict[int, Answer]) -> tuple[list[str], li
         cells.append(
             [
                 f"{count:,}",
-                describe(plan.layout),
+                describe_layout(plan.layout),
                 format_bytes(plan.gpu_peak_bytes),
                 *_times(plan.time.step),
                 f"{plan.layout.examples_per_step * length / plan.time.step.total_s:,.0f}",

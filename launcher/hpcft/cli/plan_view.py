@@ -22,12 +22,12 @@ def show(plan: Any, values: dict[str, Any]) -> None:
     """Prints a plan for people."""
     from hpcft.cli import console
     from hpcft.core.units import format_bytes, format_count
-    from hpcft.planning.layouts import describe
+    from hpcft.planning.layouts import describe_layout
 
     p = plan.facts.parameters
     point = " ".join(f"{key}={value}" for key, value in values.items())
     console.say(f"{plan.recipe} on {plan.cluster} {point}".rstrip())
-    console.say(f"  layout   {describe(plan.layout)}, {plan.precision}, {plan.optim}")
+    console.say(f"  layout   {describe_layout(plan.layout)}, {plan.precision}, {plan.optim}")
     console.say(
         f"  model    {plan.facts.model_type}, {format_count(p.total)} parameters ({p.total:,}), "
         f"{format_count(p.trainable)} trained ({p.trainable:,})"
@@ -66,10 +66,10 @@ def show(plan: Any, values: dict[str, Any]) -> None:
 def _beside(other: Any) -> str:
     """A layout beside the chosen one: `1 node × 2, ZeRO-2: 81 GiB of 79.2 GiB a GPU`."""
     from hpcft.core.units import format_number
-    from hpcft.planning.layouts import describe
+    from hpcft.planning.layouts import describe_layout
 
     cost = f"{format_number(other.gpu_hours_per_1000_steps)} GPU h per 1,000 steps"
-    return f"{describe(other.layout)}: {other.obstacle or cost}"
+    return f"{describe_layout(other.layout)}: {other.obstacle or cost}"
 
 
 def _time_lines(plan: Any) -> list[str]:

@@ -16,7 +16,7 @@ def add_to(app: typer.Typer) -> None:
         from hpcft.cli import console
         from hpcft.config import recipe
 
-        found = [(path, recipe.load(str(path))[0].recipe) for path in recipe.available()]
+        found = [(path, recipe.load_recipe(str(path))[0].recipe) for path in recipe.list_recipes()]
         if json:
             console.as_json([r.model_dump(mode="json") | {"file": str(p)} for p, r in found])
             return

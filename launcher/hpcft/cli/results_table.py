@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from hpcft.config.sweep import point_text
+from hpcft.config.sweep import format_point
 from hpcft.core.errors import UsageError
 from hpcft.core.units import format_bytes, format_count, format_number, format_seconds
-from hpcft.jobs.results import Row, number
+from hpcft.jobs.results import ResultRow, format_metric
 from hpcft.metrics.facts import arrow
 
 # Shown first, in this order, if a run has them; the rest only in JSON and CSV, or on request.
@@ -20,7 +20,9 @@ def with_arrows(header: list[str]) -> list[str]:
     return [f"{title} {arrow(title)}".rstrip() for title in header]
 
 
-def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str], list[list[str]]]:
+def table(
+    found: list[ResultRow], metrics: list[str] | None = None
+) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the results table as text; columns that no row fills are left out.
 
     Raises:
@@ -36,16 +38,16 @@ def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str]
         names = sorted(present)[:4]
     header = ["recipe", "point", "state", "split"]
     body = [
-        [row.recipe, point_text(row.point),
+        [row.recipe, format_point(row.point),
          row.state, row.split]
         for row in found
     ]  # fmt: skip
     for name in names:
         columns = [
-            (name, [number(row.metrics[name], row.intervals.get(name, ()))
+            (name, [format_metric(row.metrics[name], row.intervals.get(name, ()))
                     if name in row.metrics else "" for row in found]),
             (f"{name} before",
-             [number(row.before[name]) if name in row.before else "" for row in found]),
+             [format_metric(row.before[name]) if name in row.before else "" for row in found]),
             (f"{name} reported",
              [f"{row.baseline[name]:.4f}" if name in row.baseline else "" for row in found]),
         ]  # fmt: skip
@@ -53,7 +55,7 @@ def table(found: list[Row], metrics: list[str] | None = None) -> tuple[list[str]
             header.append(title)
             for line, cell in zip(body, cells, strict=True):
                 line.append(cell)
-    rest: dict[str, Callable[[Row], str]] = {
+    rest: dict[str, Callable[[ResultRow], str]] = {
         "reported outcome": lambda r: r.baseline_outcome,
         "parameters": lambda r: format_count(r.total_parameters),
         "trainable": lambda r: format_count(r.trainable_parameters),

@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
         from hpcft.cli.watch import watch_until_done
         from hpcft.core.errors import UsageError
         from hpcft.jobs import submit
-        from hpcft.jobs.resume import prepare
+        from hpcft.jobs.resume import prepare_resume
 
         views = chosen(runs_dir, runs)
         left = [view for view in views if override or not (view.is_live or view.record)]
@@ -39,8 +39,8 @@ def add_to(app: typer.Typer) -> None:
             raise UsageError("all of these runs are queued, running or complete already")
         done = []
         for view in left:
-            site, item = prepare(view, cluster, override or [], runs_dir, console.say)
-            (entry,) = submit.submit(site, [item], runs_dir, again=False)
+            site, item = prepare_resume(view, cluster, override or [], runs_dir, console.say)
+            (entry,) = submit.submit_runs(site, [item], runs_dir, again=False)
             done.append(entry)
             where = f"from step {entry.step}" if entry.step else "from its beginning"
             console.say(f"{view.job.recipe}/{entry.run_id} goes on {where} as job {entry.job_id}")

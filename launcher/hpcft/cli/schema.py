@@ -27,9 +27,9 @@ def add_to(app: typer.Typer) -> None:
     ) -> None:
         """Print the JSON Schema, with which editors complete and check."""
         from hpcft.cli import console
-        from hpcft.config import schema as reference
+        from hpcft.config.schema import json_schema, reference_page
 
         if markdown:
-            console.data(reference.page(kind.value))
+            console.data(reference_page(kind.value))
         else:
-            console.as_json(reference.schema(kind.value))
+            console.as_json(json_schema(kind.value))

@@ -29,18 +29,18 @@ def add_to(app: typer.Typer) -> None:
 
         from hpcft.cli import console
         from hpcft.config import cluster_profile
-        from hpcft.config import recipe as recipes
+        from hpcft.config.recipe import load_recipe
         from hpcft.jobs import default_cluster
 
-        points = [point for name in recipe for point in recipes.load(name, override)]
-        site = cluster_profile.load(cluster or default_cluster.detect())
+        points = [point for name in recipe for point in load_recipe(name, override)]
+        site = cluster_profile.load_profile(cluster or default_cluster.detect_cluster())
         _set_environment(site.cluster.environment, bars=console.on_terminal(sys.stderr))
         # Only now: the Hugging Face libraries read their settings when they are imported.
-        from hpcft.staging import stage as staging
         from hpcft.staging import staged_inputs
+        from hpcft.staging.stage import stage_inputs
 
         folder = staged_inputs.hub_folder(os.environ)
-        outcomes = staging.stage(points, folder, console.say, bars=console.on_terminal(sys.stderr))
+        outcomes = stage_inputs(points, folder, console.say, bars=console.on_terminal(sys.stderr))
         if json:
             console.as_json([_as_json(outcome) for outcome in outcomes])
         elif outcomes:

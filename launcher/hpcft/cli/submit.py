@@ -34,9 +34,10 @@ def add_to(app: typer.Typer) -> None:
         from hpcft.cli import console
         from hpcft.cli.watch import watch_until_done
         from hpcft.jobs import prepare
-        from hpcft.jobs import submit as submission
+        from hpcft.jobs.submit import dry_run as as_dry_run
+        from hpcft.jobs.submit import submit_runs
 
-        site, prepared = prepare.prepare(
+        site, prepared = prepare.prepare_runs(
             recipe,
             cluster,
             override or [],
@@ -47,13 +48,13 @@ def add_to(app: typer.Typer) -> None:
         for warning in dict.fromkeys(w for item in prepared for w in item.plan.warnings):
             console.warn(warning)
         if dry_run:
-            shown = submission.dry_run(site, prepared, runs_dir)
+            shown = as_dry_run(site, prepared, runs_dir)
             if json:
                 console.as_json(shown)
             else:
                 _show_dry_run(shown)
             return
-        done = submission.submit(site, prepared, runs_dir, again=again)
+        done = submit_runs(site, prepared, runs_dir, again=again)
         if json and not watch:
             console.as_json([_as_json(entry) for entry in done])
         else:
@@ -74,9 +75,9 @@ def _as_json(entry: Any) -> dict[str, Any]:
 
 def _tell(done: list[Any], prepared: list[Any]) -> None:
     from hpcft.cli import console
-    from hpcft.config.sweep import point_text
+    from hpcft.config.sweep import format_point
     from hpcft.core.units import format_bytes
-    from hpcft.planning.layouts import describe
+    from hpcft.planning.layouts import describe_layout
 
     words = {
         "submitted": "submitted as job",
@@ -85,14 +86,14 @@ def _tell(done: list[Any], prepared: list[Any]) -> None:
         "not queued": "is not queued yet",
     }
     for entry, item in zip(done, prepared, strict=True):
-        values = point_text(item.point.values)
+        values = format_point(item.point.values)
         name = f"{item.plan.recipe}/{entry.run_id}"
         goes_on = f"from step {entry.step}" if entry.step else ""
         said = (name, words[entry.outcome], entry.job_id, goes_on, values)
         console.say(" ".join(word for word in said if word))
     plan = prepared[0].plan
     console.say(
-        f"  {describe(plan.layout)}, {plan.precision}, {format_bytes(plan.gpu_peak_bytes)} of "
+        f"  {describe_layout(plan.layout)}, {plan.precision}, {format_bytes(plan.gpu_peak_bytes)} of "
         f"{format_bytes(plan.gpu_capacity_bytes)} predicted"
     )
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from hpcft.cli.status_table import COLUMNS
 from hpcft.core.errors import RunFailed
-from hpcft.jobs.status import View
+from hpcft.jobs.status import RunStatus
 
 INTERVAL_S = 2.0
 # An unreachable scheduler is waited for; its jobs go on without us.
 UNKNOWN_PATIENCE_S = 900.0
 
 
-def cells(views: list[View]) -> tuple[list[str], list[list[str]]]:
+def cells(views: list[RunStatus]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the status table."""
     return [c.title for c in COLUMNS], [[c.cell(v) for c in COLUMNS] for v in views]
 
@@ -34,8 +34,8 @@ def watch_until_done(root: Path, run_ids: list[str]) -> None:
     from rich.live import Live
 
     from hpcft.cli import console
-    from hpcft.core.run_index import runs_in
-    from hpcft.jobs.status import snapshot
+    from hpcft.core.run_index import list_runs
+    from hpcft.jobs.status import run_statuses
 
     wanted = set(run_ids)
     unknown_since: float | None = None
@@ -46,7 +46,7 @@ def watch_until_done(root: Path, run_ids: list[str]) -> None:
         if live:
             live.start()
         while True:
-            views = snapshot((p, j) for p, j in runs_in(root) if j.run_id in wanted)
+            views = run_statuses((p, j) for p, j in list_runs(root) if j.run_id in wanted)
             if live:
                 live.update(console.rich_table(*cells(views), right=RIGHT, drop=DROP), refresh=True)
             else:
@@ -73,7 +73,7 @@ def watch_until_done(root: Path, run_ids: list[str]) -> None:
         raise RunFailed("\n".join(bad))
 
 
-def _say_changes(views: list[View], said: dict[str, str]) -> None:
+def _say_changes(views: list[RunStatus], said: dict[str, str]) -> None:
     from hpcft.cli import console
 
     for view in views:

@@ -24,12 +24,12 @@ class Profile:
     document: Document
 
 
-def available() -> list[Path]:
+def list_profiles() -> list[Path]:
     """The shipped profiles."""
     return sorted(shipped("slurm").glob("*.yaml"), key=lambda path: path.stem)
 
 
-def find(name: str) -> Path:
+def find_profile(name: str) -> Path:
     """The file of a profile: a path, `slurm/<name>.yaml` in this folder, or a shipped one."""
     given = Path(os.path.expanduser(name))
     # JSON: that of a run folder; it is YAML, too.
@@ -38,7 +38,7 @@ def find(name: str) -> Path:
     own = Path("slurm") / f"{name}.yaml"
     if os.path.isfile(own):
         return own
-    by_name = {path.stem: path for path in available()}
+    by_name = {path.stem: path for path in list_profiles()}
     # `slurm/x.yaml` works outside the checkout too, where the wheel brings the profiles.
     if name in (given.stem, given.name, f"slurm/{given.name}") and given.stem in by_name:
         return by_name[given.stem]
@@ -48,15 +48,19 @@ def find(name: str) -> Path:
     raise InputError([problem])
 
 
-def load(name: str) -> Profile:
+def load_profile(name: str) -> Profile:
     """The profile of that name or path.
 
     Raises:
         InputError: with all problems found.
     """
-    file = find(name)
+    file = find_profile(name)
     is_stored = is_in_run_folder(file)
-    doc = yaml_document.of_stored(file, Cluster) if is_stored else yaml_document.load(file)
+    doc = (
+        yaml_document.stored_document(file, Cluster)
+        if is_stored
+        else yaml_document.load_document(file)
+    )
     cluster = validation.validate(doc, Cluster)
     problems = []
     if cluster.accelerator == "cuda" and (cluster.gpu is None or cluster.gpus_per_node == 0):

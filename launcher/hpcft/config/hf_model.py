@@ -18,7 +18,7 @@ class BadConfig(DataError):
         self.key, self.what, self.fix = key, what, fix
 
 
-def model_config(model: ModelSpec, task: TaskBase, *, to_plan: bool = False) -> Any:
+def build_model_config(model: ModelSpec, task: TaskBase, *, to_plan: bool = False) -> Any:
     """The `transformers` configuration of the model with the task's head.
 
     Args:
@@ -64,7 +64,7 @@ def _check_described(described: dict[str, Any], config: Any) -> None:
             raise BadConfig(key, f"expected a positive number, got {value}", "correct it")
 
 
-def model_class(task: TaskBase) -> Any:
+def auto_model_class(task: TaskBase) -> Any:
     """The `transformers` Auto class of the task's head."""
     import transformers
 

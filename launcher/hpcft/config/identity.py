@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpcft.config.recipe import path_locs, value_at
+from hpcft.config.recipe import local_path_fields, value_at
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.config.yaml_document import dotted
+from hpcft.config.yaml_document import dotted_key
 from hpcft.core.errors import DataError
 
 
-def fingerprints(recipe: FullRecipe) -> dict[str, str]:
+def compute_fingerprints(recipe: FullRecipe) -> dict[str, str]:
     """Content hashes of the local files that the recipe reads: dotted field to hash.
 
     Data files and small files are hashed whole, of a folder of data all that lies below it. Of
@@ -22,11 +22,11 @@ def fingerprints(recipe: FullRecipe) -> dict[str, str]:
     """
     found = {}
     content = recipe.model_dump(mode="json")
-    for loc in path_locs(content):
+    for loc in local_path_fields(content):
         text = value_at(content, loc)
         if isinstance(text, str) and text.startswith("/"):
             try:
-                found[dotted(loc)] = _hash_path(Path(text), whole=loc[0] == "task")
+                found[dotted_key(loc)] = _hash_path(Path(text), whole=loc[0] == "task")
             except OSError as error:
                 raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     return found
@@ -49,7 +49,9 @@ def _hash_path(path: Path, *, whole: bool) -> str:
     return digest.hexdigest()
 
 
-def run_id(recipe: FullRecipe, cluster_name: str, prints: dict[str, str], origin: str = "") -> str:
+def compute_run_id(
+    recipe: FullRecipe, cluster_name: str, prints: dict[str, str], origin: str = ""
+) -> str:
     """The run's identity: a hash of all that decides its result, and of where it runs.
 
     Descriptions, baselines and how often it is saved do not count, and a local file counts by

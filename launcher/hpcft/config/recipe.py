@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.config import sweep, validation, yaml_document
-from hpcft.config.recipe_checks import _cross_checks
-from hpcft.config.recipe_types import FullRecipe, Point
-from hpcft.config.yaml_document import DOTTED, Document, Loc, Origin, dotted
+from hpcft.config.recipe_checks import check_across_fields
+from hpcft.config.recipe_types import FullRecipe, SweepPoint
+from hpcft.config.yaml_document import DOTTED_KEY, Document, Loc, Origin, dotted_key
 from hpcft.core.errors import InputError, Problem
 from hpcft.core.paths import is_in_run_folder, shipped
 
 MAX_EXTENDS = 8
 
 
-def available() -> list[Path]:
+def list_recipes() -> list[Path]:
     """The shipped recipes, by name."""
     return sorted(shipped("recipes").glob("*.yaml"))
 
 
-def find(name: str) -> Path:
+def find_recipe(name: str) -> Path:
     """The file of a recipe: a path, or the name of a shipped one."""
     given = Path(os.path.expanduser(name))
     return given if os.path.exists(given) else _shipped(given) or given
@@ -32,10 +32,10 @@ def _shipped(given: Path) -> Path | None:
     # `recipes/x.yaml` works outside the checkout too, where the wheel brings the recipes.
     if str(given) not in (given.stem, given.name, f"recipes/{given.name}"):
         return None
-    return next((path for path in available() if path.stem == given.stem), None)
+    return next((path for path in list_recipes() if path.stem == given.stem), None)
 
 
-def load(name: str, overrides: list[str] | None = None) -> list[Point]:
+def load_recipe(name: str, overrides: list[str] | None = None) -> list[SweepPoint]:
     """The runs that a recipe describes: one, or one for each point of its sweep.
 
     Args:
@@ -45,9 +45,9 @@ def load(name: str, overrides: list[str] | None = None) -> list[Point]:
     Raises:
         InputError: with all problems found, each with file, line, what was got and what to write.
     """
-    path = find(name)
+    path = find_recipe(name)
     if is_in_run_folder(path):
-        doc = yaml_document.of_stored(path, FullRecipe)
+        doc = yaml_document.stored_document(path, FullRecipe)
     else:
         doc = _with_extends(path, str(path) if os.path.exists(name) else path.name)
     for text in overrides or []:
@@ -55,18 +55,18 @@ def load(name: str, overrides: list[str] | None = None) -> list[Point]:
     doc = _with_absolute_paths(doc)
     recipe = _validated(doc)
     if recipe.sweep is None:
-        return [Point({}, recipe, doc)]
+        return [SweepPoint({}, recipe, doc)]
     points = []
     problems: dict[Problem, None] = {}
     unswept = doc.without("sweep")  # else every point would carry all points
-    for values in sweep.points(recipe.sweep, doc):
+    for values in sweep.expand_points(recipe.sweep, doc):
         at_point = unswept
         for key, value in values.items():
-            part = Document(value, {(): sweep.written_at(doc, key)})
+            part = Document(value, {(): sweep.origin_of_values(doc, key)})
             at_point = at_point.merged(part.placed(tuple(key.split("."))))
         at_point = _with_absolute_paths(at_point)
         try:
-            points.append(Point(values, _validated(at_point), at_point))
+            points.append(SweepPoint(values, _validated(at_point), at_point))
         except InputError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -75,7 +75,7 @@ def load(name: str, overrides: list[str] | None = None) -> list[Point]:
 
 
 def _with_extends(path: Path, shown_as: str, seen: tuple[str, ...] = ()) -> Document:
-    doc = yaml_document.load(path, shown_as)
+    doc = yaml_document.load_document(path, shown_as)
     if not isinstance(doc.value, dict):
         what = "expected a mapping with `name`, `model`, `task`, …"
         raise InputError([Problem(str(doc.origin_of(())), "", what)])
@@ -102,16 +102,16 @@ def _with_extends(path: Path, shown_as: str, seen: tuple[str, ...] = ()) -> Docu
 def _override(text: str) -> Document:
     origin = Origin(f"-o {text if text.isprintable() else ascii(text)}", None, Path.cwd())
     key, equals, value = text.partition("=")
-    if not equals or not DOTTED.fullmatch(key):
+    if not equals or not DOTTED_KEY.fullmatch(key):
         what = "expected dotted.field=value"
         raise InputError([Problem(str(origin), "", what, "for example train.seed=1")])
-    return yaml_document.parse(value, origin).placed(tuple(key.split(".")))
+    return yaml_document.parse_document(value, origin).placed(tuple(key.split(".")))
 
 
 # ---------------------------------------------------------------- paths and checks across fields
 
 
-def path_locs(value: dict[str, Any]) -> list[Loc]:
+def local_path_fields(value: dict[str, Any]) -> list[Loc]:
     """The fields of a recipe that name files or folders."""
     locs: list[Loc] = [
         ("model", "path"),
@@ -136,7 +136,7 @@ def value_at(value: Any, loc: Loc) -> Any:
 
 def _with_absolute_paths(doc: Document) -> Document:
     """Relative paths made absolute: from the file that they stand in, or the current folder."""
-    for loc in path_locs(doc.value):
+    for loc in local_path_fields(doc.value):
         text = value_at(doc.value, loc)
         if not isinstance(text, str) or not text:
             continue
@@ -152,8 +152,8 @@ def _with_absolute_paths(doc: Document) -> Document:
 def _validated(doc: Document) -> FullRecipe:
     recipe = validation.validate(doc, FullRecipe)
     problems = [
-        Problem(str(doc.origin_of(loc)), dotted(loc), what, fix)
-        for loc, what, fix in _cross_checks(recipe)
+        Problem(str(doc.origin_of(loc)), dotted_key(loc), what, fix)
+        for loc, what, fix in check_across_fields(recipe)
     ]
     if problems:
         raise InputError(problems)

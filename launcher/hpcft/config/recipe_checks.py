@@ -9,8 +9,8 @@ from pathlib import Path
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.config.yaml_document import Loc
 from hpcft.methods.frozen import ADAPTER_FILE, Frozen
-from hpcft.tasks.data.examples import sources
-from hpcft.tasks.few_shot.task import Prompting
+from hpcft.tasks.data.examples import split_sources
+from hpcft.tasks.few_shot.task import FewShot
 
 MAX_LAYERS = 1000  # eight times those of the deepest open model; the planner builds each of them
 
@@ -21,7 +21,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
 
-def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
+def check_across_fields(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
     """What is wrong between fields, or between a field and the file system."""
     found: list[tuple[Loc, str, str]] = []
     model, data, train = recipe.model, recipe.task.data, recipe.train
@@ -65,7 +65,7 @@ def _cross_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
             found.append(
                 (loc, f"expected .csv, .jsonl, .json or .parquet, got {Path(file).name}", "")
             )
-    splits: set[str] = set(data.fractions or sources(data))
+    splits: set[str] = set(data.fractions or split_sources(data))
     for needed in set(() if recipe.scores_alone else recipe.task.needed_splits) - splits:
         found.append((("task", "data"), f"has no {needed} split", "add one"))
     if recipe.evaluation.split not in splits:
@@ -135,7 +135,7 @@ def _frozen_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
 def _prompting_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
     """What is wrong with prompting, which trains nothing."""
     task = recipe.task
-    if not isinstance(task, Prompting):
+    if not isinstance(task, FewShot):
         return []
     found: list[tuple[Loc, str, str]] = []
     if recipe.method.trains:

@@ -11,7 +11,7 @@ from hpcft.core.records import Recipe
 from hpcft.methods import AnyMethod
 from hpcft.tasks import AnyTask, packing
 from hpcft.tasks.base import TrainedTask
-from hpcft.tasks.few_shot.task import Prompting
+from hpcft.tasks.few_shot.task import FewShot
 
 
 class FullRecipe(Recipe):
@@ -31,16 +31,16 @@ class FullRecipe(Recipe):
     @property
     def scores_alone(self) -> bool:
         """Whether a task that models are trained for is only scored."""
-        return not (self.method.trains or isinstance(self.task, Prompting))
+        return not (self.method.trains or isinstance(self.task, FewShot))
 
     def packs(self, model_type: str) -> bool:
         """Whether a model of this type is trained with several examples in a row."""
-        why_not = packing.obstacle(self.task, self.method, self.model, model_type)
+        why_not = packing.packing_blocker(self.task, self.method, self.model, model_type)
         return self.train.packing is not False and why_not is None
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One run of a recipe: the swept values and the recipe with them filled in."""
 
     values: dict[str, JsonValue]

@@ -15,7 +15,7 @@ from hpcft.core.records import Cluster, Record
 _MODELS: dict[str, type[Record]] = {"recipe": FullRecipe, "cluster": Cluster}
 
 
-def schema(kind: str) -> dict[str, Any]:
+def json_schema(kind: str) -> dict[str, Any]:
     """The JSON Schema of a recipe or a cluster profile as files hold it."""
     made = _described(_MODELS[kind])
     if kind == "recipe":
@@ -61,9 +61,9 @@ def _docstrings(cls: type[Record]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def page(kind: str) -> str:
+def reference_page(kind: str) -> str:
     """The reference page in Markdown: a table for each section."""
-    found = schema(kind)
+    found = json_schema(kind)
     found["required"] = _MODELS[kind].model_json_schema()["required"]
     sections = [(found["title"], found), *found.get("$defs", {}).items()]
     lines = [

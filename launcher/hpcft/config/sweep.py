@@ -7,21 +7,21 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from hpcft.config.yaml_document import DOTTED, Document, Loc, Origin
+from hpcft.config.yaml_document import DOTTED_KEY, Document, Loc, Origin
 from hpcft.core.errors import InputError, Problem
 from hpcft.core.records import Sweep
 
 MAX_POINTS = 5000
 
 
-def written_at(doc: Document, key: str) -> Origin:
+def origin_of_values(doc: Document, key: str) -> Origin:
     """Where the values of a swept field were written."""
     repeats: list[Loc] = [("sweep", "seeds")] if key == "train.seed" else []
     axes = [("sweep", "grid", key), ("sweep", "zip", key), *repeats, ("sweep", "list")]
     return doc.origin_of(next((loc for loc in axes if loc in doc.origins), ("sweep",)))
 
 
-def points(sweep: Sweep, doc: Document) -> list[dict[str, JsonValue]]:
+def expand_points(sweep: Sweep, doc: Document) -> list[dict[str, JsonValue]]:
     """What each run of a sweep changes: dotted field to value.
 
     Raises:
@@ -58,12 +58,12 @@ def points(sweep: Sweep, doc: Document) -> list[dict[str, JsonValue]]:
         {k: v for part in parts for k, v in part.items()} for parts in itertools.product(*axes)
     ]
     for key in {key for point in found for key in point}:
-        if not DOTTED.fullmatch(key) or key.split(".")[0] == "sweep":
+        if not DOTTED_KEY.fullmatch(key) or key.split(".")[0] == "sweep":
             what = "expected a dotted field of the recipe"
-            raise InputError([Problem(str(written_at(doc, key)), f"sweep: {key}", what)])
+            raise InputError([Problem(str(origin_of_values(doc, key)), f"sweep: {key}", what)])
     return found
 
 
-def point_text(values: dict[str, Any]) -> str:
+def format_point(values: dict[str, Any]) -> str:
     """The swept values of a run in a line: `learning_rate=1e-4 seed=2`."""
     return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items())

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hpcft.config.yaml_document import Document, Loc, Origin, dotted
+from hpcft.config.yaml_document import Document, Loc, Origin, dotted_key
 from hpcft.core.errors import InputError, Problem
 
 M = TypeVar("M")
@@ -86,7 +86,7 @@ def _problems(document: Document, model: type[Any], details: Any) -> list[Proble
                 if "text" in expected[loc] and isinstance(detail["input"], int | float)
                 else ""
             )
-            problems.append(Problem(str(document.origin_of(loc)), dotted(loc), what, fix))
+            problems.append(Problem(str(document.origin_of(loc)), dotted_key(loc), what, fix))
     return list(dict.fromkeys(problems))
 
 
@@ -96,7 +96,7 @@ def _place(origin: Origin) -> tuple[str, int]:
 
 def _problem(document: Document, model: type[Any], loc: Loc, detail: Any) -> Problem:
     kind, context = detail["type"], detail.get("ctx", {})
-    where, key = str(document.origin_of(loc)), dotted(loc)
+    where, key = str(document.origin_of(loc)), dotted_key(loc)
     got = f"got {_shown(detail['input'])}"
     if kind == "missing":
         return Problem(where, key, "is required", "add it")

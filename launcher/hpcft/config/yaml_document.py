@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.core.errors import InputError, Problem
-from hpcft.core.files import read
+from hpcft.core.files import read_record
 from hpcft.core.records import Record
 
 # Room for a sweep of 5,000 points, each written out on a line of 50 characters. The scanner takes
@@ -36,7 +36,7 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 Loc = tuple[str | int, ...]
-DOTTED = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+DOTTED_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 """A field, as `dotted` writes it and people do."""
 
 
@@ -101,13 +101,13 @@ class Document:
         return Document(value, outer | inner)
 
 
-def of_stored(file: Path, kind: type[Record]) -> Document:
+def stored_document(file: Path, kind: type[Record]) -> Document:
     """Returns a record of a run folder as a document; what a newer hpcft added is left out.
 
     Raises:
         StoreError: it cannot be read.
     """
-    return Document(read(file, kind).model_dump(mode="json"), {(): Origin(str(file))})
+    return Document(read_record(file, kind).model_dump(mode="json"), {(): Origin(str(file))})
 
 
 def _overlaid(base: Any, over: Any, loc: Loc, taken: set[Loc]) -> Any:
@@ -128,7 +128,7 @@ def _overlaid(base: Any, over: Any, loc: Loc, taken: set[Loc]) -> Any:
     return value
 
 
-def load(path: Path, shown_as: str | None = None) -> Document:
+def load_document(path: Path, shown_as: str | None = None) -> Document:
     """The document in a YAML file.
 
     Args:
@@ -156,10 +156,10 @@ def load(path: Path, shown_as: str | None = None) -> Document:
         line = content[: error.start].count(b"\n") + 1
         what = "expected UTF-8 text, got other bytes"
         raise InputError([Problem(f"{source}:{line}", "", what)]) from None
-    return parse(text, Origin(source, 1, path.absolute().parent))
+    return parse_document(text, Origin(source, 1, path.absolute().parent))
 
 
-def parse(text: str, origin: Origin) -> Document:
+def parse_document(text: str, origin: Origin) -> Document:
     """The document in a text; `origin` names it in errors.
 
     Raises:
@@ -233,7 +233,7 @@ class _Builder:
         return Origin(self.origin.source, line, self.origin.folder)
 
     def _refuse(self, node: Any, loc: Loc, what: str, fix: str = "") -> None:
-        self.problems.append(Problem(str(self._at(node)), dotted(loc), what, fix))
+        self.problems.append(Problem(str(self._at(node)), dotted_key(loc), what, fix))
 
     def build(self, node: Any, loc: Loc) -> Any:
         from ruamel.yaml.nodes import MappingNode, SequenceNode
@@ -299,6 +299,6 @@ def _plain(text: str) -> Any:
     return text
 
 
-def dotted(loc: Loc) -> str:
+def dotted_key(loc: Loc) -> str:
     """`("train", "seed")` as `train.seed`."""
     return ".".join(str(part) for part in loc)

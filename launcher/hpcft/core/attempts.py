@@ -8,12 +8,12 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from hpcft.core.files import write
+from hpcft.core.files import write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Attempt, Job
 
 
-def token(name: str, number: int, folder: Path) -> str:
+def attempt_token(name: str, number: int, folder: Path) -> str:
     """Names an attempt at what is in a run folder.
 
     Args:
@@ -24,7 +24,7 @@ def token(name: str, number: int, folder: Path) -> str:
     return f"hpcft-{name}-{number}-{zlib.crc32(str(folder).encode()):08x}"
 
 
-def attempt(
+def new_attempt(
     job_id: str | None,
     token: str,
     logs: Path,
@@ -43,13 +43,13 @@ def attempt(
     )
 
 
-def note(paths: RunPaths, job: Job, made: Attempt) -> None:
+def record_attempt(paths: RunPaths, job: Job, made: Attempt) -> None:
     """Writes an attempt into job.json: first with its token, then again with its job id."""
     others = [a for a in job.attempts if a.token != made.token]
-    write(paths.job, job.model_copy(update={"attempts": [*others, made]}))
+    write_record(paths.job, job.model_copy(update={"attempts": [*others, made]}))
 
 
-def set_aside(paths: RunPaths, written: Iterable[Path]) -> None:
+def archive(paths: RunPaths, written: Iterable[Path]) -> None:
     """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost."""
     stale = [path for path in written if path.exists()]
     if stale:

@@ -81,15 +81,15 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def write(path: Path, record: Record) -> None:
+def write_record(path: Path, record: Record) -> None:
     """Writes a record as JSON, atomically."""
     write_text(path, record.model_dump_json(indent=2) + "\n")
 
 
-def write_once(path: Path, record: Record) -> bool:
+def write_record_once(path: Path, record: Record) -> bool:
     """Writes a record whole unless the file is there; whether it was this call that wrote it."""
     aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    write(aside, record)
+    write_record(aside, record)
     try:
         os.link(aside, path)  # of several writers exactly one succeeds, on a network too
     except FileExistsError:
@@ -117,7 +117,7 @@ def open_file(path: Path) -> BinaryIO:
     return stream
 
 
-def age_s(file: Path) -> float:
+def file_age_s(file: Path) -> float:
     """Seconds since a file was written, by the clock of its file system.
 
     A heartbeat's own time is of another machine, whose clock may be ahead or behind.
@@ -133,7 +133,7 @@ def age_s(file: Path) -> float:
         return time.time() - written  # a folder that only the run can write to
 
 
-def read(path: Path, kind: type[R]) -> R:
+def read_record(path: Path, kind: type[R]) -> R:
     """Reads a record that hpcft wrote; fields that it does not know are left out.
 
     Raises:
@@ -182,7 +182,7 @@ def _version_in(text: bytes) -> int:
     return version if isinstance(version, int) else 0
 
 
-def read_if_there(path: Path, kind: type[R]) -> R | None:
+def read_record_if_exists(path: Path, kind: type[R]) -> R | None:
     """The record in a file, or None where there is no such file."""
     try:
         path.lstat()
@@ -190,11 +190,11 @@ def read_if_there(path: Path, kind: type[R]) -> R | None:
         return None
     except OSError:
         pass  # reading says why
-    return read(path, kind)
+    return read_record(path, kind)
 
 
 @contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
+def lock_folder(root: Path) -> Iterator[None]:
     """Holds the runs folder's lock, so that of two submissions at once one waits for the other.
 
     Raises:

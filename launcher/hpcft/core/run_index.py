@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hpcft.core.errors import StoreError
-from hpcft.core.files import read_if_there
+from hpcft.core.files import read_record_if_exists
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Job
 
-SHORTEST = 4  # characters of a run id that name it
+MIN_ID_CHARS = 4  # characters of a run id that name it
 
 
 def _folders(folder: Path, damaged: Callable[[str], None]) -> list[Path]:
@@ -25,7 +25,7 @@ def _folders(folder: Path, damaged: Callable[[str], None]) -> list[Path]:
         return []
 
 
-def runs_in(
+def list_runs(
     root: Path, damaged: Callable[[str], None] = lambda _: None
 ) -> Iterator[tuple[RunPaths, Job]]:
     """Every run below `root` with its job record, oldest first; `damaged` is told of the others."""
@@ -34,7 +34,7 @@ def runs_in(
     for folder in (run for recipe in recipes for run in _folders(recipe, damaged)):
         paths = RunPaths(folder)
         try:
-            job = read_if_there(paths.job, Job)
+            job = read_record_if_exists(paths.job, Job)
         except StoreError as error:
             damaged(f"a run is left out: {error}")
             continue
@@ -46,7 +46,7 @@ def runs_in(
     yield from found
 
 
-def find_run(
+def find_runs(
     root: Path, name: str, damaged: Callable[[str], None] = lambda _: None
 ) -> list[tuple[RunPaths, Job]]:
     """The runs that a user means: a recipe, a sweep, a run's id or folder, a job or array id.
@@ -54,9 +54,9 @@ def find_run(
     The beginning of a run id will do where nothing bears the name itself, so that a job's number
     never means a run whose id happens to begin with it.
     """
-    runs = list(runs_in(root, damaged))
+    runs = list(list_runs(root, damaged))
     named = [(paths, job) for paths, job in runs if name in _names(job) or _is(paths, name)]
-    begun = [(p, j) for p, j in runs if len(name) >= SHORTEST and j.run_id.startswith(name)]
+    begun = [(p, j) for p, j in runs if len(name) >= MIN_ID_CHARS and j.run_id.startswith(name)]
     return named or begun
 
 

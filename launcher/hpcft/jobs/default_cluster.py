@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from hpcft.config.cluster_profile import find
+from hpcft.config.cluster_profile import find_profile
 from hpcft.core.errors import InputError, Problem
 
 
-def detect() -> str:
+def detect_cluster() -> str:
     """Name of the profile to use when none is given: a Slurm that is here and known, else `local`.
 
     A site's own profile is found by `HPCFT_CLUSTER` or, in the current folder, as
@@ -22,7 +22,7 @@ def detect() -> str:
     if name is None:
         return "local"
     try:
-        find(name)
+        find_profile(name)
     except InputError:
         hint = f"copy a profile of similar shape to slurm/{name}.yaml and name it {name}"
         problem = Problem("--cluster", "", f"Slurm is here, but no profile slurm/{name}.yaml", hint)

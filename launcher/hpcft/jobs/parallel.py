@@ -14,10 +14,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # Each loads torch, in about 0.6 GiB: no more than a login node bears.
-MOST = 4
+MAX_PROCESSES = 4
 
 
-def each(work: Callable[[T], R], items: Sequence[T], *, fewest: int = 4) -> Iterator[R]:
+def parallel_map(work: Callable[[T], R], items: Sequence[T], *, fewest: int = 4) -> Iterator[R]:
     """What `work` gives for each item, in their order, computed on several cores where it pays.
 
     A process is split off only while that is safe and cheap: before there are threads, and before
@@ -31,7 +31,7 @@ def each(work: Callable[[T], R], items: Sequence[T], *, fewest: int = 4) -> Iter
     Raises:
         HpcftError: a process was ended from outside.
     """
-    count = min(MOST, len(os.sched_getaffinity(0)), len(items))
+    count = min(MAX_PROCESSES, len(os.sched_getaffinity(0)), len(items))
     if count < 2 or len(items) < fewest or threading.active_count() > 1 or "torch" in sys.modules:
         return map(work, items)
     return _split(work, items, count)

@@ -7,18 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcft.config.identity import run_id
+from hpcft.config.identity import compute_run_id
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import StoreError
-from hpcft.core.files import read_if_there
+from hpcft.core.files import read_record_if_exists
 from hpcft.core.records import Fingerprints, Plan, RunRecord
-from hpcft.jobs.status import View
+from hpcft.jobs.status import RunStatus
 
 SEED = "train.seed"
 
 
 @dataclass
-class Row:
+class ResultRow:
     """One line of the results table: a run, or several that differ in their seed only."""
 
     recipe: str
@@ -47,14 +47,14 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
-def rows(views: Iterable[View]) -> list[Row]:
+def result_rows(views: Iterable[RunStatus]) -> list[ResultRow]:
     """The table of the given runs, completed or not: what is missing is said, not left out."""
-    groups: dict[str, Row] = {}
+    groups: dict[str, ResultRow] = {}
     for view in views:
         recipe, key = _recipe_and_experiment(view)
         row = groups.get(key)
         if row is None:
-            row = groups[key] = Row(
+            row = groups[key] = ResultRow(
                 view.job.recipe, dict(view.job.point), [], view.state, view.note
             )
             if view.plan:
@@ -72,31 +72,31 @@ def rows(views: Iterable[View]) -> list[Row]:
     return list(groups.values())
 
 
-def _recipe_and_experiment(view: View) -> tuple[FullRecipe | None, str]:
+def _recipe_and_experiment(view: RunStatus) -> tuple[FullRecipe | None, str]:
     """The run's recipe, and what it shares with its repeats: its identity but for the seed.
 
     By content, not by sweep: a sweep that was enlarged later is still one experiment.
     """
     try:
-        recipe = read_if_there(view.paths.recipe, FullRecipe)
-        prints = read_if_there(view.paths.fingerprints, Fingerprints)
+        recipe = read_record_if_exists(view.paths.recipe, FullRecipe)
+        prints = read_record_if_exists(view.paths.fingerprints, Fingerprints)
     except StoreError:
         return None, view.job.run_id
     if recipe is None or view.state != "COMPLETED":
         return recipe, view.job.run_id
     seedless = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 0})})
-    same = run_id(seedless, view.job.cluster, prints.files if prints else {})
+    same = compute_run_id(seedless, view.job.cluster, prints.files if prints else {})
     return recipe, f"experiment {same}"
 
 
-def _add_plan(row: Row, plan: Plan) -> None:
+def _add_plan(row: ResultRow, plan: Plan) -> None:
     row.predicted_memory_bytes = plan.gpu_peak_bytes
     row.predicted_step_s = plan.time.step.total_s if plan.time else None
     row.total_parameters = plan.facts.parameters.total
     row.trainable_parameters = plan.facts.parameters.trainable
 
 
-def _add_record(row: Row, record: RunRecord) -> None:
+def _add_record(row: ResultRow, record: RunRecord) -> None:
     row.split = record.split
     for name, value in record.metrics.items():
         row.metrics.setdefault(name, []).append(value)
@@ -126,27 +126,27 @@ def _add_record(row: Row, record: RunRecord) -> None:
                 known[name] = max(value, known.get(name, 0))
 
 
-def mean_spread(values: list[float]) -> tuple[float, float | None]:
+def mean_std(values: list[float]) -> tuple[float, float | None]:
     """Mean, and the sample standard deviation where there are two values or more."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return statistics.fmean(values), spread
 
 
-def number(values: list[float], intervals: Sequence[tuple[float, float]] = ()) -> str:
+def format_metric(values: list[float], intervals: Sequence[tuple[float, float]] = ()) -> str:
     """`0.8421`, `0.8421 [0.8203, 0.8611]` with its interval, or `0.8421 ± 0.0102 (n=3)`."""
-    mean, spread = mean_spread(values)
+    mean, spread = mean_std(values)
     if spread is not None:
         return f"{mean:.4f} ± {spread:.4f} (n={len(values)})"
     ends = "".join(f" [{low:.4f}, {high:.4f}]" for low, high in intervals)
     return f"{mean:.4f}{ends}"
 
 
-def as_json(row: Row) -> dict[str, Any]:
+def row_as_json(row: ResultRow) -> dict[str, Any]:
     """A row for programs: every metric with its mean, spread, single values and their intervals."""
 
     def summary(metrics: dict[str, list[float]]) -> dict[str, Any]:
         return {
-            name: {"mean": mean_spread(v)[0], "stdev": mean_spread(v)[1], "values": v}
+            name: {"mean": mean_std(v)[0], "stdev": mean_std(v)[1], "values": v}
             for name, v in metrics.items()
         }
 

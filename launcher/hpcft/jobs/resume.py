@@ -16,16 +16,15 @@ from hpcft.config import identity
 from hpcft.config.cluster_profile import Profile
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import UsageError
-from hpcft.core.files import check_private, create_folder, read
+from hpcft.core.files import check_private, create_folder, read_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster
-from hpcft.jobs import prepare as prepare_module
-from hpcft.jobs.prepare import Prepared
-from hpcft.jobs.status import View
+from hpcft.jobs.prepare import PreparedRun, prepare_runs
+from hpcft.jobs.status import RunStatus
 from hpcft.recovery import log
 
 # How a run is laid out and watched; sections end with a dot.
-LAYOUT = (
+LAYOUT_FIELDS = (
     "resources.",
     "train.per_device_train_batch_size",
     "train.gradient_checkpointing",
@@ -33,16 +32,16 @@ LAYOUT = (
     "train.logging_steps",
     "evaluation.per_device_eval_batch_size",
 )
-LONGER = ("train.num_train_epochs", "train.max_steps")
+LENGTH_FIELDS = ("train.num_train_epochs", "train.max_steps")
 
 
-def prepare(
-    view: View,
+def prepare_resume(
+    view: RunStatus,
     cluster_name: str | None,
     overrides: list[str],
     root: Path,
     say: Callable[[str], None] = lambda _: None,
-) -> tuple[Profile, Prepared]:
+) -> tuple[Profile, PreparedRun]:
     """Reads and plans what is left of a run; writes nothing.
 
     Args:
@@ -67,8 +66,8 @@ def prepare(
             f"{name}: its job may still be alive, but its state is not known ({view.note}); try "
             f"later or cancel it: hpcft cancel {view.job.run_id}"
         )
-    before = read(paths.recipe, FullRecipe)
-    site, (item,) = prepare_module.prepare(
+    before = read_record(paths.recipe, FullRecipe)
+    site, (item,) = prepare_runs(
         str(paths.recipe),
         cluster_name or str(paths.cluster),
         overrides,
@@ -77,7 +76,7 @@ def prepare(
     )
     longer = _is_longer(name, before, item.point.recipe)
     if view.record is not None and not longer:
-        raise UsageError(f"{name} is complete: give it more, for example -o {LONGER[0]}=5")
+        raise UsageError(f"{name} is complete: give it more, for example -o {LENGTH_FIELDS[0]}=5")
     step = log.saved_step(paths)
     if longer:
         if not step:
@@ -86,19 +85,21 @@ def prepare(
                 "the longer training as a run of its own"
             )
         origin = f"{view.job.run_id} at step {step}"
-        run_id = identity.run_id(item.point.recipe, site.cluster.name, item.prints.files, origin)
+        run_id = identity.compute_run_id(
+            item.point.recipe, site.cluster.name, item.prints.files, origin
+        )
         said = f"goes on from run {origin}, whose training was to be shorter"
     else:
         run_id, said = view.job.run_id, "a person had it go on"
         if not overrides and cluster_name is None:
             # As it was laid out when it ended, with all that the ladder has changed.
-            now = log.plan_now(paths, before, read(paths.cluster, Cluster))
+            now = log.current_plan(paths, before, read_record(paths.cluster, Cluster))
             item = replace(item, plan=now)
 
     def goes_on(there: RunPaths) -> None:
         if longer:
             _copy(paths, there, step)
-        log.resume(there, item.plan, said)
+        log.record_resume(there, item.plan, said)
 
     return site, replace(item, run_id=run_id, goes_on=goes_on)
 
@@ -111,13 +112,13 @@ def _is_longer(name: str, before: FullRecipe, after: FullRecipe) -> bool:
     """
     changed = _changed(before.model_dump(mode="json"), after.model_dump(mode="json"))
     for key in changed:
-        if not key.startswith(LAYOUT) and key not in LONGER:
-            allowed = ", ".join((*(key.rstrip(".") for key in LAYOUT), *LONGER))
+        if not key.startswith(LAYOUT_FIELDS) and key not in LENGTH_FIELDS:
+            allowed = ", ".join((*(key.rstrip(".") for key in LAYOUT_FIELDS), *LENGTH_FIELDS))
             raise UsageError(
                 f"{name}: {key} cannot change on the way, the number would be of neither recipe; "
                 f"submit it as a new run (what can change: {allowed})"
             )
-    return any(key in LONGER for key in changed)
+    return any(key in LENGTH_FIELDS for key in changed)
 
 
 def _changed(one: object, other: object, key: str = "") -> list[str]:

@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.core.errors import ClusterError, StoreError
-from hpcft.core.files import R, age_s, is_locked, read_if_there
+from hpcft.core.files import R, file_age_s, is_locked, read_record_if_exists
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Attempt, Job, Plan, Progress, Recovery, RunRecord
-from hpcft.recovery.diagnosis import Failure, explain, held
-from hpcft.recovery.log import rungs, taken
+from hpcft.recovery.diagnosis import Failure, explain_failure, held_reason
+from hpcft.recovery.log import fallbacks, read_recoveries
 from hpcft.scheduler import local, slurm
 from hpcft.scheduler.job_state import COMPLETED, PENDING, UNKNOWN, JobState
 
 # A live run rewrites its heartbeat every few seconds; shared file systems may lag by half a minute.
-FRESH_S = 60.0
+HEARTBEAT_FRESH_S = 60.0
 # What a job wrote last may be seen so much later than its end.
-GRACE_S = 20.0
+RESULT_GRACE_S = 20.0
 
 
 @dataclass(frozen=True)
-class View:
+class RunStatus:
     """What is known of a run."""
 
     paths: RunPaths
@@ -51,7 +51,7 @@ class View:
     @property
     def rungs(self) -> list[Recovery]:
         """Steps down the ladder that it has taken."""
-        return rungs(self.recoveries)
+        return fallbacks(self.recoveries)
 
     @property
     def is_live(self) -> bool:
@@ -59,14 +59,16 @@ class View:
         return self.state in ("PENDING", "RUNNING")
 
 
-def look(paths: RunPaths, job: Job, is_locked: Callable[[Path], bool] = is_locked) -> View:
+def run_status(
+    paths: RunPaths, job: Job, is_locked: Callable[[Path], bool] = is_locked
+) -> RunStatus:
     """What is known of one run; arguments as of `snapshot`."""
-    return snapshot([(paths, job)], is_locked)[0]
+    return run_statuses([(paths, job)], is_locked)[0]
 
 
-def snapshot(
+def run_statuses(
     runs: Iterable[tuple[RunPaths, Job]], is_locked: Callable[[Path], bool] = is_locked
-) -> list[View]:
+) -> list[RunStatus]:
     """What is known of many runs, with one look at each scheduler.
 
     Args:
@@ -83,14 +85,14 @@ def snapshot(
             job_id = attempt.job_id
             try:
                 if job_id is None and not trouble:
-                    by_token = slurm.by_token() if by_token is None else by_token
+                    by_token = slurm.ids_by_token() if by_token is None else by_token
                     job_id = by_token.get((attempt.token, attempt.array_index))
                     job_id = job_id or _queues_anew(files) or _wrote(files)
             except ClusterError as error:
                 trouble = str(error)
             if job_id:
                 asked[attempt.token + str(attempt.array_index)] = job_id
-    answers = slurm.states(sorted(set(asked.values())))
+    answers = slurm.job_states(sorted(set(asked.values())))
     views = []
     for job, attempt, files in listed:
         if attempt is None:
@@ -130,7 +132,7 @@ def _read(paths: RunPaths) -> _Files:
 
     def part(file: Path, kind: type[R]) -> R | None:
         try:
-            return read_if_there(file, kind)
+            return read_record_if_exists(file, kind)
         except StoreError as error:
             damage.append(str(error))
             return None
@@ -140,7 +142,7 @@ def _read(paths: RunPaths) -> _Files:
         damage.append(f"{paths.result}: is that of the run {record.run_id}")
         record = None
     progress, plan = part(paths.progress, Progress), part(paths.plan, Plan)
-    return _Files(paths, record, progress, plan, tuple(taken(paths)), "; ".join(damage))
+    return _Files(paths, record, progress, plan, tuple(read_recoveries(paths)), "; ".join(damage))
 
 
 def _read_anew(paths: RunPaths) -> _Files:
@@ -157,7 +159,7 @@ def _wrote(files: _Files) -> str | None:
 
 def _result_is_due(files: _Files, state: JobState) -> bool:
     """Whether a job ended a moment ago in a way that leaves a result, which may come late."""
-    if state.ended_at is None or not 0 <= time.time() - state.ended_at < GRACE_S:
+    if state.ended_at is None or not 0 <= time.time() - state.ended_at < RESULT_GRACE_S:
         return False
     if state.state == COMPLETED:
         return True
@@ -171,7 +173,7 @@ def _result_is_due(files: _Files, state: JobState) -> bool:
 def _is_fresh(file: Path) -> bool:
     """Whether a heartbeat was written a moment ago."""
     try:
-        return abs(age_s(file)) < FRESH_S
+        return abs(file_age_s(file)) < HEARTBEAT_FRESH_S
     except OSError:
         return False
 
@@ -182,14 +184,16 @@ def _queues_anew(files: _Files) -> str | None:
     return last.job_id if last and last.how == "queued anew" else None
 
 
-def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: JobState) -> View:
+def _view(
+    job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: JobState
+) -> RunStatus:
     paths, record, progress = files.paths, files.record, files.progress
     word, note = state.state, state.reason
     failure: Failure | None = None
     if record is not None:
         word, note = "COMPLETED", ""
     elif state.state in PENDING:
-        word, failure = "PENDING", held(state)
+        word, failure = "PENDING", held_reason(state)
         note = str(failure) if failure else note
     elif state.is_live:
         word = "RUNNING"
@@ -200,7 +204,7 @@ def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: 
         word = "FAILED" if state.state == COMPLETED else state.state
         if not files.damage:
             found = attempt and attempt.model_copy(update={"job_id": job_id or None})
-            failure = explain(paths, found, state, files.recoveries)
+            failure = explain_failure(paths, found, state, files.recoveries)
             if failure.name == "cancelled":
                 word = "CANCELLED"
         note = str(failure) if failure else ""
@@ -209,7 +213,7 @@ def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: 
     elapsed = record.measured.wall_s if record and record.measured else state.elapsed_s
     nodes = state.nodes or (progress.node if progress else "")
     note = "; ".join(part for part in (files.damage, note) if part)
-    return View(
+    return RunStatus(
         paths,
         job,
         word,
@@ -229,7 +233,7 @@ def _view(job: Job, attempt: Attempt | None, files: _Files, job_id: str, state: 
 # ---------------------------------------------------------------- the status table
 
 
-def as_json(view: View) -> dict[str, Any]:
+def status_as_json(view: RunStatus) -> dict[str, Any]:
     """A view for programs."""
     return {
         "run_id": view.job.run_id,

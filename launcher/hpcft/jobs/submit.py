@@ -13,15 +13,15 @@ from hpcft.core import attempts, files
 from hpcft.core.errors import InputError, Problem, UsageError
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Attempt, Job
-from hpcft.jobs.prepare import Prepared
-from hpcft.jobs.status import look
-from hpcft.recovery import log as recoveries
+from hpcft.jobs.prepare import PreparedRun
+from hpcft.jobs.status import run_status
+from hpcft.recovery.log import record_resume, saved_step
 from hpcft.scheduler import local, slurm
-from hpcft.training import entry as rank_entry
+from hpcft.training.entry import start
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedRun:
     """What became of one run of a submission."""
 
     run_id: str
@@ -34,13 +34,13 @@ class Submitted:
     """Of what is not queued, Slurm's name of the limit that was reached."""
 
 
-def sweep_id(prepared: list[Prepared]) -> str:
+def sweep_id(prepared: list[PreparedRun]) -> str:
     """Identity of a sweep: of the runs that it is made of."""
     text = " ".join(sorted(item.run_id for item in prepared))
     return "sweep-" + hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def dry_run(site: Profile, prepared: list[Prepared], root: Path) -> dict[str, Any]:
+def dry_run(site: Profile, prepared: list[PreparedRun], root: Path) -> dict[str, Any]:
     """Exactly what would be submitted: resolved recipe, plan, DeepSpeed configuration, script."""
     files.check_path(root.absolute())
     jobs = []
@@ -63,7 +63,9 @@ def dry_run(site: Profile, prepared: list[Prepared], root: Path) -> dict[str, An
     }
 
 
-def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) -> list[Submitted]:
+def submit_runs(
+    site: Profile, prepared: list[PreparedRun], root: Path, *, again: bool
+) -> list[SubmittedRun]:
     """Submits what is not already there; a sweep as one job array, or as few as Slurm takes.
 
     Of more jobs than the user may have queued, as many are as fit; a later submission queues more.
@@ -79,9 +81,9 @@ def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) 
     """
     files.check_path(root.absolute())
     is_slurm = site.cluster.scheduler == "slurm"
-    done: dict[str, Submitted] = {}
-    fresh: list[Prepared] = []
-    with files.locked(root):
+    done: dict[str, SubmittedRun] = {}
+    fresh: list[PreparedRun] = []
+    with files.lock_folder(root):
         for item in prepared:
             earlier = _earlier(item, root, again=again)
             if earlier:
@@ -96,19 +98,21 @@ def submit(site: Profile, prepared: list[Prepared], root: Path, *, again: bool) 
     return [done[item.run_id] for item in prepared]
 
 
-def _array_size(site: Profile, prepared: list[Prepared]) -> int | None:
+def _array_size(site: Profile, prepared: list[PreparedRun]) -> int | None:
     """The most runs of one job array; None for any number."""
-    return slurm.array_size() if site.cluster.scheduler == "slurm" and len(prepared) > 1 else None
+    return (
+        slurm.max_array_size() if site.cluster.scheduler == "slurm" and len(prepared) > 1 else None
+    )
 
 
-def _groups(prepared: list[Prepared], most: int | None) -> list[list[Prepared]]:
+def _groups(prepared: list[PreparedRun], most: int | None) -> list[list[PreparedRun]]:
     """Runs that can share a job array: those that ask for the same nodes and ranks.
 
     Args:
         prepared: the runs.
         most: of one array; None for any number.
     """
-    groups: dict[tuple[int, int, str | None], list[Prepared]] = {}
+    groups: dict[tuple[int, int, str | None], list[PreparedRun]] = {}
     for item in prepared:
         layout = item.plan.layout
         shape = (layout.nodes, layout.ranks_per_node, item.plan.partition)
@@ -120,16 +124,16 @@ def _groups(prepared: list[Prepared], most: int | None) -> list[list[Prepared]]:
     ]
 
 
-def _run_folder(root: Path, item: Prepared) -> Path:
+def _run_folder(root: Path, item: PreparedRun) -> Path:
     return root.absolute() / item.point.recipe.name / item.run_id
 
 
-def _submission_folder(root: Path, group: list[Prepared]) -> Path:
+def _submission_folder(root: Path, group: list[PreparedRun]) -> Path:
     first = _run_folder(root, group[0])
     return RunPaths(first).logs if len(group) == 1 else first.parent / sweep_id(group)
 
 
-def _options(site: Profile, group: list[Prepared], token: str) -> dict[str, Any]:
+def _options(site: Profile, group: list[PreparedRun], token: str) -> dict[str, Any]:
     """Submitit's parameters; of an array, the most that any of its runs needs."""
     most = group[0].plan.model_copy(
         update={
@@ -138,32 +142,32 @@ def _options(site: Profile, group: list[Prepared], token: str) -> dict[str, Any]
         }
     )
     name = group[0].point.recipe.name
-    return slurm.parameters(site.cluster, most, name, token)
+    return slurm.job_parameters(site.cluster, most, name, token)
 
 
-def _token(group: list[Prepared], root: Path) -> str:
+def _token(group: list[PreparedRun], root: Path) -> str:
     """Names this attempt at these runs in this runs folder, the same for a dry run of it."""
     first = _run_folder(root, group[0])
-    job = files.read_if_there(RunPaths(first).job, Job)
+    job = files.read_record_if_exists(RunPaths(first).job, Job)
     number = len(job.attempts) if job else 0
     name = group[0].run_id if len(group) == 1 else sweep_id(group)
-    return attempts.token(name, number, first)
+    return attempts.attempt_token(name, number, first)
 
 
-def _script(site: Profile, group: list[Prepared], root: Path) -> str:
+def _script(site: Profile, group: list[PreparedRun], root: Path) -> str:
     options = _options(site, group, _token(group, root))
     folder = _submission_folder(root, group)
     return slurm.sbatch_script(folder, options, site.cluster, len(group))
 
 
-def _limit(site: Profile, group: list[Prepared], root: Path) -> str:
+def _limit(site: Profile, group: list[PreparedRun], root: Path) -> str:
     """Name of the limit that keeps Slurm from queueing these runs now; empty where none does.
 
     Raises:
         InputError: Slurm would never take them.
     """
     try:
-        slurm.check(_script(site, group, root))
+        slurm.check_script(_script(site, group, root))
     except slurm.TooManyJobs as refused:
         return str(refused)
     except slurm.Refused as refused:
@@ -178,24 +182,24 @@ def _input_error(site: Profile, refused: slurm.Refused) -> InputError:
     return InputError([Problem(where, refused.key, what, refused.fix)])
 
 
-def _earlier(item: Prepared, root: Path, *, again: bool) -> Submitted | None:
+def _earlier(item: PreparedRun, root: Path, *, again: bool) -> SubmittedRun | None:
     """The earlier run of the same content, if it need not be submitted now."""
     folder = _run_folder(root, item)
     paths = RunPaths(folder)
     if not paths.job.exists():
         return None
     files.check_private(folder)
-    job = files.read(paths.job, Job)
-    view = look(paths, job, is_locked=lambda _: False)  # but by this command
+    job = files.read_record(paths.job, Job)
+    view = run_status(paths, job, is_locked=lambda _: False)  # but by this command
     if view.job_id and job.attempts[-1].job_id is None:
         # The command that submitted it died between sbatch and its note: adopt the job.
         adopted = job.attempts[-1].model_copy(update={"job_id": view.job_id})
         attempts = [*job.attempts[:-1], adopted]
-        files.write(paths.job, job.model_copy(update={"attempts": attempts}))
+        files.write_record(paths.job, job.model_copy(update={"attempts": attempts}))
     if view.state in ("PENDING", "RUNNING"):
-        return Submitted(item.run_id, folder, "running", view.job_id)
+        return SubmittedRun(item.run_id, folder, "running", view.job_id)
     if view.state == "COMPLETED" and not again:
-        return Submitted(item.run_id, folder, "completed", view.job_id)
+        return SubmittedRun(item.run_id, folder, "completed", view.job_id)
     if view.state == "UNKNOWN" and not view.is_gone:
         raise UsageError(
             f"{item.run_id}: an earlier job of this run may still be alive, but its state is not "
@@ -204,18 +208,18 @@ def _earlier(item: Prepared, root: Path, *, again: bool) -> Submitted | None:
     return None
 
 
-def _going_on(item: Prepared, root: Path) -> Prepared:
+def _going_on(item: PreparedRun, root: Path) -> PreparedRun:
     """The run, made to go on where an earlier attempt has saved something."""
     paths = RunPaths(_run_folder(root, item))
-    if item.goes_on or paths.result.exists() or not recoveries.saved_step(paths):
+    if item.goes_on or paths.result.exists() or not saved_step(paths):
         return item
     said = "it was submitted again"
-    return replace(item, goes_on=lambda there: recoveries.resume(there, item.plan, said))
+    return replace(item, goes_on=lambda there: record_resume(there, item.plan, said))
 
 
 def _submit_what_fits(
-    site: Profile, group: list[Prepared], limit: str, whole: list[Prepared], root: Path
-) -> list[Submitted]:
+    site: Profile, group: list[PreparedRun], limit: str, whole: list[PreparedRun], root: Path
+) -> list[SubmittedRun]:
     """Submits as many of the runs, from the first on, as Slurm takes now.
 
     Args:
@@ -229,21 +233,21 @@ def _submit_what_fits(
     while fit + 1 < over:
         half = (fit + over) // 2
         fit, over = (fit, half) if _limit(site, group[:half], root) else (half, over)
-    queued: list[Submitted] = []
+    queued: list[SubmittedRun] = []
     if fit:
         try:
             queued = _submit_group(site, group[:fit], whole, root)
         except slurm.TooManyJobs as refused:  # of another job of the user's, just now
             limit = str(refused)
     return queued + [
-        Submitted(item.run_id, _run_folder(root, item), "not queued", "", limit=limit)
+        SubmittedRun(item.run_id, _run_folder(root, item), "not queued", "", limit=limit)
         for item in group[len(queued) :]
     ]
 
 
 def _submit_group(
-    site: Profile, group: list[Prepared], whole: list[Prepared], root: Path
-) -> list[Submitted]:
+    site: Profile, group: list[PreparedRun], whole: list[PreparedRun], root: Path
+) -> list[SubmittedRun]:
     token = _token(group, root)
     sweep = sweep_id(whole) if len(whole) > 1 else None
     is_slurm = site.cluster.scheduler == "slurm"
@@ -255,11 +259,11 @@ def _submit_group(
     for item, folder, log, index in zip(group, folders, logs, indices, strict=True):
         _write_folder(site, item, folder)
         files.create_folder(log)
-        _note(site, item, folder, attempts.attempt(None, token, log, index), sweep)
+        _note(site, item, folder, attempts.new_attempt(None, token, log, index), sweep)
     if is_slurm:
         options = _options(site, group, token)
         try:
-            ids = slurm.submit(shared_logs, options, site.cluster, rank_entry.start, folders)
+            ids = slurm.submit(shared_logs, options, site.cluster, start, folders)
         except slurm.Refused as refused:
             for folder in new:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -269,22 +273,22 @@ def _submit_group(
         started: list[float | None] = [None] * len(ids)
     else:
         begun = [
-            local.submit(log, site.cluster, item.plan, rank_entry.start, folder)
+            local.submit(log, site.cluster, item.plan, start, folder)
             for item, folder, log in zip(group, folders, logs, strict=True)
         ]
         ids, started = [job_id for job_id, _ in begun], [time_s for _, time_s in begun]
     for item, folder, log, index, job_id, time_s in zip(
         group, folders, logs, indices, ids, started, strict=True
     ):
-        made = attempts.attempt(job_id, token, log, index, time_s)
+        made = attempts.new_attempt(job_id, token, log, index, time_s)
         _note(site, item, folder, made, sweep)
     return [
-        Submitted(item.run_id, folder, "submitted", job_id, recoveries.saved_step(RunPaths(folder)))
+        SubmittedRun(item.run_id, folder, "submitted", job_id, saved_step(RunPaths(folder)))
         for item, folder, job_id in zip(group, folders, ids, strict=True)
     ]
 
 
-def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
+def _write_folder(site: Profile, item: PreparedRun, folder: Path) -> None:
     """All that the job needs, written before it is queued; what it does not need is set aside."""
     files.create_folder(folder.parent)
     files.create_folder(folder)
@@ -293,11 +297,11 @@ def _write_folder(site: Profile, item: Prepared, folder: Path) -> None:
         item.goes_on(paths)
     else:
         _set_aside(paths)
-    files.write(paths.recipe, item.point.recipe)
-    files.write(paths.cluster, site.cluster)
-    files.write(paths.plan, item.plan)
-    files.write(paths.fingerprints, item.prints)
-    files.write(paths.staged, item.staged)
+    files.write_record(paths.recipe, item.point.recipe)
+    files.write_record(paths.cluster, site.cluster)
+    files.write_record(paths.plan, item.plan)
+    files.write_record(paths.fingerprints, item.prints)
+    files.write_record(paths.staged, item.staged)
     if item.plan.ds_config is not None:
         files.write_json(paths.ds_config, item.plan.ds_config)
 
@@ -307,13 +311,15 @@ def _set_aside(paths: RunPaths) -> None:
     written = [paths.result, paths.progress, paths.metrics, paths.errors, paths.checkpoints,
                paths.answers, paths.recoveries, paths.stacks, paths.effective_plan]  # fmt: skip
     shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
-    attempts.set_aside(paths, written)
+    attempts.archive(paths, written)
 
 
-def _note(site: Profile, item: Prepared, folder: Path, attempt: Attempt, sweep: str | None) -> None:
+def _note(
+    site: Profile, item: PreparedRun, folder: Path, attempt: Attempt, sweep: str | None
+) -> None:
     """Writes the attempt into job.json: first with its token, then again with its job id."""
     paths = RunPaths(folder)
-    job = files.read_if_there(paths.job, Job) or Job(
+    job = files.read_record_if_exists(paths.job, Job) or Job(
         run_id=item.run_id,
         recipe=item.point.recipe.name,
         cluster=site.cluster.name,
@@ -321,4 +327,4 @@ def _note(site: Profile, item: Prepared, folder: Path, attempt: Attempt, sweep: 
         point=item.point.values,
         sweep_id=sweep,
     )
-    attempts.note(paths, job, attempt)
+    attempts.record_attempt(paths, job, attempt)

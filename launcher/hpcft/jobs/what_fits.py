@@ -6,19 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from hpcft.config import recipe as recipes
 from hpcft.config.cluster_profile import Profile
-from hpcft.config.recipe_types import Point
+from hpcft.config.recipe import load_recipe
+from hpcft.config.recipe_types import SweepPoint
 from hpcft.core.errors import DoesNotFit, HpcftError, InputError, UsageError
-from hpcft.core.records import Alternative, Plan
+from hpcft.core.records import EvaluatedLayout, Plan
 from hpcft.core.units import format_bytes
 from hpcft.jobs import parallel
-from hpcft.planning.feasibility import all_layouts, plan_point
+from hpcft.planning.feasibility import evaluate_layouts, plan_resolved
 from hpcft.staging import staged_inputs
 
 
 @dataclass(frozen=True)
-class Answer:
+class FitResult:
     """Whether and how something fits: a plan, or why there is none."""
 
     plan: Plan | None
@@ -39,7 +39,7 @@ class Answer:
         return ", ".join(part for part in parts if part)
 
 
-def plan_run(point: Point, site: Profile, *, brief: bool = False) -> Plan:
+def plan_run(point: SweepPoint, site: Profile, *, brief: bool = False) -> Plan:
     """Plans one run, with the folders of whatever is staged in the place of hub names.
 
     Args:
@@ -51,42 +51,42 @@ def plan_run(point: Point, site: Profile, *, brief: bool = False) -> Plan:
         InputError: the run asks for what the cluster or the model does not have.
         DoesNotFit: no layout fits.
     """
-    return plan_point(_resolved(point, site), site, brief=brief)
+    return plan_resolved(_resolved(point, site), site, brief=brief)
 
 
-def list_layouts(point: Point, site: Profile) -> list[Alternative]:
+def layouts_of_run(point: SweepPoint, site: Profile) -> list[EvaluatedLayout]:
     """Lists every layout that recipe and profile allow, the cheapest first.
 
     Raises:
         InputError: the run asks for what the cluster or the model does not have.
     """
-    return all_layouts(_resolved(point, site), site)
+    return evaluate_layouts(_resolved(point, site), site)
 
 
-def _resolved(point: Point, site: Profile) -> Point:
-    return replace(point, recipe=staged_inputs.at_hand(point.recipe, site.cluster))
+def _resolved(point: SweepPoint, site: Profile) -> SweepPoint:
+    return replace(point, recipe=staged_inputs.resolve_staged(point.recipe, site.cluster))
 
 
-def answer(point: Point, site: Profile) -> Answer:
+def fit_on_cluster(point: SweepPoint, site: Profile) -> FitResult:
     """Whether and how one run fits; what is wrong with it is an answer too."""
     try:
-        return Answer(plan_run(point, site, brief=True))
+        return FitResult(plan_run(point, site, brief=True))
     except HpcftError as error:
-        return Answer(None, _reason(error))
+        return FitResult(None, _reason(error))
 
 
-def matrix(
+def fit_matrix(
     names: list[str],
     sites: list[Profile],
     overrides: list[str] | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> dict[str, list[Answer]]:
+) -> dict[str, list[FitResult]]:
     """Which recipe fits where: a row for each run of each recipe, an answer for each profile.
 
     A recipe that cannot be read is answered so in all its cells, and the rest goes on.
     """
-    rows: dict[str, list[Answer]] = {}
-    planned = parallel.each(partial(_rows, sites=sites, overrides=overrides), names)
+    rows: dict[str, list[FitResult]] = {}
+    planned = parallel.parallel_map(partial(_rows, sites=sites, overrides=overrides), names)
     for number, name in enumerate(names, 1):
         if len(names) > 1:
             say(f"planning {number} of {len(names)}: {name}")
@@ -96,20 +96,20 @@ def matrix(
 
 def _rows(
     name: str, *, sites: list[Profile], overrides: list[str] | None
-) -> dict[str, list[Answer]]:
+) -> dict[str, list[FitResult]]:
     """The rows of a recipe."""
     try:
-        points = recipes.load(name, overrides)
+        points = load_recipe(name, overrides)
     except HpcftError as error:
-        return {name: [Answer(None, _reason(error))] * len(sites)}
+        return {name: [FitResult(None, _reason(error))] * len(sites)}
     rows = {}
     for point in points:
         values = "".join(f" {key}={value}" for key, value in point.values.items())
-        rows[point.recipe.name + values] = [answer(point, site) for site in sites]
+        rows[point.recipe.name + values] = [fit_on_cluster(point, site) for site in sites]
     return rows
 
 
-def scale(point: Point, site: Profile, gpus: int) -> Answer:
+def fit_on_gpus(point: SweepPoint, site: Profile, gpus: int) -> FitResult:
     """The run on exactly so many GPUs of that kind, as if the site had enough nodes.
 
     Raises:
@@ -124,11 +124,11 @@ def scale(point: Point, site: Profile, gpus: int) -> Answer:
         )
     shape = {"nodes": max(1, nodes), "gpus_per_node": per_node if nodes else gpus}
     resources = point.recipe.resources.model_copy(update=shape)
-    forced = Point(
+    forced = SweepPoint(
         point.values, point.recipe.model_copy(update={"resources": resources}), point.document
     )
     wide = site.cluster.model_copy(update={"max_nodes": shape["nodes"]})
-    return answer(forced, Profile(wide, site.document))
+    return fit_on_cluster(forced, Profile(wide, site.document))
 
 
 def _reason(error: HpcftError) -> str:

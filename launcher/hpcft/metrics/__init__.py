@@ -35,7 +35,7 @@ def overlap_names() -> list[str]:
     return ["bleu", "rouge1", "rouge2", "rougeL", "meteor"]
 
 
-def compute(name: str, **inputs: Any) -> Scores:
+def compute_metric(name: str, **inputs: Any) -> Scores:
     """The values of a metric module of this folder, on the scale that its description states."""
     import evaluate
 
@@ -45,12 +45,12 @@ def compute(name: str, **inputs: Any) -> Scores:
     return {key: v if key in DETAILS else float(v) for key, v in result.items()}
 
 
-def joined(*parts: Scores) -> Scores:
+def merge_scores(*parts: Scores) -> Scores:
     """The scores of several modules in one."""
     intervals = {name: v for part in parts for name, v in part.get("intervals", {}).items()}
     return {k: v for part in parts for k, v in part.items()} | {"intervals": intervals}
 
 
-def values(scores: Scores) -> dict[str, float]:
+def metric_values(scores: Scores) -> dict[str, float]:
     """The metrics alone."""
     return {name: value for name, value in scores.items() if name not in DETAILS}

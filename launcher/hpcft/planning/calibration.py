@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import CALIBRATION_BOUNDS, Calibration, Cluster, RunRecord
 from hpcft.core.units import GIB, format_bytes, format_number
-from hpcft.planning import caps as caps_module
+from hpcft.planning.caps import HasFallbacks, caps_from_runs
 
 # Software and drivers change: older runs no longer count.
 MOST_RUNS = 50
@@ -30,8 +30,8 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 }
 
 
-def fit(
-    records: Iterable[RunRecord], cluster: str, unfinished: Iterable[caps_module.CameDown] = ()
+def fit_calibration(
+    records: Iterable[RunRecord], cluster: str, unfinished: Iterable[HasFallbacks] = ()
 ) -> Calibration:
     """What the latest runs of a cluster have measured.
 
@@ -53,7 +53,7 @@ def fit(
         "efficiency": _median([_efficiency(record) for record in as_planned]),
     }
     runs = [*latest, *unfinished]
-    caps = {name: caps_module.lowered(runs, name, cluster) for name in {run.recipe for run in runs}}
+    caps = {name: caps_from_runs(runs, name, cluster) for name in {run.recipe for run in runs}}
     taken: dict[str, float] = {}
     notes = []
     for name, value in seen.items():
@@ -76,26 +76,26 @@ def fit(
     )
 
 
-def over(stated: Calibration, fitted: Calibration) -> Calibration:
+def override(stated: Calibration, fitted: Calibration) -> Calibration:
     """A profile's own calibration with what runs have measured in the place of what it states."""
     values = {name: getattr(fitted, name) for name in Calibration.model_fields}
     return stated.model_copy(update={k: v for k, v in values.items() if v is not None})
 
 
-def in_words(known: Calibration) -> str:
+def describe_calibration(known: Calibration) -> str:
     """`context 466 MiB, fragmentation 4.2%, efficiency 0.41`; empty where nothing is known."""
     values = {name: getattr(known, name) for name in _SHOWN}
     told = [f"{_words(name)} {_SHOWN[name](value)}" for name, value in values.items() if value]
     return "; ".join([", ".join(told), *known.notes]) if told else ""
 
 
-def reasons(recipe: FullRecipe, cluster: Cluster) -> list[str]:
+def calibration_reasons(recipe: FullRecipe, cluster: Cluster) -> list[str]:
     """What earlier runs have to do with the plan of a run."""
     known = cluster.calibration
     found = []
-    if in_words(known):
+    if describe_calibration(known):
         by = f"{known.runs} run{'s' * (known.runs > 1)}" if known.runs else "its profile"
-        found.append(f"calibrated by {by}: {in_words(known)}")
+        found.append(f"calibrated by {by}: {describe_calibration(known)}")
     cap = known.lowered.get(recipe.name)
     if cap:
         parts = []

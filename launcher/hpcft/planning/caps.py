@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.records import Cluster, Layout, Lowered, Recovery
+from hpcft.core.records import Cluster, Layout, OomCaps, Recovery
 
-HOST_MEMORY = "host_oom"
+HOST_OOM = "host_oom"
 """Class of a run that took more of its nodes' memory than it had asked for."""
 
 
-class CameDown(Protocol):
+class HasFallbacks(Protocol):
     """A run of which it is known what rungs it took: a record, or one that has none yet."""
 
     @property
@@ -28,19 +28,19 @@ class CameDown(Protocol):
         """Its rungs, in order."""
 
 
-def lowered(runs: Iterable[CameDown], recipe: str, cluster: str) -> Lowered | None:
+def caps_from_runs(runs: Iterable[HasFallbacks], recipe: str, cluster: str) -> OomCaps | None:
     """What the runs of a recipe's name on a cluster say of its next plan.
 
     Returns:
         The least that any of them came down to, as a cap; None where all ran as planned.
     """
     alike = [run for run in runs if (run.recipe, run.cluster) == (recipe, cluster)]
-    down = [[x for x in run.rungs if x.cause != HOST_MEMORY] for run in alike]
+    down = [[x for x in run.rungs if x.cause != HOST_OOM] for run in alike]
     if not any(down):
         return None
     ends = [rungs[-1].layout for rungs in down if rungs]
     widened = [x.layout.nodes for rungs in down for x in rungs if x.how == "queued anew"]
-    return Lowered(
+    return OomCaps(
         per_device_train_batch_size=min(end.per_device_train_batch_size for end in ends),
         gradient_checkpointing=any(end.gradient_checkpointing for end in ends),
         loss_chunks=max(end.loss_chunks for end in ends),
@@ -48,7 +48,7 @@ def lowered(runs: Iterable[CameDown], recipe: str, cluster: str) -> Lowered | No
     )
 
 
-def held_down(found: Iterable[Layout], recipe: FullRecipe, cluster: Cluster) -> list[Layout]:
+def apply_caps(found: Iterable[Layout], recipe: FullRecipe, cluster: Cluster) -> list[Layout]:
     """The layouts without those that earlier runs of the recipe had to come down from.
 
     What the recipe itself fixes stays: a person may know better. So does what the profile allows
@@ -61,7 +61,7 @@ def held_down(found: Iterable[Layout], recipe: FullRecipe, cluster: Cluster) -> 
     return kept
 
 
-def _caps(cap: Lowered) -> Iterator[Callable[[Layout], bool]]:
+def _caps(cap: OomCaps) -> Iterator[Callable[[Layout], bool]]:
     yield lambda x: x.nodes >= cap.nodes
     # Unsharded, each node would hold as much as one alone.
     yield lambda x: cap.nodes == 1 or x.nodes == 1 or x.zero_stage > 0

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from hpcft.core.records import DataSpec, Split
 from hpcft.tasks.data.dataset_folder import prepared_rows
-from hpcft.tasks.data.examples import SPLITS, sources
+from hpcft.tasks.data.examples import SPLITS, split_sources
 
 # As much of a file is counted, and the rest taken to be alike.
 COUNTED_BYTES = 32 * 2**20
 
 
-def known_examples(data: DataSpec) -> dict[Split, int]:
+def count_examples(data: DataSpec) -> dict[Split, int]:
     """Examples of the splits whose number is known, or cannot be more.
 
     Local files are counted, of a staged data set it is noted; of others only what `limits` caps is
@@ -22,9 +22,9 @@ def known_examples(data: DataSpec) -> dict[Split, int]:
     found: dict[Split, int] = {}
     counted: dict[str, int | None] = {}
     if data.files is not None:
-        counted = {split: _rows(Path(file)) for split, file in sources(data).items()}
+        counted = {split: _rows(Path(file)) for split, file in split_sources(data).items()}
     elif data.path is not None and (noted := prepared_rows(Path(data.path))):
-        for split, names in sources(data).items():
+        for split, names in split_sources(data).items():
             parts = [noted.get(name.strip()) for name in names.split("+")]
             counted[split] = None if None in parts else sum(filter(None, parts))
     if counted:

@@ -9,7 +9,7 @@ from hpcft.core.errors import UsageError
 from hpcft.core.paths import shipped
 from hpcft.core.records import Cluster, Layout, ModelFacts, Precision, Train
 from hpcft.planning.memory.model_states import swap_buffer_elements
-from hpcft.planning.memory.zero_memory import sizes
+from hpcft.planning.memory.zero_memory import zero_sizes
 
 # DeepSpeed ignores a misspelt key silently, so templates may hold these only.
 KNOWN_KEYS = {
@@ -27,7 +27,7 @@ KNOWN_ZERO_KEYS = {
 }  # fmt: skip
 
 
-def build(
+def build_deepspeed_config(
     layout: Layout, precision: Precision, facts: ModelFacts, train: Train, cluster: Cluster
 ) -> dict[str, Any] | None:
     """The DeepSpeed configuration of a layout; None where it does without DeepSpeed."""
@@ -35,7 +35,7 @@ def build(
         return None
     config = _template(f"zero{layout.zero_stage}")
     zero = config["zero_optimization"]
-    chosen = sizes(facts, recomputes=layout.recomputes)
+    chosen = zero_sizes(facts, recomputes=layout.recomputes)
     zero["reduce_bucket_size"] = chosen.reduce_bucket_elements
     if layout.zero_stage < 3:
         zero["allgather_bucket_size"] = chosen.reduce_bucket_elements

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hpcft.config import hf_model
 from hpcft.config.cluster_profile import Profile
-from hpcft.config.recipe_types import Point
-from hpcft.config.yaml_document import dotted
+from hpcft.config.recipe_types import SweepPoint
+from hpcft.config.yaml_document import dotted_key
 from hpcft.core import files
 from hpcft.core.errors import (
     DataError,
@@ -19,13 +19,13 @@ from hpcft.core.errors import (
     StoreError,
 )
 from hpcft.core.paths import calibration_file
-from hpcft.core.records import Alternative, Calibration, ModelFacts, Plan
+from hpcft.core.records import Calibration, EvaluatedLayout, ModelFacts, Plan
 from hpcft.planning import calibration, model_facts, planner
-from hpcft.planning.dataset_size import known_examples
-from hpcft.planning.resource_checks import problems
+from hpcft.planning.dataset_size import count_examples
+from hpcft.planning.resource_checks import check_resources
 
 
-def calibrated(site: Profile, runs: Path | None, warn: Callable[[str], None]) -> Profile:
+def with_calibration(site: Profile, runs: Path | None, warn: Callable[[str], None]) -> Profile:
     """The profile with what the runs in a runs folder have measured.
 
     Args:
@@ -39,13 +39,13 @@ def calibrated(site: Profile, runs: Path | None, warn: Callable[[str], None]) ->
     if file and os.path.isfile(file):
         try:
             files.check_private(file.parent)
-            known = calibration.over(known, files.read(file, Calibration))
+            known = calibration.override(known, files.read_record(file, Calibration))
         except StoreError as error:
             warn(f"{error}; planned without it, `hpcft collect` writes it anew")
     return replace(site, cluster=site.cluster.model_copy(update={"calibration": known}))
 
 
-def plan_point(point: Point, site: Profile, *, brief: bool = False) -> Plan:
+def plan_resolved(point: SweepPoint, site: Profile, *, brief: bool = False) -> Plan:
     """The plan of one run.
 
     Args:
@@ -58,40 +58,40 @@ def plan_point(point: Point, site: Profile, *, brief: bool = False) -> Plan:
         DoesNotFit: no layout fits.
     """
     facts, load_bytes = _checked(point, site)
-    return planner.make(
+    return planner.make_plan(
         point.recipe,
         site.cluster,
         facts,
         load_bytes=load_bytes,
-        examples=known_examples(point.recipe.task.data),
+        examples=count_examples(point.recipe.task.data),
         brief=brief,
     )
 
 
-def all_layouts(point: Point, site: Profile) -> list[Alternative]:
+def evaluate_layouts(point: SweepPoint, site: Profile) -> list[EvaluatedLayout]:
     """Every layout that recipe and profile allow, the cheapest first.
 
     Raises:
         InputError: it asks for what the cluster or the model does not have.
     """
     facts, load_bytes = _checked(point, site)
-    return planner.table(point.recipe, site.cluster, facts, load_bytes=load_bytes)
+    return planner.evaluate_all(point.recipe, site.cluster, facts, load_bytes=load_bytes)
 
 
-def _checked(point: Point, site: Profile) -> tuple[ModelFacts, int]:
+def _checked(point: SweepPoint, site: Profile) -> tuple[ModelFacts, int]:
     """The model's facts and what loading reads at once, after all checks."""
     recipe = point.recipe
     try:
-        facts = model_facts.facts(recipe.model, recipe.task, recipe.method)
+        facts = model_facts.compute_model_facts(recipe.model, recipe.task, recipe.method)
     except hf_model.BadConfig as bad:
         loc = ("model", "config", bad.key)
-        raise InputError([Problem(point.where(loc), dotted(loc), bad.what, bad.fix)]) from None
+        raise InputError([Problem(point.where(loc), dotted_key(loc), bad.what, bad.fix)]) from None
     except DataError as error:
         section = "method" if str(error).startswith("method") else "model"
         raise DataError(f"{point.where((section,))} {error}") from None
-    found = problems(recipe, site.cluster, facts)
+    found = check_resources(recipe, site.cluster, facts)
     if found:
         raise InputError(
-            [Problem(point.where(loc), dotted(loc), what, fix) for loc, what, fix in found]
+            [Problem(point.where(loc), dotted_key(loc), what, fix) for loc, what, fix in found]
         )
     return facts, model_facts.largest_weight_file_bytes(recipe.model, facts)

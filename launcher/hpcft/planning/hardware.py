@@ -54,12 +54,12 @@ class Rates:
     """Node-local disk, per node."""
 
 
-def efficiency(cluster: Cluster) -> float:
+def training_efficiency(cluster: Cluster) -> float:
     """Share of the peak FLOP/s that training on this cluster is taken to reach."""
     return cluster.calibration.efficiency or EFFICIENCY
 
 
-def rates(cluster: Cluster, precision: Precision, ranks_per_node: int) -> Rates:
+def hardware_rates(cluster: Cluster, precision: Precision, ranks_per_node: int) -> Rates:
     """What ranks on nodes of this cluster reach."""
     gpu = cluster.gpu
     if cluster.accelerator == "cuda" and gpu is not None:
@@ -74,7 +74,7 @@ def rates(cluster: Cluster, precision: Precision, ranks_per_node: int) -> Rates:
         host_link = link = LOOPBACK_GB_S
     usable = BANDWIDTH_SHARE * GB
     return Rates(
-        flops=efficiency(cluster) * peak,
+        flops=training_efficiency(cluster) * peak,
         link=usable * link,
         network=usable * (cluster.network_gb_s or NETWORK_GB_S),
         host_link=usable * host_link,

@@ -8,11 +8,11 @@ from typing import NamedTuple
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster, Plan
 from hpcft.core.units import GIB, format_bytes, format_count
-from hpcft.planning.inputs import Case
-from hpcft.planning.layouts import describe, doubling
+from hpcft.planning.inputs import PlanInputs
+from hpcft.planning.layouts import describe_layout, powers_of_two
 from hpcft.planning.memory.model_states import CUDA_CONTEXT_BYTES
 
-FirstFit = Callable[[Case], Plan | None]
+FirstFit = Callable[[PlanInputs], Plan | None]
 
 # Of a GPU this share is left: what the rules do not know.
 GPU_MARGIN = 0.02
@@ -28,7 +28,7 @@ _FREEABLE = {
 }
 
 
-class Limit(NamedTuple):
+class CapacityCheck(NamedTuple):
     """One of the things that a plan may exceed."""
 
     need: int
@@ -55,12 +55,12 @@ class Limit(NamedTuple):
         return f"{format_bytes(self.need)} of {format_bytes(self.have)} {what}{margin}"
 
 
-def tightest(plan: Plan) -> Limit:
+def tightest_limit(plan: Plan) -> CapacityCheck:
     """The limit that a plan exceeds most, or comes closest to."""
     return max(
-        of_a_rank(plan.gpu_peak_bytes, plan.gpu_capacity_bytes, plan.accelerator),
-        of_a_node(plan.host_peak_bytes, plan.host_capacity_bytes),
-        Limit(
+        check_rank(plan.gpu_peak_bytes, plan.gpu_capacity_bytes, plan.accelerator),
+        check_node(plan.host_peak_bytes, plan.host_capacity_bytes),
+        CapacityCheck(
             plan.node_disk_bytes,
             plan.node_disk_capacity_bytes,
             plan.node_disk_capacity_bytes,
@@ -70,28 +70,28 @@ def tightest(plan: Plan) -> Limit:
     )
 
 
-def of_a_rank(need: int, have: int, accelerator: str) -> Limit:
+def check_rank(need: int, have: int, accelerator: str) -> CapacityCheck:
     """What a rank takes of a GPU, or of the host's memory."""
     what = "a GPU" if accelerator == "cuda" else "host memory for a rank"
-    return Limit(need, have, int((1 - GPU_MARGIN) * have), what)
+    return CapacityCheck(need, have, int((1 - GPU_MARGIN) * have), what)
 
 
-def of_a_node(need: int, have: int) -> Limit:
+def check_node(need: int, have: int) -> CapacityCheck:
     """What a node takes of its host memory."""
-    return Limit(need, have, have, "host memory of a node")
+    return CapacityCheck(need, have, have, "host memory of a node")
 
 
-def excess(plan: Plan) -> int:
+def plan_excess(plan: Plan) -> int:
     """Bytes over the tightest of the limits; negative or 0 when it fits."""
-    return tightest(plan).excess
+    return tightest_limit(plan).excess
 
 
-def obstacle(plan: Plan) -> str:
+def why_infeasible(plan: Plan) -> str:
     """Why a plan does not fit: `161 GiB of 79.2 GiB a GPU`; empty when it does."""
-    return tightest(plan).obstacle
+    return tightest_limit(plan).obstacle
 
 
-def explain(case: Case, closest: Plan | None, first_fit: FirstFit) -> str:
+def explain_infeasible(case: PlanInputs, closest: Plan | None, first_fit: FirstFit) -> str:
     """Why no layout of a case fits, by number, and the smallest change that would.
 
     Args:
@@ -109,11 +109,11 @@ def explain(case: Case, closest: Plan | None, first_fit: FirstFit) -> str:
         )
     biggest = sorted(closest.gpu_memory, key=lambda item: -item.bytes)[:3]
     parts = ", ".join(f"{item.name} {format_bytes(item.bytes)}" for item in biggest)
-    limit = tightest(closest)
+    limit = tightest_limit(closest)
     lines = [
         f"{recipe.name} does not fit {cluster.name}: {format_bytes(limit.need)} needed, "
         f"{format_bytes(limit.have)} of {_of_what(limit, closest, cluster)}",
-        f"  closest: {describe(closest.layout)}: {parts}",
+        f"  closest: {describe_layout(closest.layout)}: {parts}",
         f"  model: {format_count(facts.parameters.total)} parameters, "
         f"{format_count(facts.parameters.trainable)} trained",
     ]
@@ -124,7 +124,7 @@ def explain(case: Case, closest: Plan | None, first_fit: FirstFit) -> str:
     return "\n".join(lines)
 
 
-def _of_what(limit: Limit, plan: Plan, cluster: Cluster) -> str:
+def _of_what(limit: CapacityCheck, plan: Plan, cluster: Cluster) -> str:
     """What a limit is of, in the words of the profile."""
     if limit.what != "a GPU" or cluster.gpu is None:
         return limit.what
@@ -133,7 +133,7 @@ def _of_what(limit: Limit, plan: Plan, cluster: Cluster) -> str:
     return f"a {cluster.gpu.name}{rest}{margin}"
 
 
-def _others(case: Case, closest: Plan, first_fit: FirstFit) -> str:
+def _others(case: PlanInputs, closest: Plan, first_fit: FirstFit) -> str:
     """What a user can do about a GPU that others hold: not a smaller batch."""
     held, free = closest.other_processes_bytes, max(0, closest.gpu_capacity_bytes)
     gpu = case.cluster.gpu
@@ -148,7 +148,7 @@ def _others(case: Case, closest: Plan, first_fit: FirstFit) -> str:
         else "too little for any micro-batch"
     )
     cure = (
-        f"on a {gpu.name} of its own it fits: {describe(fits.layout)}, "
+        f"on a {gpu.name} of its own it fits: {describe_layout(fits.layout)}, "
         f"{format_bytes(fits.gpu_peak_bytes)}; ask for the whole GPU or wait for theirs to end"
         if fits
         else f"and it does not fit a {gpu.name} of its own either"
@@ -157,28 +157,28 @@ def _others(case: Case, closest: Plan, first_fit: FirstFit) -> str:
     return f"they hold {size} and leave {format_bytes(free)}, {least}; {cure}"
 
 
-def _smallest_change(case: Case, closest: Plan, first_fit: FirstFit) -> str:
+def _smallest_change(case: PlanInputs, closest: Plan, first_fit: FirstFit) -> str:
     free, cluster = case, case.cluster
     for key, (section, name) in _FREEABLE.items():
         if getattr(getattr(case.recipe, section), name) == "auto":
             continue
         found = first_fit(case.with_recipe(_with_auto(case.recipe, section, name)))
         if found:
-            return f"{key}: auto ({describe(found.layout)}, {format_bytes(found.gpu_peak_bytes)})"
+            return f"{key}: auto ({describe_layout(found.layout)}, {format_bytes(found.gpu_peak_bytes)})"
         free = free.with_recipe(_with_auto(free.recipe, section, name))
     if free is not case:
         found = first_fit(free)
         if found:
-            return f"leave the layout to the plan: {describe(found.layout)}"
+            return f"leave the layout to the plan: {describe_layout(found.layout)}"
     if cluster.scheduler == "slurm":
-        for nodes in doubling(MOST_NODES):
+        for nodes in powers_of_two(MOST_NODES):
             found = (
                 first_fit(free.with_cluster(max_nodes=nodes)) if nodes > cluster.max_nodes else None
             )
             if found:
                 allowed = f"{cluster.name} allows {cluster.max_nodes}"
-                return f"{found.layout.nodes} nodes ({allowed}): {describe(found.layout)}"
-    limit = tightest(closest)
+                return f"{found.layout.nodes} nodes ({allowed}): {describe_layout(found.layout)}"
+    limit = tightest_limit(closest)
     if limit.what.endswith(" of a node"):
         return f"nodes with {format_bytes(limit.need)} of {limit.what.removesuffix(' of a node')}"
     return (

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster, ModelFacts, Split
-from hpcft.planning.memory.step_memory import curve
-from hpcft.planning.memory.trace_types import Curve, Step
+from hpcft.planning.memory.step_memory import step_memory
+from hpcft.planning.memory.trace_types import StepMemory, TracedStep
 
 
 @dataclass(frozen=True)
-class Case:
+class PlanInputs:
     """What is planned: everything that the plan follows from."""
 
     recipe: FullRecipe
@@ -25,13 +25,13 @@ class Case:
     """The largest file that a rank reads at once when loading weights."""
     examples: Mapping[Split, int] = field(default_factory=dict)
     """Examples of the splits whose size is known."""
-    trace: Callable[[Step], Curve] = curve
+    trace: Callable[[TracedStep], StepMemory] = step_memory
     """How the memory of a step is known."""
 
-    def with_recipe(self, recipe: FullRecipe) -> Case:
+    def with_recipe(self, recipe: FullRecipe) -> PlanInputs:
         """The same case with another recipe."""
         return replace(self, recipe=recipe)
 
-    def with_cluster(self, **changes: object) -> Case:
+    def with_cluster(self, **changes: object) -> PlanInputs:
         """The same case on a cluster with fields changed."""
         return replace(self, cluster=self.cluster.model_copy(update=changes))

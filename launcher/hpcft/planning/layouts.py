@@ -29,7 +29,7 @@ _RUNGS: tuple[tuple[int, Any, Any], ...] = (
 )
 
 
-def layouts(
+def allowed_layouts(
     recipe: FullRecipe, cluster: Cluster, *, loss_in_parts: bool = False
 ) -> Iterator[Layout]:
     """The layouts that recipe and profile allow; of one shape the least offloading first.
@@ -41,8 +41,8 @@ def layouts(
     """
     wanted, train = recipe.resources, recipe.train
     most = cluster.gpus_per_node if cluster.accelerator == "cuda" else 1
-    ranks = [wanted.gpus_per_node] if wanted.gpus_per_node != "auto" else doubling(most)
-    nodes = [wanted.nodes] if wanted.nodes != "auto" else doubling(cluster.max_nodes)
+    ranks = [wanted.gpus_per_node] if wanted.gpus_per_node != "auto" else powers_of_two(most)
+    nodes = [wanted.nodes] if wanted.nodes != "auto" else powers_of_two(cluster.max_nodes)
     if wanted.gpus_per_node == "auto" and wanted.nodes != "auto" and wanted.nodes > 1:
         ranks = [most]  # who asks for several nodes means whole ones
     shapes = [(n, r) for n in nodes for r in ranks if n == 1 or r == ranks[-1]]
@@ -95,7 +95,7 @@ def _rungs(recipe: FullRecipe, cluster: Cluster) -> Iterator[tuple[int, Any, Any
             yield stage, optimizer, param
 
 
-def doubling(most: int) -> list[int]:
+def powers_of_two(most: int) -> list[int]:
     """1, 2, 4, … and `most` itself."""
     return sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
 
@@ -109,7 +109,7 @@ def _micro_batches(recipe: FullRecipe, world: int) -> list[int]:
     if not recipe.method.trains:
         scored = recipe.evaluation.per_device_eval_batch_size
         most = max(1, MOST_SCORED_TOKENS // recipe.task.max_length)
-        return doubling(most)[::-1] if scored == "auto" else [scored]
+        return powers_of_two(most)[::-1] if scored == "auto" else [scored]
     if train.global_batch_size % world:
         return []
     each = train.global_batch_size // world
@@ -118,7 +118,7 @@ def _micro_batches(recipe: FullRecipe, world: int) -> list[int]:
     return sizes if fixed == "auto" else [b for b in [fixed] if each % b == 0]
 
 
-def precision_of(recipe: FullRecipe, cluster: Cluster) -> Precision:
+def choose_precision(recipe: FullRecipe, cluster: Cluster) -> Precision:
     """bf16 where the hardware has it, else fp16; fp32 on a CPU; or what the recipe says."""
     train = recipe.train
     if train.bf16 is True:
@@ -133,7 +133,7 @@ def precision_of(recipe: FullRecipe, cluster: Cluster) -> Precision:
     return "fp32" if train.fp16 is False else "fp16"
 
 
-def describe(layout: Layout) -> str:
+def describe_layout(layout: Layout) -> str:
     """A layout in a line: `2 nodes × 4 GPUs, ZeRO-3, micro-batch 1, checkpointing`."""
     parts = [
         f"{layout.nodes} node{'s' * (layout.nodes > 1)} × {layout.ranks_per_node}",

@@ -9,25 +9,25 @@ from typing import Any
 from hpcft.core.disk_cache import cached
 from hpcft.core.records import ModelFacts, ModelSpec, ParameterCount
 from hpcft.methods import AnyMethod
-from hpcft.planning.memory.cache_key import adapter_content, content
-from hpcft.planning.memory.import_stubs import for_shapes, without_collection
-from hpcft.planning.memory.meta_model import on_meta, with_method
+from hpcft.planning.memory.cache_key import adapter_config_content, model_config_content
+from hpcft.planning.memory.import_stubs import gc_paused, meta_imports
+from hpcft.planning.memory.meta_model import apply_method, build_on_meta
 from hpcft.tasks.base import TaskBase
 
 COUNTING = 7  # raised when what is counted changes, so that earlier cache files are not read
 
 
-def facts(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
+def compute_model_facts(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
     """What planning has to know of a model; counted once, then read from the cache."""
     key = json.dumps(
         [
             COUNTING,
             model.model_dump(mode="json", exclude={"tokenizer"}),
-            content(model),
+            model_config_content(model),
             task.head().auto_class,
             dict(task.head().config),
             method.model_dump(mode="json"),
-            adapter_content(method),
+            adapter_config_content(method),
         ],
         sort_keys=True,
     )
@@ -45,10 +45,10 @@ def largest_weight_file_bytes(model: ModelSpec, facts: ModelFacts) -> int:
     return min(4 * facts.parameters.total, 5 * 2**30)
 
 
-@without_collection()
-@for_shapes()
+@gc_paused()
+@meta_imports()
 def _count(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
-    bare = on_meta(model, task)
+    bare = build_on_meta(model, task)
     config = bare.config
     quantised = method.quantised_parameters(bare)
     largest = max(
@@ -56,7 +56,7 @@ def _count(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
     )
     head_only = _head_parameters(bare) if task.head().outputs is not None else 0
     pretrained = {id(p) for p in bare.parameters()}
-    wrapped = with_method(bare, task, method)
+    wrapped = apply_method(bare, task, method)
     method.check_saved(wrapped, model.path if model.path and Path(model.path).is_dir() else None)
     trained = [p for p in wrapped.parameters() if p.requires_grad]
     trainable = sum(p.numel() for p in trained)

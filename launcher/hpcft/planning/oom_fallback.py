@@ -13,13 +13,13 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster, Layout, Plan
 from hpcft.core.units import MIB, format_bytes
 from hpcft.planning import deepspeed_config
-from hpcft.planning.layouts import layouts
+from hpcft.planning.layouts import allowed_layouts
 
 Stage = Literal["states", "step", "evaluation"]
 """What memory ran out for: weights and optimizer, a training step, or scoring."""
 
 
-def step_down(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage) -> Plan | None:
+def next_fallback(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage) -> Plan | None:
     """The plan of the next rung below; None where nothing is left that the same ranks could do.
 
     Args:
@@ -32,7 +32,7 @@ def step_down(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage) ->
     scored = plan.per_device_eval_batch_size
     if stage == "evaluation" and scored > 1:
         return plan.model_copy(update={"per_device_eval_batch_size": scored // 2})
-    layout = next_rung(
+    layout = next_layout(
         plan.layout,
         recipe,
         cluster,
@@ -52,7 +52,9 @@ def with_layout(
     plan: Plan, layout: Layout, eval_batch_size: int, recipe: FullRecipe, cluster: Cluster
 ) -> Plan:
     """The plan with another layout; its prediction stays that of the layout that was planned."""
-    config = deepspeed_config.build(layout, plan.precision, plan.facts, recipe.train, cluster)
+    config = deepspeed_config.build_deepspeed_config(
+        layout, plan.precision, plan.facts, recipe.train, cluster
+    )
     changed = {
         "layout": layout,
         "per_device_eval_batch_size": eval_batch_size,
@@ -61,7 +63,7 @@ def with_layout(
     return plan.model_copy(update=changed)
 
 
-def next_rung(
+def next_layout(
     layout: Layout,
     recipe: FullRecipe,
     cluster: Cluster,
@@ -79,10 +81,10 @@ def next_rung(
             or checkpointing would not help.
         loss_in_parts: whether the model's loss can be computed in parts.
     """
-    here = freed(recipe, nodes=layout.nodes, gpus_per_node=layout.ranks_per_node)
+    here = with_auto_batch(recipe, nodes=layout.nodes, gpus_per_node=layout.ranks_per_node)
     below = [
         other
-        for other in layouts(here, cluster, loss_in_parts=loss_in_parts)
+        for other in allowed_layouts(here, cluster, loss_in_parts=loss_in_parts)
         if _shape(other) == _shape(layout)
     ]
     if in_step and layout.per_device_train_batch_size > 1:
@@ -100,12 +102,12 @@ def next_rung(
     # In the order of what it costs in speed: recomputing, a loss in parts, moving the states.
     return min(
         less,
-        key=lambda o: (not shards_alike(o, layout), o.loss_chunks != layout.loss_chunks),
+        key=lambda o: (not same_sharding(o, layout), o.loss_chunks != layout.loss_chunks),
         default=None,
     )
 
 
-def change(before: Plan, after: Plan) -> str:
+def describe_change(before: Plan, after: Plan) -> str:
     """What a rung changed: `micro-batch 8 → 4`, `checkpointing`, `2 → 4 nodes, queued anew`."""
     old, new = before.layout, after.layout
     parts = []
@@ -138,7 +140,7 @@ def change(before: Plan, after: Plan) -> str:
     return ", ".join(parts)
 
 
-def more_host_memory(plan: Plan) -> Plan | None:
+def double_host_memory(plan: Plan) -> Plan | None:
     """The plan with twice the memory of its nodes asked for; None where they have no more."""
     most_mib = plan.host_capacity_bytes // MIB
     if plan.mem_mib >= most_mib:
@@ -146,16 +148,16 @@ def more_host_memory(plan: Plan) -> Plan | None:
     return plan.model_copy(update={"mem_mib": min(2 * plan.mem_mib, most_mib)})
 
 
-def shards_alike(one: Layout, other: Layout) -> bool:
+def same_sharding(one: Layout, other: Layout) -> bool:
     """Whether weights and optimizer lie alike: a checkpoint of one layout loads in the other."""
     return (_shape(one), _states(one)) == (_shape(other), _states(other))
 
 
-def more_nodes(layout: Layout, recipe: FullRecipe, cluster: Cluster) -> int | None:
+def next_node_count(layout: Layout, recipe: FullRecipe, cluster: Cluster) -> int | None:
     """The next number of nodes that would hold less each; None where more would not help."""
     nodes = [
         other.nodes
-        for other in layouts(freed(recipe, nodes="auto"), cluster)
+        for other in allowed_layouts(with_auto_batch(recipe, nodes="auto"), cluster)
         if other.nodes > layout.nodes
         and other.ranks_per_node >= layout.ranks_per_node
         and other.zero_stage >= max(layout.zero_stage, 1)  # unsharded, each rank holds it all
@@ -163,7 +165,7 @@ def more_nodes(layout: Layout, recipe: FullRecipe, cluster: Cluster) -> int | No
     return min(nodes, default=None)
 
 
-def freed(recipe: FullRecipe, **resources: Any) -> FullRecipe:
+def with_auto_batch(recipe: FullRecipe, **resources: Any) -> FullRecipe:
     """The recipe with micro-batch and checkpointing left open, and resources as given."""
     free = {"per_device_train_batch_size": "auto", "gradient_checkpointing": "auto"}
     train = recipe.train.model_copy(update=free)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hpcft.core.records import ModelSpec, StoredPart
 from hpcft.methods import AnyMethod
-from hpcft.planning.memory.import_stubs import for_shapes
-from hpcft.planning.memory.meta_model import on_meta, with_method
+from hpcft.planning.memory.import_stubs import meta_imports
+from hpcft.planning.memory.meta_model import apply_method, build_on_meta
 from hpcft.tasks.base import TaskBase
 
 
@@ -30,7 +30,7 @@ def module_groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[M
     Raises:
         DataError: there is no such model, or the method cannot train it.
     """
-    with for_shapes():
+    with meta_imports():
         return _groups(model, task, method)
 
 
@@ -44,13 +44,13 @@ def total(groups: list[ModuleGroup]) -> ModuleGroup:
 
 
 def _groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleGroup]:
-    bare = on_meta(model, task)
+    bare = build_on_meta(model, task)
     prefix = bare.base_model_prefix + "."
     has_head = task.head().outputs is not None
     counts: dict[str, dict[str, int]] = {}
     stacked: dict[str, set[str]] = {}
     pretrained = {id(p) for p in bare.parameters()}
-    wrapped = with_method(bare, task, method)
+    wrapped = apply_method(bare, task, method)
     # Adapters are put inside the model, whose names stay; prompts stand beside it.
     used = {id(parameter): (name, parameter) for name, parameter in wrapped.named_parameters()}
     inside = {name: p for name, p in bare.named_parameters() if used.pop(id(p), None)}

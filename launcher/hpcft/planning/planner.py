@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DoesNotFit
 from hpcft.core.records import (
-    Alternative,
     Cluster,
+    EvaluatedLayout,
     Layout,
     MemoryItem,
     ModelFacts,
@@ -29,14 +29,21 @@ from hpcft.planning import (
     run_time,
     step_time,
 )
-from hpcft.planning.infeasible import Limit, excess, explain, obstacle, of_a_node, of_a_rank
-from hpcft.planning.inputs import Case
-from hpcft.planning.layouts import layouts, precision_of
+from hpcft.planning.infeasible import (
+    CapacityCheck,
+    check_node,
+    check_rank,
+    explain_infeasible,
+    plan_excess,
+    why_infeasible,
+)
+from hpcft.planning.inputs import PlanInputs
+from hpcft.planning.layouts import allowed_layouts, choose_precision
 from hpcft.planning.memory import few_shot, model_states, rank_memory
-from hpcft.planning.memory.step_memory import curve
-from hpcft.planning.memory.trace_types import Curve, Step
+from hpcft.planning.memory.step_memory import step_memory
+from hpcft.planning.memory.trace_types import StepMemory, TracedStep
 from hpcft.planning.search import Candidate, Search
-from hpcft.tasks.few_shot.task import Prompting
+from hpcft.tasks.few_shot.task import FewShot
 
 # Slurm kills a job that exceeds --mem; what the rules do not know (page cache, growth) goes here.
 HOST_MARGIN = 1.25
@@ -45,7 +52,7 @@ MOST_FALLEN = 8
 OVERFLOW_IN_FP16 = ("gemma", "gemma2", "gemma3", "t5", "mt5", "longt5")
 
 
-def make(
+def make_plan(
     recipe: FullRecipe,
     cluster: Cluster,
     facts: ModelFacts,
@@ -53,7 +60,7 @@ def make(
     load_bytes: int = 0,
     examples: Mapping[Split, int] | None = None,
     brief: bool = False,
-    trace: Callable[[Step], Curve] = curve,
+    trace: Callable[[TracedStep], StepMemory] = step_memory,
 ) -> Plan:
     """The layout with the least GPU hours among those that fit.
 
@@ -72,37 +79,39 @@ def make(
     Raises:
         DoesNotFit: with the closest layout and the smallest change that would fit.
     """
-    case = Case(recipe, cluster, facts, load_bytes, examples or {}, trace)
+    case = PlanInputs(recipe, cluster, facts, load_bytes, examples or {}, trace)
     search = _search(case)
     found = search.best()
     if found is not None:
-        return _explained(case, search, *found)
-    closest = search.closest(excess)
-    short = obstacle(closest) if closest else "the global batch cannot be split"
-    raise DoesNotFit(short if brief else explain(case, closest, _first_fit), short)
+        return _with_reasons(case, search, *found)
+    closest = search.closest(plan_excess)
+    short = why_infeasible(closest) if closest else "the global batch cannot be split"
+    raise DoesNotFit(short if brief else explain_infeasible(case, closest, _first_fit), short)
 
 
-def _first_fit(case: Case) -> Plan | None:
+def _first_fit(case: PlanInputs) -> Plan | None:
     """The cheapest layout that fits, if one does."""
     search = _search(case)
     found = next(search.fitting(), None)
     return search.priced(found) if found else None
 
 
-def table(
+def evaluate_all(
     recipe: FullRecipe,
     cluster: Cluster,
     facts: ModelFacts,
     *,
     load_bytes: int = 0,
-    trace: Callable[[Step], Curve] = curve,
-) -> list[Alternative]:
+    trace: Callable[[TracedStep], StepMemory] = step_memory,
+) -> list[EvaluatedLayout]:
     """All layouts with memory and time, the cheapest first; arguments as for `make`."""
-    search = _search(Case(recipe, cluster, facts, load_bytes, trace=trace))
-    return [alternative(candidate, search.priced(candidate)) for candidate in search.ordered]
+    search = _search(PlanInputs(recipe, cluster, facts, load_bytes, trace=trace))
+    return [layout_summary(candidate, search.priced(candidate)) for candidate in search.ordered]
 
 
-def alternative(candidate: Candidate, plan: Plan | None, least: Limit | None = None) -> Alternative:
+def layout_summary(
+    candidate: Candidate, plan: Plan | None, least: CapacityCheck | None = None
+) -> EvaluatedLayout:
     """A layout as it is told beside the chosen one.
 
     Args:
@@ -111,79 +120,86 @@ def alternative(candidate: Candidate, plan: Plan | None, least: Limit | None = N
         least: in that case what it takes at least.
     """
     known = "" if least is None else f"at least {least.obstacle}"
-    return Alternative(
+    return EvaluatedLayout(
         layout=candidate.layout,
         step=candidate.time.step,
         gpu_peak_bytes=plan.gpu_peak_bytes if plan else None,
-        obstacle=obstacle(plan) if plan else known,
+        obstacle=why_infeasible(plan) if plan else known,
     )
 
 
-def _search(case: Case) -> Search:
+def _search(case: PlanInputs) -> Search:
     return Search(
         [
-            _timed(case, layout)
-            for layout in caps.held_down(
-                layouts(case.recipe, case.cluster, loss_in_parts=case.facts.loss_in_parts),
+            _with_time(case, layout)
+            for layout in caps.apply_caps(
+                allowed_layouts(case.recipe, case.cluster, loss_in_parts=case.facts.loss_in_parts),
                 case.recipe,
                 case.cluster,
             )
         ],
-        price=lambda candidate: _priced(case, candidate.layout, candidate.time),
-        fits=lambda plan: excess(plan) <= 0,
-        surely_over=lambda layout: _least(case, layout).excess,
+        price=lambda candidate: _with_memory(case, candidate.layout, candidate.time),
+        fits=lambda plan: plan_excess(plan) <= 0,
+        surely_over=lambda layout: _lower_bound(case, layout).excess,
     )
 
 
-def _timed(case: Case, layout: Layout) -> Candidate:
+def _with_time(case: PlanInputs, layout: Layout) -> Candidate:
     """A layout with its predicted time."""
     recipe, cluster, facts = case.recipe, case.cluster, case.facts
-    precision = precision_of(recipe, cluster)
+    precision = choose_precision(recipe, cluster)
     length = recipe.task.max_length
-    step = step_time.step_time(facts, recipe.method, layout, precision, length, cluster)
-    if isinstance(recipe.task, Prompting):
-        step = run_time.asking(step, recipe.task, facts, layout)
-    time = run_time.run_time(step, recipe, facts, layout, precision, cluster, case.examples)
+    step = step_time.predict_step_time(facts, recipe.method, layout, precision, length, cluster)
+    if isinstance(recipe.task, FewShot):
+        step = run_time.with_generation(step, recipe.task, facts, layout)
+    time = run_time.predict_run_time(step, recipe, facts, layout, precision, cluster, case.examples)
     asked = recipe.resources.time_min
     limit_s = 60 * (cluster.time_limit_min if asked == "auto" else asked)
     return Candidate(layout, time, late_s=max(0.0, (time.run_s or 0.0) - limit_s))
 
 
-def _least(case: Case, layout: Layout) -> Limit:
+def _lower_bound(case: PlanInputs, layout: Layout) -> CapacityCheck:
     """What a layout takes at least, seen without a trace, of what it exceeds most."""
     recipe, cluster = case.recipe, case.cluster
-    precision, optim = precision_of(recipe, cluster), recipe.train.optim
+    precision, optim = choose_precision(recipe, cluster), recipe.train.optim
     on_gpu = cluster.accelerator == "cuda"
-    tensors = rank_memory.least_bytes(
+    tensors = rank_memory.lower_bound_bytes(
         case.facts, recipe.method, layout, precision, optim, on_gpu=on_gpu
     )
     rank = [MemoryItem(name="tensors", bytes=tensors, rule="")]
     rank += _beside_tensors(rank, case, layout)
     host = sum(item.bytes for item in _on_host(case, layout, precision, tensors))
     return max(
-        of_a_rank(
+        check_rank(
             sum(item.bytes for item in rank), capacity_bytes(cluster, layout), cluster.accelerator
         ),
-        of_a_node(host, int(cluster.host_memory_gib * GIB)),
+        check_node(host, int(cluster.host_memory_gib * GIB)),
         key=lambda limit: limit.excess,
     )
 
 
-def _beside_tensors(tensors: list[MemoryItem], case: Case, layout: Layout) -> list[MemoryItem]:
+def _beside_tensors(
+    tensors: list[MemoryItem], case: PlanInputs, layout: Layout
+) -> list[MemoryItem]:
     """What a rank holds beside tensors."""
     known = case.cluster.calibration
     if case.cluster.accelerator == "cpu":
         return [model_states.process_item(known)]
-    return [rank_memory.fragmentation(tensors, known), *model_states.context_items(layout, known)]
+    return [
+        rank_memory.fragmentation_item(tensors, known),
+        *model_states.context_items(layout, known),
+    ]
 
 
-def _on_host(case: Case, layout: Layout, precision: Precision, tensors: int) -> list[MemoryItem]:
+def _on_host(
+    case: PlanInputs, layout: Layout, precision: Precision, tensors: int
+) -> list[MemoryItem]:
     """Host memory of a node; `tensors` is the bytes of a rank's, which on a CPU are there too."""
     cluster, facts, load_bytes = case.cluster, case.facts, case.load_bytes
     method, known = case.recipe.method, cluster.calibration
     if cluster.accelerator == "cuda":
         load_bytes = model_states.loading_bytes(facts, method, layout, precision, load_bytes)
-    host = model_states.host_states(
+    host = model_states.host_memory_items(
         facts,
         method,
         layout,
@@ -213,10 +229,10 @@ def capacity_bytes(cluster: Cluster, layout: Layout) -> int:
     return int((cluster.gpu.memory_gib - cluster.gpu.other_processes_gib) * GIB)
 
 
-def _priced(case: Case, layout: Layout, time: RunTime) -> Plan:
+def _with_memory(case: PlanInputs, layout: Layout, time: RunTime) -> Plan:
     """A layout with its predicted memory and time."""
     recipe, cluster, facts = case.recipe, case.cluster, case.facts
-    precision = precision_of(recipe, cluster)
+    precision = choose_precision(recipe, cluster)
     gpu, eval_batch = _of_a_rank(case, layout, precision)
     host = _on_host(case, layout, precision, sum(item.bytes for item in gpu))
     host_capacity = int(cluster.host_memory_gib * GIB)
@@ -228,7 +244,7 @@ def _priced(case: Case, layout: Layout, time: RunTime) -> Plan:
         cores = max(1, cluster.cores_per_node // cluster.gpus_per_node)
     time_min = run_time.time_limit_min(time, recipe, cluster)
     written = disk.run_folder_items(
-        facts, recipe, layout, precision, run_time.checkpoints(recipe, time.steps)
+        facts, recipe, layout, precision, run_time.checkpoint_count(recipe, time.steps)
     )
     return Plan(
         recipe=recipe.name,
@@ -256,20 +272,22 @@ def _priced(case: Case, layout: Layout, time: RunTime) -> Plan:
     )
 
 
-def _of_a_rank(case: Case, layout: Layout, precision: Precision) -> tuple[list[MemoryItem], int]:
+def _of_a_rank(
+    case: PlanInputs, layout: Layout, precision: Precision
+) -> tuple[list[MemoryItem], int]:
     """The tensors of a rank at its peak, and how many examples it scores at once."""
     recipe, cluster, facts = case.recipe, case.cluster, case.facts
     batch, optim = layout.per_device_train_batch_size, recipe.train.optim
-    if isinstance(recipe.task, Prompting):
-        return few_shot.items(recipe, layout, facts, precision, cluster.accelerator), batch
-    traced = case.trace(rank_memory.step_of(recipe, layout, cluster, facts, precision))
+    if isinstance(recipe.task, FewShot):
+        return few_shot.few_shot_items(recipe, layout, facts, precision, cluster.accelerator), batch
+    traced = case.trace(rank_memory.traced_step(recipe, layout, cluster, facts, precision))
     on_gpu = cluster.accelerator == "cuda"
-    peak = rank_memory.peak(traced, facts, layout, precision, optim, on_gpu=on_gpu)
+    peak = rank_memory.peak_memory(traced, facts, layout, precision, optim, on_gpu=on_gpu)
     wanted = recipe.evaluation.per_device_eval_batch_size if recipe.method.trains else batch
     eval_batch, eval_bytes = rank_memory.evaluation_batch(
         traced,
         peak.total_bytes,
-        sum(item.bytes for item in rank_memory.beside(facts, layout, precision, optim)),
+        sum(item.bytes for item in rank_memory.outside_trace(facts, layout, precision, optim)),
         batch,
         fixed=None if wanted == "auto" else wanted,
     )
@@ -280,7 +298,9 @@ def _of_a_rank(case: Case, layout: Layout, precision: Precision) -> tuple[list[M
     return items, eval_batch
 
 
-def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candidate | None) -> Plan:
+def _with_reasons(
+    case: PlanInputs, search: Search, chosen: Candidate, next_best: Candidate | None
+) -> Plan:
     """The chosen plan with reasons, warnings, its neighbours and the DeepSpeed configuration."""
     recipe, cluster, layout = case.recipe, case.cluster, chosen.layout
     plan = search.priced(chosen)
@@ -299,7 +319,7 @@ def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candida
             f"logits and loss are computed in {layout.loss_chunks} parts: at once, it does not fit "
             "or costs more"
         )
-    reasons += calibration.reasons(recipe, cluster)
+    reasons += calibration.calibration_reasons(recipe, cluster)
     warnings = []
     if plan.precision == "fp16" and plan.facts.model_type in OVERFLOW_IN_FP16:
         name = cluster.gpu.name if cluster.gpu else cluster.name
@@ -318,9 +338,9 @@ def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candida
         update={
             "reasons": reasons,
             "warnings": warnings,
-            "next_best": alternative(next_best, search.priced(next_best)) if next_best else None,
+            "next_best": layout_summary(next_best, search.priced(next_best)) if next_best else None,
             "fell_out": _fell_out(case, search, chosen),
-            "ds_config": deepspeed_config.build(
+            "ds_config": deepspeed_config.build_deepspeed_config(
                 layout, plan.precision, plan.facts, recipe.train, cluster
             ),
         }
@@ -330,7 +350,7 @@ def _explained(case: Case, search: Search, chosen: Candidate, next_best: Candida
 def _batch_in_words(recipe: FullRecipe, layout: Layout) -> str:
     batch, length = layout.per_device_train_batch_size, recipe.task.max_length
     if not recipe.method.trains:
-        shots = ", beside the shots" if isinstance(recipe.task, Prompting) else ""
+        shots = ", beside the shots" if isinstance(recipe.task, FewShot) else ""
         return f"batches of at most {batch} × {length:,} tokens{shots}"
     return (
         f"micro-batch {batch} × {layout.gradient_accumulation_steps} accumulated × "
@@ -338,12 +358,12 @@ def _batch_in_words(recipe: FullRecipe, layout: Layout) -> str:
     )
 
 
-def _fell_out(case: Case, search: Search, chosen: Candidate) -> list[Alternative]:
+def _fell_out(case: PlanInputs, search: Search, chosen: Candidate) -> list[EvaluatedLayout]:
     """The cheaper kinds of layout that do not fit, one for each number of GPUs and sharding."""
-    kinds: dict[tuple[object, ...], Alternative] = {}
+    kinds: dict[tuple[object, ...], EvaluatedLayout] = {}
     for fallen in sorted(search.fallen.values(), key=lambda f: f.cost):
         x = fallen.candidate.layout
         kind = (x.nodes, x.ranks_per_node, x.zero_stage, x.offload_optimizer, x.offload_param)
         if fallen.cost < chosen.cost:  # the last needs the least
-            kinds[kind] = alternative(fallen.candidate, fallen.plan, _least(case, x))
+            kinds[kind] = layout_summary(fallen.candidate, fallen.plan, _lower_bound(case, x))
     return list(kinds.values())[:MOST_FALLEN]

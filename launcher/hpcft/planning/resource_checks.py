@@ -6,10 +6,12 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.config.yaml_document import Loc
 from hpcft.core.records import Cluster, ModelFacts
 from hpcft.planning.layouts import BF16_CAPABILITY, _rungs
-from hpcft.tasks.packing import obstacle
+from hpcft.tasks.packing import packing_blocker
 
 
-def problems(recipe: FullRecipe, cluster: Cluster, facts: ModelFacts) -> list[tuple[Loc, str, str]]:
+def check_resources(
+    recipe: FullRecipe, cluster: Cluster, facts: ModelFacts
+) -> list[tuple[Loc, str, str]]:
     """What the recipe asks that the cluster or the model does not have: field, what, fix."""
     found: list[tuple[Loc, str, str]] = []
     wanted = recipe.resources
@@ -107,7 +109,7 @@ def problems(recipe: FullRecipe, cluster: Cluster, facts: ModelFacts) -> list[tu
                 f"lower it to {max(facts.max_positions - extra, 0)}",
             )
         )
-    why_padded = obstacle(recipe.task, recipe.method, recipe.model, facts.model_type)
+    why_padded = packing_blocker(recipe.task, recipe.method, recipe.model, facts.model_type)
     if recipe.train.packing is True and why_padded:
         found.append((("train", "packing"), f"cannot be: {why_padded}", "use auto or false"))
     return found

@@ -18,10 +18,10 @@ from hpcft.core.records import (
 )
 from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.planning.disk import checkpoint_bytes, model_bytes
-from hpcft.planning.hardware import rates
+from hpcft.planning.hardware import hardware_rates
 from hpcft.planning.step_time import forward_flops, overhead_s
 from hpcft.tasks.base import TaskBase
-from hpcft.tasks.few_shot.task import MOST_ROWS, Prompting
+from hpcft.tasks.few_shot.task import MAX_ROWS, FewShot
 
 # Importing torch and DeepSpeed from a shared file system, meeting the other ranks, compiling.
 START_S = 120.0
@@ -39,7 +39,7 @@ NOTICE_S = 60.0
 MOST_OF_LIMIT = 0.25
 
 
-def run_time(
+def predict_run_time(
     step: StepTime,
     recipe: FullRecipe,
     facts: ModelFacts,
@@ -65,12 +65,12 @@ def run_time(
     scored = [examples.get(split) for split in _scored_splits(recipe, steps)]
     evaluation_s = None
     if None not in scored:
-        reached = rates(cluster, precision, layout.ranks_per_node)
+        reached = hardware_rates(cluster, precision, layout.ranks_per_node)
         tokens = recipe.task.max_length
         rows = sum(filter(None, scored)) * _rows_each(recipe.task)
         flops = rows * forward_flops(facts, tokens, tokens)
         evaluation_s = flops / reached.flops / layout.world_size
-    saves = checkpoints(recipe, steps) or 0
+    saves = checkpoint_count(recipe, steps) or 0
     written = model_bytes(facts, recipe, layout, precision)
     if train.save_strategy != "no":
         written += saves * checkpoint_bytes(facts, recipe, layout, precision)
@@ -83,7 +83,7 @@ def run_time(
     )
 
 
-def asking(step: StepTime, task: Prompting, facts: ModelFacts, layout: Layout) -> StepTime:
+def with_generation(step: StepTime, task: FewShot, facts: ModelFacts, layout: Layout) -> StepTime:
     """A batch with the tokens that are generated after it, one forward pass for each."""
     if task.answer == "likelihood":
         return step
@@ -98,8 +98,8 @@ def asking(step: StepTime, task: Prompting, facts: ModelFacts, layout: Layout) -
 def _batches(task: TaskBase, layout: Layout, asked: int) -> int:
     """Batches of a rank; a prompt is taken to fill its window, a shot as long as the question."""
     each = layout.per_device_train_batch_size
-    if isinstance(task, Prompting):
-        each = min(each * (1 + task.shots), MOST_ROWS)
+    if isinstance(task, FewShot):
+        each = min(each * (1 + task.shots), MAX_ROWS)
     else:
         asked *= _rows_each(task)
     return math.ceil(asked / (each * layout.world_size))
@@ -139,7 +139,7 @@ def _scored_splits(recipe: FullRecipe, steps: int | None) -> list[Split]:
     return final + ["validation"] * (_evaluations(recipe, steps) if has_validation else 0)
 
 
-def checkpoints(recipe: FullRecipe, steps: int | None) -> int | None:
+def checkpoint_count(recipe: FullRecipe, steps: int | None) -> int | None:
     """Checkpoints that are written in all; None where that is not known."""
     train = recipe.train
     if train.save_strategy == "steps":

@@ -46,7 +46,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Fallen:
+class Infeasible:
     """A layout that does not fit, even at the smallest micro-batch of its kind."""
 
     candidate: Candidate
@@ -68,7 +68,7 @@ class Search:
     """Whether a plan fits."""
     surely_over: Callable[[Layout], int]
     """Bytes by which a layout exceeds what there is at least, seen without a trace."""
-    fallen: dict[Variant, Fallen] = field(default_factory=dict)
+    fallen: dict[Variant, Infeasible] = field(default_factory=dict)
     """What did not fit, as far as the search has come."""
     _priced: dict[Layout, Plan] = field(default_factory=dict)
     _largest: dict[Variant, int] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class Search:
         """The largest micro-batch of a kind of layout that fits, by bisection; 0 for none."""
         sizes = self._sizes[variant]
         if self.surely_over(sizes[0].layout) > 0:
-            self.fallen[variant] = Fallen(sizes[0], None, cost)
+            self.fallen[variant] = Infeasible(sizes[0], None, cost)
             return 0
         # The largest accumulates no gradients, so that it may fit where a smaller one does not.
         if self.fits(self.priced(sizes[-1])):
@@ -141,7 +141,7 @@ class Search:
             else:
                 too_large = middle
         if fits < 0:
-            self.fallen[variant] = Fallen(sizes[0], self.priced(sizes[0]), cost)
+            self.fallen[variant] = Infeasible(sizes[0], self.priced(sizes[0]), cost)
             return 0
         return _micro_batch(sizes[fits])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from hpcft.core.records import Cluster, Layout, ModelFacts, Precision, StepTime
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import COMPUTE_BYTES
-from hpcft.planning.hardware import Rates, rates
+from hpcft.planning.hardware import Rates, hardware_rates
 
 # A layer forward and backward is about 150 kernels that Python starts one by one at 10 to 15 µs:
 # tiny micro-batches take this long whatever the GPU.
@@ -28,7 +28,7 @@ CPU_ADAM_BYTES = 30
 NVME_STATES_BYTES = 12
 
 
-def step_time(
+def predict_step_time(
     facts: ModelFacts,
     method: AnyMethod,
     layout: Layout,
@@ -37,7 +37,7 @@ def step_time(
     cluster: Cluster,
 ) -> StepTime:
     """Predicted time of one optimizer step."""
-    reached = rates(cluster, precision, layout.ranks_per_node)
+    reached = hardware_rates(cluster, precision, layout.ranks_per_node)
     passes = 1.0 if method.trains else 0.5  # weights come forward and backward, or forward alone
     return StepTime(
         compute_s=_compute_s(facts, method, layout, sequence_tokens, reached),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hpcft.core.records import Recovery
 
 # In a row from the same step: a run that is only unlucky comes further in between.
-MOST_WITHOUT_PROGRESS = 2
+MAX_WITHOUT_PROGRESS = 2
 
 
 # Of a whole time limit one without progress tells enough.
@@ -14,13 +14,13 @@ _AT_ONCE = ("timeout",)
 
 # Of one class in all, with progress in between. A long run may well meet its time limit often, and
 # a site may preempt as it likes.
-MOST_OF_A_CLASS = 20
+MAX_OF_A_CLASS = 20
 
 
 _AT_WILL = ("timeout", "preempted")
 
 
-def obstacle(recoveries: list[Recovery], cause: str, step: int) -> str:
+def restart_limit_reason(recoveries: list[Recovery], cause: str, step: int) -> str:
     """Why a run must not go on once more; empty where it may.
 
     Args:
@@ -39,9 +39,9 @@ def obstacle(recoveries: list[Recovery], cause: str, step: int) -> str:
         if recovery.step != step or recovery.how == "resumed":
             break
         here += 1
-    if here >= MOST_WITHOUT_PROGRESS:
+    if here >= MAX_WITHOUT_PROGRESS:
         return f"it has started again {here} times from step {step} and came no further"
     alike = sum(recovery.cause == cause for recovery in own)
-    if cause not in _AT_WILL and alike >= MOST_OF_A_CLASS:
+    if cause not in _AT_WILL and alike >= MAX_OF_A_CLASS:
         return f"it has met this {alike} times"
     return ""

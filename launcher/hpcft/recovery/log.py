@@ -14,36 +14,36 @@ from typing import Literal
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core import attempts, checkpoints
 from hpcft.core.errors import StoreError
-from hpcft.core.files import read, write, write_once
+from hpcft.core.files import read_record, write_record, write_record_once
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Plan, Recovery
 from hpcft.planning import caps, oom_fallback
 from hpcft.recovery.diagnosis import RankError
 
-How = Literal["in-process", "restarted", "requeued", "queued anew", "resumed"]
+Action = Literal["in-process", "restarted", "requeued", "queued anew", "resumed"]
 
 OUT_OF_MEMORY = "out_of_memory"
 FRAGMENTATION = "fragmentation"
 """GPU memory in pieces: all ranks start again with an allocator that can join them."""
 
 
-def taken(paths: RunPaths) -> list[Recovery]:
+def read_recoveries(paths: RunPaths) -> list[Recovery]:
     """The recoveries of a run, the first one first; damaged files are left out."""
     found = []
     for file in paths.recoveries.glob("*.json") if paths.recoveries.is_dir() else ():
         try:
-            found.append(read(file, Recovery))
+            found.append(read_record(file, Recovery))
         except StoreError:
             continue
     return sorted(found, key=lambda recovery: recovery.number)
 
 
-def is_taken(paths: RunPaths, number: int) -> bool:
+def has_recovery(paths: RunPaths, number: int) -> bool:
     """Whether there is one; lists the folder, so that a network file system looks again."""
     return paths.recoveries.is_dir() and f"{number}.json" in os.listdir(paths.recoveries)
 
 
-def is_superseded(paths: RunPaths, job_id: str, restart: int) -> bool:
+def is_superseded_start(paths: RunPaths, job_id: str, restart: int) -> bool:
     """Whether Slurm has started a job again while an earlier start still runs, on a lost node.
 
     Args:
@@ -51,28 +51,30 @@ def is_superseded(paths: RunPaths, job_id: str, restart: int) -> bool:
         job_id: the job.
         restart: how often Slurm had started it again before the start that asks.
     """
-    return any(later.job_id == job_id and later.restart > restart for later in taken(paths))
+    return any(
+        later.job_id == job_id and later.restart > restart for later in read_recoveries(paths)
+    )
 
 
-def rungs(recoveries: Iterable[Recovery]) -> list[Recovery]:
+def fallbacks(recoveries: Iterable[Recovery]) -> list[Recovery]:
     """Those that went down the ladder."""
     return [recovery for recovery in recoveries if recovery.change]
 
 
-def changes(recoveries: Iterable[Recovery]) -> str:
+def describe_fallbacks(recoveries: Iterable[Recovery]) -> str:
     """All rungs in a line: `micro-batch 8 → 4, micro-batch 4 → 2`."""
-    return ", ".join(rung.change for rung in rungs(recoveries))
+    return ", ".join(rung.change for rung in fallbacks(recoveries))
 
 
-def excluded(recoveries: Iterable[Recovery]) -> list[str]:
+def excluded_nodes(recoveries: Iterable[Recovery]) -> list[str]:
     """Nodes that the run keeps away from."""
     return sorted({node for recovery in recoveries for node in recovery.excluded})
 
 
-def plan_now(paths: RunPaths, recipe: FullRecipe, cluster: Cluster) -> Plan:
+def current_plan(paths: RunPaths, recipe: FullRecipe, cluster: Cluster) -> Plan:
     """The plan that runs now: the submitted one, with the layout of the last recovery."""
-    plan = read(paths.plan, Plan)
-    found = taken(paths)
+    plan = read_record(paths.plan, Plan)
+    found = read_recoveries(paths)
     if not found:
         return plan
     last = found[-1]
@@ -86,7 +88,7 @@ def saved_step(paths: RunPaths) -> int:
 
     Of a run that trains nothing it is the number of examples that are answered.
     """
-    found, _ = checkpoints.latest(paths)
+    found, _ = checkpoints.latest_checkpoint(paths)
     answered = sum(
         file.read_bytes().count(b"\n")
         for file in (paths.answers.glob("*.jsonl") if paths.answers.is_dir() else ())
@@ -94,13 +96,13 @@ def saved_step(paths: RunPaths) -> int:
     return max(answered, found.record.step if found else 0)
 
 
-def take(
+def append_recovery(
     paths: RunPaths,
     before: Plan,
     after: Plan,
     *,
     number: int,
-    how: How,
+    how: Action,
     who: RankError,
     cause: str = OUT_OF_MEMORY,
     step: int = 0,
@@ -135,22 +137,22 @@ def take(
         evidence=who.message,
         how=how,
         step=step,
-        change=oom_fallback.change(before, after)
-        if cause in (OUT_OF_MEMORY, caps.HOST_MEMORY)
+        change=oom_fallback.describe_change(before, after)
+        if cause in (OUT_OF_MEMORY, caps.HOST_OOM)
         else "",
         layout=after.layout,
         per_device_eval_batch_size=after.per_device_eval_batch_size,
         excluded=list(excluded),
     )
     paths.recoveries.mkdir(mode=0o700, exist_ok=True)
-    if not write_once(paths.recoveries / f"{number}.json", recovery):
+    if not write_record_once(paths.recoveries / f"{number}.json", recovery):
         return False
     if recovery.change:
-        write(paths.effective_plan, after)
+        write_record(paths.effective_plan, after)
     return True
 
 
-def resume(paths: RunPaths, plan: Plan, said: str) -> None:
+def record_resume(paths: RunPaths, plan: Plan, said: str) -> None:
     """Makes a run folder ready for another attempt that goes on, not anew.
 
     Args:
@@ -158,18 +160,22 @@ def resume(paths: RunPaths, plan: Plan, said: str) -> None:
         plan: of the new attempt.
         said: why it goes on.
     """
-    attempts.set_aside(paths, [paths.errors])
+    attempts.archive(paths, [paths.errors])
     shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
     here = os.uname().nodename
     who = RankError(rank=0, node=here, at=time.time(), kind="", message=said)
-    number = len(taken(paths)) + 1
+    number = len(read_recoveries(paths)) + 1
     step = saved_step(paths)
-    take(paths, plan, plan, number=number, how="resumed", who=who, cause="resumed", step=step)
+    append_recovery(
+        paths, plan, plan, number=number, how="resumed", who=who, cause="resumed", step=step
+    )
 
 
-def take_back(paths: RunPaths, last: Recovery, recipe: FullRecipe, cluster: Cluster) -> Plan:
+def remove_last_recovery(
+    paths: RunPaths, last: Recovery, recipe: FullRecipe, cluster: Cluster
+) -> Plan:
     """Removes the last recovery, which could not be gone on with; the plan before it."""
     (paths.recoveries / f"{last.number}.json").unlink()
-    before = plan_now(paths, recipe, cluster)
-    write(paths.effective_plan, before)
+    before = current_plan(paths, recipe, cluster)
+    write_record(paths.effective_plan, before)
     return before

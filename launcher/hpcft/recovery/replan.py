@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DoesNotFit
-from hpcft.core.records import Cluster, Lowered, Plan
+from hpcft.core.records import Cluster, OomCaps, Plan
 from hpcft.planning import model_facts, oom_fallback, planner
-from hpcft.planning.dataset_size import known_examples
+from hpcft.planning.dataset_size import count_examples
 
 
-def planned(before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan | None:
+def plan_on_more_nodes(before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan | None:
     """The plan of the run on the next number of nodes that holds it.
 
     Args:
@@ -28,7 +28,7 @@ def planned(before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan | None:
     if cluster.scheduler != "slurm" or recipe.resources.nodes != "auto":
         return None
     layout = before.layout
-    while nodes := oom_fallback.more_nodes(layout, recipe, cluster):
+    while nodes := oom_fallback.next_node_count(layout, recipe, cluster):
         try:
             return _on(nodes, before, recipe, cluster)
         except DoesNotFit:
@@ -39,7 +39,7 @@ def planned(before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan | None:
 def _on(nodes: int, before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan:
     """The planner's choice on so many nodes, below what ran out of memory."""
     layout = before.layout
-    cap = Lowered(
+    cap = OomCaps(
         per_device_train_batch_size=layout.per_device_train_batch_size,
         gradient_checkpointing=layout.gradient_checkpointing,
         loss_chunks=layout.loss_chunks,
@@ -53,12 +53,12 @@ def _on(nodes: int, before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan:
         "offload_optimizer": layout.offload_optimizer,
         "offload_param": layout.offload_param,
     }
-    plan = planner.make(
-        oom_fallback.freed(recipe, **held),
+    plan = planner.make_plan(
+        oom_fallback.with_auto_batch(recipe, **held),
         cluster.model_copy(update={"calibration": learnt}),
         before.facts,
         load_bytes=model_facts.largest_weight_file_bytes(recipe.model, before.facts),
-        examples=known_examples(recipe.task.data),
+        examples=count_examples(recipe.task.data),
         brief=True,
     )
     # The prediction was too low once: what was asked for then is not lowered.

@@ -15,7 +15,7 @@ Entry = Callable[[str], object]
 """What each rank of a job starts with: importable, takes the run folder (`training.entry.start`)."""
 
 
-def queue(paths: RunPaths, plan: Plan, cluster: Cluster, job_id: str, entry: Entry) -> str:
+def resubmit(paths: RunPaths, plan: Plan, cluster: Cluster, job_id: str, entry: Entry) -> str:
     """Queues the run anew from one of its nodes, once; the id of the job.
 
     An attempt that was interrupted is taken up where it stands: a job that was queued is found by
@@ -32,18 +32,20 @@ def queue(paths: RunPaths, plan: Plan, cluster: Cluster, job_id: str, entry: Ent
         Refused: Slurm will not take it.
         ClusterError: it cannot be asked from here.
     """
-    with files.locked(paths.folder.parents[1]), slurm.outside_of_its_job():
-        job = files.read(paths.job, Job)
+    with files.lock_folder(paths.folder.parents[1]), slurm.without_job_env():
+        job = files.read_record(paths.job, Job)
         last = job.attempts[-1]
         known = last.job_id or slurm.find_by_token(last.token, last.array_index)
         if known and known != job_id:
-            attempts.note(paths, job, last.model_copy(update={"job_id": known}))
+            attempts.record_attempt(paths, job, last.model_copy(update={"job_id": known}))
             return known
         number = len(job.attempts) if known else len(job.attempts) - 1
-        made = attempts.attempt(None, attempts.token(job.run_id, number, paths.folder), paths.logs)
-        away_from = log.excluded(log.taken(paths))
-        options = slurm.parameters(cluster, plan, job.recipe, made.token, away_from)
-        slurm.check(slurm.sbatch_script(paths.logs, options, cluster, 1))
+        made = attempts.new_attempt(
+            None, attempts.attempt_token(job.run_id, number, paths.folder), paths.logs
+        )
+        away_from = log.excluded_nodes(log.read_recoveries(paths))
+        options = slurm.job_parameters(cluster, plan, job.recipe, made.token, away_from)
+        slurm.check_script(slurm.sbatch_script(paths.logs, options, cluster, 1))
         return _submit(paths, plan, cluster, job, made, options, entry)
 
 
@@ -57,24 +59,24 @@ def _submit(
     entry: Entry,
 ) -> str:
     """Writes what the new job needs, and submits it; all stays as it was if that fails."""
-    before = files.read(paths.plan, Plan)
+    before = files.read_record(paths.plan, Plan)
     files.create_folder(paths.logs)
-    attempts.note(paths, job, made)
-    attempts.set_aside(paths, [paths.progress, paths.errors, paths.plan])
-    files.write(paths.plan, plan)
+    attempts.record_attempt(paths, job, made)
+    attempts.archive(paths, [paths.progress, paths.errors, paths.plan])
+    files.write_record(paths.plan, plan)
     try:
         (job_id,) = slurm.submit(paths.logs, options, cluster, entry, [paths.folder])
     except BaseException:
-        files.write(paths.job, job)
-        files.write(paths.plan, before)
+        files.write_record(paths.job, job)
+        files.write_record(paths.plan, before)
         raise
-    attempts.note(paths, job, made.model_copy(update={"job_id": job_id}))
+    attempts.record_attempt(paths, job, made.model_copy(update={"job_id": job_id}))
     if plan.ds_config is not None:
         files.write_json(paths.ds_config, plan.ds_config)
     return job_id
 
 
-def is_queued(paths: RunPaths, job_id: str) -> bool:
+def is_resubmitted(paths: RunPaths, job_id: str) -> bool:
     """Whether the run has another job after this one."""
-    last = files.read(paths.job, Job).attempts[-1]
+    last = files.read_record(paths.job, Job).attempts[-1]
     return last.job_id not in (None, job_id)

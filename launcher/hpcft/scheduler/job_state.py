@@ -16,7 +16,7 @@ FAILED = {
     "CANCELLED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL",
 }  # fmt: skip
 # What accounting may say of a job that Slurm has queued again since, by itself.
-STARTS_AGAIN = {"NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "TIMEOUT"}
+RESTARTABLE = {"NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "TIMEOUT"}
 COMPLETED = "COMPLETED"
 UNKNOWN = "UNKNOWN"
 
@@ -51,13 +51,13 @@ class JobState:
         return self.state == COMPLETED or self.state in FAILED
 
 
-def normalised(word: str) -> str:
+def normalise_state(word: str) -> str:
     """`CANCELLED by 0` and `CANCELLED+` as `CANCELLED`."""
     words = word.strip().rstrip("+").split()
     return words[0].rstrip("+").upper() if words else UNKNOWN
 
 
-def canceller(word: str) -> str:
+def cancelled_by(word: str) -> str:
     """Who cancelled a job, of `CANCELLED by 1000`: `by anna`; empty of any other state."""
     match = re.fullmatch(r"CANCELLED by (\d{1,10})", word.strip())
     if match is None:

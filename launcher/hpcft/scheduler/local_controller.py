@@ -13,7 +13,7 @@ from pathlib import Path
 from submitit.local.local import Controller
 
 from hpcft.core.paths import RunPaths
-from hpcft.core.rank_errors import error_file, tell
+from hpcft.core.rank_errors import rank_error_file, write_rank_error
 from hpcft.core.records import RankError
 
 
@@ -35,9 +35,9 @@ class FailFastController(Controller):  # type: ignore[misc]
         """Says for a rank that was killed why it ended; the others only know that they are told."""
         paths = RunPaths(self.folder.parent)
         for rank, code in enumerate(exit_codes):
-            if code is None or code >= 0 or error_file(paths, rank).exists():
+            if code is None or code >= 0 or rank_error_file(paths, rank).exists():
                 continue
-            tell(
+            write_rank_error(
                 paths,
                 RankError(
                     rank=rank,

@@ -102,7 +102,7 @@ def _limit_in_words(word: str) -> str | None:
     return f"the limit of {whose} is reached ({what}): wait for other jobs"
 
 
-def explained(reason: str) -> str:
+def explain_reason(reason: str) -> str:
     """A pending reason in plain words; Slurm's own word when it has no sentence here."""
     word = reason.strip()
     if word.startswith("(") and word.endswith(")"):

@@ -15,7 +15,7 @@ from hpcft.core.records import Cluster, Plan
 ARRAY_PARALLELISM = 256
 
 
-def parameters(
+def job_parameters(
     cluster: Cluster, plan: Plan, job_name: str, token: str, exclude: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Submitit's parameters for a run: everything that becomes a line of the sbatch script."""
@@ -71,15 +71,15 @@ def runs_file(folder: Path, options: dict[str, Any]) -> Path:
     return folder / f"runs-{options['comment']}.json"
 
 
-def given(folder: Path, options: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
+def submitit_kwargs(folder: Path, options: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
     """The options that have a value, with the lines after srun."""
     ended = f"-m hpcft.training.requeue {shlex.quote(str(runs_file(folder, options)))}"
     teardown = ["code=$?", f"[ $code -eq 0 ] || {_python(cluster)} {ended}", "exit $code"]
     kept = {key: value for key, value in options.items() if value is not None or key == "wckey"}
-    return {**kept, "setup": [*kept["setup"], _takes_up(folder, options)], "teardown": teardown}
+    return {**kept, "setup": [*kept["setup"], _link_pickle(folder, options)], "teardown": teardown}
 
 
-def _takes_up(folder: Path, options: dict[str, Any]) -> str:
+def _link_pickle(folder: Path, options: dict[str, Any]) -> str:
     """Shell that gives the job what it runs, even if the command that queued it was killed.
 
     Submitit names the file of what a job runs after the job, when sbatch has told its id; until
@@ -100,7 +100,7 @@ def sbatch_script(folder: Path, options: dict[str, Any], cluster: Cluster, count
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = f"{_python(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    all_ = given(folder, options, cluster)
+    all_ = submitit_kwargs(folder, options, cluster)
     if count > 1:
         all_["map_count"] = count
     return str(_make_sbatch_string(command=command, folder=folder, **all_))

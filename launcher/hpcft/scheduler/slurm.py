@@ -16,19 +16,19 @@ from typing import Any
 from hpcft.core.errors import ClusterError
 from hpcft.core.records import Cluster
 from hpcft.core.units import parse_slurm_duration_s
-from hpcft.scheduler.job_state import STARTS_AGAIN, UNKNOWN, JobState
-from hpcft.scheduler.sbatch import given, parameters, runs_file, sbatch_script
+from hpcft.scheduler.job_state import RESTARTABLE, UNKNOWN, JobState
+from hpcft.scheduler.sbatch import job_parameters, runs_file, sbatch_script, submitit_kwargs
 from hpcft.scheduler.slurm_output import (
     SACCT_FIELDS,
     SQUEUE_FIELDS,
     Refused,
     TooManyJobs,
+    parse_refusal,
     parse_sacct,
     parse_squeue,
-    refused,
 )
 
-__all__ = ["Refused", "TooManyJobs", "parameters", "sbatch_script"]  # of use with what is here
+__all__ = ["Refused", "TooManyJobs", "job_parameters", "sbatch_script"]  # of use with what is here
 
 TIMEOUT_S = 30  # clients wait for an absent slurmctld until their own time-out: set one
 
@@ -81,7 +81,7 @@ def cluster_name() -> str | None:
     return match[1] if match else None
 
 
-def array_size() -> int | None:
+def max_array_size() -> int | None:
     """The most elements that Slurm takes in one array (MaxArraySize); None where nobody says."""
     try:
         config = _run("scontrol", "show", "config")
@@ -110,7 +110,7 @@ _DEFAULTS = {
 
 
 @contextlib.contextmanager
-def _as_the_script_says(asked: Collection[str]) -> Iterator[None]:
+def _without_sbatch_env(asked: Collection[str]) -> Iterator[None]:
     """Without the variables that sbatch prefers to the script; defaults fill what it leaves open.
 
     Args:
@@ -125,7 +125,7 @@ def _as_the_script_says(asked: Collection[str]) -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def check(script: str) -> None:
+def check_script(script: str) -> None:
     """Asks Slurm whether it would take the script (`sbatch --test-only`); nothing is queued.
 
     Raises:
@@ -134,10 +134,10 @@ def check(script: str) -> None:
         ClusterError: Slurm does not answer.
     """
     try:
-        with _as_the_script_says(_options(script)):
+        with _without_sbatch_env(_options(script)):
             _run("sbatch", "--test-only", stdin=script)
     except ClusterError as error:
-        refusal = refused(str(error), _asked(script))
+        refusal = parse_refusal(str(error), _asked(script))
         if refusal is None:
             raise
         # Nodes that are away for now look like nodes that lack something: sbatch, which
@@ -202,7 +202,7 @@ def submit(
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
     executor = SlurmExecutor(folder=folder, python=cluster.python)
-    executor.update_parameters(**given(folder, options, cluster))
+    executor.update_parameters(**submitit_kwargs(folder, options, cluster))
     runs_file(folder, options).write_text(json.dumps([str(run) for run in runs]))
     for index, run in enumerate(runs):
         what = DelayedSubmission(entry, str(run))
@@ -211,14 +211,14 @@ def submit(
         what.dump(folder / f"{options['comment']}{element}.pkl")
     asked = [name for name, value in options.items() if value is not None]
     try:
-        with _as_the_script_says(asked):
+        with _without_sbatch_env(asked):
             jobs = (
                 [executor.submit(entry, str(runs[0]))]
                 if len(runs) == 1
                 else executor.map_array(entry, [str(run) for run in runs])
             )
     except (FailedJobError, FailedSubmissionError) as error:
-        refusal = refused(str(error), "the script of the dry run")
+        refusal = parse_refusal(str(error), "the script of the dry run")
         if refusal is not None:
             raise refusal from None
         raise ClusterError(
@@ -233,7 +233,7 @@ _GPUS_OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DE
 
 
 @contextlib.contextmanager
-def outside_of_its_job() -> Iterator[None]:
+def without_job_env() -> Iterator[None]:
     """Lets a job submit another one as a login node would: the other inherits nothing of it."""
     from submitit.helpers import clean_env
 
@@ -247,7 +247,7 @@ def outside_of_its_job() -> Iterator[None]:
 # ---------------------------------------------------------------- asking
 
 
-def states(job_ids: list[str]) -> dict[str, JobState]:
+def job_states(job_ids: list[str]) -> dict[str, JobState]:
     """The state of each job: one squeue call, and one sacct call for those that it has forgotten.
 
     With accounting down squeue still knows recent jobs; what nobody knows is UNKNOWN, with the
@@ -284,7 +284,7 @@ def _by_accounts(state: JobState | None, trouble: str, is_gone: bool) -> JobStat
     if is_gone and state.is_live:
         reason = f"Slurm has forgotten the job, and accounting still has it {state.state}"
         return JobState(UNKNOWN, reason, state.nodes, is_gone=True)
-    if not is_gone and state.state in STARTS_AGAIN:
+    if not is_gone and state.state in RESTARTABLE:
         reason = f"{trouble}; accounting has it {state.state}, but it may be queued again"
         return JobState(UNKNOWN, reason, state.nodes)
     return state
@@ -302,7 +302,7 @@ def _sacct(job_ids: list[str]) -> dict[str, JobState]:
     return parse_sacct(text, set(job_ids))
 
 
-def by_token() -> dict[tuple[str, int | None], str]:
+def ids_by_token() -> dict[tuple[str, int | None], str]:
     """Id of each live or recent job by its comment, of an array's elements with their index."""
     text = _run("squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%k")
     found: dict[tuple[str, int | None], str] = {}
@@ -316,21 +316,21 @@ def by_token() -> dict[tuple[str, int | None], str]:
 
 def find_by_token(token: str, array_index: int | None = None) -> str | None:
     """Id of the live or recent job, or array element, whose comment is `token`; None if none is."""
-    return by_token().get((token, array_index))
+    return ids_by_token().get((token, array_index))
 
 
-def this_job() -> str:
+def current_job_id() -> str:
     """Id of the job that this process belongs to, `123` or `123_4`."""
     array, element = (os.environ.get(f"SLURM_ARRAY_{x}_ID") for x in ("JOB", "TASK"))
     return f"{array}_{element}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def this_node() -> str:
+def current_node() -> str:
     """Slurm's name of the node that this process runs on, or the machine's own."""
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
-def restarts() -> int:
+def restart_count() -> int:
     """How often Slurm has started the job of this process again; 0 where it runs without Slurm."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 

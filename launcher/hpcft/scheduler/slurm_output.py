@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from hpcft.core.units import parse_slurm_duration_s
-from hpcft.scheduler.job_state import PENDING, JobState, canceller, normalised
-from hpcft.scheduler.pending_reasons import explained
+from hpcft.scheduler.job_state import PENDING, JobState, cancelled_by, normalise_state
+from hpcft.scheduler.pending_reasons import explain_reason
 
 # With times as seconds since 1970 (SLURM_TIME_FORMAT=%s). A reason may hold any character.
 SQUEUE_FIELDS = "%i|%T|%M|%N|%e|%r"
@@ -19,10 +19,10 @@ def parse_squeue(text: str, wanted: set[str]) -> dict[str, JobState]:
     for line in text.splitlines():
         job_id, state, elapsed, nodes, end, reason = [*line.split("|", 5), *[""] * 5][:6]
         if job_id in wanted:
-            word = normalised(state)
+            word = normalise_state(state)
             made = JobState(
                 word,
-                explained(reason) if word in PENDING else "",
+                explain_reason(reason) if word in PENDING else "",
                 nodes,
                 parse_slurm_duration_s(elapsed),
                 # Of a job that is not over it is when its time limit ends it.
@@ -39,8 +39,8 @@ def parse_sacct(text: str, wanted: set[str]) -> dict[str, JobState]:
         name, state, exit_code, elapsed, nodes = [*line.split("|"), "", "", "", ""][:5]
         for job_id in _elements(name):
             found[job_id] = JobState(
-                normalised(state),
-                canceller(state),
+                normalise_state(state),
+                cancelled_by(state),
                 nodes,
                 parse_slurm_duration_s(elapsed),
                 exit_code,
@@ -102,7 +102,7 @@ _BLAME = (
 _SUBMIT_LIMIT = re.compile(r"\w*(?:Max|Grp)SubmitJob\w*")
 
 
-def refused(said: str, asked: str) -> Refused | None:
+def parse_refusal(said: str, asked: str) -> Refused | None:
     """Slurm's refusal of a job, from what a client printed; None where it is another trouble.
 
     Args:

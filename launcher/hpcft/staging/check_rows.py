@@ -8,7 +8,7 @@ import hpcft
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.disk_cache import cached
 from hpcft.core.records import StoredRecord
-from hpcft.tasks.data import examples as rows
+from hpcft.tasks.data.examples import check_local_data
 
 
 class RowsChecked(StoredRecord):
@@ -31,11 +31,11 @@ def check_rows(local: FullRecipe, *, fixed: bool) -> None:
     """
     scored = local.evaluation.split
     if not fixed:
-        rows.check_local_data(local.task, scored)
+        check_local_data(local.task, scored)
         return
 
     def check() -> RowsChecked:
-        splits = rows.check_local_data(local.task, scored)
+        splits = check_local_data(local.task, scored)
         return RowsChecked(examples={name: len(examples) for name, examples in splits.items()})
 
     key = json.dumps([hpcft.__version__, local.task.model_dump(mode="json"), scored])

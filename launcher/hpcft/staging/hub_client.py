@@ -14,7 +14,7 @@ from typing import Any
 
 from hpcft.core.errors import DataError, HubError
 from hpcft.core.units import format_bytes
-from hpcft.staging.hub_inputs import Need
+from hpcft.staging.hub_inputs import HubInput
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -37,7 +37,7 @@ class HubFile:
 
 
 @dataclass(frozen=True)
-class Listing:
+class HubListing:
     """What a need stands for on the hub at this moment."""
 
     commit: str
@@ -54,7 +54,7 @@ class Listing:
 
 
 @contextlib.contextmanager
-def told(need: Need) -> Iterator[None]:
+def translate_errors(need: HubInput) -> Iterator[None]:
     """Turns what the Hugging Face libraries raise into a sentence with what to do.
 
     Raises:
@@ -119,7 +119,7 @@ def _data_set_trouble(error: BaseException) -> str:
     return text.replace("BuilderConfig", "configuration")
 
 
-def ask(need: Need) -> Listing:
+def list_files(need: HubInput) -> HubListing:
     """What a need stands for now; reads no more than lists and small files.
 
     Raises:
@@ -130,7 +130,7 @@ def ask(need: Need) -> Listing:
     from huggingface_hub.hf_api import RepoFile
 
     kind = "dataset" if need.kind == "dataset" else "model"
-    with told(need):
+    with translate_errors(need):
         api = HfApi()
         commit = api.repo_info(need.name, repo_type=kind, revision=need.revision).sha
         assert commit is not None
@@ -145,7 +145,7 @@ def ask(need: Need) -> Listing:
         wanted = _matching(files, (*CONFIGS, *TOKENIZERS))
         if need.kind == "model":
             wanted += _weights(need, commit, files)
-    return Listing(commit, {name: files[name] for name in dict.fromkeys(wanted)})
+    return HubListing(commit, {name: files[name] for name in dict.fromkeys(wanted)})
 
 
 def _matching(files: dict[str, HubFile], patterns: tuple[str, ...]) -> list[str]:
@@ -154,7 +154,7 @@ def _matching(files: dict[str, HubFile], patterns: tuple[str, ...]) -> list[str]
     return [name for name in names if any(fnmatch.fnmatch(name, p) for p in patterns)]
 
 
-def _weights(need: Need, commit: str, files: dict[str, HubFile]) -> list[str]:
+def _weights(need: HubInput, commit: str, files: dict[str, HubFile]) -> list[str]:
     """The weights in safetensors: one file, or an index and its shards."""
     from huggingface_hub import hf_hub_download
 
@@ -179,7 +179,7 @@ def _weights(need: Need, commit: str, files: dict[str, HubFile]) -> list[str]:
     raise DataError(f"{need}: has {what}; {fix}")
 
 
-def _data_set(need: Need, commit: str, files: dict[str, HubFile]) -> Listing:
+def _data_set(need: HubInput, commit: str, files: dict[str, HubFile]) -> HubListing:
     import datasets
 
     builder = datasets.load_dataset_builder(need.name, need.config_name, revision=commit)
@@ -190,21 +190,23 @@ def _data_set(need: Need, commit: str, files: dict[str, HubFile]) -> Listing:
         raise DataError(f"{need}: takes {strange[0]} from elsewhere, which is not fetched")
     wanted = [*_matching(files, ("README.md", "*.json", "*.yaml")), *names]
     wanted = [name for name in dict.fromkeys(wanted) if name in files]
-    return Listing(commit, {name: files[name] for name in wanted}, tuple(by_split), builder)
+    return HubListing(commit, {name: files[name] for name in wanted}, tuple(by_split), builder)
 
 
-def snapshot_folder(need: Need, commit: str, hub: Path) -> Path:
+def snapshot_folder(need: HubInput, commit: str, hub: Path) -> Path:
     """Where the files of a commit lie in the cache."""
     return hub / need.repository / "snapshots" / commit
 
 
-def lacking_bytes(need: Need, listing: Listing, hub: Path) -> int:
+def lacking_bytes(need: HubInput, listing: HubListing, hub: Path) -> int:
     """What is still to be fetched."""
     blobs = hub / need.repository / "blobs"
     return sum(f.size_bytes for f in listing.files.values() if not (blobs / f.digest).exists())
 
 
-def fetch(need: Need, listing: Listing, hub: Path, say: Callable[[str], None], bars: bool) -> None:
+def fetch(
+    need: HubInput, listing: HubListing, hub: Path, say: Callable[[str], None], bars: bool
+) -> None:
     """Fetches the files of a listing into the cache; those that are there already are kept.
 
     Raises:
@@ -218,7 +220,7 @@ def fetch(need: Need, listing: Listing, hub: Path, say: Callable[[str], None], b
         with contextlib.suppress(OSError):  # another stage may take it away at the same time
             if time.time() - left.stat().st_mtime > STALE_S:
                 left.unlink()
-    with told(need):
+    with translate_errors(need):
         snapshot_download(
             need.name,
             repo_type="dataset" if need.kind == "dataset" else "model",

@@ -13,7 +13,7 @@ MAIN = "main"
 
 
 @dataclass(frozen=True)
-class Need:
+class HubInput:
     """Something of the hub that has to be in the cache before a job starts."""
 
     kind: Kind
@@ -34,16 +34,16 @@ class Need:
         return "--".join([kind, *self.name.split("/")])
 
 
-def of(recipe: FullRecipe) -> dict[str, Need]:
+def hub_inputs_of(recipe: FullRecipe) -> dict[str, HubInput]:
     """Dotted field to what it takes from the hub; fields that name local folders are left out."""
     model, data = recipe.model, recipe.task.data
     found = {}
     if model.path is not None:
-        found["model.path"] = Need("model", model.path, model.revision or MAIN)
+        found["model.path"] = HubInput("model", model.path, model.revision or MAIN)
     if isinstance(model.tokenizer, str):
-        found["model.tokenizer"] = Need("tokenizer", model.tokenizer)
+        found["model.tokenizer"] = HubInput("tokenizer", model.tokenizer)
     if data.path is not None:
-        found["task.data.path"] = Need("dataset", data.path, data.revision or MAIN, data.name)
+        found["task.data.path"] = HubInput("dataset", data.path, data.revision or MAIN, data.name)
     return {field: need for field, need in found.items() if not need.name.startswith("/")}
 
 

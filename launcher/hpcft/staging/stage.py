@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcft.config.recipe_types import Point
+from hpcft.config.recipe_types import SweepPoint
 from hpcft.core.errors import DataError, HpcftError, HubError
 from hpcft.core.records import Staged, StagedFile
 from hpcft.core.units import format_bytes
 from hpcft.staging import hub_client, hub_inputs, staged_inputs, verify
 from hpcft.staging.check_rows import check_rows
-from hpcft.staging.hub_client import Listing
-from hpcft.staging.hub_inputs import Need
+from hpcft.staging.hub_client import HubListing
+from hpcft.staging.hub_inputs import HubInput
 from hpcft.tasks.data import examples
 from hpcft.tasks.data.dataset_folder import prepared_files
 
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageResult:
     """What became of a need."""
 
     staged: Staged
@@ -33,7 +33,9 @@ class Outcome:
     recipes: list[str]
 
 
-def stage(points: list[Point], folder: Path, say: Say, *, bars: bool) -> list[Outcome]:
+def stage_inputs(
+    points: list[SweepPoint], folder: Path, say: Say, *, bars: bool
+) -> list[StageResult]:
     """Fetches what the runs need, checks it, and notes it for jobs.
 
     Args:
@@ -46,9 +48,9 @@ def stage(points: list[Point], folder: Path, say: Say, *, bars: bool) -> list[Ou
         DataError: with everything that is wrong; nothing is fetched where names already are.
         HubError: the hub does not answer, and not all was staged before.
     """
-    wanted: dict[Need, list[str]] = {}
+    wanted: dict[HubInput, list[str]] = {}
     for point in points:
-        for need in hub_inputs.of(point.recipe).values():
+        for need in hub_inputs.hub_inputs_of(point.recipe).values():
             users = wanted.setdefault(need, [])
             users += [point.recipe.name] if point.recipe.name not in users else []
     listings, kept, problems = _ask(wanted, folder, say)
@@ -56,12 +58,12 @@ def stage(points: list[Point], folder: Path, say: Say, *, bars: bool) -> list[Ou
     if problems:
         raise _all_of(problems)
     _check_room(listings, folder)
-    outcomes = {need: Outcome(staged, 0, wanted[need]) for need, staged in kept.items()}
+    outcomes = {need: StageResult(staged, 0, wanted[need]) for need, staged in kept.items()}
     for need, listing in listings.items():
         try:
             before = hub_client.lacking_bytes(need, listing, folder)
             staged = _stage_one(need, listing, folder, say, bars=bars)
-            outcomes[need] = Outcome(staged, before, wanted[need])
+            outcomes[need] = StageResult(staged, before, wanted[need])
         except HubError:
             raise
         except HpcftError as error:
@@ -77,19 +79,19 @@ def _all_of(problems: list[str]) -> DataError:
 
 
 def _ask(
-    wanted: dict[Need, list[str]], folder: Path, say: Say
-) -> tuple[dict[Need, Listing], dict[Need, Staged], list[str]]:
+    wanted: dict[HubInput, list[str]], folder: Path, say: Say
+) -> tuple[dict[HubInput, HubListing], dict[HubInput, Staged], list[str]]:
     """What the hub has of each need; without the hub, what was staged before and is whole."""
-    listings: dict[Need, Listing] = {}
-    kept: dict[Need, Staged] = {}
+    listings: dict[HubInput, HubListing] = {}
+    kept: dict[HubInput, Staged] = {}
     problems: list[str] = []
     for need in wanted:
         say(f"asking the hub for {need}")
         try:
-            listings[need] = hub_client.ask(need)
+            listings[need] = hub_client.list_files(need)
         except HubError as error:
-            known = staged_inputs.find(need, folder)
-            if known is None or staged_inputs.damage(known):
+            known = staged_inputs.read_staged(need, folder)
+            if known is None or staged_inputs.changed_since_staging(known):
                 raise
             say(f"{error}\n  kept as it was staged before, at {known.commit[:12]}")
             kept[need] = known
@@ -98,13 +100,13 @@ def _ask(
     return listings, kept, problems
 
 
-def _absent_splits(points: list[Point], listings: dict[Need, Listing]) -> list[str]:
+def _absent_splits(points: list[SweepPoint], listings: dict[HubInput, HubListing]) -> list[str]:
     """Splits that recipes read and data sets do not have, told before anything is fetched."""
     found = []
     for point in points:
-        need = hub_inputs.of(point.recipe).get("task.data.path")
+        need = hub_inputs.hub_inputs_of(point.recipe).get("task.data.path")
         known = listings[need].splits if need in listings else ()
-        for split, source in examples.sources(point.recipe.task.data).items():
+        for split, source in examples.split_sources(point.recipe.task.data).items():
             for part in source.split("+"):
                 if known and part.strip() not in known:
                     where = point.where(("task", "data", "splits", split))
@@ -114,7 +116,7 @@ def _absent_splits(points: list[Point], listings: dict[Need, Listing]) -> list[s
     return found
 
 
-def _check_room(listings: dict[Need, Listing], folder: Path) -> None:
+def _check_room(listings: dict[HubInput, HubListing], folder: Path) -> None:
     """Refuses to begin what the disk has no room for."""
     lacking = 0
     for need, listing in listings.items():
@@ -130,11 +132,18 @@ def _check_room(listings: dict[Need, Listing], folder: Path) -> None:
         )
 
 
-def _stage_one(need: Need, listing: Listing, folder: Path, say: Say, *, bars: bool) -> Staged:
+def _stage_one(
+    need: HubInput, listing: HubListing, folder: Path, say: Say, *, bars: bool
+) -> Staged:
     """Fetches a need and checks each file; one that differs is fetched once more."""
-    known = staged_inputs.find(need, folder)
+    known = staged_inputs.read_staged(need, folder)
     lacking = hub_client.lacking_bytes(need, listing, folder)
-    if known and known.commit == listing.commit and not lacking and not staged_inputs.damage(known):
+    if (
+        known
+        and known.commit == listing.commit
+        and not lacking
+        and not staged_inputs.changed_since_staging(known)
+    ):
         say(f"{need}: is there, at {listing.commit[:12]}")
     else:
         count = f"{len(listing.files)} files, {format_bytes(listing.size_bytes)}"
@@ -156,11 +165,11 @@ def _stage_one(need: Need, listing: Listing, folder: Path, say: Say, *, bars: bo
             raise DataError(f"{need}: {name} {reason}, twice; it was removed, try again later")
         say(f"{need}: {name} {reason}; fetching it again")
     staged = _noted(need, listing, at)
-    staged_inputs.note(need, folder, staged)
+    staged_inputs.write_staged(need, folder, staged)
     return staged
 
 
-def _noted(need: Need, listing: Listing, at: Path) -> Staged:
+def _noted(need: HubInput, listing: HubListing, at: Path) -> Staged:
     content = {name: (file.size_bytes, file.digest) for name, file in listing.files.items()}
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     folder, names = at, list(listing.files)
@@ -170,7 +179,7 @@ def _noted(need: Need, listing: Listing, at: Path) -> Staged:
     files: dict[str, StagedFile] = {}
     for name in names:
         digest = listing.files[name].digest if name in listing.files and folder == at else ""
-        files[name] = staged_inputs.state_of(folder, name).model_copy(update={"digest": digest})
+        files[name] = staged_inputs.file_state(folder, name).model_copy(update={"digest": digest})
     return Staged(
         kind=need.kind,
         name=need.name,
@@ -185,10 +194,10 @@ def _noted(need: Need, listing: Listing, at: Path) -> Staged:
     )
 
 
-def _prepared(need: Need, listing: Listing) -> tuple[Path, list[str], dict[str, int]]:
+def _prepared(need: HubInput, listing: HubListing) -> tuple[Path, list[str], dict[str, int]]:
     """A data set as `datasets` prepares it, memory-mapped tables: folder, files, rows by split."""
     folder = Path(listing.builder.cache_dir)
-    with hub_client.told(need):
+    with hub_client.translate_errors(need):
         listing.builder.download_and_prepare()
         splits = {name: int(i.num_examples) for name, i in listing.builder.info.splits.items()}
         if splits != {name: _rows(folder, name) for name in splits}:
@@ -205,12 +214,12 @@ def _rows(folder: Path, split: str) -> int:
     return sum(len(datasets.Dataset.from_file(str(f))) for f in prepared_files(folder, split))
 
 
-def _disagreements(points: list[Point], folder: Path) -> list[str]:
+def _disagreements(points: list[SweepPoint], folder: Path) -> list[str]:
     """What recipes and staged inputs do not agree on: architecture, tokenizer, columns, rows."""
     problems: list[str] = []
     checked: set[str] = set()
     for point in points:
-        staged, missing = staged_inputs.look_up(point.recipe, folder)
+        staged, missing = staged_inputs.find_staged(point.recipe, folder)
         problems += missing
         local = hub_inputs.with_folders(point.recipe, staged)
         content = local.model_dump_json(include={"model", "task", "evaluation"})

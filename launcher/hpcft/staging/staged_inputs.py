@@ -13,11 +13,11 @@ from pathlib import Path
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError, UsageError
-from hpcft.core.files import read, read_if_there, write
+from hpcft.core.files import read_record, read_record_if_exists, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Staged, StagedFile, StagedInputs
 from hpcft.staging import hub_inputs
-from hpcft.staging.hub_inputs import Need
+from hpcft.staging.hub_inputs import HubInput
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
@@ -33,27 +33,27 @@ def hub_folder(variables: Mapping[str, str]) -> Path:
     return Path(os.path.expandvars(os.path.expanduser(named or os.path.join(home, "hub"))))
 
 
-def note_file(need: Need, hub: Path) -> Path:
+def staged_file(need: HubInput, hub: Path) -> Path:
     """Where it is noted that something was staged."""
     words = [need.kind, *([need.config_name] if need.config_name else [])]
     revision = need.revision.replace("/", "--")
     return hub / need.repository / "hpcft" / f"{'-'.join(words)}@{revision}.json"
 
 
-def find(need: Need, hub: Path) -> Staged | None:
+def read_staged(need: HubInput, hub: Path) -> Staged | None:
     """What was staged for a need; None where nothing was."""
-    return read_if_there(note_file(need, hub), Staged)
+    return read_record_if_exists(staged_file(need, hub), Staged)
 
 
-def note(need: Need, hub: Path, staged: Staged) -> None:
+def write_staged(need: HubInput, hub: Path, staged: Staged) -> None:
     """Notes what was staged, for whoever may read the cache."""
-    file = note_file(need, hub)
+    file = staged_file(need, hub)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write(file, staged)
+    write_record(file, staged)
     file.chmod(file.parent.stat().st_mode & 0o666)  # files are written private by themselves
 
 
-def state_of(folder: Path, name: str) -> StagedFile:
+def file_state(folder: Path, name: str) -> StagedFile:
     """A file as it is now, without its hash.
 
     Raises:
@@ -63,12 +63,12 @@ def state_of(folder: Path, name: str) -> StagedFile:
     return StagedFile(size_bytes=info.st_size, mtime_ns=info.st_mtime_ns)
 
 
-def damage(staged: Staged) -> str:
+def changed_since_staging(staged: Staged) -> str:
     """What has become of staged files since; empty if they are as they were."""
     folder = Path(staged.folder)
     for name, file in staged.files.items():
         try:
-            now = state_of(folder, name)
+            now = file_state(folder, name)
         except OSError:
             return f"{folder / name} is gone since it was staged"
         if now.size_bytes != file.size_bytes:
@@ -76,12 +76,12 @@ def damage(staged: Staged) -> str:
     return ""
 
 
-def look_up(recipe: FullRecipe, hub: Path) -> tuple[dict[str, Staged], list[str]]:
+def find_staged(recipe: FullRecipe, hub: Path) -> tuple[dict[str, Staged], list[str]]:
     """What stands for each hub name of a recipe, and a line for each that nothing stands for."""
     found, missing = {}, []
-    for field, need in hub_inputs.of(recipe).items():
-        staged = find(need, hub)
-        lack = damage(staged) if staged else "has not been staged"
+    for field, need in hub_inputs.hub_inputs_of(recipe).items():
+        staged = read_staged(need, hub)
+        lack = changed_since_staging(staged) if staged else "has not been staged"
         if staged and not lack:
             found[field] = staged
         else:
@@ -89,13 +89,13 @@ def look_up(recipe: FullRecipe, hub: Path) -> tuple[dict[str, Staged], list[str]
     return found, missing
 
 
-def at_hand(recipe: FullRecipe, cluster: Cluster) -> FullRecipe:
+def resolve_staged(recipe: FullRecipe, cluster: Cluster) -> FullRecipe:
     """The recipe with the folders of what is staged; the rest stays a name of the hub."""
-    staged, _ = look_up(recipe, hub_folder(environment(cluster)))
+    staged, _ = find_staged(recipe, hub_folder(environment(cluster)))
     return hub_inputs.with_folders(recipe, staged)
 
 
-def not_staged(
+def not_staged_error(
     missing: list[str], hub: Path, recipe: str, cluster: str | None, overrides: list[str]
 ) -> UsageError:
     """The refusal that lists what is missing in the cache, and the command that fetches it."""
@@ -112,21 +112,21 @@ def not_staged(
 # ---------------------------------------------------------------- in a job
 
 
-def recipe_of_run(paths: RunPaths) -> FullRecipe:
+def load_run_recipe(paths: RunPaths) -> FullRecipe:
     """The recipe of a run as its ranks read it: with folders in the place of hub names."""
-    staged = read_if_there(paths.staged, StagedInputs) or StagedInputs()
-    return hub_inputs.with_folders(read(paths.recipe, FullRecipe), staged.inputs)
+    staged = read_record_if_exists(paths.staged, StagedInputs) or StagedInputs()
+    return hub_inputs.with_folders(read_record(paths.recipe, FullRecipe), staged.inputs)
 
 
-def check_of_run(paths: RunPaths) -> None:
+def check_staged_of_run(paths: RunPaths) -> None:
     """Checks on the compute node that the staged inputs of a run are there.
 
     Raises:
         DataError: a file is gone or has changed.
     """
-    staged = read_if_there(paths.staged, StagedInputs) or StagedInputs()
+    staged = read_record_if_exists(paths.staged, StagedInputs) or StagedInputs()
     for field, item in staged.inputs.items():
-        if lack := damage(item):
+        if lack := changed_since_staging(item):
             fix = "stage it again, on a file system that the compute nodes share (HF_HOME)"
             raise DataError(
                 f"{field}: {item.name}: {lack}, as {os.uname().nodename} sees it; {fix}"

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpcft.config.hf_model import model_config
+from hpcft.config.hf_model import build_model_config
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
 from hpcft.core.records import StagedFile
 from hpcft.staging.hub_client import INDEX, HubFile
-from hpcft.staging.staged_inputs import state_of
+from hpcft.staging.staged_inputs import file_state
 
 MIB = 2**20
 
@@ -27,7 +27,7 @@ def differs(folder: Path, name: str, expected: HubFile, known: StagedFile | None
         known: how it was when it was last checked; unchanged since, it is not hashed again.
     """
     try:
-        now = state_of(folder, name)
+        now = file_state(folder, name)
     except OSError:
         return "is missing"
     if now.size_bytes != expected.size_bytes:
@@ -89,7 +89,7 @@ def check_model(recipe: FullRecipe, local: FullRecipe) -> None:
 
     if local.model.path is not None:
         check_weights(Path(local.model.path))
-        config = model_config(local.model, local.task)
+        config = build_model_config(local.model, local.task)
         described = dict(recipe.model.config or {})
         if described:
             model_type = str(described.pop("model_type"))

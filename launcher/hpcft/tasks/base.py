@@ -14,7 +14,7 @@ from hpcft.core.records import Task
 from hpcft.metrics import Scores
 
 Example = dict[str, Any]
-Features = dict[str, Any]
+ModelInputs = dict[str, Any]
 
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
@@ -119,11 +119,11 @@ class TrainedTask(TaskBase):
     """Whether what is longer than `max_length` is lost."""
 
     @abstractmethod
-    def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """Token ids and labels of one training example; several rows if it is long."""
 
     @abstractmethod
-    def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def scoring_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """Token ids and labels of the rows that score one example; several if it has choices.
 
         Keys that are not among `INPUTS` are kept with the example, as its `rows`, for the metrics.
@@ -199,7 +199,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
-def refusal(problems: list[Problem]) -> InputError:
+def rows_error(problems: list[Problem]) -> InputError:
     """The error for rows that cannot be used: the first of them, and how many more there are."""
     hidden = len(problems) - MAX_PROBLEMS
     more = [Problem(problems[-1].where, "", f"… and {hidden} more rows")] if hidden > 0 else []
@@ -221,7 +221,7 @@ def label_index(row: Mapping[str, Any], column: str, labels: list[str]) -> int:
     if not _INTEGER.fullmatch(text.strip()) or any(map(_INTEGER.fullmatch, labels)):
         raise BadRow(
             column,
-            f"expected one of {shortened(labels)}, got {value!r:.80}",
+            f"expected one of {shorten_list(labels)}, got {value!r:.80}",
             "correct the row or add the label to task.labels",
         )
     index = int(text)
@@ -236,15 +236,15 @@ def label_index(row: Mapping[str, Any], column: str, labels: list[str]) -> int:
     return index
 
 
-def distinct(words: list[str]) -> list[str]:
+def unique(words: list[str]) -> list[str]:
     """The same words; they may not repeat, because the model has one output for each."""
     twice = [word for word, count in Counter(words).items() if count > 1]
     if twice:
-        raise ValueError(f"{shortened(twice)} stands there more than once")
+        raise ValueError(f"{shorten_list(twice)} stands there more than once")
     return words
 
 
-def shortened(words: Sequence[str], most: int = 20) -> str:
+def shorten_list(words: Sequence[str], most: int = 20) -> str:
     """The words in a row, the first of them if there are many."""
     more = f", … ({len(words)} in all)" if len(words) > most else ""
     return ", ".join(words[:most]) + more

@@ -17,7 +17,7 @@ from hpcft.tasks.base import TrainedTask, summed_cross_entropy
 from hpcft.tasks.instruction import by_example, log_likelihoods, next_tokens
 
 
-def loss_of(task: TrainedTask, model: Any, chunks: int) -> TaskLoss:
+def make_loss(task: TrainedTask, model: Any, chunks: int) -> TaskLoss:
     """The task's loss for a model that is about to be trained.
 
     Args:

@@ -8,16 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from hpcft.core.records.base import ColumnName, OneLine
-from hpcft.metrics import Scores, classification_names, compute
+from hpcft.metrics import Scores, classification_names, compute_metric
 from hpcft.tasks.base import (
     Example,
-    Features,
     Head,
+    ModelInputs,
     TrainedTask,
-    distinct,
     label_index,
     summed_cross_entropy,
     text_of,
+    unique,
 )
 
 
@@ -32,9 +32,7 @@ class Classification(TrainedTask):
     """Column of the second text (the hypothesis)."""
     label: ColumnName = "label"
     """Column of the label: one of `labels`, or its index."""
-    labels: Annotated[
-        list[OneLine], Field(min_length=2, max_length=10_000), AfterValidator(distinct)
-    ]
+    labels: Annotated[list[OneLine], Field(min_length=2, max_length=10_000), AfterValidator(unique)]
     """The labels in the order of the model's outputs; of two, the second is the positive class."""
 
     def columns(self) -> list[str]:
@@ -67,14 +65,14 @@ class Classification(TrainedTask):
             positions="sequence",
         )
 
-    def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """Token ids, cut at `max_length`, and the label's index."""
         encoded = tokenizer(
             example["text"], example["text_pair"], truncation=True, max_length=self.max_length
         )
         return [{**encoded, "labels": example["label"]}]
 
-    def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def scoring_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """The same as for training."""
         return self.training_features(example, tokenizer)
 
@@ -92,7 +90,7 @@ class Classification(TrainedTask):
 
     def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
         """Accuracy, precision, recall and F1 as in `metrics/classification`."""
-        return compute(
+        return compute_metric(
             "classification",
             predictions=reduced.argmax(axis=-1).tolist(),
             references=labels.tolist(),

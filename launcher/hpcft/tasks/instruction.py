@@ -8,20 +8,20 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from hpcft.core.records.base import OneLine
-from hpcft.metrics import Scores, classification_names, compute, joined
+from hpcft.metrics import Scores, classification_names, compute_metric, merge_scores
 from hpcft.tasks.base import (
     IGNORED,
     BadRow,
     Example,
-    Features,
     Head,
+    ModelInputs,
     TrainedTask,
-    distinct,
-    shortened,
+    shorten_list,
     summed_cross_entropy,
     text_of,
+    unique,
 )
-from hpcft.tasks.data.templates import Template, fields, filled
+from hpcft.tasks.data.templates import Template, fill_template, template_fields
 
 
 class Instruction(TrainedTask):
@@ -37,7 +37,7 @@ class Instruction(TrainedTask):
     completion: Template
     """Completion with `{column}` likewise; the end-of-text token is added."""
     choices: Annotated[
-        list[OneLine], Field(default_factory=list, max_length=1000), AfterValidator(distinct)
+        list[OneLine], Field(default_factory=list, max_length=1000), AfterValidator(unique)
     ]
     """The completions that are possible: scored by their likelihood given the prompt."""
     length_normalised: bool = False
@@ -45,19 +45,19 @@ class Instruction(TrainedTask):
 
     def columns(self) -> list[str]:
         """Columns that the templates name."""
-        return list(dict.fromkeys(fields(self.prompt) + fields(self.completion)))
+        return list(dict.fromkeys(template_fields(self.prompt) + template_fields(self.completion)))
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """`prompt` and `completion`, filled in."""
         values = {column: text_of(row, column) for column in self.columns()}
         example = {
-            "prompt": filled(self.prompt, values),
-            "completion": filled(self.completion, values),
+            "prompt": fill_template(self.prompt, values),
+            "completion": fill_template(self.completion, values),
         }
         if self.choices and example["completion"] not in self.choices:
             raise BadRow(
-                ", ".join(fields(self.completion)),
-                f"expected a completion among {shortened(self.choices)}, "
+                ", ".join(template_fields(self.completion)),
+                f"expected a completion among {shorten_list(self.choices)}, "
                 f"got {example['completion']!r:.80}",
                 "correct the row or add it to task.choices",
             )
@@ -71,7 +71,7 @@ class Instruction(TrainedTask):
         """The language model's own head."""
         return Head("AutoModelForCausalLM")
 
-    def _features(self, prompt: str, completion: str, tokenizer: Any, *, end: bool) -> Features:
+    def _features(self, prompt: str, completion: str, tokenizer: Any, *, end: bool) -> ModelInputs:
         """Prompt and completion tokenised as one text, so that no token differs from its use later.
 
         The first token of the completion is found by the characters that it covers. Too long a
@@ -95,11 +95,11 @@ class Instruction(TrainedTask):
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
-    def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """Token ids with the end of text, and labels that are ignored on the prompt."""
         return [self._features(example["prompt"], example["completion"], tokenizer, end=True)]
 
-    def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def scoring_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """One row a choice, without the end of text; without choices, the row itself."""
         if not self.choices:
             return self.training_features(example, tokenizer)
@@ -127,7 +127,7 @@ class Instruction(TrainedTask):
         scores = reduced.reshape(len(examples), rows_each, 2).astype("float64")
         truth = [self.choices.index(e["completion"]) if self.choices else 0 for e in examples]
         of_truth = scores[range(len(truth)), truth]
-        result = compute(
+        result = compute_metric(
             "perplexity",
             predictions=-of_truth[:, 0],
             references=of_truth[:, 1],
@@ -139,10 +139,10 @@ class Instruction(TrainedTask):
         if self.length_normalised:
             judged = judged / scores[..., 1].clip(min=1.0)
         predictions = judged.argmax(-1).tolist()
-        chosen = compute(
+        chosen = compute_metric(
             "classification", predictions=predictions, references=truth, labels=self.choices
         )
-        return joined(result, chosen)
+        return merge_scores(result, chosen)
 
 
 def next_tokens(outputs: Any, labels: Any) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from hpcft.core.records import ModelSpec
 from hpcft.methods.base import MethodBase
-from hpcft.tasks.base import IGNORED, Features, TaskBase
+from hpcft.tasks.base import IGNORED, ModelInputs, TaskBase
 
 ATTENTION = "hpcft_packed"
 """Name of this attention for `transformers`: that of `sdpa`, but for rows with several examples."""
@@ -33,7 +33,9 @@ MODEL_TYPES = frozenset(
 )  # fmt: skip
 
 
-def obstacle(task: TaskBase, method: MethodBase, model: ModelSpec, model_type: str) -> str | None:
+def packing_blocker(
+    task: TaskBase, method: MethodBase, model: ModelSpec, model_type: str
+) -> str | None:
     """Why examples cannot share a row; None where they can.
 
     Args:
@@ -55,7 +57,7 @@ def obstacle(task: TaskBase, method: MethodBase, model: ModelSpec, model_type: s
     return None
 
 
-def packed(rows: Sequence[Features]) -> dict[str, Any]:
+def pack(rows: Sequence[ModelInputs]) -> dict[str, Any]:
     """A batch of one row: ids, positions and labels (1, T), and the examples' lengths."""
     import torch
 
@@ -70,7 +72,7 @@ def packed(rows: Sequence[Features]) -> dict[str, Any]:
     }
 
 
-def pieces(batch: Mapping[str, Any], most_tokens: int) -> list[dict[str, Any]]:
+def split_packed(batch: Mapping[str, Any], most_tokens: int) -> list[dict[str, Any]]:
     """A packed batch as several, each of at most so many tokens or of a single example."""
     groups: list[list[int]] = []
     for length in batch["lengths"]:
@@ -86,7 +88,7 @@ def pieces(batch: Mapping[str, Any], most_tokens: int) -> list[dict[str, Any]]:
     ]
 
 
-def attention() -> str:
+def register_attention() -> str:
     """Makes the attention known to `transformers`; its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from hpcft.core.records.base import ColumnName, Share
-from hpcft.metrics import Scores, compute
-from hpcft.tasks.base import IGNORED, Example, Features, Head, TrainedTask, text_of
+from hpcft.metrics import Scores, compute_metric
+from hpcft.tasks.base import IGNORED, Example, Head, ModelInputs, TrainedTask, text_of
 
 _TITLE = re.compile(r" ?= [^=].* = ?\s*")  # of an article, as WikiText has it; sections have more =
 _HEADING = re.compile(r" ?= .* = ?\s*")
@@ -93,7 +93,7 @@ class Pretraining(TrainedTask):
         """The vocabulary for each token, and two outputs for the pair."""
         return Head("AutoModelForPreTraining", module="cls.seq_relationship")
 
-    def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """Token ids with masks; labels (S,): the pair's first, then the masked tokens' ids.
 
         The first token is never masked, and its output is what the pair is judged by: so its place
@@ -123,7 +123,7 @@ class Pretraining(TrainedTask):
                 ids[place] = draw.choice(ordinary)
         return [{**encoded, "input_ids": ids, "labels": labels}]
 
-    def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def scoring_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """The same as for training."""
         return self.training_features(example, tokenizer)
 
@@ -188,7 +188,9 @@ class Pretraining(TrainedTask):
         losses, counts, _, _ = reduced.T.tolist()
         _, tokens, right, pairs = reduced.astype("float64").sum(axis=0).tolist()
         return {
-            **compute("perplexity", predictions=losses, references=counts, loss="masked_loss"),
+            **compute_metric(
+                "perplexity", predictions=losses, references=counts, loss="masked_loss"
+            ),
             "masked_accuracy": right / max(tokens, 1.0),
             "next_sentence_accuracy": pairs / len(reduced),
         }

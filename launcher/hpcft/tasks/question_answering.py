@@ -13,12 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hpcft.core.records.base import ColumnName, PositiveInt
-from hpcft.metrics import Scores, compute, joined, overlap_names, squad_names
+from hpcft.metrics import Scores, compute_metric, merge_scores, overlap_names, squad_names
 from hpcft.tasks.base import (
     BadRow,
     Example,
-    Features,
     Head,
+    ModelInputs,
     TrainedTask,
     summed_cross_entropy,
     text_of,
@@ -116,7 +116,7 @@ class QuestionAnswering(TrainedTask):
         """A linear layer with two outputs a token: starts here, ends here."""
         return Head("AutoModelForQuestionAnswering", {"num_labels": 2}, outputs=2)
 
-    def training_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """A row for each window; the label is the span's first and last token.
 
         In a window that the answer does not lie in as a whole, both are `NULL`.
@@ -134,14 +134,14 @@ class QuestionAnswering(TrainedTask):
             row["labels"] = [first, last]
         return rows
 
-    def scoring_features(self, example: Example, tokenizer: Any) -> list[Features]:
+    def scoring_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """The same windows; with each, where its tokens stand in the context."""
         rows = self.training_features(example, tokenizer)
         for row, window in zip(rows, self._windows(example, tokenizer), strict=True):
             row["offsets"] = window["offsets"]
         return rows
 
-    def _windows(self, example: Example, tokenizer: Any) -> list[Features]:
+    def _windows(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         question = tokenizer(
             example["question"], add_special_tokens=False, return_offsets_mapping=True
         )
@@ -218,7 +218,7 @@ class QuestionAnswering(TrainedTask):
             at += len(windows)
         truths = [[text for _, text in example["answers"]] for example in examples]
         threshold = self.null_score_diff_threshold if self.version_2_with_negative else 1e300
-        scores = compute(
+        scores = compute_metric(
             "squad",
             predictions=predictions,
             references=[{"answers": texts} for texts in truths],
@@ -232,7 +232,9 @@ class QuestionAnswering(TrainedTask):
         if not answered:
             return scores
         given, wanted = zip(*answered, strict=True)
-        return joined(scores, compute("text_overlap", predictions=given, references=wanted))
+        return merge_scores(
+            scores, compute_metric("text_overlap", predictions=given, references=wanted)
+        )
 
     def _answer(self, example: Example, reduced: Any) -> tuple[str, float]:
         """The best span of all windows, and by how much "no answer" outscores it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hpcft.core.files import read_if_there
+from hpcft.core.files import read_record_if_exists
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Job
 from hpcft.scheduler import slurm
@@ -28,7 +28,7 @@ def is_superseded(paths: RunPaths) -> bool:
 
     Of an sbatch that timed out nobody may have seen the job, until a busy controller queued it.
     """
-    job = read_if_there(paths.job, Job)
+    job = read_record_if_exists(paths.job, Job)
     if job is None or job.scheduler != "slurm" or not job.attempts:
         return False
-    return job.attempts[-1].job_id not in (None, slurm.this_job())
+    return job.attempts[-1].job_id not in (None, slurm.current_job_id())

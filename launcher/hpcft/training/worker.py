@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcft.core.errors import HpcftError
-from hpcft.core.files import check_private, read
+from hpcft.core.files import check_private, read_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Plan
-from hpcft.recovery.diagnosis import RankError, tell
-from hpcft.recovery.log import FRAGMENTATION, plan_now
-from hpcft.staging.staged_inputs import recipe_of_run
-from hpcft.tasks.few_shot.task import Prompting
+from hpcft.recovery.diagnosis import RankError, write_rank_error
+from hpcft.recovery.log import FRAGMENTATION, current_plan
+from hpcft.staging.staged_inputs import load_run_recipe
+from hpcft.tasks.few_shot.task import FewShot
 from hpcft.training.distributed import gpu_memory, rank_env, stop_signal, worker_channel
 from hpcft.training.distributed.worker_channel import OUT_OF_MEMORY_EXIT, SAVED_EXIT
 
 if TYPE_CHECKING:
-    from hpcft.training.telemetry.progress import Heartbeat
+    from hpcft.training.telemetry.progress import ProgressReporter
 
 ELSEWHERE = (
     "a smaller batch would not help: take a GPU that nobody else uses (another node, an exclusive "
@@ -41,33 +41,33 @@ def main(run_folder: str, generation: str, supervisor: str, pipe: str, stacks: s
     """Runs this process as one rank of the run in `run_folder`."""
     stop_signal.install()
     _end_with(int(supervisor))
-    beating = worker_channel.attach(int(pipe), int(stacks))
+    beating = worker_channel.connect(int(pipe), int(stacks))
     paths = RunPaths(Path(run_folder))
     check_private(paths.folder)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("hpcft").setLevel(logging.INFO)
-    me: rank_env.Rank | None = None
-    heartbeat: Heartbeat | None = None
+    me: rank_env.RankInfo | None = None
+    heartbeat: ProgressReporter | None = None
     plan: Plan | None = None
     try:
-        recipe = recipe_of_run(paths)
-        cluster = read(paths.cluster, Cluster)
-        plan = plan_now(paths, recipe, cluster)
-        me = rank_env.enter(plan)
+        recipe = load_run_recipe(paths)
+        cluster = read_record(paths.cluster, Cluster)
+        plan = current_plan(paths, recipe, cluster)
+        me = rank_env.init_rank_env(plan)
         # Deprecations inside the libraries are for their developers, not for this log.
         warnings.filterwarnings("ignore", category=FutureWarning)
         # Imported here: the environment has to be set before torch and transformers are.
-        from hpcft.training.telemetry.progress import Heartbeat
+        from hpcft.training.telemetry.progress import ProgressReporter
 
-        heartbeat = Heartbeat(paths, me, int(generation), beating)
-        if isinstance(recipe.task, Prompting):
-            from hpcft.training.modes.few_shot import run
+        heartbeat = ProgressReporter(paths, me, int(generation), beating)
+        if isinstance(recipe.task, FewShot):
+            from hpcft.training.modes.few_shot import run_few_shot as run
         elif recipe.method.trains:
-            from hpcft.training.modes.finetune import run
+            from hpcft.training.modes.finetune import run_finetuning as run
         else:
-            from hpcft.training.modes.evaluate import run
+            from hpcft.training.modes.evaluate import run_evaluation as run
         run(paths, recipe, cluster, plan, heartbeat, int(generation))
-    except stop_signal.Saved:
+    except stop_signal.StoppedAfterSave:
         sys.stdout.flush()
         os._exit(SAVED_EXIT)
     except BaseException as error:
@@ -87,11 +87,15 @@ def _end_with(supervisor: int) -> None:
 
 
 def _tell(
-    paths: RunPaths, me: rank_env.Rank | None, plan: Plan | None, error: BaseException, phase: str
+    paths: RunPaths,
+    me: rank_env.RankInfo | None,
+    plan: Plan | None,
+    error: BaseException,
+    phase: str,
 ) -> int:
     """Writes why this rank ends; the exit code to end with."""
-    short = gpu_memory.shortage_of(error, plan) if plan else None
-    answerable = bool(plan and short and gpu_memory.is_answerable(short, plan))
+    short = gpu_memory.out_of_memory_of(error, plan) if plan else None
+    answerable = bool(plan and short and gpu_memory.can_fall_back(short, plan))
     # Of what the ladder may answer the error log is silent: it is no failure yet.
     traceback.print_exception(error, file=sys.stdout if answerable else sys.stderr)
     record = RankError(
@@ -108,10 +112,10 @@ def _tell(
         judged = {"message": short.evidence}
         if short.foreign:
             judged = {"message": short.foreign, "failure": "foreign_memory", "next_step": ELSEWHERE}
-        elif short.fragmented and not gpu_memory.expands():
+        elif short.fragmented and not gpu_memory.segments_expandable():
             judged["failure"] = FRAGMENTATION
         record = record.model_copy(update=judged)
-    tell(paths, record)
+    write_rank_error(paths, record)
     sys.stdout.flush()
     sys.stderr.flush()
     return OUT_OF_MEMORY_EXIT if answerable else 1

@@ -15,10 +15,10 @@ from hpcft.core.records.base import (
     StoredRecord,
 )
 from hpcft.core.records.checkpoint import Checkpoint
-from hpcft.core.records.cluster import CALIBRATION_BOUNDS, Calibration, Cluster, Gpu, Lowered
+from hpcft.core.records.cluster import CALIBRATION_BOUNDS, Calibration, Cluster, Gpu, OomCaps
 from hpcft.core.records.job import Attempt, Fingerprints, Job
 from hpcft.core.records.plan import (
-    Alternative,
+    EvaluatedLayout,
     Layout,
     MemoryItem,
     ModelFacts,
@@ -43,12 +43,12 @@ from hpcft.core.records.recipe import (
     Train,
 )
 from hpcft.core.records.recovery import RankError, Recovery
-from hpcft.core.records.result import Confusion, Measured, PhasePeaks, Prediction, RunRecord
+from hpcft.core.records.result import Confusion, Measurement, PhasePeaks, Prediction, RunRecord
 from hpcft.core.records.staged import Staged, StagedFile, StagedInputs
 
 __all__ = [
     "CALIBRATION_BOUNDS",
-    "Alternative",
+    "EvaluatedLayout",
     "Attempt",
     "Baseline",
     "Calibration",
@@ -62,8 +62,8 @@ __all__ = [
     "Gpu",
     "Job",
     "Layout",
-    "Lowered",
-    "Measured",
+    "OomCaps",
+    "Measurement",
     "MemoryItem",
     "Method",
     "ModelFacts",

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from hpcft.core.records.base import (
-    InputRecord,
     AbsolutePath,
     CommandLine,
+    InputRecord,
     Name,
     NonNegative,
     OneLine,
@@ -45,7 +45,7 @@ class Gpu(InputRecord):
     """Memory that processes of others hold on it, in GiB; more than 0 only on a shared GPU."""
 
 
-class Lowered(InputRecord):
+class OomCaps(InputRecord):
     """What earlier runs of a recipe had to come down to when they were out of memory."""
 
     per_device_train_batch_size: PositiveInt
@@ -89,7 +89,7 @@ class Calibration(InputRecord):
     """Runs that these values come from."""
     notes: list[str] = Field(default_factory=list)
     """Measurements beyond the bounds, of which the bound was taken."""
-    lowered: dict[Name, Lowered] = Field(default_factory=dict)
+    lowered: dict[Name, OomCaps] = Field(default_factory=dict)
     """Recipe to what its runs had to come down to."""
 
 

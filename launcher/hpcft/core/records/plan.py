@@ -168,7 +168,7 @@ class RunTime(StoredPart):
         return self.start_s + self.steps * self.step.total_s + self.evaluation_s + self.saving_s
 
 
-class Alternative(StoredPart):
+class EvaluatedLayout(StoredPart):
     """A layout beside the chosen one: what it costs, and what is in its way."""
 
     layout: Layout
@@ -237,9 +237,9 @@ class Plan(StoredRecord):
     """What the user should know before submitting."""
     reasons: list[str] = Field(default_factory=list)
     """Why this layout."""
-    next_best: Alternative | None = None
+    next_best: EvaluatedLayout | None = None
     """The cheapest layout of another kind that fits too."""
-    fell_out: list[Alternative] = Field(default_factory=list)
+    fell_out: list[EvaluatedLayout] = Field(default_factory=list)
     """Kinds of layout that would be cheaper but do not fit even at their smallest micro-batch."""
     ds_config: dict[str, Any] | None = None
     """The DeepSpeed configuration; None without DeepSpeed."""

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, JsonValue
 
 from hpcft.core.records.base import (
-    InputRecord,
     Auto,
     Fraction,
+    InputRecord,
     Name,
     NonNegative,
     Offload,

@@ -27,7 +27,7 @@ class PhasePeaks(StoredPart):
     others hold; None on a CPU."""
 
 
-class Measured(StoredPart):
+class Measurement(StoredPart):
     """What a run really took."""
 
     wall_s: float
@@ -114,7 +114,7 @@ class RunRecord(StoredRecord):
     """What the reader of the number should know (rows dropped, texts cut)."""
     parameters: ParameterCount | None = None
     """Counted on the model that was trained."""
-    measured: Measured | None = None
+    measured: Measurement | None = None
     """What it took."""
     recoveries: list[Recovery] = Field(default_factory=list)
     """What it met on its way; none where it went through as planned."""

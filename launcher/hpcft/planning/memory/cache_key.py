@@ -7,12 +7,12 @@ from pathlib import Path
 from hpcft.core.records import Method, ModelSpec
 
 
-def content(model: ModelSpec) -> str:
+def model_config_content(model: ModelSpec) -> str:
     """The configuration file of a local model, which may change under the same path."""
     return _text(model.path, "config.json")
 
 
-def adapter_content(method: Method) -> str:
+def adapter_config_content(method: Method) -> str:
     """That of a local adapter, likewise."""
     return _text(getattr(method, "adapter_path", None), "adapter_config.json")
 

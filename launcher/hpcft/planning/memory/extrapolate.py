@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
-from hpcft.planning.memory.trace_types import Line, Parts, Point, Sizes
+from hpcft.planning.memory.trace_types import LinearBytes, Sample, Segments, Sizes
 
 
 def moments(
-    traced: dict[tuple[int, int], Parts], batches: Sequence[int], layers: int, period: int
-) -> list[tuple[Line, int]]:
+    traced: dict[tuple[int, int], Segments], batches: Sequence[int], layers: int, period: int
+) -> list[tuple[LinearBytes, int]]:
     """Every moment of the whole model as a line in the micro-batch, with its place among events.
 
     Args:
@@ -33,19 +33,19 @@ def moments(
     return lines
 
 
-def _largest(points: Sequence[Point]) -> Point:
+def _largest(points: Sequence[Sample]) -> Sample:
     return max(points, key=lambda point: sum(point[0]))
 
 
-def _line(part: str, sizes: Sequence[Sizes], batches: Sequence[int]) -> Line:
+def _line(part: str, sizes: Sequence[Sizes], batches: Sequence[int]) -> LinearBytes:
     first, last = sizes[0], sizes[-1]
     steps = (batches[-1] - batches[0]) or 1
     each = [(b - a) // steps for a, b in zip(first, last, strict=True)]
     fixed = [a - batches[0] * e for a, e in zip(first, each, strict=True)]
-    return Line(part=part, fixed=fixed, each=each)
+    return LinearBytes(part=part, fixed=fixed, each=each)
 
 
-def envelope(lines: list[Line], without: int | None = None) -> list[Line]:
+def envelope(lines: list[LinearBytes], without: int | None = None) -> list[LinearBytes]:
     """Lines that are the largest for some micro-batch from 1 on: their upper envelope.
 
     Args:
@@ -56,7 +56,7 @@ def envelope(lines: list[Line], without: int | None = None) -> list[Line]:
     def total(values: Sequence[int]) -> int:
         return sum(values) - (values[without] if without is not None else 0)
 
-    best: list[Line] = []
+    best: list[LinearBytes] = []
     batch = 1
     while True:
         top = max(lines, key=lambda line: (total(line.at(batch)), total(line.each)))
@@ -72,7 +72,7 @@ def envelope(lines: list[Line], without: int | None = None) -> list[Line]:
         batch = max(batch, int(min(ahead))) + 1
 
 
-def _whole(traced: dict[int, Parts], layers: int, period: int) -> Parts:
+def _whole(traced: dict[int, Segments], layers: int, period: int) -> Segments:
     """What was traced at one or two small depths, at the true depth.
 
     The first and last `period` layers keep their place; what is between them repeats. A moment
@@ -88,7 +88,7 @@ def _whole(traced: dict[int, Parts], layers: int, period: int) -> Parts:
     more = (layers - high) // (high - low)
     shallow = traced[low]
     slopes: dict[str, Sizes] = {}
-    whole: Parts = {}
+    whole: Segments = {}
     for part, points in deep.items():
         before = shallow.get(_shifted(part, high, low))
         if before is None:
@@ -113,7 +113,7 @@ def _difference(new: Sizes, old: Sizes) -> Sizes:
     return tuple(map(operator.sub, new, old))
 
 
-def _moved(point: Point, by: Sizes, times: int) -> Point:
+def _moved(point: Sample, by: Sizes, times: int) -> Sample:
     sizes, event = point
     return tuple([size + times * more for size, more in zip(sizes, by, strict=True)]), event
 

@@ -17,24 +17,24 @@ from hpcft.core.records import Layout, MemoryItem, ModelFacts, Precision
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.planning.memory import model_states, zero_memory
-from hpcft.planning.memory.cache_key import adapter_content, content
-from hpcft.planning.memory.import_stubs import for_shapes, without_collection
-from hpcft.planning.memory.trace_errors import explained
-from hpcft.planning.memory.trace_types import Batch, BatchMemory
-from hpcft.tasks.few_shot.task import MOST_ROWS, Prompting
+from hpcft.planning.memory.cache_key import adapter_config_content, model_config_content
+from hpcft.planning.memory.import_stubs import gc_paused, meta_imports
+from hpcft.planning.memory.trace_errors import translate_trace_errors
+from hpcft.planning.memory.trace_types import BatchMemory, PromptBatch
+from hpcft.tasks.few_shot.task import MAX_ROWS, FewShot
 
 TRACING = 3  # raised when what is traced changes, so that earlier cache files are not read
 # Of generated answers a draw takes the logits in fp64 as they are, as shares, and summed up.
 DRAWING_BYTES = 3 * 8
 
 
-def items(
+def few_shot_items(
     recipe: FullRecipe, layout: Layout, facts: ModelFacts, precision: Precision, accelerator: str
 ) -> list[MemoryItem]:
     """What is on a rank's device while a batch is asked."""
     task = recipe.task
-    assert isinstance(task, Prompting)
-    batch = Batch(
+    assert isinstance(task, FewShot)
+    batch = PromptBatch(
         model=recipe.model,
         task=task,
         method=recipe.method,
@@ -60,8 +60,8 @@ def items(
     if known.dequantised:
         item("dequantised weights", known.dequantised, rule)
     if generates:
-        size = MOST_ROWS * facts.vocab_size * (COMPUTE_BYTES[precision] + DRAWING_BYTES)
-        item("logits", size, f"{MOST_ROWS} rows × V {facts.vocab_size:,} × (w + {DRAWING_BYTES})")
+        size = MAX_ROWS * facts.vocab_size * (COMPUTE_BYTES[precision] + DRAWING_BYTES)
+        item("logits", size, f"{MAX_ROWS} rows × V {facts.vocab_size:,} × (w + {DRAWING_BYTES})")
     elif known.logits:
         rule = "traced: where a choice's token is asked for, beyond the activations"
         item("logits", known.logits, rule)
@@ -85,7 +85,7 @@ def _weights(
             rule = f"4 bytes × A {p.added:,}"
             found.append(MemoryItem(name="adapters", bytes=4 * p.added, rule=rule))
         return found
-    sizes = zero_memory.sizes(facts, recomputes=False)
+    sizes = zero_memory.zero_sizes(facts, recomputes=False)
     ahead = sizes.max_live_elements + sizes.prefetch_bucket_elements
     # The table of a large vocabulary is gathered whole, and more layers ahead of their use.
     whole = min(ahead + p.largest_layer, p.total)
@@ -102,7 +102,7 @@ def _weights(
     return found
 
 
-def batch_memory(batch: Batch) -> BatchMemory:
+def batch_memory(batch: PromptBatch) -> BatchMemory:
     """What a batch takes; traced where it is not cached.
 
     Raises:
@@ -111,7 +111,7 @@ def batch_memory(batch: Batch) -> BatchMemory:
     return cached("batches", _key(batch), BatchMemory, lambda: _traced(batch))
 
 
-def _key(batch: Batch) -> str:
+def _key(batch: PromptBatch) -> str:
     task = batch.task
     return json.dumps(
         [
@@ -119,17 +119,17 @@ def _key(batch: Batch) -> str:
             [importlib.metadata.version(p) for p in ("torch", "transformers")],
             batch.model_dump(mode="json", exclude={"task": True, "model": {"tokenizer"}}),
             [task.max_length, task.words, task.answer],
-            content(batch.model),
-            adapter_content(batch.method),
+            model_config_content(batch.model),
+            adapter_config_content(batch.method),
         ],
         sort_keys=True,
     )
 
 
-@without_collection()
-@for_shapes()
-def _traced(batch: Batch) -> BatchMemory:
-    from hpcft.planning.memory.tracing.few_shot import trace
+@gc_paused()
+@meta_imports()
+def _traced(batch: PromptBatch) -> BatchMemory:
+    from hpcft.planning.memory.tracing.few_shot import trace_batch
 
-    with explained("asking it", "another model, or attn_implementation: eager"):
-        return trace(batch)
+    with translate_trace_errors("asking it", "another model, or attn_implementation: eager"):
+        return trace_batch(batch)

@@ -23,7 +23,7 @@ Replaced = tuple[Any, str, Any]
 
 
 @contextlib.contextmanager
-def for_shapes() -> Iterator[None]:
+def meta_imports() -> Iterator[None]:
     """Libraries that are imported in here leave compilers and scipy out, and keep quiet."""
     import torch
 
@@ -37,8 +37,8 @@ def for_shapes() -> Iterator[None]:
         _replacing((utils, "is_scipy_available", _never)),
         _replacing((utils, "is_torch_distributed_available", _never)),
         _replacing((utils.import_utils, "is_torch_distributed_available", _never)),
-        _replacing((torch, "compile", as_it_is)),  # what bitsandbytes computes with on a CPU
-        standing_in(),
+        _replacing((torch, "compile", identity)),  # what bitsandbytes computes with on a CPU
+        stubbed(),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", FutureWarning)
@@ -75,7 +75,7 @@ def _never() -> bool:
 
 
 @contextlib.contextmanager
-def without_collection() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Without Python's collector, which takes a sixth of the time in which libraries are imported.
 
     While a step is traced it would end tensors at moments of its own, besides.
@@ -128,7 +128,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 @contextlib.contextmanager
-def standing_in() -> Iterator[None]:
+def stubbed() -> Iterator[None]:
     """In here the modules are imported only if something is asked that is not known without."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)
@@ -144,16 +144,16 @@ def standing_in() -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-def as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:
+def identity(function: Any = None, *_: Any, **__: Any) -> Any:
     """A decorator, with arguments or without, that leaves a function alone."""
-    return function or as_it_is
+    return function or identity
 
 
 def _known() -> dict[str, dict[str, Any]]:
     """Modules, the outer ones first, and what is known of them."""
     marks = ("disable", "allow_in_graph", "assume_constant_result")
     return {
-        COMPILER: {name: as_it_is for name in marks},
+        COMPILER: {name: identity for name in marks},
         f"{COMPILER}.config": {"error_on_nested_fx_trace": True},  # where layers are recomputed
         MASKS: {"TransformGetItemToIndex": lambda: _real(MASKS).TransformGetItemToIndex()},
         "torch.distributed.tensor": {"DTensor": Sharded},

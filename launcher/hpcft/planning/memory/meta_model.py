@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcft.config.hf_model import _reason, model_class, model_config
+from hpcft.config.hf_model import _reason, auto_model_class, build_model_config
 from hpcft.core.errors import DataError
 from hpcft.core.records import ModelSpec
 from hpcft.methods import AnyMethod
 from hpcft.tasks.base import TaskBase
 
 
-def on_meta(model: ModelSpec, task: TaskBase) -> Any:
+def build_on_meta(model: ModelSpec, task: TaskBase) -> Any:
     """The model with the task's head on the meta device: shapes without weights.
 
     Raises:
@@ -19,11 +19,11 @@ def on_meta(model: ModelSpec, task: TaskBase) -> Any:
     """
     import torch
 
-    config = model_config(model, task, to_plan=True)
+    config = build_model_config(model, task, to_plan=True)
     head = task.head()
     try:
         with torch.device("meta"):
-            bare = model_class(task).from_config(config, dtype=torch.float32)
+            bare = auto_model_class(task).from_config(config, dtype=torch.float32)
         if head.module:
             bare.get_submodule(head.module)
     except Exception as error:  # as above
@@ -33,7 +33,7 @@ def on_meta(model: ModelSpec, task: TaskBase) -> Any:
     return bare
 
 
-def with_method(bare: Any, task: TaskBase, method: AnyMethod) -> Any:
+def apply_method(bare: Any, task: TaskBase, method: AnyMethod) -> Any:
     """The model as the method trains it.
 
     Raises:

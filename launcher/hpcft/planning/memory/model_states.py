@@ -50,7 +50,7 @@ PROCESS, CONTEXT, FRAGMENTATION = "process", "CUDA context", "fragmentation"
 COMMUNICATOR = "communicator buffers"
 
 
-def lasting_bytes(
+def persistent_bytes(
     facts: ModelFacts, method: AnyMethod, layout: Layout, precision: Precision, optim: str
 ) -> int:
     """Weights, master weights and optimizer states of a rank: less than this it never holds.
@@ -130,7 +130,7 @@ def loading_bytes(
     return max(file_bytes, width * facts.parameters.total)
 
 
-def host_states(
+def host_memory_items(
     facts: ModelFacts,
     method: AnyMethod,
     layout: Layout,

@@ -8,7 +8,7 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Calibration, Cluster, Layout, MemoryItem, ModelFacts, Precision
 from hpcft.methods import AnyMethod
 from hpcft.planning.memory import model_states, zero_memory
-from hpcft.planning.memory.trace_types import KINDS, PHASES, Curve, Line, Step
+from hpcft.planning.memory.trace_types import KINDS, PHASES, LinearBytes, StepMemory, TracedStep
 
 # Reserved beyond what tensors take; within 2 MiB and 20 MiB segments, by long use more. A profile's
 # calibration replaces it.
@@ -34,9 +34,9 @@ class Peak:
         return sum(item.bytes for item in self.items)
 
 
-def step_of(
+def traced_step(
     recipe: FullRecipe, layout: Layout, cluster: Cluster, facts: ModelFacts, precision: Precision
-) -> Step:
+) -> TracedStep:
     """What has to be traced for a layout; layouts of one kind share it.
 
     Examples of one micro-batch differ in length, so that attention takes a mask, unless there is
@@ -44,13 +44,13 @@ def step_of(
     """
     micro = layout.per_device_train_batch_size
     stage = layout.zero_stage
-    sizes = zero_memory.sizes(facts, recomputes=layout.recomputes) if stage else None
+    sizes = zero_memory.zero_sizes(facts, recomputes=layout.recomputes) if stage else None
     if stage == 1 and sizes and facts.parameters.largest_trained <= sizes.reduce_bucket_elements:
         stage = 2  # they differ in gradients that no bucket holds
     has_flash = cluster.accelerator == "cuda" and (
         cluster.gpu is not None and cluster.gpu.compute_capability >= FLASH_CAPABILITY
     )
-    return Step(
+    return TracedStep(
         model=recipe.model,
         task=recipe.trained_task,
         method=recipe.method,
@@ -69,8 +69,8 @@ def step_of(
     )
 
 
-def peak(
-    traced: Curve,
+def peak_memory(
+    traced: StepMemory,
     facts: ModelFacts,
     layout: Layout,
     precision: Precision,
@@ -95,13 +95,15 @@ def peak(
         zero_memory.largest_share(facts.parameters, ranks) if layout.zero_stage in (1, 2) else 1.0
     )
     passing = {
-        phase: zero_memory.passing(phase, facts, layout, precision, optim, share, on_gpu=on_gpu)
+        phase: zero_memory.per_phase_bytes(
+            phase, facts, layout, precision, optim, share, on_gpu=on_gpu
+        )
         if layout.zero_stage
         else []
         for phase in PHASES
     }
 
-    def total(line: Line) -> int:
+    def total(line: LinearBytes) -> int:
         return sum(line.at(micro, share)) + sum(item.bytes for item in passing[line.phase])
 
     top = max(traced.training, key=total)
@@ -110,11 +112,11 @@ def peak(
         for name, size in zip(KINDS, top.at(micro, share), strict=True)
         if size
     ]
-    lasting = beside(facts, layout, precision, optim)
+    lasting = outside_trace(facts, layout, precision, optim)
     return Peak(top.part, items + lasting + passing[top.phase])
 
 
-def least_bytes(
+def lower_bound_bytes(
     facts: ModelFacts,
     method: AnyMethod,
     layout: Layout,
@@ -127,21 +129,25 @@ def least_bytes(
 
     Where something is trained it is what is there when the optimizer takes the gradients.
     """
-    least = model_states.lasting_bytes(facts, method, layout, precision, optim)
+    least = model_states.persistent_bytes(facts, method, layout, precision, optim)
     if not method.trains:
         return least
-    shared = sum(item.bytes for item in beside(facts, layout, precision, optim))
+    shared = sum(item.bytes for item in outside_trace(facts, layout, precision, optim))
     if layout.zero_stage == 0:
         return least + shared + 4 * facts.parameters.trainable
     share = zero_memory.largest_share(facts.parameters, layout.world_size)
-    work = zero_memory.passing("optimizer", facts, layout, precision, optim, share, on_gpu=on_gpu)
+    work = zero_memory.per_phase_bytes(
+        "optimizer", facts, layout, precision, optim, share, on_gpu=on_gpu
+    )
     return max(least, shared) + sum(item.bytes for item in work)
 
 
-def beside(facts: ModelFacts, layout: Layout, precision: Precision, optim: str) -> list[MemoryItem]:
+def outside_trace(
+    facts: ModelFacts, layout: Layout, precision: Precision, optim: str
+) -> list[MemoryItem]:
     """What is there all the time beside the trace."""
     if layout.zero_stage:
-        return zero_memory.lasting(facts, layout, precision, optim)
+        return zero_memory.persistent_items(facts, layout, precision, optim)
     trained = facts.parameters.trainable
     if layout.world_size == 1 or not trained:
         return []
@@ -152,7 +158,7 @@ def beside(facts: ModelFacts, layout: Layout, precision: Precision, optim: str) 
 
 
 def evaluation_batch(
-    traced: Curve, most_bytes: int, beside_bytes: int, micro_batch: int, *, fixed: int | None
+    traced: StepMemory, most_bytes: int, beside_bytes: int, micro_batch: int, *, fixed: int | None
 ) -> tuple[int, int]:
     """Examples that are scored at once, and the memory that it takes.
 
@@ -172,7 +178,7 @@ def evaluation_batch(
     return batch, traced.evaluation_bytes(batch) + beside_bytes
 
 
-def fragmentation(items: list[MemoryItem], known: Calibration) -> MemoryItem:
+def fragmentation_item(items: list[MemoryItem], known: Calibration) -> MemoryItem:
     """What the caching allocator reserves and cannot use: a share of the tensors."""
     share = known.fragmentation or FRAGMENTATION
     rule = f"{share:.0%} of the above" + ", calibrated" * (known.fragmentation is not None)

@@ -16,25 +16,32 @@ from collections.abc import Iterator, Sequence
 
 from hpcft.core.disk_cache import cached
 from hpcft.planning.memory import zero3_schedule
-from hpcft.planning.memory.cache_key import adapter_content, content
+from hpcft.planning.memory.cache_key import adapter_config_content, model_config_content
 from hpcft.planning.memory.extrapolate import envelope, moments
-from hpcft.planning.memory.import_stubs import for_shapes, without_collection
-from hpcft.planning.memory.trace_errors import explained
-from hpcft.planning.memory.trace_types import KINDS, PHASES, Curve, Line, Step, Traces
+from hpcft.planning.memory.import_stubs import gc_paused, meta_imports
+from hpcft.planning.memory.trace_errors import translate_trace_errors
+from hpcft.planning.memory.trace_types import (
+    KINDS,
+    PHASES,
+    LinearBytes,
+    StepMemory,
+    TracedStep,
+    Traces,
+)
 
 TRACING = 8  # raised when what is traced changes, so that earlier cache files are not read
 
 
-def curve(step: Step) -> Curve:
+def step_memory(step: TracedStep) -> StepMemory:
     """The step's memory; traced where it is not cached.
 
     Raises:
         DataError: the model or the method cannot be built.
     """
-    return cached("steps", _key(step), Curve, lambda: _traced(step))
+    return cached("steps", _key(step), StepMemory, lambda: _traced(step))
 
 
-def _key(step: Step) -> str:
+def _key(step: TracedStep) -> str:
     task = step.task
     return json.dumps(
         [
@@ -42,8 +49,8 @@ def _key(step: Step) -> str:
             _versions(),
             step.model_dump(mode="json", exclude={"task": True, "model": {"tokenizer": True}}),
             [task.name, task.max_length, task.head().auto_class, dict(task.head().config)],
-            content(step.model),
-            adapter_content(step.method),
+            model_config_content(step.model),
+            adapter_config_content(step.method),
         ],
         sort_keys=True,
     )
@@ -54,14 +61,14 @@ def _versions() -> list[str]:
     return [importlib.metadata.version(p) for p in ("torch", "transformers", "peft")]
 
 
-@without_collection()
-@for_shapes()
-def _traced(step: Step) -> Curve:
-    from hpcft.planning.memory.tracing.run import traces
+@gc_paused()
+@meta_imports()
+def _traced(step: TracedStep) -> StepMemory:
+    from hpcft.planning.memory.tracing.run import trace_depths
 
     fix = "another model, task or method, or attn_implementation: eager"
-    with explained("its training step", fix):
-        found = traces(step)
+    with translate_trace_errors("its training step", fix):
+        found = trace_depths(step)
     found_lines = moments(found.parts, found.batches, found.layers, found.period)
     lines = list(_with_gathers(found_lines, step, found))
     scoring = [line for line in lines if line.part.startswith("evaluation")]
@@ -73,17 +80,19 @@ def _traced(step: Step) -> Curve:
         if name == "backward" and of_phase:
             # Where gradients are there from before, another moment of the pass may be the largest.
             training += envelope(of_phase, without=KINDS.index("gradients"))
-    return Curve(training=training, evaluation=envelope(scoring))
+    return StepMemory(training=training, evaluation=envelope(scoring))
 
 
-def _with_gathers(lines: Sequence[tuple[Line, int]], step: Step, found: Traces) -> Iterator[Line]:
+def _with_gathers(
+    lines: Sequence[tuple[LinearBytes, int]], step: TracedStep, found: Traces
+) -> Iterator[LinearBytes]:
     """The lines with what ZeRO-3 has gathered at each of its events."""
     elements: dict[str, tuple[list[int], list[int]]] = {}
     always = most = 0
     if found.order is not None and step.zero is not None:
         deep = max(depth for depth, _ in found.parts)
-        order, like = zero3_schedule.stretched(found.order, deep, found.layers, found.period)
-        played = zero3_schedule.play(order, step.zero, on_cpu=step.accelerator == "cpu")
+        order, like = zero3_schedule.extend_to_depth(found.order, deep, found.layers, found.period)
+        played = zero3_schedule.simulate(order, step.zero, on_cpu=step.accelerator == "cpu")
         most = max(max(high) for high in played.highest.values())
         always = played.always
         for part, traced in like.items():

@@ -9,7 +9,7 @@ from hpcft.core.errors import DataError
 
 
 @contextlib.contextmanager
-def explained(what: str, fix: str) -> Iterator[None]:
+def translate_trace_errors(what: str, fix: str) -> Iterator[None]:
     """Makes one sentence of whatever a stranger's module raises on shapes without data.
 
     Args:

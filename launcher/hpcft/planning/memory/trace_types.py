@@ -8,7 +8,7 @@ from hpcft.core.records import ModelSpec, Precision, Record, StoredPart, StoredR
 from hpcft.methods import AnyMethod
 from hpcft.planning.memory import zero3_schedule
 from hpcft.tasks.base import TrainedTask
-from hpcft.tasks.few_shot.task import Prompting
+from hpcft.tasks.few_shot.task import FewShot
 
 KINDS = (
     "weights", "4-bit weights", "adapters", "gradients", "optimizer states", "activations",
@@ -25,16 +25,16 @@ Sizes = tuple[int, ...]
 """Bytes alive of each kind."""
 
 
-Point = tuple[Sizes, int]
+Sample = tuple[Sizes, int]
 """What is alive at one moment, and how many of ZeRO-3's events were before it in its part of the
 step; negative: during that event."""
 
 
-Parts = dict[str, list[Point]]
+Segments = dict[str, list[Sample]]
 """Part of the step to its moments, in order."""
 
 
-class Step(Record):
+class TracedStep(Record):
     """Everything that the memory of a step depends on, besides the micro-batch."""
 
     model: ModelSpec
@@ -71,7 +71,7 @@ class Step(Record):
     """Tokens of an example that carry a loss; None: all, the most there can be."""
 
 
-class Line(StoredPart):
+class LinearBytes(StoredPart):
     """A moment of the step: bytes of each kind, affine in the micro-batch."""
 
     part: str
@@ -92,15 +92,15 @@ class Line(StoredPart):
         return [*found[:-1], int(found[-1] * share)]
 
 
-class Curve(StoredRecord):
+class StepMemory(StoredRecord):
     """The moments of a step that are the largest for some micro-batch."""
 
-    training: list[Line]
+    training: list[LinearBytes]
     """Moments of an optimizer step."""
-    evaluation: list[Line]
+    evaluation: list[LinearBytes]
     """Moments of scoring a batch."""
 
-    def accumulating(self) -> Curve:
+    def accumulating(self) -> StepMemory:
         """The same step with the gradients of an earlier micro-batch there from the start.
 
         A gradient is then added to what is there, and goes; else it stays. So all of them take the
@@ -125,7 +125,7 @@ class Curve(StoredRecord):
 class Traces:
     """What small traces of a step told."""
 
-    parts: dict[tuple[int, int], Parts]
+    parts: dict[tuple[int, int], Segments]
     """Depth and micro-batch to what is alive."""
     batches: list[int]
     """The micro-batches: one, or two that a line goes through."""
@@ -135,16 +135,16 @@ class Traces:
     """Layers after which their types repeat."""
     width: int
     """Bytes of a gathered element."""
-    order: zero3_schedule.Order | None
+    order: zero3_schedule.ModuleSchedule | None
     """ZeRO-3's events in the deepest trace."""
 
 
-class Batch(Record):
+class PromptBatch(Record):
     """Everything that the memory of a batch depends on."""
 
     model: ModelSpec
     """The model."""
-    task: Prompting
+    task: FewShot
     """How it is asked."""
     method: AnyMethod
     """Whether it is in 4 bits."""

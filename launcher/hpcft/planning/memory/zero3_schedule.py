@@ -21,7 +21,7 @@ Event = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Order:
+class ModuleSchedule:
     """The events of a step by part, and what the modules own."""
 
     parts: dict[str, list[Event]]
@@ -44,7 +44,9 @@ class Gathered:
     """During each event."""
 
 
-def stretched(order: Order, traced: int, layers: int, period: int) -> tuple[Order, dict[str, str]]:
+def extend_to_depth(
+    order: ModuleSchedule, traced: int, layers: int, period: int
+) -> tuple[ModuleSchedule, dict[str, str]]:
     """The order at the true depth, and the part of the trace that each of its parts repeats.
 
     Args:
@@ -93,10 +95,10 @@ def stretched(order: Order, traced: int, layers: int, period: int) -> tuple[Orde
             if end and f"{name} {end}" in order.parts:
                 like[f"{name} {end}"] = f"{name} {end}"
                 parts[f"{name} {end}"] = order.parts[f"{name} {end}"]
-    return Order(parts, owned, order.layers), like
+    return ModuleSchedule(parts, owned, order.layers), like
 
 
-def play(order: Order, sizes: ZeroSizes, *, on_cpu: bool) -> Gathered:
+def simulate(order: ModuleSchedule, sizes: ZeroSizes, *, on_cpu: bool) -> Gathered:
     """What is whole at each event of a step, once DeepSpeed knows the order.
 
     Args:
@@ -110,7 +112,7 @@ def play(order: Order, sizes: ZeroSizes, *, on_cpu: bool) -> Gathered:
 class _Coordinator:
     """DeepSpeed's coordinator, with numbers for tensors."""
 
-    def __init__(self, order: Order, sizes: ZeroSizes, *, on_cpu: bool) -> None:
+    def __init__(self, order: ModuleSchedule, sizes: ZeroSizes, *, on_cpu: bool) -> None:
         self.on_cpu = on_cpu
         self.order = order
         self.sizes = sizes

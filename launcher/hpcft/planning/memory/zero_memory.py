@@ -17,7 +17,7 @@ from hpcft.planning.memory.model_states import MOMENT_BYTES
 SUB_GROUP_ELEMENTS = 100_000_000
 
 
-def sizes(facts: ModelFacts, *, recomputes: bool) -> ZeroSizes:
+def zero_sizes(facts: ModelFacts, *, recomputes: bool) -> ZeroSizes:
     """The sizes that DeepSpeed is given; the first three are Transformers' own `auto`.
 
     About two layers may be whole at once: one in use and one gathered ahead (DeepSpeed's 1e9 is a
@@ -38,7 +38,7 @@ def sizes(facts: ModelFacts, *, recomputes: bool) -> ZeroSizes:
     )
 
 
-def lasting(
+def persistent_items(
     facts: ModelFacts, layout: Layout, precision: Precision, optim: str
 ) -> list[MemoryItem]:
     """What is there all the time on each rank's device."""
@@ -54,7 +54,7 @@ def lasting(
         whole = p.total - p.quantised
         if layout.offload_param == "none":
             item("weight shards", w * whole / n, f"{w} bytes × P {whole:,} / N {n}")
-        bucket = sizes(facts, recomputes=layout.recomputes).reduce_bucket_elements
+        bucket = zero_sizes(facts, recomputes=layout.recomputes).reduce_bucket_elements
         item("reduce bucket", w * bucket, f"{w} bytes × {bucket:,} elements")
         if layout.offload_optimizer == "none":
             item("gradient shards", w * p.trainable / n, f"{w} bytes × T / N {n}")
@@ -106,7 +106,7 @@ def largest_group(counts: ParameterCount, ranks: int, elements: int) -> int:
     return largest or min(-(-counts.trainable // ranks), elements)
 
 
-def passing(
+def per_phase_bytes(
     phase: str,
     facts: ModelFacts,
     layout: Layout,
@@ -141,7 +141,7 @@ def passing(
     if phase == "optimizer" and not offloaded:
         group = p.trainable / n
         if stage == 3:
-            most = sizes(facts, recomputes=layout.recomputes).sub_group_elements
+            most = zero_sizes(facts, recomputes=layout.recomputes).sub_group_elements
             group = largest_group(p, n, most)
         # The shard's gradients are flattened, then cast; the optimizer works on the cast ones.
         each = max(w + 4 if w < 4 else w, 4 + _optimizer_temporaries(optim, on_gpu=on_gpu))

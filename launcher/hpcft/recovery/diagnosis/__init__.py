@@ -6,7 +6,7 @@ between them.
 """
 
 from hpcft.core.log_markers import STARTS_AGAIN
-from hpcft.core.rank_errors import error_file, rank_errors, tell
+from hpcft.core.rank_errors import rank_error_file, read_rank_errors, write_rank_error
 from hpcft.core.records import RankError
 from hpcft.recovery.diagnosis.classes import (
     CAUSES,
@@ -16,9 +16,9 @@ from hpcft.recovery.diagnosis.classes import (
     FailureClass,
     Policy,
 )
-from hpcft.recovery.diagnosis.explain import explain, judged, only_followed
+from hpcft.recovery.diagnosis.explain import classify, explain_failure, is_secondary
 from hpcft.recovery.diagnosis.failure import Failure
-from hpcft.recovery.diagnosis.from_scheduler import held
+from hpcft.recovery.diagnosis.from_scheduler import held_reason
 
 __all__ = [
     "CAUSES",
@@ -30,11 +30,11 @@ __all__ = [
     "FailureClass",
     "Policy",
     "RankError",
-    "error_file",
-    "explain",
-    "held",
-    "judged",
-    "only_followed",
-    "rank_errors",
-    "tell",
+    "rank_error_file",
+    "explain_failure",
+    "held_reason",
+    "classify",
+    "is_secondary",
+    "read_rank_errors",
+    "write_rank_error",
 ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from hpcft.core.files import open_file
 from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
 from hpcft.core.paths import RunPaths
-from hpcft.core.rank_errors import error_file
+from hpcft.core.rank_errors import rank_error_file
 from hpcft.core.records import RankError
 
 TAIL_BYTES = 40_000
@@ -28,7 +28,7 @@ EVIDENCE_CHARS = 300
 
 
 @dataclass(frozen=True)
-class Text:
+class EvidenceText:
     """Something that was said about the end of a run."""
 
     text: str
@@ -43,13 +43,13 @@ class Text:
     """Whether the batch script ended within the profile's setup: then the text is of that."""
 
 
-def said(error: RankError, paths: RunPaths | None = None) -> Text:
+def as_text(error: RankError, paths: RunPaths | None = None) -> EvidenceText:
     """What a rank wrote, as text."""
-    source = str(error_file(paths, error.rank)) if paths else ""
-    return Text(_bounded(f"{error.kind}: {error.message}"), source, error.rank, error.node)
+    source = str(rank_error_file(paths, error.rank)) if paths else ""
+    return EvidenceText(_bounded(f"{error.kind}: {error.message}"), source, error.rank, error.node)
 
 
-def log_ends(logs: Path, job_id: str, nodes: dict[int, str]) -> Iterator[Text]:
+def log_ends(logs: Path, job_id: str, nodes: dict[int, str]) -> Iterator[EvidenceText]:
     """The ends of the ranks' error logs, without what an earlier start of the job has left there.
 
     Args:
@@ -70,7 +70,7 @@ def log_ends(logs: Path, job_id: str, nodes: dict[int, str]) -> Iterator[Text]:
             _, begun, setup = text.rpartition(SETUP_BEGINS)
             failed = bool(begun) and SETUP_ENDS not in setup
             text = setup.rpartition(SETUP_ENDS)[2]
-            yield Text(_bounded(text), str(file), rank, nodes.get(rank, ""), failed)
+            yield EvidenceText(_bounded(text), str(file), rank, nodes.get(rank, ""), failed)
 
 
 def _bounded(text: str) -> str:

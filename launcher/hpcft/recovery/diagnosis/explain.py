@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcft.core.paths import RunPaths
-from hpcft.core.rank_errors import rank_errors
+from hpcft.core.rank_errors import read_rank_errors
 from hpcft.core.records import Attempt, RankError, Recovery
 from hpcft.recovery.diagnosis.classes import (
     BY_STATE,
@@ -15,15 +15,15 @@ from hpcft.recovery.diagnosis.classes import (
     FROM_OUTSIDE,
     LAST_WORDS,
 )
-from hpcft.recovery.diagnosis.evidence import log_ends, said
-from hpcft.recovery.diagnosis.failure import Failure, of_class
-from hpcft.recovery.diagnosis.from_logs import first, of_judged, of_user, with_room
+from hpcft.recovery.diagnosis.evidence import as_text, log_ends
+from hpcft.recovery.diagnosis.failure import Failure, from_class
+from hpcft.recovery.diagnosis.from_logs import add_disk_hint, first_match, from_exception, from_rank
 from hpcft.recovery.diagnosis.from_scheduler import (
-    exit_in_words,
-    of_setup,
-    of_state,
-    of_time,
-    where,
+    describe_exit,
+    from_setup,
+    from_state,
+    from_time_limit,
+    with_node,
 )
 from hpcft.scheduler.job_state import JobState
 
@@ -32,7 +32,7 @@ _TOLD = ("interrupted", *(row.name for row in FROM_OUTSIDE))
 _IN_VAIN = ("stuck", "out_of_memory")
 
 
-def explain(
+def explain_failure(
     paths: RunPaths,
     attempt: Attempt | None,
     state: JobState,
@@ -49,52 +49,52 @@ def explain(
         taken: how the run went on after earlier failures: what led to those is dealt with.
     """
     job_id = (attempt.job_id if attempt else None) or ""
-    errors = [error for error in rank_errors(paths) if _is_new(error, job_id, taken)]
+    errors = [error for error in read_rank_errors(paths) if _is_new(error, job_id, taken)]
     if word := _own_word(errors):
-        return of_judged(word, paths)
-    texts = [said(error, paths) for error in errors if not error.failure]
+        return from_rank(word, paths)
+    texts = [as_text(error, paths) for error in errors if not error.failure]
     if attempt and job_id:
         nodes = {error.rank: error.node for error in errors}
         texts += log_ends(Path(attempt.logs), job_id, nodes)
     failed = next((text for text in texts if text.setup_failed), None)
     if failed and state.state not in BY_STATE:
-        return where(of_setup(failed, paths, state), state)
-    if cause := first(CAUSES, texts):
-        return with_room(cause, paths) if cause.name == "disk" else where(cause, state)
-    if own := next((error for error in errors if not only_followed(error)), None):
-        return of_user(own, paths)
+        return with_node(from_setup(failed, paths, state), state)
+    if cause := first_match(CAUSES, texts):
+        return add_disk_hint(cause, paths) if cause.name == "disk" else with_node(cause, state)
+    if own := next((error for error in errors if not is_secondary(error)), None):
+        return from_exception(own, paths)
     if state.state in BY_STATE:
-        return of_state(state, paths, taken)
-    if ended := first(FROM_OUTSIDE, texts):
-        ended = of_time(ended, paths, taken) if ended.name == "timeout" else ended
-        return where(ended, state)
+        return from_state(state, paths, taken)
+    if ended := first_match(FROM_OUTSIDE, texts):
+        ended = from_time_limit(ended, paths, taken) if ended.name == "timeout" else ended
+        return with_node(ended, state)
     for error in errors:  # the earliest word, be it that a rank was told to end or lost a peer
-        if told := of_judged(error, paths) if error.failure else _followed(error, paths):
+        if told := from_rank(error, paths) if error.failure else _followed(error, paths):
             return told
-    if follows := first(CONSEQUENCES, texts) or first(LAST_WORDS, texts):
-        return where(follows, state)
+    if follows := first_match(CONSEQUENCES, texts) or first_match(LAST_WORDS, texts):
+        return with_node(follows, state)
     if state.reason:
-        return of_class("unknown" if job_id else "not_submitted", state.reason)
-    died = of_class("rank_died", f"a rank ended without a word{exit_in_words(state)}")
-    return where(died, state)
+        return from_class("unknown" if job_id else "not_submitted", state.reason)
+    died = from_class("rank_died", f"a rank ended without a word{describe_exit(state)}")
+    return with_node(died, state)
 
 
-def judged(error: RankError) -> Failure | None:
+def classify(error: RankError) -> Failure | None:
     """The class of what one rank said about its end; None where it tells of none."""
     if error.failure:
-        return of_judged(error)
-    return first((*CAUSES, *FROM_OUTSIDE, *CONSEQUENCES), [said(error)])
+        return from_rank(error)
+    return first_match((*CAUSES, *FROM_OUTSIDE, *CONSEQUENCES), [as_text(error)])
 
 
-def only_followed(error: RankError) -> bool:
+def is_secondary(error: RankError) -> bool:
     """Whether a rank's error is just what one says whose peer is gone, or that was told to end."""
     if error.failure:
         return error.failure in _TOLD
-    return first(CAUSES, [said(error)]) is None and _followed(error) is not None
+    return first_match(CAUSES, [as_text(error)]) is None and _followed(error) is not None
 
 
 def _followed(error: RankError, paths: RunPaths | None = None) -> Failure | None:
-    return first(CONSEQUENCES, [said(error, paths)])
+    return first_match(CONSEQUENCES, [as_text(error, paths)])
 
 
 def _own_word(errors: Sequence[RankError]) -> RankError | None:

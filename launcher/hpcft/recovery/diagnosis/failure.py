@@ -45,7 +45,7 @@ class Failure:
         return f"{self.name}: {self.sentence}; {self.next_step}"
 
 
-def of_class(name: str, evidence: str) -> Failure:
+def from_class(name: str, evidence: str) -> Failure:
     """A failure of a known class; of a class that another version knew, as much as is known."""
     known = KNOWN.get(name, KNOWN["unknown"])
     return Failure(name, one_line(evidence), known.next_step, known.policy)

@@ -9,37 +9,37 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcft.core.paths import RunPaths
-from hpcft.core.rank_errors import error_file
+from hpcft.core.rank_errors import rank_error_file
 from hpcft.core.records import RankError
 from hpcft.recovery.diagnosis.classes import FailureClass
-from hpcft.recovery.diagnosis.evidence import LINE_CHARS, Text, one_line
-from hpcft.recovery.diagnosis.failure import Failure, of_class
-from hpcft.recovery.diagnosis.oom import gpu_trouble, line_of
+from hpcft.recovery.diagnosis.evidence import LINE_CHARS, EvidenceText, one_line
+from hpcft.recovery.diagnosis.failure import Failure, from_class
+from hpcft.recovery.diagnosis.oom import gpu_oom_class, line_of
 
 # Kinds of errors whose text says it all.
 _PLAIN = ("DataError", "UsageError", "InputError", "HpcftError")
 
 
-def of_judged(error: RankError, paths: RunPaths | None = None) -> Failure:
+def from_rank(error: RankError, paths: RunPaths | None = None) -> Failure:
     """What a rank judged itself."""
     made = replace(
-        of_class(error.failure, error.message),
+        from_class(error.failure, error.message),
         rank=error.rank,
         node=one_line(error.node),
-        source=str(error_file(paths, error.rank)) if paths else "",
+        source=str(rank_error_file(paths, error.rank)) if paths else "",
     )
     return replace(made, next_step=one_line(error.next_step)) if error.next_step else made
 
 
-def of_user(error: RankError, paths: RunPaths) -> Failure:
+def from_exception(error: RankError, paths: RunPaths) -> Failure:
     """An error of the program, or of what it was given."""
     line = one_line((error.message.strip().splitlines() or [""])[0])
-    made = of_class("user", line if error.kind in _PLAIN else f"{error.kind}: {line}")
-    source = str(error_file(paths, error.rank))
+    made = from_class("user", line if error.kind in _PLAIN else f"{error.kind}: {line}")
+    source = str(rank_error_file(paths, error.rank))
     return replace(made, rank=error.rank, node=one_line(error.node), source=source)
 
 
-def first(classes: Iterable[FailureClass], texts: Iterable[Text]) -> Failure | None:
+def first_match(classes: Iterable[FailureClass], texts: Iterable[EvidenceText]) -> Failure | None:
     """The class of the first text that is evidence of any."""
     known = tuple(classes)
     for text in texts:
@@ -50,11 +50,11 @@ def first(classes: Iterable[FailureClass], texts: Iterable[Text]) -> Failure | N
     return None
 
 
-def _of_match(row: FailureClass, match: re.Match[str], text: Text) -> Failure:
+def _of_match(row: FailureClass, match: re.Match[str], text: EvidenceText) -> Failure:
     line = line_of(text.text, match.start(), LINE_CHARS)
     # Three classes share one message, and its figures tell them apart.
-    name = gpu_trouble(line) or row.name if row.name == "gpu_oom" else row.name
-    made = of_class(name, line)
+    name = gpu_oom_class(line) or row.name if row.name == "gpu_oom" else row.name
+    made = from_class(name, line)
     named = match.groupdict()
     rank = text.rank if named.get("rank") is None else int(named["rank"])
     # Slurm's words on all ranks stand in the first one's log: its node is not meant.
@@ -65,7 +65,7 @@ def _of_match(row: FailureClass, match: re.Match[str], text: Text) -> Failure:
     return replace(made, rank=rank, node=one_line(node), source=text.source)
 
 
-def with_room(failure: Failure, paths: RunPaths) -> Failure:
+def add_disk_hint(failure: Failure, paths: RunPaths) -> Failure:
     """Of a full file system: whether it is out of bytes or out of files."""
     named = re.search(r"'(/[^']+)'\s*$", failure.evidence)
     places = [Path(named[1]).parent] if named else []

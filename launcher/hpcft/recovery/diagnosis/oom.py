@@ -22,7 +22,7 @@ _UNITS = {"bytes": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 
 
 @dataclass(frozen=True)
-class GpuUse:
+class GpuMemoryUsage:
     """Who held what of a GPU when memory ran out, in bytes."""
 
     total: int
@@ -45,7 +45,7 @@ class GpuUse:
 
 
 @dataclass(frozen=True)
-class Shortage:
+class OutOfMemory:
     """Memory ran out."""
 
     evidence: str
@@ -58,9 +58,9 @@ class Shortage:
     """Whether what was asked for would have fitted into what PyTorch held unused, in pieces."""
 
 
-def shortage(
-    error: BaseException, planned_bytes: int | None = None, seen: GpuUse | None = None
-) -> Shortage | None:
+def parse_out_of_memory(
+    error: BaseException, planned_bytes: int | None = None, seen: GpuMemoryUsage | None = None
+) -> OutOfMemory | None:
     """What an exception tells of missing memory; None where it tells of something else.
 
     Args:
@@ -75,16 +75,16 @@ def shortage(
     line = line_of(text, found.start() if found else 0)
     on_gpu = re.search(r"cuda|cublas|nccl", text, re.IGNORECASE) is not None
     if not on_gpu:
-        return Shortage(line, of_host=True)
-    use = gpu_use(str(error)) or seen
+        return OutOfMemory(line, of_host=True)
+    use = parse_gpu_usage(str(error)) or seen
     if use is None:
-        return Shortage(line)
-    return Shortage(line, foreign=foreign_memory(use, planned_bytes), fragmented=_in_pieces(use))
+        return OutOfMemory(line)
+    return OutOfMemory(line, foreign=foreign_memory(use, planned_bytes), fragmented=_in_pieces(use))
 
 
-def gpu_trouble(text: str) -> str:
+def gpu_oom_class(text: str) -> str:
     """What figures make of a GPU's shortage: `foreign_memory`, `fragmentation`, or nothing."""
-    use = gpu_use(text)
+    use = parse_gpu_usage(text)
     if use is None:
         return ""
     if foreign_memory(use, None):
@@ -92,7 +92,7 @@ def gpu_trouble(text: str) -> str:
     return "fragmentation" if _in_pieces(use) else ""
 
 
-def _in_pieces(use: GpuUse) -> bool:
+def _in_pieces(use: GpuMemoryUsage) -> bool:
     return 0 < use.wanted <= use.unused
 
 
@@ -103,7 +103,7 @@ def line_of(text: str, position: int, chars: int = EVIDENCE_CHARS) -> str:
     return text[start : end if end >= 0 else None].strip()[:chars]
 
 
-def foreign_memory(use: GpuUse, planned_bytes: int | None) -> str:
+def foreign_memory(use: GpuMemoryUsage, planned_bytes: int | None) -> str:
     """Who else holds the memory that is missing, as a sentence; empty where it is not theirs.
 
     It is theirs if they hold at least what was missing, and if this process would have had no more
@@ -121,7 +121,7 @@ def foreign_memory(use: GpuUse, planned_bytes: int | None) -> str:
     )
 
 
-def gpu_use(text: str) -> GpuUse | None:
+def parse_gpu_usage(text: str) -> GpuMemoryUsage | None:
     """The figures in PyTorch's message; None where it has none.
 
     In a container PyTorch cannot tell which process it is itself and names itself by number too:
@@ -151,7 +151,7 @@ def gpu_use(text: str) -> GpuUse | None:
         unseen = total - free - own - CONTEXT_BYTES
         others = [("unseen", unseen)] if unseen > 0 else []
     wanted = _bytes(rf"Tried to allocate {_SIZE}", text) or 0
-    return GpuUse(total, free, own, wanted, tuple(others), unused)
+    return GpuMemoryUsage(total, free, own, wanted, tuple(others), unused)
 
 
 def _bytes(pattern: str, text: str) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpcft.core.errors import DataError, Problem
 from hpcft.core.records import DataSpec, Split
-from hpcft.tasks.base import MAX_PROBLEMS, BadRow, Example, TaskBase, refusal, shortened
+from hpcft.tasks.base import MAX_PROBLEMS, BadRow, Example, TaskBase, rows_error, shorten_list
 from hpcft.tasks.data.dataset_folder import read_folder
 from hpcft.tasks.data.file_readers import read_file
 
@@ -27,7 +27,7 @@ class Examples:
     """What a reader of the result should know, for example rows left out."""
 
 
-def sources(data: DataSpec) -> dict[str, str]:
+def split_sources(data: DataSpec) -> dict[str, str]:
     """Where each split is read from: a file, or a split of the hub data set.
 
     A hub data set has the splits that `splits` lists; without it, the usual three, or for
@@ -50,7 +50,7 @@ def read_splits(data: DataSpec, split: str) -> Iterator[tuple[int, dict[str, Any
         yield from enumerate(read_folder(Path(data.path or ""), data.name, part.strip()), 1)
 
 
-def load(task: TaskBase) -> Examples:
+def load_examples(task: TaskBase) -> Examples:
     """The examples of every split: read, checked, cut into fractions, sampled and limited.
 
     Raises:
@@ -61,7 +61,7 @@ def load(task: TaskBase) -> Examples:
     notes: list[str] = []
     problems: list[Problem] = []
     loaded: dict[str, list[Example]] = {}
-    for split, name in sources(data).items():
+    for split, name in split_sources(data).items():
         if data.files is not None:
             source, rows = name, read_file(Path(name))
         else:
@@ -75,7 +75,7 @@ def load(task: TaskBase) -> Examples:
         if not loaded[split] and not problems:
             raise DataError(f"{source}: {len(examples)} rows are too few for one example")
     if problems:
-        raise refusal(problems)
+        raise rows_error(problems)
     if data.fractions is not None:
         loaded = _cut(loaded, data)
     return Examples({s: _sampled(s, rows, data, notes) for s, rows in loaded.items()}, notes)
@@ -90,7 +90,7 @@ def _check(
     for number, row in rows:
         missing = [column for column in columns if column not in row]
         if missing:
-            known = shortened([str(column) for column in row]) or "none"
+            known = shorten_list([str(column) for column in row]) or "none"
             problems.append(
                 Problem(
                     f"{source}:{number}",
@@ -161,6 +161,6 @@ def check_local_data(task: TaskBase, scored: str) -> dict[str, list[Example]]:
     Raises:
         InputError, DataError: as `load`.
     """
-    splits = load(task).splits
+    splits = load_examples(task).splits
     task.check_splits(splits, scored)
     return splits

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.core.errors import DataError
-from hpcft.tasks.base import shortened
+from hpcft.tasks.base import shorten_list
 
 
 def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -47,7 +47,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             twice = [n for n, count in Counter(reader.fieldnames or ()).items() if count > 1]
             if twice:
-                raise DataError(f"{path}:1: the column {shortened(twice)} stands there twice")
+                raise DataError(f"{path}:1: the column {shorten_list(twice)} stands there twice")
             for row in reader:
                 if None in row:
                     raise DataError(f"{path}:{reader.line_num}: more fields than the header has")

@@ -23,12 +23,12 @@ def _checked(template: str) -> str:
 Template = Annotated[str, Field(min_length=1), AfterValidator(_checked)]
 
 
-def fields(template: str) -> list[str]:
+def template_fields(template: str) -> list[str]:
     """The columns that a template names, each as often as it does."""
     return [name for _, name, _, _ in string.Formatter().parse(template) if name]
 
 
-def filled(template: str, values: Mapping[str, str]) -> str:
+def fill_template(template: str, values: Mapping[str, str]) -> str:
     """The template with the values in the place of the columns."""
     # Not `str.format`: to it the column `a.b` is an attribute, here it is a name.
     parts = string.Formatter().parse(template)

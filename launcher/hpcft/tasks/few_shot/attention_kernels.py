@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask to add to scores.
 
     Finite, so that a row of nothing but masked keys has a sum too; its rows aligned to 16 numbers,
@@ -69,7 +69,7 @@ def _fits(device: torch.device, dtype: torch.dtype, head: int) -> bool:
     query, key, value = torch.randn(3, 2, 2, 37, head, device=device).to(dtype)
     seen = torch.rand(2, 1, 37, 37, device=device) < 0.5
     seen[..., 0] = True
-    mask = added(seen, dtype)
+    mask = additive_mask(seen, dtype)
     near = 1e-3 if dtype == torch.float32 else 0.05
     for bias, causal in ((None, False), (None, True), (mask, False)):
         plain = eager(query, key, value, bias, causal, None, None)
@@ -98,7 +98,7 @@ def eager(
         scores.div_(softcap).tanh_().mul_(softcap)
     if causal:
         seen = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
-        mask = added(seen, scores.dtype)
+        mask = additive_mask(seen, scores.dtype)
     if mask is not None:
         scores += mask
     total = scores.logsumexp(3)

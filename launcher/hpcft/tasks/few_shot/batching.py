@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpcft.tasks.few_shot.requests import Request, row_tokens
+from hpcft.tasks.few_shot.requests import PromptRequest, row_tokens
 
 
-def batches(requests: Sequence[Request], prefix: int, max_tokens: int) -> list[list[int]]:
+def make_batches(
+    requests: Sequence[PromptRequest], prefix: int, max_tokens: int
+) -> list[list[int]]:
     """Indices of the requests of each batch, longest first, padding counted in the budget.
 
     A request that is longer than the budget runs alone. The longest come first, so that memory
@@ -23,7 +25,7 @@ def batches(requests: Sequence[Request], prefix: int, max_tokens: int) -> list[l
     return found
 
 
-def deal(all_batches: Sequence[list[int]], ranks: int) -> list[list[list[int]]]:
+def split_batches(all_batches: Sequence[list[int]], ranks: int) -> list[list[list[int]]]:
     """The batches of each rank: as many on each, because a sharded model needs all at each step.
 
     Where they do not divide evenly, the shortest batch is run again; its indices tell that its

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from hpcft.tasks.few_shot.attention_kernels import added, attend
+from hpcft.tasks.few_shot.attention_kernels import additive_mask, attend
 from hpcft.tasks.few_shot.prefix_cache import Prefix
 
 NAME = "hpcft_cascade"
@@ -30,7 +30,7 @@ PROMPT, PADDING = 0, -1  # branches of a row's tokens; those of its choices are 
 
 
 @dataclass
-class Rows:
+class RowMasks:
     """The batch that a forward runs, and what its tokens may look at."""
 
     prefix: Prefix
@@ -58,12 +58,12 @@ class Rows:
     masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     """Masks built so far; the layers of one type share theirs."""
 
-    def followed(self, depths: Tensor) -> Rows:
+    def followed(self, depths: Tensor) -> RowMasks:
         """The same rows, one token further: its depth in each, (B, 1)."""
         before = self.columns or (self.depths, self.branches)
         branches = torch.full_like(depths, PROMPT)
         columns = torch.cat([before[0], depths], 1), torch.cat([before[1], branches], 1)
-        return Rows(
+        return RowMasks(
             self.prefix, depths, branches, self.deepest + 1, False, self.kept, columns
         )  # fmt: skip
 
@@ -78,7 +78,7 @@ class Rows:
             back = self.depths[:, :, None] - depths[:, None, :]
             theirs, own = branches[:, None, :], self.branches[:, :, None]
             seen = (back >= 0) & (back < reach) & ((theirs == PROMPT) | (theirs == own))
-            self.masks[key] = added(seen[:, None], dtype)
+            self.masks[key] = additive_mask(seen[:, None], dtype)
         return self.masks[key]
 
     def over(
@@ -91,7 +91,7 @@ class Rows:
         if key not in self.masks:
             place = torch.arange(-shared, 0, device=self.depths.device)
             seen = self.depths.view(-1, 1) - place < window
-            self.masks[key] = added(seen.repeat(groups, 1)[None, None], dtype)
+            self.masks[key] = additive_mask(seen.repeat(groups, 1)[None, None], dtype)
         return self.masks[key]
 
 
@@ -102,7 +102,7 @@ def cascade(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    rows: Rows,
+    rows: RowMasks,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -129,7 +129,7 @@ def _within(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rows: Rows,
+    rows: RowMasks,
     layer: int,
     window: int | None,
     look: Callable[..., tuple[Tensor, Tensor]],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcft.tasks.few_shot.prefix_cache import Prefix, device_of, reader, run_prefix
-from hpcft.tasks.few_shot.requests import Request
+from hpcft.tasks.few_shot.requests import PromptRequest
 from hpcft.tasks.few_shot.scorer import run_rows
 from hpcft.tasks.few_shot.token_layout import tensors, tree_rows
 
@@ -22,7 +22,7 @@ Steps = Generator[Tensor, Tensor, None]
 def generate(
     model: Any,
     prefix: Sequence[int] | Prefix,
-    requests: Sequence[Request],
+    requests: Sequence[PromptRequest],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -51,7 +51,7 @@ def generate(
         prefix = run_prefix(model, prefix)
     answers: list[list[int]] = [[] for _ in requests]
     for chosen in _together(requests, prefix):
-        batch = [Request(requests[i].tokens, []) for i in chosen]
+        batch = [PromptRequest(requests[i].tokens, []) for i in chosen]
         steps = (_tree if prefix.sharing == "cascade" else _plain)(model, prefix, batch)
         draws = (
             _draws([seeds[i] for i in chosen], max_new_tokens) if seeds and temperature else None
@@ -72,7 +72,7 @@ def generate(
     return answers
 
 
-def _together(requests: Sequence[Request], prefix: Prefix) -> list[list[int]]:
+def _together(requests: Sequence[PromptRequest], prefix: Prefix) -> list[list[int]]:
     """Which rows run side by side: all, but with a plain cache only those of one length."""
     every = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
     if prefix.sharing == "cascade":
@@ -99,7 +99,7 @@ def _pick(logits: Tensor, temperature: float, draw: Tensor | None) -> Tensor:
     return found.clamp_(max=logits.shape[1] - 1)
 
 
-def _tree(model: Any, prefix: Prefix, requests: Sequence[Request]) -> Steps:
+def _tree(model: Any, prefix: Prefix, requests: Sequence[PromptRequest]) -> Steps:
     """All rows in one sequence that reads one copy of the prefix; each keeps its own tokens."""
     layout = tree_rows(requests, len(prefix.tokens))
     tokens, rows = tensors(layout, prefix, device_of(model))
@@ -115,7 +115,7 @@ def _tree(model: Any, prefix: Prefix, requests: Sequence[Request]) -> Steps:
         logits = run_rows(model, tokens, rows, torch.arange(count, device=tokens.device))
 
 
-def _plain(model: Any, prefix: Prefix, requests: Sequence[Request]) -> Steps:
+def _plain(model: Any, prefix: Prefix, requests: Sequence[PromptRequest]) -> Steps:
     """Rows of one length over copies of the prefix; their whole prompts, where nothing is kept."""
     rows = [request.tokens[len(prefix.tokens) :] for request in requests]
     tokens = torch.tensor(rows, device=device_of(model))

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Request:
+class PromptRequest:
     """One example: a whole prompt, shots and all, and the choices that may follow it."""
 
     tokens: list[int]
@@ -18,7 +18,7 @@ class Request:
     """Tokens of each choice, given this prompt; at least one each. None to generate."""
 
 
-def encode(tokenizer: Any, prompt: str, choices: Sequence[str]) -> Request:
+def encode(tokenizer: Any, prompt: str, choices: Sequence[str]) -> PromptRequest:
     """The tokens of a prompt and its choices, cut as lm-eval cuts them.
 
     A tokenizer may join the last space of a prompt with the word after it. So the spaces that end
@@ -39,10 +39,10 @@ def encode(tokenizer: Any, prompt: str, choices: Sequence[str]) -> Request:
             raise ValueError(f"the choice {choice!r} adds no token to its prompt")
     if not tokens:
         raise ValueError("the prompt is empty: there is nothing that the choices could follow")
-    return Request(tokens, found)
+    return PromptRequest(tokens, found)
 
 
-def common_prefix(requests: Sequence[Request]) -> int:
+def common_prefix(requests: Sequence[PromptRequest]) -> int:
     """How many leading tokens all prompts share, leaving at least one to each of them."""
     first = min((request.tokens for request in requests), default=[])
     last = max((request.tokens for request in requests), default=[])
@@ -53,7 +53,7 @@ def common_prefix(requests: Sequence[Request]) -> int:
     return max(0, min(shared, min((len(r.tokens) for r in requests), default=0) - 1))
 
 
-def row_tokens(request: Request, prefix: int) -> int:
+def row_tokens(request: PromptRequest, prefix: int) -> int:
     """How many tokens a request puts into a batch: those of its own, each choice but its last."""
     own = len(request.tokens) - prefix
     return own + sum(len(choice) - 1 for choice in request.choices)

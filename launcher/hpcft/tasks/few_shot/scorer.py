@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcft.tasks.few_shot.cascade_attention import Rows, attending
+from hpcft.tasks.few_shot.cascade_attention import RowMasks, attending
 from hpcft.tasks.few_shot.prefix_cache import Prefix, device_of, reader, run_prefix
-from hpcft.tasks.few_shot.requests import Request
-from hpcft.tasks.few_shot.token_layout import Layout, padded, plain_rows, tensors, tree_rows
+from hpcft.tasks.few_shot.requests import PromptRequest
+from hpcft.tasks.few_shot.token_layout import TokenLayout, padded, plain_rows, tensors, tree_rows
 
 PIECE = 2**24
 """Most logits that are brought to fp32 at a time: 64 MiB."""
@@ -35,7 +35,7 @@ class Scorer:
         """The tokens of each prompt that no batch holds once more: for `batches`."""
         return len(self.prefix.tokens) if self.prefix.sharing == "cascade" else 0
 
-    def score(self, requests: Sequence[Request]) -> list[list[float]]:
+    def score(self, requests: Sequence[PromptRequest]) -> list[list[float]]:
         """The log-likelihood of each choice of each request: the sum over its tokens.
 
         One forward; where nothing can be shared (`Prefix.sharing`), one for each row.
@@ -44,7 +44,7 @@ class Scorer:
         return [[next(values) for _ in request.choices] for request in requests]
 
     @torch.no_grad()
-    def log_likelihoods(self, requests: Sequence[Request]) -> Tensor:
+    def log_likelihoods(self, requests: Sequence[PromptRequest]) -> Tensor:
         """The same as one tensor, choice after choice, without waiting for the device."""
         length = len(self.prefix.tokens)
         if self.prefix.sharing == "cascade":
@@ -58,14 +58,14 @@ class Scorer:
         choices = sum(len(request.choices) for request in requests)
         return _sums(logits, layout.asked, choices)
 
-    def _tree(self, layout: Layout) -> Tensor:
+    def _tree(self, layout: TokenLayout) -> Tensor:
         """Logits of the outputs: all rows in one sequence that reads one copy of the prefix."""
         tokens, rows = tensors(layout, self.prefix, device_of(self.model))
         width = tokens.shape[1]
         kept = [row * width + column for row, column in layout.outputs]
         return run_rows(self.model, tokens, rows, torch.tensor(kept, device=tokens.device))
 
-    def _plain(self, layout: Layout, chosen: Sequence[int]) -> Tensor:
+    def _plain(self, layout: TokenLayout, chosen: Sequence[int]) -> Tensor:
         """Logits of the outputs of some rows, each with a copy of the prefix, padded at its end."""
         device = device_of(self.model)
         ids = padded([layout.rows[row] for row in chosen], 0, device)
@@ -83,7 +83,7 @@ class Scorer:
         return logits[rows, columns - first]  # type: ignore[no-any-return]
 
 
-def run_rows(model: Any, tokens: Tensor, rows: Rows, kept: Tensor) -> Tensor:
+def run_rows(model: Any, tokens: Tensor, rows: RowMasks, kept: Tensor) -> Tensor:
     """One forward of all rows, (B, S), as one sequence: logits of the kept places, (n, V)."""
     model = reader(model)
     with attending(model):

@@ -12,22 +12,22 @@ from pydantic import AfterValidator, Field
 
 from hpcft.core.errors import DataError, Problem
 from hpcft.core.records.base import ColumnName, NonNegative, OneLine, PositiveInt
-from hpcft.metrics import Scores, classification_names, compute
+from hpcft.metrics import Scores, classification_names, compute_metric
 from hpcft.tasks.base import (
     Example,
     Head,
     TaskBase,
-    distinct,
     label_index,
-    refusal,
+    rows_error,
     text_of,
+    unique,
 )
-from hpcft.tasks.data.templates import Template, fields, filled
+from hpcft.tasks.data.templates import Template, fill_template, template_fields
 
 if TYPE_CHECKING:
-    from hpcft.tasks.few_shot.requests import Request
+    from hpcft.tasks.few_shot.requests import PromptRequest
 
-MOST_ROWS = 64  # prompts of a batch at most, which bounds its logits
+MAX_ROWS = 64  # prompts of a batch at most, which bounds its logits
 NO_ANSWER = -1  # the answer that is none of the choices
 
 
@@ -37,11 +37,11 @@ class Prompt:
 
     shots: int
     """Shots that it shows: fewer than the task's where they would exceed the window."""
-    request: Request
+    request: PromptRequest
     """Its tokens."""
 
 
-class Prompting(TaskBase):
+class FewShot(TaskBase):
     """Give each example one of a fixed set of labels by asking a model that is not trained for it.
 
     The text is `preamble`, then each shot (the prompt of a training example and its answer), then
@@ -59,9 +59,9 @@ class Prompting(TaskBase):
     brace. Blanks at its end are taken as the answer's."""
     label: ColumnName = "label"
     """Column of the true label: one of `labels`, or its index."""
-    labels: Annotated[list[OneLine], Field(min_length=2, max_length=1000), AfterValidator(distinct)]
+    labels: Annotated[list[OneLine], Field(min_length=2, max_length=1000), AfterValidator(unique)]
     """The labels; of two, the second is the positive class."""
-    choices: Annotated[list[OneLine], Field(default_factory=list), AfterValidator(distinct)]
+    choices: Annotated[list[OneLine], Field(default_factory=list), AfterValidator(unique)]
     """The words that answer, one for each label; without it the labels themselves."""
     shots: Annotated[int, Field(ge=0, le=1000)] = 0
     """Examples shown before the question, k; 0 is zero-shot."""
@@ -96,7 +96,7 @@ class Prompting(TaskBase):
     def problems(self) -> list[tuple[str, str, str]]:
         """What is wrong between its fields: field, what, fix."""
         found = []
-        if not fields(self.prompt):
+        if not template_fields(self.prompt):
             what = "names no {column}, so that every example asks the same"
             found.append(("prompt", what, "put the column's name in braces"))
         if self.choices and len(self.choices) != len(self.labels):
@@ -116,12 +116,12 @@ class Prompting(TaskBase):
 
     def columns(self) -> list[str]:
         """Columns that the prompt names, and that of the label."""
-        return list(dict.fromkeys([*fields(self.prompt), self.label]))
+        return list(dict.fromkeys([*template_fields(self.prompt), self.label]))
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """`prompt`, filled in, and `label` as an index."""
-        values = {column: text_of(row, column) for column in fields(self.prompt)}
-        prompt = filled(self.prompt, values)
+        values = {column: text_of(row, column) for column in template_fields(self.prompt)}
+        prompt = fill_template(self.prompt, values)
         return {"prompt": prompt, "label": label_index(row, self.label, self.labels)}
 
     def texts(self, example: Example) -> list[str]:
@@ -214,10 +214,10 @@ class Prompting(TaskBase):
             else:
                 problems.append(self._too_long(example, excess))
         if problems:
-            raise refusal(problems)
+            raise rows_error(problems)
         return found
 
-    def _length(self, request: Request) -> int:
+    def _length(self, request: PromptRequest) -> int:
         """Tokens of a prompt with the longest answer."""
         generates = self.answer == "generation"
         longest = self.max_new_tokens if generates else max(map(len, request.choices))
@@ -229,7 +229,7 @@ class Prompting(TaskBase):
             f"the window is {self.max_length}"
         )
         fix = "raise task.max_length as far as the model allows, or leave the row out"
-        return Problem(example["place"], ", ".join(fields(self.prompt)), what, fix)
+        return Problem(example["place"], ", ".join(template_fields(self.prompt)), what, fix)
 
     def notes(self, prompts: Sequence[Prompt], seed: int) -> list[str]:
         """How the number was made, and which prompts show fewer shots."""
@@ -291,7 +291,7 @@ class Prompting(TaskBase):
             labels: index of the true one.
             examples: not needed.
         """
-        result = compute(
+        result = compute_metric(
             "classification", predictions=reduced, references=labels, labels=self.labels
         )
         if self.answer == "generation":

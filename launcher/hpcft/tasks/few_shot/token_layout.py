@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hpcft.tasks.few_shot.cascade_attention import PADDING, PROMPT, Rows
+from hpcft.tasks.few_shot.cascade_attention import PADDING, PROMPT, RowMasks
 from hpcft.tasks.few_shot.prefix_cache import Prefix
-from hpcft.tasks.few_shot.requests import Request
+from hpcft.tasks.few_shot.requests import PromptRequest
 
 
 @dataclass
-class Layout:
+class TokenLayout:
     """A batch before it is tensors."""
 
     rows: list[list[int]] = field(default_factory=list)
@@ -33,9 +33,9 @@ class Layout:
     """Each token of each choice: the output it is read from, the token, the choice's number."""
 
 
-def tree_rows(requests: Sequence[Request], prefix: int) -> Layout:
+def tree_rows(requests: Sequence[PromptRequest], prefix: int) -> TokenLayout:
     """One row a request: its tokens, then those of each choice but its last, side by side."""
-    layout = Layout()
+    layout = TokenLayout()
     number = 0
     for index, request in enumerate(requests):
         row = request.tokens[prefix:]
@@ -60,9 +60,9 @@ def tree_rows(requests: Sequence[Request], prefix: int) -> Layout:
     return layout
 
 
-def plain_rows(requests: Sequence[Request], prefix: int) -> Layout:
+def plain_rows(requests: Sequence[PromptRequest], prefix: int) -> TokenLayout:
     """One row a choice: the prompt's tokens, then the choice's but its last; equal rows are one."""
-    layout = Layout()
+    layout = TokenLayout()
     number = 0
     for request in requests:
         own = request.tokens[prefix:]
@@ -80,10 +80,10 @@ def plain_rows(requests: Sequence[Request], prefix: int) -> Layout:
     return layout
 
 
-def tensors(layout: Layout, prefix: Prefix, device: torch.device) -> tuple[Tensor, Rows]:
+def tensors(layout: TokenLayout, prefix: Prefix, device: torch.device) -> tuple[Tensor, RowMasks]:
     """The tokens of a tree layout, (B, S), and what attention has to know of them."""
     depths = padded(layout.depths, 0, device)
-    rows = Rows(
+    rows = RowMasks(
         prefix,
         depths,
         padded(layout.branches, PADDING, device),

@@ -15,24 +15,24 @@ from threading import Thread
 
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster
-from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.rank_env import RankInfo
 
 log = logging.getLogger(__name__)
 
 
-def near_folder(paths: RunPaths, cluster: Cluster, me: Rank) -> Path | None:
+def node_folder(paths: RunPaths, cluster: Cluster, me: RankInfo) -> Path | None:
     """Where this run writes on this node's own disk; None where the profile names no such disk."""
     if cluster.node_disk_path is None:
         return None
     return Path(cluster.node_disk_path) / f"hpcft-{paths.folder.name}-{me.node}"
 
 
-def made(paths: RunPaths, cluster: Cluster, me: Rank) -> Path | None:
+def prepare_node_folder(paths: RunPaths, cluster: Cluster, me: RankInfo) -> Path | None:
     """The folder, without what an earlier start has left there; None where it cannot be used."""
-    near = near_folder(paths, cluster, me)
+    near = node_folder(paths, cluster, me)
     if near is None or me.local_rank != 0:
         return near
-    remove(near)
+    remove_node_folder(near)
     try:
         near.mkdir(mode=0o700)  # one that is there yet is not ours
     except OSError as error:
@@ -41,7 +41,7 @@ def made(paths: RunPaths, cluster: Cluster, me: Rank) -> Path | None:
     return near
 
 
-def remove(near: Path | None) -> None:
+def remove_node_folder(near: Path | None) -> None:
     """Removes the folder, where there is one."""
     if near is not None:
         shutil.rmtree(near, ignore_errors=True)
@@ -55,7 +55,7 @@ def has_room(near: Path, size: int) -> bool:
         return False
 
 
-class Copy:
+class AsyncCopy:
     """What one node wrote of a checkpoint, on its way to where it stays."""
 
     def __init__(self, source: Path, target: Path) -> None:
@@ -101,4 +101,4 @@ class Copy:
         except Exception as error:  # whatever it is, what is there is not all
             self._error = error
         if near:
-            remove(self._source)
+            remove_node_folder(self._source)

@@ -19,12 +19,12 @@ import torch
 from transformers.trainer import OPTIMIZER_NAME
 
 from hpcft.core import checkpoints
-from hpcft.core.checkpoints import Found
+from hpcft.core.checkpoints import CompleteCheckpoint
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Layout, Plan
 from hpcft.planning import oom_fallback
 from hpcft.training.checkpointing import retention, universal_format
-from hpcft.training.checkpointing.universal_format import MODEL_STATES, MOMENTS, loaded
+from hpcft.training.checkpointing.universal_format import MODEL_STATES, MOMENTS, load_trusted
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,17 @@ log = logging.getLogger(__name__)
 CONVERTIBLE = ("adamw_torch", "adamw_torch_fused")
 
 
-def go_on(paths: RunPaths, plan: Plan) -> tuple[Found | None, list[str]]:
+def find_resume_checkpoint(
+    paths: RunPaths, plan: Plan
+) -> tuple[CompleteCheckpoint | None, list[str]]:
     """What a start goes on from, in a form that it can load, and what was passed over.
 
     Only rank 0 asks, before the others meet it. What an interrupted save left behind is removed,
     and metrics.jsonl is cut.
     """
     retention.remove_unfinished(paths)
-    found, notes = checkpoints.latest(paths)
-    if found and (why := obstacle(found, plan)):
+    found, notes = checkpoints.latest_checkpoint(paths)
+    if found and (why := reshard_blocker(found, plan)):
         notes.append(f"{found.folder.name} could not be gone on from ({why}): training began anew")
         found = None
     for note in notes:
@@ -49,26 +51,26 @@ def go_on(paths: RunPaths, plan: Plan) -> tuple[Found | None, list[str]]:
     if found is None:
         return None, notes
     log.info("goes on from step %d (%s)", found.record.step, found.folder.name)
-    return fitting(found, plan.layout), notes
+    return resharded(found, plan.layout), notes
 
 
-def fitting(found: Found, now: Layout) -> Found:
+def resharded(found: CompleteCheckpoint, now: Layout) -> CompleteCheckpoint:
     """The checkpoint in a form that a layout loads: as it is, or converted."""
-    to = fitting_folder(found, now)
+    to = resharded_folder(found, now)
     if to != found.folder:
         shutil.rmtree(to, ignore_errors=True)
         convert(found, to)
-    return Found(to, found.record)
+    return CompleteCheckpoint(to, found.record)
 
 
-def fitting_folder(found: Found, now: Layout) -> Path:
+def resharded_folder(found: CompleteCheckpoint, now: Layout) -> Path:
     """Where `fitting` puts it."""
     if not needs_conversion(found.record.layout, now):
         return found.folder
     return found.folder.with_name(f".universal-{found.record.step}")
 
 
-def obstacle(found: Found, plan: Plan) -> str:
+def reshard_blocker(found: CompleteCheckpoint, plan: Plan) -> str:
     """Why a run cannot go on from a checkpoint as it is planned now; empty where it can."""
     before, now = found.record.layout, plan.layout
     if not needs_conversion(before, now):
@@ -85,10 +87,10 @@ def obstacle(found: Found, plan: Plan) -> str:
 
 def needs_conversion(before: Layout, now: Layout) -> bool:
     """Whether what a layout has written has to be put together for another."""
-    return bool(before.zero_stage or now.zero_stage) and not oom_fallback.shards_alike(before, now)
+    return bool(before.zero_stage or now.zero_stage) and not oom_fallback.same_sharding(before, now)
 
 
-def convert(found: Found, to: Path) -> None:
+def convert(found: CompleteCheckpoint, to: Path) -> None:
     """Writes the checkpoint in DeepSpeed's universal format."""
     if found.record.layout.zero_stage:
         _put_together(found, to)
@@ -99,7 +101,7 @@ def convert(found: Found, to: Path) -> None:
             shutil.copy2(file, to / file.name)
 
 
-def _put_together(found: Found, to: Path) -> None:
+def _put_together(found: CompleteCheckpoint, to: Path) -> None:
     """Of the ranks' shards, one in memory at a time."""
     from deepspeed.checkpoint import ds_to_universal
 
@@ -131,17 +133,17 @@ def _complete(states: Path) -> None:
     import deepspeed
 
     file = states / "zero/optimizer_state.pt"
-    optimizer: dict[str, Any] = loaded(file)
+    optimizer: dict[str, Any] = load_trusted(file)
     first = min(states.glob("*model_states.pt"))
     inner = optimizer.get("optimizer_state_dict")
     if inner:  # written by stage 3
         step = inner["state"][0]["step"]
-        for group in loaded(first)["param_shapes"]:
+        for group in load_trusted(first)["param_shapes"]:
             for name, shape in group.items():
                 _shape(states / "zero" / name, shape)
                 torch.save(step, states / "zero" / name / "step.pt")
     else:
-        step = loaded(next((states / "zero").rglob("step.pt")))
+        step = load_trusted(next((states / "zero").rglob("step.pt")))
     optimizer["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": [{}]}
     optimizer["param_groups"] = [{} for _ in optimizer["param_groups"]]
     optimizer["ds_version"] = deepspeed.__version__
@@ -155,4 +157,4 @@ def _shape(parameter: Path, shape: Any) -> None:
     """Gives the weight and the moments of a parameter their shape, which stage 3 has flattened."""
     for key in ("fp32", *MOMENTS):
         file = parameter / f"{key}.pt"
-        torch.save({"param": loaded(file).view(shape)}, file)
+        torch.save({"param": load_trusted(file).view(shape)}, file)

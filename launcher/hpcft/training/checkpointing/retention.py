@@ -7,9 +7,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from hpcft.core.checkpoints import MARK, folders, step_of
+from hpcft.core.checkpoints import MARKER_FILE, checkpoint_folders, checkpoint_step
 from hpcft.core.errors import StoreError
-from hpcft.core.files import read, write_text
+from hpcft.core.files import read_record, write_text
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint
 
@@ -43,7 +43,7 @@ def _kind(line: bytes) -> object:
         return None  # the process was killed while it wrote
 
 
-def rotate(paths: RunPaths, now: int, best: str | None, kept: int | None) -> None:
+def remove_old_checkpoints(paths: RunPaths, now: int, best: str | None, kept: int | None) -> None:
     """Removes the checkpoints that nothing needs any more.
 
     Args:
@@ -53,8 +53,8 @@ def rotate(paths: RunPaths, now: int, best: str | None, kept: int | None) -> Non
         kept: `train.save_total_limit`: the last so many that the recipe asked for stay.
     """
     stay = 0
-    for folder in sorted(folders(paths), key=step_of, reverse=True):
-        step = step_of(folder)
+    for folder in sorted(checkpoint_folders(paths), key=checkpoint_step, reverse=True):
+        step = checkpoint_step(folder)
         needed = step == now or str(folder) == best
         if needed or (step < now and _was_asked(folder) and (kept is None or stay < kept)):
             stay += 1
@@ -62,16 +62,16 @@ def rotate(paths: RunPaths, now: int, best: str | None, kept: int | None) -> Non
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_recoveries(paths: RunPaths) -> None:
+def remove_resume_checkpoints(paths: RunPaths) -> None:
     """Removes the checkpoints of a run that is done, other than those that its recipe asked for."""
     remove_unfinished(paths)
-    for folder in folders(paths):
+    for folder in checkpoint_folders(paths):
         if not _was_asked(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _was_asked(folder: Path) -> bool:
     try:
-        return read(folder / MARK, Checkpoint).asked
+        return read_record(folder / MARKER_FILE, Checkpoint).asked
     except StoreError:
         return False

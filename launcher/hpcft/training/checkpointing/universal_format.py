@@ -54,11 +54,11 @@ def load_states(model: Module, optimizer: Optimizer, scheduler: Any, folder: Pat
     found: dict[int, dict[str, Tensor]] = {}
     for index, name in enumerate(_order(model, optimizer)):
         found[index] = {key: _one(states, name, key).view(shapes[name]) for key in MOMENTS}
-        step = torch.as_tensor(loaded(states / name / "step.pt"), dtype=torch.float32)
+        step = torch.as_tensor(load_trusted(states / name / "step.pt"), dtype=torch.float32)
         found[index]["step"] = step.reshape(())
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": found, "param_groups": groups})
-    scheduler.load_state_dict(loaded(folder / SCHEDULER_NAME))
+    scheduler.load_state_dict(load_trusted(folder / SCHEDULER_NAME))
     return True
 
 
@@ -110,7 +110,7 @@ def to_universal(folder: Path, to: Path, step: int) -> None:
     torch.save(optimizer, states / "optimizer_state.pt")
     model = {
         "module": {},
-        "lr_scheduler": loaded(folder / SCHEDULER_NAME),
+        "lr_scheduler": load_trusted(folder / SCHEDULER_NAME),
         "dp_world_size": 1,
         "mp_world_size": 1,
         "global_steps": step,
@@ -133,10 +133,10 @@ def _states(folder: Path) -> Path | None:
 
 
 def _one(states: Path, name: str, key: str) -> Tensor:
-    value: Tensor = loaded(states / name / f"{key}.pt")["param"]
+    value: Tensor = load_trusted(states / name / f"{key}.pt")["param"]
     return value
 
 
-def loaded(file: Path) -> Any:
+def load_trusted(file: Path) -> Any:
     """What a file holds that this run wrote itself, into a folder that others cannot write."""
     return torch.load(file, map_location="cpu", weights_only=False)

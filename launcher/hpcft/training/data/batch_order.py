@@ -23,8 +23,8 @@ from torch.utils.data import Sampler
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Plan
-from hpcft.tasks.base import IGNORED, Features
-from hpcft.training.data.prepare import Split
+from hpcft.tasks.base import IGNORED, ModelInputs
+from hpcft.training.data.prepare import PreparedSplit
 
 Group = list[int]
 """Indices of examples."""
@@ -33,7 +33,7 @@ GROUPED_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchPlan:
     """The order of a run's training examples."""
 
     lengths: Sequence[int]
@@ -118,7 +118,7 @@ class Order:
         return self.lengths[index]
 
 
-def of_run(recipe: FullRecipe, plan: Plan, lengths: Sequence[int]) -> Order:
+def plan_batches(recipe: FullRecipe, plan: Plan, lengths: Sequence[int]) -> BatchPlan:
     """The order of a run's training examples.
 
     Args:
@@ -131,7 +131,7 @@ def of_run(recipe: FullRecipe, plan: Plan, lengths: Sequence[int]) -> Order:
     if train.max_steps > 0:
         epochs = train.max_steps * train.global_batch_size / len(lengths)
     room = layout.per_device_train_batch_size * recipe.task.max_length
-    return Order(
+    return BatchPlan(
         lengths=lengths,
         global_batch=train.global_batch_size,
         strategy=train.train_sampling_strategy,
@@ -146,7 +146,7 @@ def of_run(recipe: FullRecipe, plan: Plan, lengths: Sequence[int]) -> Order:
 class MicroBatches(Sampler[tuple[int, ...]]):
     """An order as the data loader asks for it: one item is a micro-batch."""
 
-    def __init__(self, order: Order, epoch: Callable[[], int]) -> None:
+    def __init__(self, order: BatchPlan, epoch: Callable[[], int]) -> None:
         self.order = order
         self.epoch = epoch
 
@@ -159,20 +159,20 @@ class MicroBatches(Sampler[tuple[int, ...]]):
         return self.order.micro_batches(self.epoch())
 
 
-class Rows:
+class MicroBatchDataset:
     """A split whose items are micro-batches: the features of the examples with these indices."""
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: PreparedSplit) -> None:
         self.split = split
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, indices: tuple[int, ...]) -> list[Features]:
+    def __getitem__(self, indices: tuple[int, ...]) -> list[ModelInputs]:
         return self.split.rows(indices) or [self._blank]
 
     @cached_property
-    def _blank(self) -> Features:
+    def _blank(self) -> ModelInputs:
         """An example without labels: ranks compute together, also where one has nothing left."""
         lengths = self.split.lengths
         (row,) = self.split.rows([lengths.index(min(lengths))])

@@ -10,12 +10,12 @@ from typing import Any
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.paths import RunPaths
 from hpcft.tasks.base import Example
-from hpcft.tasks.few_shot.requests import Request, common_prefix
-from hpcft.tasks.few_shot.task import Prompt, Prompting
+from hpcft.tasks.few_shot.requests import PromptRequest, common_prefix
+from hpcft.tasks.few_shot.task import FewShot, Prompt
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptGroup:
     """Prompts that show the same shots, and so begin alike."""
 
     prefix: list[int]
@@ -24,14 +24,14 @@ class Group:
     """Which example of the scored split each prompt is of."""
     labels: list[int]
     """The true label of each."""
-    requests: list[Request]
+    requests: list[PromptRequest]
     """What is asked, as whole prompts."""
 
 
-def prepare(
+def write_prompts(
     paths: RunPaths,
     recipe: FullRecipe,
-    task: Prompting,
+    task: FewShot,
     splits: dict[str, list[Example]],
     tokenizer: Any,
     notes: list[str],
@@ -71,15 +71,15 @@ def _group(prompts: Sequence[Prompt], labels: Sequence[int], shots: int) -> dict
     }
 
 
-def load(paths: RunPaths) -> list[Group]:
+def read_prompts(paths: RunPaths) -> list[PromptGroup]:
     """The prompts that rank 0 has prepared, those with the most shots first."""
     return [
-        Group(
+        PromptGroup(
             group["prefix"],
             group["examples"],
             group["labels"],
             [
-                Request(group["prefix"] + own, choices)
+                PromptRequest(group["prefix"] + own, choices)
                 for own, choices in zip(group["own"], group["choices"], strict=True)
             ],
         )

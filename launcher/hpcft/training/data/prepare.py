@@ -13,25 +13,25 @@ import datasets
 from transformers import AutoTokenizer, set_seed
 
 from hpcft.config import identity
-from hpcft.config.hf_model import model_class, model_config
+from hpcft.config.hf_model import auto_model_class, build_model_config
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
-from hpcft.core.files import read, write
+from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Fingerprints, Plan, StoredRecord, TokenizerTraining
-from hpcft.recovery.log import taken
+from hpcft.recovery.log import read_recoveries
 from hpcft.staging import staged_inputs
 from hpcft.staging.verify import load_tokenizer as load_pretrained_tokenizer
-from hpcft.tasks.base import INPUTS, Example, Features, TrainedTask
-from hpcft.tasks.data import examples as rows
-from hpcft.tasks.few_shot.task import Prompting
+from hpcft.tasks.base import INPUTS, Example, ModelInputs, TrainedTask
+from hpcft.tasks.data.examples import load_examples
+from hpcft.tasks.few_shot.task import FewShot
 from hpcft.training.data import few_shot_prompts
 from hpcft.training.data.tokenizer import train_tokenizer
 from hpcft.training.distributed import rank_env, rendezvous, torch_extensions
-from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.telemetry.progress import ProgressReporter
 
 
-class Summary(StoredRecord):
+class DataSummary(StoredRecord):
     """What was prepared; written last."""
 
     examples: dict[str, int]
@@ -42,7 +42,7 @@ class Summary(StoredRecord):
     """What the reader of the result should know."""
 
 
-class Split:
+class PreparedSplit:
     """Features of a split for the Trainer, with the examples that its metrics need."""
 
     def __init__(self, features: Any, examples: list[Example]) -> None:
@@ -65,36 +65,36 @@ class Split:
         counted: list[int] = pyarrow.compute.list_value_length(column).to_pylist()
         return counted
 
-    def rows(self, indices: Sequence[int]) -> list[Features]:
+    def rows(self, indices: Sequence[int]) -> list[ModelInputs]:
         """Several rows, read at once."""
-        found: list[Features] = self.features.__getitems__(list(indices))
+        found: list[ModelInputs] = self.features.__getitems__(list(indices))
         return found
 
 
-def together(
+def prepare_all_ranks(
     paths: RunPaths,
     recipe: FullRecipe,
     cluster: Cluster,
     plan: Plan,
-    heartbeat: Heartbeat,
+    heartbeat: ProgressReporter,
     generation: int,
-) -> Summary:
+) -> DataSummary:
     """What rank 0 has prepared, after all ranks have met; arguments as of `loop.run`."""
     if generation:  # from here on, metrics.jsonl begins anew or goes on from a checkpoint
-        rung = taken(paths)[-1]
+        rung = read_recoveries(paths)[-1]
         heartbeat.log("rung", {"number": rung.number, "change": rung.change, "how": rung.how})
     heartbeat.set(phase="data")
     if plan.ds_config is not None:
         torch_extensions.use_own_lock()
     if heartbeat.me.is_first:
-        prepare(paths, recipe)
-        torch_extensions.build(plan)
-    if not rank_env.is_alone(plan):
-        rendezvous.meet(paths, cluster, heartbeat.me, generation)
-    return read(paths.prepared / "summary.json", Summary)
+        prepare_data(paths, recipe)
+        torch_extensions.build_operators(plan)
+    if not rank_env.single_process(plan):
+        rendezvous.join_rendezvous(paths, cluster, heartbeat.me, generation)
+    return read_record(paths.prepared / "summary.json", DataSummary)
 
 
-def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
+def prepare_data(paths: RunPaths, recipe: FullRecipe) -> None:
     """Writes `prepared/`; what an earlier attempt finished is kept."""
     done = paths.prepared / "summary.json"
     if done.exists():
@@ -102,12 +102,12 @@ def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
     _check_unchanged(paths)
     shutil.rmtree(paths.prepared, ignore_errors=True)
     paths.prepared.mkdir(mode=0o700)
-    examples = rows.load(recipe.task)
+    examples = load_examples(recipe.task)
     notes = list(examples.notes)
     tokenizer = _tokenizer(recipe, examples.splits.get("train", []))
     tokenizer.save_pretrained(paths.prepared / "tokenizer")
-    if isinstance(recipe.task, Prompting):
-        tokens = few_shot_prompts.prepare(
+    if isinstance(recipe.task, FewShot):
+        tokens = few_shot_prompts.write_prompts(
             paths, recipe, recipe.task, examples.splits, tokenizer, notes
         )
     else:
@@ -115,7 +115,7 @@ def prepare(paths: RunPaths, recipe: FullRecipe) -> None:
     if recipe.model.path is None:
         _new_weights(recipe, tokenizer, paths.prepared / "model")
     counts = {split: len(found) for split, found in examples.splits.items()}
-    write(done, Summary(examples=counts, tokens=tokens, notes=notes))
+    write_record(done, DataSummary(examples=counts, tokens=tokens, notes=notes))
 
 
 def _features(
@@ -144,13 +144,13 @@ def _features(
     return tokens
 
 
-def load_split(paths: RunPaths, split: str) -> Split | None:
+def load_split(paths: RunPaths, split: str) -> PreparedSplit | None:
     """A prepared split, memory-mapped; None where the data has no such split."""
     folder = paths.prepared / split
     if not folder.is_dir():
         return None
     examples = json.loads((paths.prepared / f"{split}.json").read_text())
-    return Split(datasets.Dataset.load_from_disk(folder), examples)
+    return PreparedSplit(datasets.Dataset.load_from_disk(folder), examples)
 
 
 def load_tokenizer(paths: RunPaths) -> Any:
@@ -159,9 +159,9 @@ def load_tokenizer(paths: RunPaths) -> Any:
 
 
 def _check_unchanged(paths: RunPaths) -> None:
-    staged_inputs.check_of_run(paths)
-    submitted = read(paths.fingerprints, Fingerprints).files
-    for key, value in identity.fingerprints(read(paths.recipe, FullRecipe)).items():
+    staged_inputs.check_staged_of_run(paths)
+    submitted = read_record(paths.fingerprints, Fingerprints).files
+    for key, value in identity.compute_fingerprints(read_record(paths.recipe, FullRecipe)).items():
         if submitted.get(key) not in (None, value):
             raise DataError(f"{key}: the files have changed since the run was submitted")
 
@@ -170,7 +170,7 @@ def _tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
     wanted = recipe.model.tokenizer
     if isinstance(wanted, TokenizerTraining):
         texts = [text for example in train for text in recipe.task.texts(example)]
-        config = model_config(recipe.model, recipe.task)
+        config = build_model_config(recipe.model, recipe.task)
         tokenizer = train_tokenizer(
             wanted,
             texts,
@@ -194,7 +194,7 @@ def _new_weights(recipe: FullRecipe, tokenizer: Any, folder: Path) -> None:
 
     Under `zero.Init` one seed gives other weights for each number of ranks.
     """
-    config = model_config(recipe.model, recipe.task)
+    config = build_model_config(recipe.model, recipe.task)
     if len(tokenizer) > config.vocab_size:
         raise DataError(
             f"model.config.vocab_size: {config.vocab_size} is less than the tokenizer's "
@@ -202,4 +202,4 @@ def _new_weights(recipe: FullRecipe, tokenizer: Any, folder: Path) -> None:
         )
     config.pad_token_id = tokenizer.pad_token_id
     set_seed(recipe.train.seed)
-    model_class(recipe.task).from_config(config).save_pretrained(folder)
+    auto_model_class(recipe.task).from_config(config).save_pretrained(folder)

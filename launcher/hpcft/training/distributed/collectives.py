@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 
-class Agreement:
+class RankConsensus:
     """The ranks of a run, or one rank alone."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Agreement:
         return [float(number) for number in found]
 
 
-def gathered(value: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """The value of every rank, on every rank."""
     if not torch.distributed.is_initialized():
         return [value]

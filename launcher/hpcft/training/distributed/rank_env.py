@@ -12,7 +12,7 @@ from hpcft.training.distributed.torch_extensions import extensions_folder
 
 
 @dataclass(frozen=True)
-class Rank:
+class RankInfo:
     """This process among its peers."""
 
     rank: int
@@ -27,12 +27,12 @@ class Rank:
         return self.rank == 0
 
 
-def who_am_i() -> Rank:
+def rank_info() -> RankInfo:
     """This process among its peers, as its launcher tells it."""
     from submitit import JobEnvironment
 
     job = JobEnvironment()
-    return Rank(
+    return RankInfo(
         rank=job.global_rank,
         world_size=job.num_tasks,
         local_rank=job.local_rank,
@@ -41,9 +41,9 @@ def who_am_i() -> Rank:
     )
 
 
-def enter(plan: Plan) -> Rank:
+def init_rank_env(plan: Plan) -> RankInfo:
     """Sets the environment of this rank; call it before anything imports torch or transformers."""
-    me = who_am_i()
+    me = rank_info()
     expected = plan.layout.world_size
     if me.world_size != expected:
         raise RuntimeError(f"the plan has {expected} ranks, {me.world_size} were started")
@@ -51,8 +51,8 @@ def enter(plan: Plan) -> Rank:
     return me
 
 
-def _set_environment(me: Rank, plan: Plan) -> None:
-    if is_alone(plan):
+def _set_environment(me: RankInfo, plan: Plan) -> None:
+    if single_process(plan):
         # Several GPUs that it sees would make the Trainer spread batches over them.
         first, *_ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = first
@@ -83,7 +83,7 @@ def _set_environment(me: Rank, plan: Plan) -> None:
         os.environ.pop(name, None)  # jobs are offline; a token here could only leak
 
 
-def is_alone(plan: Plan) -> bool:
+def single_process(plan: Plan) -> bool:
     """Whether there is nobody to communicate with, and no DeepSpeed that wants to.
 
     Told of a group of one, the Trainer would wrap the model in DistributedDataParallel, whose
@@ -92,7 +92,7 @@ def is_alone(plan: Plan) -> bool:
     return plan.layout.world_size == 1 and plan.ds_config is None
 
 
-def communicate(plan: Plan) -> None:
+def init_process_group(plan: Plan) -> None:
     """Joins the ranks, unless they have been, or this one is alone.
 
     `from_pretrained` needs DeepSpeed's communication under ZeRO-3. Accelerate leaves it out on a
@@ -107,5 +107,5 @@ def communicate(plan: Plan) -> None:
         import deepspeed
 
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    elif not (is_alone(plan) or torch.distributed.is_initialized()):
+    elif not (single_process(plan) or torch.distributed.is_initialized()):
         torch.distributed.init_process_group(backend)

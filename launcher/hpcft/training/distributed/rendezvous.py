@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpcft.core.files import read, write
+from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, StoredRecord
 from hpcft.scheduler import slurm
-from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.rank_env import RankInfo
 
 # Rank 0 first prepares the data; its death ends the other ranks at once, so waiting costs little.
 MEETING_TIMEOUT_S = 6 * 3600.0
@@ -29,25 +29,25 @@ class Rendezvous(StoredRecord):
     port: int
 
 
-def meeting(paths: RunPaths, me: Rank, generation: int) -> Path:
+def rendezvous_file(paths: RunPaths, me: RankInfo, generation: int) -> Path:
     """Where the ranks of this attempt's start number `generation` find each other."""
     attempt = f"{me.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     return paths.rendezvous / f"{attempt}-{generation}.json"
 
 
-def meet(paths: RunPaths, cluster: Cluster, me: Rank, generation: int) -> None:
+def join_rendezvous(paths: RunPaths, cluster: Cluster, me: RankInfo, generation: int) -> None:
     """Rank 0, when it is ready, publishes its address and its port; the others wait for them."""
-    file = meeting(paths, me, generation)
+    file = rendezvous_file(paths, me, generation)
     if me.is_first:
         file.parent.mkdir(mode=0o700, exist_ok=True)
-        write(file, Rendezvous(address=_address(cluster, me), port=_hold_port()))
+        write_record(file, Rendezvous(address=_address(cluster, me), port=_hold_port()))
     _wait_for(file)
-    where = read(file, Rendezvous)
+    where = read_record(file, Rendezvous)
     os.environ["MASTER_ADDR"] = where.address
     os.environ["MASTER_PORT"] = str(where.port)
 
 
-def _address(cluster: Cluster, me: Rank) -> str:
+def _address(cluster: Cluster, me: RankInfo) -> str:
     if cluster.scheduler == "local":
         return "127.0.0.1"
     if cluster.master_address == "hostname":

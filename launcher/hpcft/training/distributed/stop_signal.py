@@ -16,12 +16,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """Sent before a time limit or a preemption, by Slurm or by the supervisor."""
 
 
-class Saved(BaseException):
+class StoppedAfterSave(BaseException):
     """This rank was told to end; what is worth it is saved, and nobody is to blame."""
 
 
 @dataclass
-class Notice:
+class StopRequest:
     """What was told so far."""
 
     signum: int | None = None
@@ -35,7 +35,7 @@ class Notice:
         return self.signum is not None or late
 
 
-told = Notice()
+stop_request = StopRequest()
 
 
 def install() -> None:
@@ -44,7 +44,7 @@ def install() -> None:
 
     def note(signum: int, _frame: FrameType | None) -> None:
         if os.getpid() == own:
-            told.signum = signum
+            stop_request.signum = signum
         else:  # a process that was forked from this one, and that nobody waits for to save
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -52,10 +52,10 @@ def install() -> None:
     for signum in SIGNALS:
         signal.signal(signum, note)
     end = os.environ.get("SLURM_JOB_END_TIME", "")
-    told.deadline = float(end) if end.isdecimal() else None
+    stop_request.deadline = float(end) if end.isdecimal() else None
 
 
-def be_deaf() -> None:
+def ignore_stop_signals() -> None:
     """Has a data worker ignore what its parent is told: that one still needs it for its step."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

@@ -46,7 +46,7 @@ def extensions_folder() -> Path:
     return cache_folder() / "torch_extensions" / name
 
 
-class Baton:
+class OperatorLock:
     """A lock that ends with its owner; it has the methods of torch's `FileBaton`."""
 
     def __init__(self, lock_file_path: str, *_: object, **__: object) -> None:
@@ -111,10 +111,10 @@ def use_own_lock() -> None:
     """Lets torch build and load operators of this process under a lock that ends with its owner."""
     from torch.utils import cpp_extension
 
-    setattr(cpp_extension, "FileBaton", Baton)  # noqa: B010  it is not exported
+    setattr(cpp_extension, "FileBaton", OperatorLock)  # noqa: B010  it is not exported
 
 
-def build(plan: Plan) -> None:
+def build_operators(plan: Plan) -> None:
     """Builds what the plan's ranks will use, so that they only load it."""
     if plan.ds_config is None:
         return

@@ -18,7 +18,7 @@ from typing import NamedTuple
 STARTING = "starting"
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """One sign of life."""
 
     at: float
@@ -29,7 +29,7 @@ class Beat(NamedTuple):
     """Optimizer steps, or examples, that it has done."""
 
 
-class Beats:
+class HeartbeatSender:
     """The training's end of the pipe."""
 
     def __init__(self, pipe: int | None = None) -> None:
@@ -45,7 +45,7 @@ class Beats:
             os.write(self._pipe, line.encode())
 
 
-def attach(pipe: int, stacks: int) -> Beats:
+def connect(pipe: int, stacks: int) -> HeartbeatSender:
     """Begins to beat, and to answer SIGUSR1 with the stacks of all threads.
 
     Args:
@@ -55,15 +55,15 @@ def attach(pipe: int, stacks: int) -> Beats:
     for inherited in (pipe, stacks):
         os.set_inheritable(inherited, False)
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
-    beats = Beats(pipe)
+    beats = HeartbeatSender(pipe)
     beats.beat(STARTING, 0)
     return beats
 
 
-def read(line: str) -> Beat:
+def read(line: str) -> Heartbeat:
     """A line of the pipe."""
     at, phase, step = line.split()
-    return Beat(float(at), phase, int(step))
+    return Heartbeat(float(at), phase, int(step))
 
 
 OUT_OF_MEMORY_EXIT = 86

@@ -15,7 +15,7 @@ Answer = list[float] | str
 """Log-likelihood of each choice, summed over its tokens; or the text that was generated."""
 
 
-def read(folder: Path) -> dict[int, Answer]:
+def read_answers(folder: Path) -> dict[int, Answer]:
     """The answers of earlier attempts by example, whatever number of ranks they had."""
     found: dict[int, Answer] = {}
     for file in sorted(folder.glob("*.jsonl")):

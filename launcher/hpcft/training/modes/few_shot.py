@@ -17,79 +17,79 @@ from hpcft.core.errors import DataError
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Plan
 from hpcft.metrics import Scores
-from hpcft.tasks.few_shot.batching import batches, deal
+from hpcft.tasks.few_shot.batching import make_batches, split_batches
 from hpcft.tasks.few_shot.generation import generate
-from hpcft.tasks.few_shot.requests import Request, row_tokens
+from hpcft.tasks.few_shot.requests import PromptRequest, row_tokens
 from hpcft.tasks.few_shot.scorer import Scorer
-from hpcft.tasks.few_shot.task import MOST_ROWS, Prompting
+from hpcft.tasks.few_shot.task import MAX_ROWS, FewShot
 from hpcft.training.data import few_shot_prompts, prepare
-from hpcft.training.data.few_shot_prompts import Group
+from hpcft.training.data.few_shot_prompts import PromptGroup
 from hpcft.training.distributed import rank_env, stop_signal
-from hpcft.training.distributed.collectives import gathered
+from hpcft.training.distributed.collectives import gather_objects
 from hpcft.training.modes import answer_log
 from hpcft.training.modes.answer_log import Answer, AnswerFile
-from hpcft.training.modes.result import write_record
-from hpcft.training.telemetry.progress import Heartbeat
-from hpcft.training.trainer import model as models
+from hpcft.training.modes.result import write_result
+from hpcft.training.telemetry.progress import ProgressReporter
+from hpcft.training.trainer.model import check_parameter_count, inference_model
 
 BATCHES_AHEAD = 2
 """Before a time limit there has to be room for so many batches."""
 
 
-def run(
+def run_few_shot(
     paths: RunPaths,
     recipe: FullRecipe,
     cluster: Cluster,
     plan: Plan,
-    heartbeat: Heartbeat,
+    heartbeat: ProgressReporter,
     generation: int,
 ) -> None:
     """Asks and scores; rank 0 writes the record. Arguments as of `loop.run`."""
     task, me = recipe.task, heartbeat.me
-    assert isinstance(task, Prompting)
-    summary = prepare.together(paths, recipe, cluster, plan, heartbeat, generation)
-    groups = few_shot_prompts.load(paths)
+    assert isinstance(task, FewShot)
+    summary = prepare.prepare_all_ranks(paths, recipe, cluster, plan, heartbeat, generation)
+    groups = few_shot_prompts.read_prompts(paths)
     heartbeat.set(phase="model")
-    rank_env.communicate(plan)
+    rank_env.init_process_group(plan)
     tokenizer = prepare.load_tokenizer(paths)
     # Rank 0 decides what is known: the folder of another rank may lag behind.
-    (known, *_) = gathered(answer_log.read(paths.answers) if me.is_first else None)
+    (known, *_) = gather_objects(answer_log.read_answers(paths.answers) if me.is_first else None)
     new: dict[int, Answer] = {}
     with (
-        models.to_ask(paths, recipe, plan, tokenizer) as model,
+        inference_model(paths, recipe, plan, tokenizer) as model,
         AnswerFile(paths.answers, me.rank) as file,
     ):
-        parameters = models.counted(model, plan.facts)
-        asker = Asker(
+        parameters = check_parameter_count(model, plan.facts)
+        asker = PromptRunner(
             model,
             tokenizer,
             task,
             max_tokens=plan.per_device_eval_batch_size * task.max_length,
             seed=recipe.train.seed,
         )
-        pace = _Pace(heartbeat, groups, known)
+        pace = _ProgressMeter(heartbeat, groups, known)
         for found, tokens in asker.answers(
             groups, known, me.rank, me.world_size, together=plan.layout.zero_stage == 3
         ):
             file.add(found)
             new |= found
             pace.tell(len(found), tokens)
-            if stop_signal.told.has_to_end(BATCHES_AHEAD * pace.batch_s):
-                raise stop_signal.Saved  # all answers so far are in the file
-    for others in gathered(new):
+            if stop_signal.stop_request.has_to_end(BATCHES_AHEAD * pace.batch_s):
+                raise stop_signal.StoppedAfterSave  # all answers so far are in the file
+    for others in gather_objects(new):
         known |= others
-    metrics = scored(task, groups, known)
+    metrics = score_answers(task, groups, known)
     heartbeat.log(recipe.evaluation.split, metrics)
     heartbeat.set(phase="saving")
-    write_record(paths, recipe, cluster, plan, heartbeat, summary, parameters, metrics=metrics)
+    write_result(paths, recipe, cluster, plan, heartbeat, summary, parameters, metrics=metrics)
     heartbeat.set(phase="done")
 
 
-class Asker:
+class PromptRunner:
     """Asks a model what the prompts of a run say."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, task: Prompting, *, max_tokens: int, seed: int
+        self, model: Any, tokenizer: Any, task: FewShot, *, max_tokens: int, seed: int
     ) -> None:
         """What is asked how.
 
@@ -111,7 +111,7 @@ class Asker:
 
     def answers(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[PromptGroup],
         known: dict[int, Answer],
         rank: int,
         ranks: int,
@@ -132,13 +132,11 @@ class Asker:
                 continue
             scorer = Scorer(self.model, group.prefix)
             shared = scorer.shared_tokens
-            every = batches(group.requests, shared, self._budget(scorer, together))
-            cut = [
-                part[i : i + MOST_ROWS] for part in every for i in range(0, len(part), MOST_ROWS)
-            ]
+            every = make_batches(group.requests, shared, self._budget(scorer, together))
+            cut = [part[i : i + MAX_ROWS] for part in every for i in range(0, len(part), MAX_ROWS)]
             todo = [b for b in cut if not known.keys() >= {group.examples[i] for i in b}]
             own = todo[rank::ranks]
-            for number, batch in enumerate(deal(todo, ranks)[rank] if together else own):
+            for number, batch in enumerate(split_batches(todo, ranks)[rank] if together else own):
                 requests = [group.requests[i] for i in batch]
                 examples = [group.examples[i] for i in batch]
                 found = self._ask(scorer, requests, examples, together=together)
@@ -161,7 +159,7 @@ class Asker:
         return 1 if alone else self.max_tokens
 
     def _ask(
-        self, scorer: Scorer, requests: list[Request], examples: list[int], *, together: bool
+        self, scorer: Scorer, requests: list[PromptRequest], examples: list[int], *, together: bool
     ) -> Sequence[Answer]:
         if self.task.answer == "likelihood":
             return scorer.score(requests)
@@ -180,10 +178,10 @@ class Asker:
 
 def _all_agree(done: bool) -> bool:
     """Whether all ranks are done with their batches."""
-    return all(gathered(done))
+    return all(gather_objects(done))
 
 
-def scored(task: Prompting, groups: Sequence[Group], known: dict[int, Answer]) -> Scores:
+def score_answers(task: FewShot, groups: Sequence[PromptGroup], known: dict[int, Answer]) -> Scores:
     """The task's metrics of all answers."""
     predictions, labels = [], []
     for group in groups:
@@ -200,11 +198,11 @@ def scored(task: Prompting, groups: Sequence[Group], known: dict[int, Answer]) -
     return task.metrics(predictions, labels, [])
 
 
-class _Pace:
+class _ProgressMeter:
     """Tells the heartbeat how many examples are answered, how fast, and when all will be."""
 
     def __init__(
-        self, heartbeat: Heartbeat, groups: Sequence[Group], known: dict[int, Answer]
+        self, heartbeat: ProgressReporter, groups: Sequence[PromptGroup], known: dict[int, Answer]
     ) -> None:
         self.heartbeat = heartbeat
         self.total = sum(len(group.examples) for group in groups)

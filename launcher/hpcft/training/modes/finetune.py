@@ -24,22 +24,22 @@ from hpcft.planning import disk
 from hpcft.planning.run_time import SHARED_DISK_BYTES_S
 from hpcft.tasks import packing
 from hpcft.tasks.base import IGNORED
-from hpcft.tasks.chunked_loss import loss_of
+from hpcft.tasks.chunked_loss import make_loss
 from hpcft.training.checkpointing import node_local, reshard, retention
 from hpcft.training.data import batch_order, prepare
-from hpcft.training.data.batch_order import Rows
-from hpcft.training.data.prepare import Split
+from hpcft.training.data.batch_order import MicroBatchDataset
+from hpcft.training.data.prepare import PreparedSplit
 from hpcft.training.distributed import rank_env, stop_signal
-from hpcft.training.distributed.collectives import Agreement, gathered
-from hpcft.training.distributed.rank_env import Rank
-from hpcft.training.modes.result import write_record
-from hpcft.training.telemetry.progress import Heartbeat
-from hpcft.training.trainer import model as models
-from hpcft.training.trainer.checkpointing import Saving
+from hpcft.training.distributed.collectives import RankConsensus, gather_objects
+from hpcft.training.distributed.rank_env import RankInfo
+from hpcft.training.modes.result import write_result
+from hpcft.training.telemetry.progress import ProgressReporter
+from hpcft.training.trainer.checkpointing import CheckpointState
 from hpcft.training.trainer.features import FeatureTrainer
-from hpcft.training.trainer.nan_guard import Finite
-from hpcft.training.trainer.oom_retry import stepper
-from hpcft.training.trainer.save_callback import Boundary
+from hpcft.training.trainer.model import check_parameter_count, load_model
+from hpcft.training.trainer.nan_guard import NanGuard
+from hpcft.training.trainer.oom_retry import fallback_in_process
+from hpcft.training.trainer.save_callback import SaveCallback
 from hpcft.training.trainer.trainer import ScoringTrainer
 
 
@@ -50,7 +50,9 @@ class ScoreBefore(TrainerCallback):  # type: ignore[misc]
     ZeRO-3, and cannot train afterwards.
     """
 
-    def __init__(self, trainer: ScoringTrainer, split: Split, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self, trainer: ScoringTrainer, split: PreparedSplit, heartbeat: ProgressReporter
+    ) -> None:
         self.trainer = trainer
         self.split = split
         self.heartbeat = heartbeat
@@ -61,15 +63,15 @@ class ScoreBefore(TrainerCallback):  # type: ignore[misc]
         if state.global_step:
             self.metrics = self.heartbeat.logged("before")
             return
-        self.metrics = score(self.trainer, self.split, self.heartbeat, "before")
+        self.metrics = score_split(self.trainer, self.split, self.heartbeat, "before")
 
 
-def run(
+def run_finetuning(
     paths: RunPaths,
     recipe: FullRecipe,
     cluster: Cluster,
     plan: Plan,
-    heartbeat: Heartbeat,
+    heartbeat: ProgressReporter,
     generation: int,
 ) -> None:
     """Trains and scores; rank 0 writes the record.
@@ -84,8 +86,8 @@ def run(
     """
     me = heartbeat.me
     # Rank 0 decides what is there: the folder of another rank may lag behind.
-    found = reshard.go_on(paths, plan) if me.is_first else (None, [])
-    summary = prepare.together(paths, recipe, cluster, plan, heartbeat, generation)
+    found = reshard.find_resume_checkpoint(paths, plan) if me.is_first else (None, [])
+    summary = prepare.prepare_all_ranks(paths, recipe, cluster, plan, heartbeat, generation)
     tokenizer = prepare.load_tokenizer(paths)
     train = prepare.load_split(paths, "train")
     validation = prepare.load_split(paths, "validation")
@@ -94,9 +96,9 @@ def run(
     assert scored is not None
 
     heartbeat.set(phase="model")
-    examples = batch_order.of_run(recipe, plan, train.lengths)
-    rank_env.communicate(plan)
-    checkpoint, skipped = gathered(found)[0]
+    examples = batch_order.plan_batches(recipe, plan, train.lengths)
+    rank_env.init_process_group(plan)
+    checkpoint, skipped = gather_objects(found)[0]
     earlier = checkpoint.record if checkpoint else None
     universal = bool(earlier and reshard.needs_conversion(earlier.layout, plan.layout))
     arguments = training_arguments(
@@ -107,9 +109,9 @@ def run(
         has_validation=validation is not None,
         universal=universal,
     )
-    model = models.load(paths, recipe, plan, tokenizer)
-    parameters = models.counted(model, plan.facts)
-    trainer = trainer_of(recipe, plan, arguments, model, tokenizer, train, validation, heartbeat)
+    model = load_model(paths, recipe, plan, tokenizer)
+    parameters = check_parameter_count(model, plan.facts)
+    trainer = make_trainer(recipe, plan, arguments, model, tokenizer, train, validation, heartbeat)
     trainer.order, trainer.max_length = examples, recipe.task.max_length
     heartbeat.tokens_per_step = (
         summary.tokens["train"] / len(train) * recipe.train.global_batch_size
@@ -118,36 +120,36 @@ def run(
     before = ScoreBefore(trainer, scored, heartbeat)
     if recipe.evaluation.before:
         trainer.add_callback(before)
-    trainer.add_callback(Finite(paths, plan.precision))
-    trainer.step_down = stepper(paths, recipe, cluster, plan, heartbeat)
+    trainer.add_callback(NanGuard(paths, plan.precision))
+    trainer.step_down = fallback_in_process(paths, recipe, cluster, plan, heartbeat)
     size = disk.checkpoint_bytes(plan.facts, recipe, plan.layout, plan.precision)
-    trainer.saving = saving = Saving(
+    trainer.saving = saving = CheckpointState(
         paths=paths,
         plan=plan,
         me=me,
-        agreement=Agreement(),
+        agreement=RankConsensus(),
         kept=recipe.train.save_total_limit,
         checkpoint_bytes=size,
-        near=node_local.made(paths, cluster, me),
+        near=node_local.prepare_node_folder(paths, cluster, me),
         earlier=earlier,
         notes=[*(earlier.notes if earlier else ()), *skipped],
         step=earlier.step if earlier else 0,
     )
     trainer.add_callback(
-        Boundary(
+        SaveCallback(
             trainer,
-            stop_signal.told,
+            stop_signal.stop_request,
             recipe.resources.checkpoint_min,
             1 + size / SHARED_DISK_BYTES_S,
         )
     )
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     train_s = saving.train_s
-    after = score(trainer, scored, heartbeat, recipe.evaluation.split)
+    after = score_split(trainer, scored, heartbeat, recipe.evaluation.split)
 
     heartbeat.set(phase="saving")
     _save(trainer, tokenizer, paths, me)
-    write_record(
+    write_result(
         paths,
         recipe,
         cluster,
@@ -161,7 +163,7 @@ def run(
         notes=saving.notes,
     )
     if me.is_first:
-        retention.remove_recoveries(paths)
+        retention.remove_resume_checkpoints(paths)
     heartbeat.set(phase="done")
 
 
@@ -213,7 +215,7 @@ def training_arguments(
         fp16=plan.precision == "fp16",
         deepspeed=ds_config,
         use_cpu=on_cpu,
-        ddp_backend=None if rank_env.is_alone(plan) else "gloo" if on_cpu else "nccl",
+        ddp_backend=None if rank_env.single_process(plan) else "gloo" if on_cpu else "nccl",
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=not on_cpu,
         data_seed=recipe.train.seed,
@@ -236,15 +238,15 @@ def _sizes(accumulation: int, ranks: int) -> dict[str, int]:
     }
 
 
-def trainer_of(
+def make_trainer(
     recipe: FullRecipe,
     plan: Plan,
     arguments: TrainingArguments,
     model: Any,
     tokenizer: Any,
-    train: Split | None,
-    validation: Split | None,
-    heartbeat: Heartbeat,
+    train: PreparedSplit | None,
+    validation: PreparedSplit | None,
+    heartbeat: ProgressReporter,
 ) -> ScoringTrainer:
     """The Trainer of a run; without a `train` split it only scores."""
     smoothing = recipe.train.label_smoothing_factor
@@ -258,10 +260,10 @@ def trainer_of(
     }
     if isinstance(recipe.method, Features):
         return FeatureTrainer(recipe.method, recipe.trained_task, train_dataset=train, **common)
-    loss = loss_of(recipe.trained_task, model, plan.layout.loss_chunks)
+    loss = make_loss(recipe.trained_task, model, plan.layout.loss_chunks)
     trainer: ScoringTrainer = ScoringTrainer(
         **common,
-        train_dataset=Rows(train) if train else None,
+        train_dataset=MicroBatchDataset(train) if train else None,
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: loss(
             outputs, labels, num_items_in_batch, smoothing
         ),
@@ -282,11 +284,13 @@ def _collator(
         if recipe.task.labels_per_token
         else DataCollatorWithPadding(tokenizer)
     )
-    train = packing.packed if recipe.packs(plan.facts.model_type) else pad
+    train = packing.pack if recipe.packs(plan.facts.model_type) else pad
     return lambda items: train(items[0]) if isinstance(items[0], list) else pad(items)
 
 
-def score(trainer: ScoringTrainer, split: Split, heartbeat: Heartbeat, name: str) -> Scores:
+def score_split(
+    trainer: ScoringTrainer, split: PreparedSplit, heartbeat: ProgressReporter, name: str
+) -> Scores:
     """Scores a split; what comes out is logged under that name."""
     heartbeat.set(phase="evaluation")
     raw = trainer.evaluate(split, metric_key_prefix="score")
@@ -299,7 +303,7 @@ def score(trainer: ScoringTrainer, split: Split, heartbeat: Heartbeat, name: str
     return metrics
 
 
-def _save(trainer: ScoringTrainer, tokenizer: Any, paths: RunPaths, me: Rank) -> None:
+def _save(trainer: ScoringTrainer, tokenizer: Any, paths: RunPaths, me: RankInfo) -> None:
     """Final weights as safetensors (of an adapter: the adapter), written aside and then named."""
     aside = paths.folder / "model.part"
     trainer.save_model(str(aside))

@@ -7,28 +7,28 @@ import time
 from collections.abc import Sequence
 
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.files import write
+from hpcft.core.files import write_record
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Measured, ParameterCount, Plan, Prediction, RunRecord
-from hpcft.metrics import Scores, values
+from hpcft.core.records import Cluster, Measurement, ParameterCount, Plan, Prediction, RunRecord
+from hpcft.metrics import Scores, metric_values
 from hpcft.planning import hardware, step_time
 from hpcft.planning.memory.model_states import COMMUNICATOR, tensor_bytes
-from hpcft.recovery.log import taken
-from hpcft.training.data.prepare import Summary
-from hpcft.training.distributed.collectives import gathered
+from hpcft.recovery.log import read_recoveries
+from hpcft.training.data.prepare import DataSummary
+from hpcft.training.distributed.collectives import gather_objects
 from hpcft.training.telemetry.memory_peaks import most_bytes, of_all_ranks
-from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.telemetry.progress import ProgressReporter
 
 VERSIONS = ("hpcft", "torch", "transformers", "deepspeed", "peft", "bitsandbytes", "accelerate")
 
 
-def write_record(
+def write_result(
     paths: RunPaths,
     recipe: FullRecipe,
     cluster: Cluster,
     plan: Plan,
-    heartbeat: Heartbeat,
-    summary: Summary,
+    heartbeat: ProgressReporter,
+    summary: DataSummary,
     parameters: ParameterCount,
     *,
     metrics: Scores,
@@ -53,13 +53,13 @@ def write_record(
     """
     me = heartbeat.me
     heartbeat.peaks.end("saving")
-    found = gathered((me.node, heartbeat.peaks.phases))
+    found = gather_objects((me.node, heartbeat.peaks.phases))
     if not me.is_first:
         return
     phases = of_all_ranks(found, plan.other_processes_bytes)
     progress = heartbeat.progress.model_copy(update={"updated_at": time.time()})
     wall_s, rank_s = progress.ran_s()
-    write(
+    write_record(
         paths.result,
         RunRecord(
             run_id=paths.folder.name,
@@ -68,17 +68,17 @@ def write_record(
             finished_at=time.time(),
             job_id=me.job_id,
             split=recipe.evaluation.split,
-            metrics=values(metrics),
+            metrics=metric_values(metrics),
             intervals=metrics.get("intervals", {}),
             confusion=metrics.get("confusion"),
-            metrics_before=values(before or {}),
+            metrics_before=metric_values(before or {}),
             examples=summary.examples,
             notes=[*summary.notes, *plan.warnings, *notes],
             parameters=parameters,
             predicted_memory_bytes=plan.gpu_peak_bytes,
             # What a plan says of a run that only scores is a bound, of which nothing is learnt.
             predicted=_predicted(recipe, cluster, plan) if recipe.method.trains else None,
-            measured=Measured(
+            measured=Measurement(
                 wall_s=wall_s,
                 train_s=train_s,
                 gpu_hours=rank_s / 3600,
@@ -90,7 +90,7 @@ def write_record(
                 timed_steps=heartbeat.times.count,
                 tokens_per_step=heartbeat.tokens_per_step,
             ),
-            recoveries=taken(paths),
+            recoveries=read_recoveries(paths),
             versions={name: importlib.metadata.version(name) for name in VERSIONS},
         ),
     )
@@ -106,6 +106,6 @@ def _predicted(recipe: FullRecipe, cluster: Cluster, plan: Plan) -> Prediction |
         communicator_bytes=sum(i.bytes for i in plan.gpu_memory if i.name == COMMUNICATOR),
         step_s=step.total_s,
         flops_s=step.compute_s - step_time.overhead_s(plan.facts, plan.layout),
-        efficiency=hardware.efficiency(cluster),
+        efficiency=hardware.training_efficiency(cluster),
         tokens_per_step=recipe.train.global_batch_size * recipe.task.max_length,
     )

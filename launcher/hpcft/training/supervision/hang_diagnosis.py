@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcft.core.errors import StoreError
-from hpcft.core.files import read
+from hpcft.core.files import read_record
 from hpcft.core.records import StoredRecord
 from hpcft.recovery.diagnosis import RankError
 
@@ -27,7 +27,7 @@ _FRAMES = 12
 UNKNOWN = "unknown"
 
 
-class Request(StoredRecord):
+class StackRequest(StoredRecord):
     """A rank was quiet for too long, or is stopped: all are to say what they do."""
 
     rank: int
@@ -36,7 +36,7 @@ class Request(StoredRecord):
     """Unix time in seconds."""
 
 
-class Answer(StoredRecord):
+class StackReport(StoredRecord):
     """What a rank was doing when it was asked."""
 
     rank: int
@@ -86,18 +86,18 @@ def waits_for_others(stacks: str) -> bool:
     return _WAITS.search("\n".join(main.strip().splitlines()[:_FRAMES])) is not None
 
 
-def answers(folder: Path) -> list[Answer]:
+def answers(folder: Path) -> list[StackReport]:
     """What was answered so far, by rank."""
     found = []
     for file in folder.glob("[0-9]*.json"):
         try:
-            found.append(read(file, Answer))
+            found.append(read_record(file, StackReport))
         except StoreError:
             continue
     return sorted(found, key=lambda answer: answer.rank)
 
 
-def late(answered: Sequence[Answer]) -> list[Answer]:
+def late(answered: Sequence[StackReport]) -> list[StackReport]:
     """The ranks that the others wait for; all where nothing tells them apart."""
     stopped = [answer for answer in answered if answer.stopped]
     if stopped:
@@ -106,12 +106,14 @@ def late(answered: Sequence[Answer]) -> list[Answer]:
     return _fewest(_fewest(suspects, "phases"), "beats")
 
 
-def _fewest(answered: Sequence[Answer], field: str) -> list[Answer]:
+def _fewest(answered: Sequence[StackReport], field: str) -> list[StackReport]:
     least = min(getattr(answer, field) for answer in answered)
     return [answer for answer in answered if getattr(answer, field) == least]
 
 
-def judge(folder: Path, answered: Sequence[Answer], ranks: int, job_id: str) -> RankError | None:
+def judge(
+    folder: Path, answered: Sequence[StackReport], ranks: int, job_id: str
+) -> RankError | None:
     """Why the run is stuck; None where a rank comes further and the others only wait for it.
 
     Args:

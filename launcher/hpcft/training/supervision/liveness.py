@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hpcft.core.records import Cluster, Plan
 from hpcft.training.distributed import worker_channel
-from hpcft.training.distributed.worker_channel import STARTING, Beat
+from hpcft.training.distributed.worker_channel import STARTING, Heartbeat
 
 # A step that takes so many times the longest one so far is not slow any more. The first ones start
 # kernels and communicators, and are judged as the other phases are.
@@ -32,7 +32,7 @@ AWAKE_S = 5.0
 NEVER_S = 1e9
 
 
-class Pulse:
+class LivenessMonitor:
     """Listens to the beats of one process. Its seconds are those that it was awake itself."""
 
     def __init__(self, cluster: Cluster, plan: Plan) -> None:
@@ -50,7 +50,7 @@ class Pulse:
         }
         self._pipe, self.childs_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._rest = ""
-        self.beat = Beat(time.monotonic(), STARTING, 0)
+        self.beat = Heartbeat(time.monotonic(), STARTING, 0)
         self.phases = self.beats = self._steps = 0
         self._steps_s: deque[float] = deque(maxlen=100)
         self._longest_s = 0.0
@@ -108,7 +108,7 @@ class Pulse:
         for line in lines:
             self._take(worker_channel.read(line))
 
-    def _take(self, beat: Beat) -> None:
+    def _take(self, beat: Heartbeat) -> None:
         before, self.beat = self.beat, beat
         if beat.phase != before.phase:
             self.phases, self.beats = self.phases + 1, 0

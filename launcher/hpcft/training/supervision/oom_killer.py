@@ -12,7 +12,7 @@ INTERVAL_S = 1.0
 WINDOW_S = 15.0
 
 
-class OomKills:
+class OomKillCounter:
     """Counters of the kernel's out-of-memory killer, read every second.
 
     Looked at over a short window only, so that a kill of long ago is not taken for the latest.

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.files import read_if_there, write
+from hpcft.core.files import read_record_if_exists, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Progress
 from hpcft.recovery import limits, log
-from hpcft.recovery.diagnosis import RankError, tell
+from hpcft.recovery.diagnosis import RankError, write_rank_error
 from hpcft.scheduler import slurm
 from hpcft.training.distributed import rendezvous
-from hpcft.training.distributed.rank_env import Rank
+from hpcft.training.distributed.rank_env import RankInfo
 
 POLL_S = 0.2
 # Until all ranks are ready to start again.
@@ -24,8 +24,8 @@ BEAT_S = 1.0
 STARTED_AGAIN = "Slurm started the job again (preemption without notice, a failed node, or by hand)"
 
 
-def note_restart(
-    paths: RunPaths, me: Rank, recipe: FullRecipe, cluster: Cluster, is_told: Callable[[], bool]
+def record_slurm_restart(
+    paths: RunPaths, me: RankInfo, recipe: FullRecipe, cluster: Cluster, is_told: Callable[[], bool]
 ) -> bool:
     """Notes that Slurm has started the job again by itself; whether it may go on.
 
@@ -38,7 +38,7 @@ def note_restart(
         cluster: of the run.
         is_told: whether this rank was told to end.
     """
-    restart = slurm.restarts()
+    restart = slurm.restart_count()
     if not restart or _is_noted(paths, me, restart):
         return True
     if not me.is_first:
@@ -56,34 +56,36 @@ def note_restart(
         message=STARTED_AGAIN,
         job_id=me.job_id,
     )
-    taken = log.taken(paths)
+    taken = log.read_recoveries(paths)
     step = log.saved_step(paths)
-    if obstacle := limits.obstacle(taken, "interrupted", step):
+    if obstacle := limits.restart_limit_reason(taken, "interrupted", step):
         update = {"failure": "stuck", "message": f"{STARTED_AGAIN}; {obstacle}"}
-        tell(paths, error.model_copy(update=update))
+        write_rank_error(paths, error.model_copy(update=update))
         return False
-    plan = log.plan_now(paths, recipe, cluster)
-    log.take(
+    plan = log.current_plan(paths, recipe, cluster)
+    log.append_recovery(
         paths, plan, plan, number=len(taken) + 1, how="requeued", who=error,
         cause="interrupted", step=step, restart=restart,
     )  # fmt: skip
     return True
 
 
-def _is_noted(paths: RunPaths, me: Rank, restart: int) -> bool:
+def _is_noted(paths: RunPaths, me: RankInfo, restart: int) -> bool:
     return any(
         (recovery.how, recovery.job_id, recovery.restart) == ("requeued", me.job_id, restart)
-        for recovery in log.taken(paths)
+        for recovery in log.read_recoveries(paths)
     )
 
 
-def wait_for_all(paths: RunPaths, me: Rank, generation: int, is_told: Callable[[], bool]) -> None:
+def wait_for_all_ranks(
+    paths: RunPaths, me: RankInfo, generation: int, is_told: Callable[[], bool]
+) -> None:
     """Waits until every rank has ended its child and is ready for this generation.
 
     Raises:
         TimeoutError: some did not come.
     """
-    folder = rendezvous.meeting(paths, me, generation).with_suffix("")
+    folder = rendezvous.rendezvous_file(paths, me, generation).with_suffix("")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / str(me.rank)).touch()
     deadline = time.monotonic() + READY_S
@@ -99,11 +101,11 @@ def wait_for_all(paths: RunPaths, me: Rank, generation: int, is_told: Callable[[
     _beat(paths, me)
 
 
-def _beat(paths: RunPaths, me: Rank) -> None:
+def _beat(paths: RunPaths, me: RankInfo) -> None:
     """Keeps the heartbeat of rank 0 from looking dead while nothing trains."""
     if not me.is_first:
         return
-    progress = read_if_there(paths.progress, Progress)
+    progress = read_record_if_exists(paths.progress, Progress)
     if progress and time.time() - progress.updated_at > BEAT_S:
         now = {"phase": "starting", "updated_at": time.time()}
-        write(paths.progress, progress.model_copy(update=now))
+        write_record(paths.progress, progress.model_copy(update=now))

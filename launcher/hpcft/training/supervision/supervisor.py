@@ -20,31 +20,41 @@ from types import FrameType
 from typing import Literal
 
 from hpcft.core.errors import ClusterError, HpcftError
-from hpcft.core.files import check_private, read, read_if_there
+from hpcft.core.files import check_private, read_record, read_record_if_exists
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Plan, Progress, Recovery
 from hpcft.planning import oom_fallback
 from hpcft.planning.oom_fallback import Stage
 from hpcft.recovery import limits, replan, resubmit
-from hpcft.recovery import log as recoveries
 from hpcft.recovery.diagnosis import (
     STARTS_AGAIN,
     RankError,
-    error_file,
-    judged,
-    only_followed,
-    tell,
+    classify,
+    is_secondary,
+    rank_error_file,
+    write_rank_error,
 )
-from hpcft.recovery.log import How
+from hpcft.recovery.log import (
+    FRAGMENTATION,
+    Action,
+    append_recovery,
+    current_plan,
+    describe_fallbacks,
+    has_recovery,
+    is_superseded_start,
+    read_recoveries,
+    remove_last_recovery,
+    saved_step,
+)
 from hpcft.recovery.resubmit import Entry
 from hpcft.scheduler import slurm
-from hpcft.staging.staged_inputs import recipe_of_run
+from hpcft.staging.staged_inputs import load_run_recipe
 from hpcft.training.checkpointing import node_local
 from hpcft.training.distributed import rank_env, worker_channel
 from hpcft.training.supervision import restart_barrier
-from hpcft.training.supervision.oom_killer import OomKills
+from hpcft.training.supervision.oom_killer import OomKillCounter
 from hpcft.training.supervision.watchdog import Watchdog
-from hpcft.training.supervision.worker_process import ENDING, Child
+from hpcft.training.supervision.worker_process import ENDING, WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +69,7 @@ QUEUED_S = 300.0
 LIMIT_NEAR_S = 300.0
 
 # Failures after which all ranks start again where they are: nothing is wrong with the nodes.
-HERE = ("rank_died", "nccl", "port", "stuck", recoveries.FRAGMENTATION)
+HERE = ("rank_died", "nccl", "port", "stuck", FRAGMENTATION)
 
 Another = Literal["another"]
 ANOTHER_RECOVERED: Another = "another"
@@ -93,7 +103,7 @@ def main(run_folder: str, entry: Entry) -> None:
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("hpcft").setLevel(logging.INFO)
     os.environ["HF_HUB_OFFLINE"] = "1"  # planned anew, too, nothing waits for a network
-    me = rank_env.who_am_i()
+    me = rank_env.rank_info()
     code = 1
     try:
         supervisor = Supervisor(paths, me, entry)
@@ -101,14 +111,16 @@ def main(run_folder: str, entry: Entry) -> None:
             code = supervisor.run()
         finally:
             supervisor.end_child()
-            node_local.remove(node_local.near_folder(paths, supervisor.cluster, me))
+            node_local.remove_node_folder(node_local.node_folder(paths, supervisor.cluster, me))
     except BaseException as error:
         # Interrupted, out of time, or a fault of ours: the rank ends, and says so.
         kind = "DataError" if isinstance(error, HpcftError) else type(error).__name__
         log.error("the rank ends: %s", kind, exc_info=not isinstance(error, KeyboardInterrupt))
         told = _error_of(me, kind, str(error) or "it was told to end")
         cancelled = isinstance(error, KeyboardInterrupt)
-        tell(paths, told.model_copy(update={"failure": "cancelled"}) if cancelled else told)
+        write_rank_error(
+            paths, told.model_copy(update={"failure": "cancelled"}) if cancelled else told
+        )
     if code:
         raise SystemExit(code)
 
@@ -116,14 +128,14 @@ def main(run_folder: str, entry: Entry) -> None:
 class Supervisor:
     """Runs one rank, generation after generation."""
 
-    def __init__(self, paths: RunPaths, me: rank_env.Rank, entry: Entry) -> None:
+    def __init__(self, paths: RunPaths, me: rank_env.RankInfo, entry: Entry) -> None:
         self.paths = paths
         self.entry = entry
         self.me = me
-        self.recipe = recipe_of_run(paths)
-        self.cluster = read(paths.cluster, Cluster)
-        self.kills = OomKills()
-        self.child: Child | None = None
+        self.recipe = load_run_recipe(paths)
+        self.cluster = read_record(paths.cluster, Cluster)
+        self.kills = OomKillCounter()
+        self.child: WorkerProcess | None = None
         self.generation = 0
         self.time_limit_at = self._limit_at()
         self.told: signal.Signals | None = None
@@ -135,7 +147,11 @@ class Supervisor:
             told = slurm.time_limit_at(self.me.job_id)
             if told is not None:
                 known = os.environ["SLURM_JOB_END_TIME"] = f"{told:.0f}"
-        return float(known) if known else time.time() + 60 * read(self.paths.plan, Plan).time_min
+        return (
+            float(known)
+            if known
+            else time.time() + 60 * read_record(self.paths.plan, Plan).time_min
+        )
 
     @property
     def is_told(self) -> bool:
@@ -147,25 +163,27 @@ class Supervisor:
         for signum in ENDING:
             signal.signal(signum, self._forward)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler only logs it
-        if not restart_barrier.note_restart(
+        if not restart_barrier.record_slurm_restart(
             self.paths, self.me, self.recipe, self.cluster, lambda: self.is_told
         ):
             return 1
         while True:
-            taken = recoveries.taken(self.paths)
+            taken = read_recoveries(self.paths)
             self.generation = len(taken)
             if taken:
                 self._say_that_it_starts_again(taken[-1])
-                restart_barrier.wait_for_all(
+                restart_barrier.wait_for_all_ranks(
                     self.paths, self.me, self.generation, lambda: self.is_told
                 )
                 if taken[-1].how == "queued anew" and taken[-1].job_id == self.me.job_id:
                     return self._leave(taken[-1])
-            error_file(self.paths, self.me.rank).unlink(missing_ok=True)  # of the generation before
-            plan = recoveries.plan_now(self.paths, self.recipe, self.cluster)
+            rank_error_file(self.paths, self.me.rank).unlink(
+                missing_ok=True
+            )  # of the generation before
+            plan = current_plan(self.paths, self.recipe, self.cluster)
             watchdog = Watchdog(self.paths, self.me, self.cluster, plan, self.generation)
-            expands = any(recovery.cause == recoveries.FRAGMENTATION for recovery in taken)
-            self.child = Child(self.paths, self.generation, watchdog, expands=expands)
+            expands = any(recovery.cause == FRAGMENTATION for recovery in taken)
+            self.child = WorkerProcess(self.paths, self.generation, watchdog, expands=expands)
             end = self._watch(self.child, watchdog)
             if end == 0:
                 return 0
@@ -185,7 +203,9 @@ class Supervisor:
 
     # ------------------------------------------------------------ the child
 
-    def _watch(self, child: Child, watchdog: Watchdog) -> int | RankError | Another | Superseded:
+    def _watch(
+        self, child: WorkerProcess, watchdog: Watchdog
+    ) -> int | RankError | Another | Superseded:
         """The child's exit code, or that it is stuck, or that another rank has met something."""
         looked = time.monotonic()
         while (code := child.wait(POLL_S)) is None:
@@ -198,9 +218,9 @@ class Supervisor:
                 return 0
             if time.monotonic() - looked > LOOK_S:
                 looked = time.monotonic()
-                if not recoveries.is_taken(self.paths, self.generation + 1):
+                if not has_recovery(self.paths, self.generation + 1):
                     continue
-                if recoveries.is_superseded(self.paths, self.me.job_id, slurm.restarts()):
+                if is_superseded_start(self.paths, self.me.job_id, slurm.restart_count()):
                     return SUPERSEDED
                 # A single rank takes its rungs itself, and goes on.
                 if self.me.world_size > 1:
@@ -225,12 +245,12 @@ class Supervisor:
         """Whether all ranks start again after this; if not, it is told why it ended."""
         if isinstance(code, RankError):
             return self._start_again(code)
-        error = read_if_there(error_file(self.paths, self.me.rank), RankError)
+        error = read_record_if_exists(rank_error_file(self.paths, self.me.rank), RankError)
         if code == worker_channel.SAVED_EXIT:
-            tell(self.paths, self._told_to_end())
+            write_rank_error(self.paths, self._told_to_end())
             return False
         if code == worker_channel.OUT_OF_MEMORY_EXIT and error is not None:
-            fragmented = error.failure == recoveries.FRAGMENTATION
+            fragmented = error.failure == FRAGMENTATION
             return self._start_again(error) if fragmented else self._step_down(error)
         if code == -signal.SIGKILL:
             # Whoever kills the whole job kills this process too, within a moment.
@@ -238,19 +258,19 @@ class Supervisor:
             if self.kills.rose():
                 text = "the kernel killed it for lack of memory (oom_kill)"
                 error = _error_of(self.me, "Killed", text, phase=self._phase())
-                tell(self.paths, error)
+                write_rank_error(self.paths, error)
                 return self.cluster.accelerator == "cpu" and self._step_down(error)
         # NCCL ends a process whose peer is gone with SIGABRT, and says so in the log.
         aborted = code == -signal.SIGABRT
-        followed = aborted or (error is not None and only_followed(error))
+        followed = aborted or (error is not None and is_secondary(error))
         if followed and self.me.world_size > 1 and self._gets_a_recovery():
             return True
         if self.is_told:
-            tell(self.paths, self._told_to_end())
+            write_rank_error(self.paths, self._told_to_end())
             return False
         if error is None:
             error = _error_of(self.me, "Died", _end_in_words(code), phase=self._phase())
-            tell(self.paths, error)
+            write_rank_error(self.paths, error)
         return self._start_again(error)
 
     def _told_to_end(self) -> RankError:
@@ -267,54 +287,54 @@ class Supervisor:
 
     def _start_again(self, error: RankError) -> bool:
         """Has all ranks start again within the allocation; whether that may help."""
-        failure = judged(error)
+        failure = classify(error)
         if failure is None or failure.name not in HERE:
             return False
         number = self._next_number()
-        if recoveries.is_taken(self.paths, number):
+        if has_recovery(self.paths, number):
             return True
-        step = recoveries.saved_step(self.paths)
-        obstacle = limits.obstacle(recoveries.taken(self.paths), failure.name, step)
+        step = saved_step(self.paths)
+        obstacle = limits.restart_limit_reason(read_recoveries(self.paths), failure.name, step)
         if obstacle:
             update = {"failure": "stuck", "message": f"{failure.sentence}; {obstacle}"}
-            tell(self.paths, error.model_copy(update=update))
+            write_rank_error(self.paths, error.model_copy(update=update))
             return False
-        plan = recoveries.plan_now(self.paths, self.recipe, self.cluster)
-        recoveries.take(
+        plan = current_plan(self.paths, self.recipe, self.cluster)
+        append_recovery(
             self.paths, plan, plan, number=number, how="restarted", who=error,
-            cause=failure.name, step=step, restart=slurm.restarts(),
+            cause=failure.name, step=step, restart=slurm.restart_count(),
         )  # fmt: skip
         return True
 
     def _next_number(self) -> int:
         # Alone, the child has taken rungs of its own since it was started.
         alone = self.me.world_size == 1
-        return 1 + (len(recoveries.taken(self.paths)) if alone else self.generation)
+        return 1 + (len(read_recoveries(self.paths)) if alone else self.generation)
 
     def _step_down(self, error: RankError) -> bool:
         """Takes the rung below, unless another rank has; whether there is one."""
-        before = recoveries.plan_now(self.paths, self.recipe, self.cluster)
+        before = current_plan(self.paths, self.recipe, self.cluster)
         number = self._next_number()
-        if recoveries.is_taken(self.paths, number):
+        if has_recovery(self.paths, number):
             return True
         stage = _STAGES.get(error.phase)
-        how: How = "restarted"
-        after = stage and oom_fallback.step_down(before, self.recipe, self.cluster, stage)
+        how: Action = "restarted"
+        after = stage and oom_fallback.next_fallback(before, self.recipe, self.cluster, stage)
         if stage and not after:
             how = "queued anew"
-            after = replan.planned(before, self.recipe, self.cluster)
+            after = replan.plan_on_more_nodes(before, self.recipe, self.cluster)
         if not after:
-            tell(self.paths, self._exhausted(error, before))
+            write_rank_error(self.paths, self._exhausted(error, before))
             return False
-        recoveries.take(
+        append_recovery(
             self.paths,
             before,
             after,
             number=number,
             how=how,
             who=error,
-            step=recoveries.saved_step(self.paths),
-            restart=slurm.restarts(),
+            step=saved_step(self.paths),
+            restart=slurm.restart_count(),
         )
         return True
 
@@ -326,8 +346,8 @@ class Supervisor:
             plan: what ran.
             obstacle: why the run cannot queue itself anew on more nodes.
         """
-        tried = recoveries.changes(recoveries.taken(self.paths))
-        more = oom_fallback.more_nodes(plan.layout, self.recipe, self.cluster)
+        tried = describe_fallbacks(read_recoveries(self.paths))
+        more = oom_fallback.next_node_count(plan.layout, self.recipe, self.cluster)
         if error.phase not in _STAGES:
             advice = "preparing the data takes more memory than a node has: limit task.data"
         elif more and (obstacle or self.recipe.resources.nodes != "auto"):
@@ -353,7 +373,7 @@ class Supervisor:
         """Whether the rank that went away left a recovery; its folder may lag behind."""
         deadline = time.monotonic() + RECOVERY_S
         while time.monotonic() < deadline and not self.is_told:
-            if recoveries.is_taken(self.paths, self.generation + 1):
+            if has_recovery(self.paths, self.generation + 1):
                 return True
             time.sleep(LOOK_S)
         return False
@@ -363,10 +383,10 @@ class Supervisor:
     def _leave(self, rung: Recovery) -> int:
         """Ends this rank once its run is queued anew; 1 when that cannot be."""
         deadline = time.monotonic() + QUEUED_S
-        while not resubmit.is_queued(self.paths, self.me.job_id):
+        while not resubmit.is_resubmitted(self.paths, self.me.job_id):
             if rung.rank == self.me.rank and not self.is_told:
                 return self._queue_anew(rung)
-            if self.is_told or not recoveries.is_taken(self.paths, rung.number):
+            if self.is_told or not has_recovery(self.paths, rung.number):
                 return 1  # the rank that could not queue it says why
             if time.monotonic() > deadline:
                 raise TimeoutError(f"rank {rung.rank} has not queued the run anew; see its log")
@@ -375,19 +395,19 @@ class Supervisor:
 
     def _queue_anew(self, rung: Recovery) -> int:
         """Queues the run on more nodes; 0 when that is done."""
-        error = read(error_file(self.paths, self.me.rank), RankError)
-        plan = read(self.paths.effective_plan, Plan)
+        error = read_record(rank_error_file(self.paths, self.me.rank), RankError)
+        plan = read_record(self.paths.effective_plan, Plan)
         try:
-            job_id = resubmit.queue(self.paths, plan, self.cluster, self.me.job_id, self.entry)
+            job_id = resubmit.resubmit(self.paths, plan, self.cluster, self.me.job_id, self.entry)
         except (slurm.Refused, ClusterError) as refused:
-            before = recoveries.take_back(self.paths, rung, self.recipe, self.cluster)
-            tell(self.paths, self._exhausted(error, before, str(refused)))
+            before = remove_last_recovery(self.paths, rung, self.recipe, self.cluster)
+            write_rank_error(self.paths, self._exhausted(error, before, str(refused)))
             return 1
         log.info("out of memory: queued anew as job %s: %s", job_id, rung.change)
         return 0
 
     def _phase(self) -> str:
-        progress = read_if_there(self.paths.progress, Progress)
+        progress = read_record_if_exists(self.paths.progress, Progress)
         return progress.phase if progress else "starting"
 
 
@@ -397,7 +417,7 @@ def _end_in_words(code: int) -> str:
     return f"the training process ended without a word, with exit code {code}"
 
 
-def _error_of(me: rank_env.Rank, kind: str, message: str, phase: str = "") -> RankError:
+def _error_of(me: rank_env.RankInfo, kind: str, message: str, phase: str = "") -> RankError:
     return RankError(
         rank=me.rank,
         node=me.node,

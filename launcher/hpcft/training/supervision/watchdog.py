@@ -15,14 +15,14 @@ import signal
 import time
 from pathlib import Path
 
-from hpcft.core.files import write, write_once, write_text
+from hpcft.core.files import write_record, write_record_once, write_text
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Plan
 from hpcft.recovery.diagnosis import RankError
-from hpcft.training.distributed.rank_env import Rank
-from hpcft.training.distributed.rendezvous import meeting
+from hpcft.training.distributed.rank_env import RankInfo
+from hpcft.training.distributed.rendezvous import rendezvous_file
 from hpcft.training.supervision import hang_diagnosis
-from hpcft.training.supervision.liveness import NEVER_S, Pulse
+from hpcft.training.supervision.liveness import NEVER_S, LivenessMonitor
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Watchdog:
     """Watches over one child; make one for each."""
 
     def __init__(
-        self, paths: RunPaths, me: Rank, cluster: Cluster, plan: Plan, generation: int
+        self, paths: RunPaths, me: RankInfo, cluster: Cluster, plan: Plan, generation: int
     ) -> None:
         """A pipe for beats and a file for stacks, for a child that is started next.
 
@@ -52,8 +52,8 @@ class Watchdog:
         """
         self.me = me
         self._stacks = paths.stacks
-        self._start = meeting(paths, me, generation).stem
-        self._pulse = Pulse(cluster, plan)
+        self._start = rendezvous_file(paths, me, generation).stem
+        self._pulse = LivenessMonitor(cluster, plan)
         self._memory = os.memfd_create("stacks", os.MFD_CLOEXEC)
         self._pid = 0
         self._requests = 0
@@ -118,8 +118,8 @@ class Watchdog:
 
     def _ask(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        request = hang_diagnosis.Request(rank=self.me.rank, at=time.time())
-        if write_once(self._folder / "request.json", request):  # else another was faster
+        request = hang_diagnosis.StackRequest(rank=self.me.rank, at=time.time())
+        if write_record_once(self._folder / "request.json", request):  # else another was faster
             self._asked, self._asked_s = self._folder, self._pulse.now_s
             log.warning("%s; asking all ranks what they do", self._said(""))
 
@@ -138,7 +138,7 @@ class Watchdog:
         text = stacks.decode(errors="replace")
         said = self._said(text)
         write_text(self._folder / f"{self.me.rank}.txt", f"{said}\n\n{text}")
-        write(self._folder / f"{self.me.rank}.json", said)
+        write_record(self._folder / f"{self.me.rank}.json", said)
         self._requests += 1
         self._signalled_s = None
 
@@ -156,9 +156,9 @@ class Watchdog:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGUSR1)  # it alone: what it started would end of it
 
-    def _said(self, stacks: str) -> hang_diagnosis.Answer:
+    def _said(self, stacks: str) -> hang_diagnosis.StackReport:
         pulse = self._pulse
-        return hang_diagnosis.Answer(
+        return hang_diagnosis.StackReport(
             rank=self.me.rank,
             node=self.me.node,
             phase=pulse.beat.phase,

@@ -20,7 +20,7 @@ KILLED_S = 60.0
 ENDING = (signal.SIGTERM, signal.SIGUSR2)
 
 
-class Child:
+class WorkerProcess:
     """A training process and all that it starts: it leads a session of its own."""
 
     def __init__(
@@ -39,7 +39,9 @@ class Child:
         self._process = subprocess.Popen(
             [*command, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
-            env=gpu_memory.expanding() if expands and not gpu_memory.expands() else None,
+            env=gpu_memory.with_expandable_segments()
+            if expands and not gpu_memory.segments_expandable()
+            else None,
             start_new_session=True,
             pass_fds=watchdog.passed,
             preexec_fn=_ignore_signals,  # until it has handlers of its own

@@ -17,11 +17,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hpcft.core.files import read_if_there, write
+from hpcft.core.files import read_record_if_exists, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Progress
-from hpcft.training.distributed.rank_env import Rank
-from hpcft.training.distributed.worker_channel import Beats
+from hpcft.training.distributed.rank_env import RankInfo
+from hpcft.training.distributed.worker_channel import HeartbeatSender
 from hpcft.training.telemetry.memory_peaks import Peaks, StepTimes, memory_now_bytes
 
 log = logging.getLogger(__name__)
@@ -33,18 +33,22 @@ def _earlier(paths: RunPaths) -> Progress | None:
     """The last heartbeat of an earlier start, which may have been set aside for another job."""
     aside = list(paths.earlier.glob(f"*/{paths.progress.name}"))
     aside.sort(key=lambda file: (len(file.parent.name), file.parent.name))  # they are numbered
-    found = (read_if_there(file, Progress) for file in (paths.progress, *reversed(aside)))
+    found = (read_record_if_exists(file, Progress) for file in (paths.progress, *reversed(aside)))
     return next((progress for progress in found if progress is not None), None)
 
 
-class Heartbeat(TrainerCallback):  # type: ignore[misc]
+class ProgressReporter(TrainerCallback):  # type: ignore[misc]
     """Writes how far the run is; only rank 0 does, the others leave the files alone.
 
     Every rank beats: it tells its supervisor that it is at work.
     """
 
     def __init__(
-        self, paths: RunPaths, me: Rank, generation: int = 0, beats: Beats | None = None
+        self,
+        paths: RunPaths,
+        me: RankInfo,
+        generation: int = 0,
+        beats: HeartbeatSender | None = None,
     ) -> None:
         self.paths = paths
         self.me = me
@@ -64,7 +68,7 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
             job_id=me.job_id,
             node=me.node,
         )
-        self._beats = beats or Beats()
+        self._beats = beats or HeartbeatSender()
         self._written = 0.0
         self._lines = b""
         self._fails = False
@@ -110,7 +114,7 @@ class Heartbeat(TrainerCallback):  # type: ignore[misc]
 
     def _write_all(self) -> None:
         self._write_lines()
-        write(self.paths.progress, self.progress)
+        write_record(self.paths.progress, self.progress)
 
     def _try(self, writing: Callable[[], None]) -> None:
         """Writes, or leaves it to the next time where that fails."""

@@ -23,16 +23,16 @@ from typing import Any
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hpcft.core.checkpoints import LATEST, MARK, Found
-from hpcft.core.files import read, write
+from hpcft.core.checkpoints import LATEST_FILE, MARKER_FILE, CompleteCheckpoint
+from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint, Plan
 from hpcft.training.checkpointing import reshard, retention, universal_format
-from hpcft.training.checkpointing.node_local import Copy, has_room
+from hpcft.training.checkpointing.node_local import AsyncCopy, has_room
 from hpcft.training.distributed import stop_signal
-from hpcft.training.distributed.collectives import Agreement
-from hpcft.training.distributed.rank_env import Rank
-from hpcft.training.trainer.oom_retry import SteppingTrainer
+from hpcft.training.distributed.collectives import RankConsensus
+from hpcft.training.distributed.rank_env import RankInfo
+from hpcft.training.trainer.oom_retry import OomRetryTrainer
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +42,14 @@ SPEEDS = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
 @dataclass
-class Underway:
+class PendingCheckpoint:
     """A checkpoint that all ranks have written, and that has no name yet."""
 
     record: Checkpoint
     """What its mark will say, but for the files."""
     folder: Path
     """Where it is published from, in the run folder."""
-    copy: Copy | None
+    copy: AsyncCopy | None
     """Has this node's part of it there on the disk; None where another rank of the node does."""
     begun: float
     """When the ranks began to write it."""
@@ -61,13 +61,13 @@ class Underway:
 
 
 @dataclass
-class Saving:
+class CheckpointState:
     """What a run saves to, and what it went on from."""
 
     paths: RunPaths
     plan: Plan
-    me: Rank
-    agreement: Agreement
+    me: RankInfo
+    agreement: RankConsensus
     kept: int | None
     """`train.save_total_limit`."""
     checkpoint_bytes: int
@@ -80,7 +80,7 @@ class Saving:
     """What the reader of the result should know of starts."""
     begun: float = field(default_factory=time.monotonic)
     """When this start began to train."""
-    underway: Underway | None = None
+    underway: PendingCheckpoint | None = None
     """The next checkpoint, while it is copied."""
     pause_s: float | None = None
     """Seconds for which the latest save kept training."""
@@ -95,10 +95,10 @@ class Saving:
         return (self.earlier.train_s if self.earlier else 0.0) + time.monotonic() - self.begun
 
 
-class SavingTrainer(SteppingTrainer):
+class CheckpointingTrainer(OomRetryTrainer):
     """A Trainer whose checkpoints are complete or not there, and that goes on as if never ended."""
 
-    saving: Saving
+    saving: CheckpointState
     asked = False
     """Whether the checkpoint to be written next is one that the recipe asked for."""
 
@@ -127,8 +127,8 @@ class SavingTrainer(SteppingTrainer):
         saving.agreement.wait()
         self._write(model, trial, near or aside, name)
         saving.agreement.wait()  # the others of this node have written, too
-        copy = Copy((near or aside) / name, aside / name) if first_here else None
-        saving.underway = Underway(self._record(losses), aside / name, copy, begun)
+        copy = AsyncCopy((near or aside) / name, aside / name) if first_here else None
+        saving.underway = PendingCheckpoint(self._record(losses), aside / name, copy, begun)
         if near is None:
             self.publish()
         saving.pause_s = time.monotonic() - begun
@@ -195,23 +195,23 @@ class SavingTrainer(SteppingTrainer):
         saving.step, saving.save_s = underway.record.step, time.monotonic() - underway.begun
         log.info("step %d is safe after %.1f s", saving.step, saving.save_s)
 
-    def _complete(self, underway: Underway) -> None:
+    def _complete(self, underway: PendingCheckpoint) -> None:
         """Adds the mark, gives the folder its name, and removes what is not needed any more."""
         saving, home, folder = self.saving, self.saving.paths.checkpoints, underway.folder
-        latest = folder / LATEST
+        latest = folder / LATEST_FILE
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         found = {
             "files": {str(file.relative_to(folder)): file.stat().st_size for file in files},
             "tag": latest.read_text().strip() if latest.exists() else "",
         }
-        write(folder / MARK, underway.record.model_copy(update=found))
+        write_record(folder / MARKER_FILE, underway.record.model_copy(update=found))
         _sync_names(folder)
         shutil.rmtree(home / folder.name, ignore_errors=True)  # a damaged one that was skipped
         os.replace(folder, home / folder.name)
         _sync_names(home)
         folder.parent.rmdir()
         best = self.state.best_model_checkpoint
-        retention.rotate(saving.paths, underway.record.step, best, saving.kept)
+        retention.remove_old_checkpoints(saving.paths, underway.record.step, best, saving.kept)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes weights as others load them: final ones, or of a checkpoint that was asked for."""
@@ -259,11 +259,11 @@ class SavingTrainer(SteppingTrainer):
         self.publish()
         saving, best = self.saving, self.state.best_model_checkpoint
         now = saving.plan.layout
-        found = Found(Path(best), read(Path(best) / MARK, Checkpoint))
+        found = CompleteCheckpoint(Path(best), read_record(Path(best) / MARKER_FILE, Checkpoint))
         if saving.me.is_first:
-            reshard.fitting(found, now)
+            reshard.resharded(found, now)
         saving.agreement.wait()
-        fits = reshard.fitting_folder(found, now)
+        fits = reshard.resharded_folder(found, now)
         if not self.is_deepspeed_enabled:
             self._load_from_checkpoint(str(fits))
             return
@@ -294,7 +294,7 @@ class SavingTrainer(SteppingTrainer):
 
 
 def _init_worker(init: Any, number: int) -> None:
-    stop_signal.be_deaf()
+    stop_signal.ignore_stop_signals()
     init(number)
 
 

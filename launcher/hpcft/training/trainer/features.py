@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hpcft.methods.features import Features
 from hpcft.tasks.base import TrainedTask
-from hpcft.training.data.prepare import Split
+from hpcft.training.data.prepare import PreparedSplit
 from hpcft.training.trainer.trainer import ScoringTrainer
 
 
@@ -69,7 +69,7 @@ class FeatureTrainer(ScoringTrainer):
                 Path(output_dir) / "logistic_regression.safetensors",
             )
 
-    def _extracted(self, split: Split) -> tuple[Any, Any]:
+    def _extracted(self, split: PreparedSplit) -> tuple[Any, Any]:
         """Features (N, H) and labels (N,)."""
         found = self.predict(split)
         return np.asarray(found.predictions), np.asarray(found.label_ids)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from hpcft.config.hf_model import model_class, model_config
+from hpcft.config.hf_model import auto_model_class, build_model_config
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
 from hpcft.core.paths import RunPaths
@@ -17,25 +17,25 @@ from hpcft.core.records import ModelFacts, ParameterCount, Plan
 from hpcft.tasks import packing
 
 
-def load(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Any:
+def load_model(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Any:
     """The model, ready to be trained.
 
     Under ZeRO-3 the DeepSpeed configuration has to be alive (in `TrainingArguments`) by now:
     `from_pretrained` then shards each weight as it loads, and no rank holds the whole model.
     """
-    config = model_config(recipe.model, recipe.task)
+    config = build_model_config(recipe.model, recipe.task)
     config.pad_token_id = tokenizer.pad_token_id
     config.use_cache = False
     source: str | Path = recipe.model.path or paths.prepared / "model"
     set_seed(recipe.train.seed)  # a new head is drawn alike on every rank
     try:
-        model, found = model_class(recipe.task).from_pretrained(
+        model, found = auto_model_class(recipe.task).from_pretrained(
             source,
             config=config,
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation=packing.attention()
+            attn_implementation=packing.register_attention()
             if recipe.packs(plan.facts.model_type)
             else recipe.model.attn_implementation,
             **recipe.method.load_options(plan.precision, plan.layout.zero_stage),
@@ -51,10 +51,12 @@ def load(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Any
 
 
 @contextlib.contextmanager
-def to_ask(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> Iterator[Any]:
+def inference_model(
+    paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any
+) -> Iterator[Any]:
     """The model on this rank's device, for forward passes alone."""
     if plan.ds_config is None:
-        model = load(paths, recipe, plan, tokenizer).eval()
+        model = load_model(paths, recipe, plan, tokenizer).eval()
         # 4-bit weights are made where they are to be.
         yield model if recipe.method.loads_on_device else model.to(plan.accelerator)
         return
@@ -62,7 +64,7 @@ def to_ask(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> I
     from transformers.integrations import HfDeepSpeedConfig
 
     alive = HfDeepSpeedConfig(plan.ds_config)  # `from_pretrained` looks for one
-    model = load(paths, recipe, plan, tokenizer).eval()
+    model = load_model(paths, recipe, plan, tokenizer).eval()
     del alive
     # Without an optimizer the engine only gathers weights, by hooks on the modules.
     engine, *_ = deepspeed.initialize(model=model, config=plan.ds_config)
@@ -70,7 +72,7 @@ def to_ask(paths: RunPaths, recipe: FullRecipe, plan: Plan, tokenizer: Any) -> I
     engine.destroy()
 
 
-def counted(model: Any, facts: ModelFacts) -> ParameterCount:
+def check_parameter_count(model: Any, facts: ModelFacts) -> ParameterCount:
     """Parameters of the model as loaded, under ZeRO-3 and in 4 bits too.
 
     Raises:

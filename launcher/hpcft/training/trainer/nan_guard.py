@@ -15,7 +15,7 @@ from hpcft.core.paths import RunPaths
 FP16_IN_A_ROW = 3
 
 
-class Finite(TrainerCallback):  # type: ignore[misc]
+class NanGuard(TrainerCallback):  # type: ignore[misc]
     """Looks at each loss that the Trainer logs, which is the mean over ranks and steps since.
 
     It asks nothing more of the device: one loss that is not finite makes the mean so, on all ranks
@@ -60,7 +60,10 @@ class Finite(TrainerCallback):  # type: ignore[misc]
 
     def _last_good(self) -> str:
         # A finite loss tells of the weights before its step, not of those after it.
-        steps = sorted(checkpoints.step_of(folder) for folder in checkpoints.folders(self.paths))
+        steps = sorted(
+            checkpoints.checkpoint_step(folder)
+            for folder in checkpoints.checkpoint_folders(self.paths)
+        )
         good = [step for step in steps if step < self._finite_until]
         newer = [step for step in steps if step >= self._finite_until]
         if not good:

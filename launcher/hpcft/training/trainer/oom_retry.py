@@ -22,11 +22,15 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Layout, Plan
 from hpcft.planning import oom_fallback
 from hpcft.planning.oom_fallback import Stage
-from hpcft.recovery import log as recoveries
 from hpcft.recovery.diagnosis import RankError
+from hpcft.recovery.log import append_recovery, current_plan, read_recoveries
 from hpcft.tasks import packing
-from hpcft.training.distributed.gpu_memory import expands, is_answerable, shortage_of
-from hpcft.training.telemetry.progress import Heartbeat
+from hpcft.training.distributed.gpu_memory import (
+    can_fall_back,
+    out_of_memory_of,
+    segments_expandable,
+)
+from hpcft.training.telemetry.progress import ProgressReporter
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +38,7 @@ StepDown = Callable[[BaseException, Stage], Plan | None]
 """Takes a rung that the same process can go on with; None where there is none."""
 
 
-class SteppingTrainer(Trainer):  # type: ignore[misc]
+class OomRetryTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that does a step again in pieces, and a scoring again with smaller batches.
 
     Only for one rank without DeepSpeed: of several, the others wait inside a collective.
@@ -89,13 +93,13 @@ class SteppingTrainer(Trainer):  # type: ignore[misc]
 
     def _in_pieces(self, model: Any, inputs: Mapping[str, Any], items: Any) -> Any:
         parts = self._parts(inputs, self._piece) if self._piece else [inputs]
-        losses = [super(SteppingTrainer, self).training_step(model, p, items) for p in parts]
+        losses = [super(OomRetryTrainer, self).training_step(model, p, items) for p in parts]
         return torch.stack(losses).sum()
 
     def _parts(self, inputs: Mapping[str, Any], size: int) -> list[Mapping[str, Any]]:
         """A micro-batch as several of at most so many examples, or what is planned for those."""
         if "lengths" in inputs:
-            return [*packing.pieces(inputs, size * self.max_length)]
+            return [*packing.split_packed(inputs, size * self.max_length)]
         return [
             {name: part[first : first + size] for name, part in inputs.items()}
             for first in range(0, len(inputs["input_ids"]), size)
@@ -119,11 +123,11 @@ class SteppingTrainer(Trainer):  # type: ignore[misc]
 def _changes_the_model(before: Layout, after: Layout) -> bool:
     recomputes = after.gradient_checkpointing != before.gradient_checkpointing
     divides = after.loss_chunks != before.loss_chunks
-    return recomputes or divides or not oom_fallback.shards_alike(before, after)
+    return recomputes or divides or not oom_fallback.same_sharding(before, after)
 
 
-def stepper(
-    paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, heartbeat: Heartbeat
+def fallback_in_process(
+    paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, heartbeat: ProgressReporter
 ) -> StepDown | None:
     """What takes rungs within this process; None where its ranks have to start again together."""
     me = heartbeat.me
@@ -131,13 +135,13 @@ def stepper(
         return None
 
     def step_down(error: BaseException, stage: Stage) -> Plan | None:
-        short = shortage_of(error, plan)
-        if short is None or not is_answerable(short, plan):
+        short = out_of_memory_of(error, plan)
+        if short is None or not can_fall_back(short, plan):
             return None
-        if short.fragmented and not expands():
+        if short.fragmented and not segments_expandable():
             return None  # a new process with another allocator is tried before a rung
-        before = recoveries.plan_now(paths, recipe, cluster)
-        after = oom_fallback.step_down(before, recipe, cluster, stage)
+        before = current_plan(paths, recipe, cluster)
+        after = oom_fallback.next_fallback(before, recipe, cluster, stage)
         if after is None or _changes_the_model(before.layout, after.layout):
             return None
         who = RankError(
@@ -148,9 +152,9 @@ def stepper(
             message=short.evidence,
             job_id=me.job_id,
         )
-        number = len(recoveries.taken(paths)) + 1
-        recoveries.take(paths, before, after, number=number, how="in-process", who=who)
-        change = oom_fallback.change(before, after)
+        number = len(read_recoveries(paths)) + 1
+        append_recovery(paths, before, after, number=number, how="in-process", who=who)
+        change = oom_fallback.describe_change(before, after)
         log.warning("out of memory (%s): goes on with %s", short.evidence, change)
         heartbeat.log("rung", {"number": number, "change": change, "how": "in-process"})
         return after

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hpcft.training.checkpointing.interval import interval_s
-from hpcft.training.distributed.stop_signal import Notice, Saved
-from hpcft.training.trainer.checkpointing import SavingTrainer
+from hpcft.training.distributed.stop_signal import StoppedAfterSave, StopRequest
+from hpcft.training.trainer.checkpointing import CheckpointingTrainer
 
 WORTH_S = 60.0
 """Training that took less is done again faster than it is worth saving before the last scoring."""
@@ -19,7 +19,7 @@ STEPS_AHEAD = 2
 """Before a time limit there has to be room for so many steps besides the save."""
 
 
-class Boundary(TrainerCallback):  # type: ignore[misc]
+class SaveCallback(TrainerCallback):  # type: ignore[misc]
     """Saves when it is time, when the time limit is near, and when this run was told to end.
 
     A notice or a clock may reach one rank before another, and a save takes all of them. So at the
@@ -27,7 +27,11 @@ class Boundary(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, trainer: SavingTrainer, notice: Notice, minutes: float | str, guess_s: float
+        self,
+        trainer: CheckpointingTrainer,
+        notice: StopRequest,
+        minutes: float | str,
+        guess_s: float,
     ) -> None:
         """When to save.
 
@@ -95,7 +99,7 @@ class Boundary(TrainerCallback):  # type: ignore[misc]
         """
         saved = state.global_step == self.trainer.saving.step
         if self.notice.has_to_end(0) and (saved or not self.trainer.is_in_train):
-            raise Saved
+            raise StoppedAfterSave
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """All ranks have saved, unless what they have learned is nothing.
@@ -106,7 +110,7 @@ class Boundary(TrainerCallback):  # type: ignore[misc]
         self.saved_at = self.since = time.monotonic()
         if self.ends:
             self.trainer.publish()
-            raise Saved
+            raise StoppedAfterSave
 
     def _agree(self, unsaved_s: float, *, last: bool) -> None:
         saving = self.trainer.saving

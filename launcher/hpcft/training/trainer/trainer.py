@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcft.training.data.batch_order import MicroBatches, Order
-from hpcft.training.data.prepare import Split
-from hpcft.training.trainer.checkpointing import SavingTrainer
+from hpcft.training.data.batch_order import BatchPlan, MicroBatches
+from hpcft.training.data.prepare import PreparedSplit
+from hpcft.training.trainer.checkpointing import CheckpointingTrainer
 
 
-class ScoringTrainer(SavingTrainer):
+class ScoringTrainer(CheckpointingTrainer):
     """A Trainer that takes examples in our order, and whose metrics know those of a split."""
 
-    scored: Split
-    order: Order
+    scored: PreparedSplit
+    order: BatchPlan
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MicroBatches:
         return MicroBatches(self.order, lambda: int(self.state.epoch or 0))

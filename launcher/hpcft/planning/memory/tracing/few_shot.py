@@ -9,9 +9,14 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from hpcft.config.hf_model import model_config
-from hpcft.planning.memory.trace_types import Batch, BatchMemory
-from hpcft.planning.memory.tracing import model as models
+from hpcft.config.hf_model import build_model_config
+from hpcft.planning.memory.trace_types import BatchMemory, PromptBatch
+from hpcft.planning.memory.tracing.model import (
+    build_model,
+    four_bit_tensors,
+    layer_period,
+    layers_of,
+)
 from hpcft.planning.memory.tracing.storage_tracker import (
     ACTIVATIONS,
     DEQUANTISED,
@@ -20,20 +25,20 @@ from hpcft.planning.memory.tracing.storage_tracker import (
     StorageTracker,
 )
 from hpcft.planning.memory.tracing.target_device import Target, kernels, scratch
-from hpcft.tasks.few_shot.requests import Request
+from hpcft.tasks.few_shot.requests import PromptRequest
 from hpcft.tasks.few_shot.scorer import Scorer
-from hpcft.tasks.few_shot.task import MOST_ROWS
+from hpcft.tasks.few_shot.task import MAX_ROWS
 
 
-def trace(batch: Batch) -> BatchMemory:
+def trace_batch(batch: PromptBatch) -> BatchMemory:
     """What a batch takes at the worst: prompts as long as may be, or as many."""
     task = batch.task
-    config = model_config(batch.model, task, to_plan=True)
+    config = build_model_config(batch.model, task, to_plan=True)
     layers = int(config.get_text_config().num_hidden_layers)
     # One more than all types: the embeddings are the first layer's input, and stay beside others'.
-    depth = min(layers, 1 + models.period(config, task.max_length))
+    depth = min(layers, 1 + layer_period(config, task.max_length))
     target = Target(batch.accelerator, batch.precision)
-    model = models.build(
+    model = build_model(
         config,
         task,
         batch.method,
@@ -72,7 +77,7 @@ def shapes(prompts: int, window: int, choices: list[int]) -> list[tuple[int, int
     """
     room, run = prompts * window, sum(choices) - len(choices)
     longest = max(1, window - max(choices))
-    most = max(1, min(MOST_ROWS, room // (1 + run)))
+    most = max(1, min(MAX_ROWS, room // (1 + run)))
     # A prompt that is longer than the room runs alone.
     return [
         (rows, longest if rows == 1 else min(longest, room // rows - run))
@@ -84,17 +89,17 @@ def _peaks(
     scorer: Scorer, target: Target, rows: int, own: int, choices: list[int]
 ) -> tuple[int, int, int]:
     """The most activations, dequantised weights among them, and the most with logits."""
-    requests = [Request([0] * (own + 1), [[0] * n for n in choices]) for _ in range(rows)]
+    requests = [PromptRequest([0] * (own + 1), [[0] * n for n in choices]) for _ in range(rows)]
     tracker = StorageTracker(scratch(target, 1), 1)
     model = scorer.model
     tracker.seed([*model.parameters(), *model.buffers()], WEIGHTS)
-    tracker.seed(models.four_bit_tensors(model), WEIGHTS)
+    tracker.seed(four_bit_tensors(model), WEIGHTS)
     tracker.seed([tensor for pair in scorer.prefix.layers for tensor in pair], WEIGHTS)
 
     def head(*_: Any) -> None:
         tracker.kind = LOGITS
 
-    last = models.layers_of(model, model.config.get_text_config().num_hidden_layers)[-1]
+    last = layers_of(model, model.config.get_text_config().num_hidden_layers)[-1]
     hook = last.register_forward_hook(head)
     try:
         with tracker:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hpcft.config.hf_model import model_class
+from hpcft.config.hf_model import auto_model_class
 from hpcft.core.records import Precision
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import DTYPES
@@ -18,7 +18,7 @@ BLOCK = 64  # weights of one NF4 scale; bitsandbytes' default
 SECOND_BLOCK = 256  # scales of one second scale, with double quantisation
 
 
-def build(
+def build_model(
     config: Any,
     task: TaskBase,
     method: AnyMethod,
@@ -37,7 +37,7 @@ def build(
         config.pad_token_id = 0  # a run takes the tokenizer's
     name = method.load_dtype(precision, zero_stage)
     with torch.device("meta"):
-        model = model_class(task).from_config(config, dtype=getattr(torch, name))
+        model = auto_model_class(task).from_config(config, dtype=getattr(torch, name))
     if method.quantised_parameters(model):
         _quantise(model, method, getattr(torch, DTYPES[precision]))
     model = method.wrap(model, causal=task.causal, checkpointing=checkpointing)
@@ -60,7 +60,7 @@ def with_depth(config: Any, depth: int) -> Any:
     return config
 
 
-def period(config: Any, sequence_tokens: int) -> int:
+def layer_period(config: Any, sequence_tokens: int) -> int:
     """After how many layers their types repeat; a window that nothing exceeds makes no type."""
     text = config.get_text_config()
     kinds = list(getattr(text, "layer_types", None) or [])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpcft.config.hf_model import model_class
+from hpcft.config.hf_model import auto_model_class
 from hpcft.planning.memory.tracing.model import with_depth
 from hpcft.planning.memory.tracing.target_device import Target, kernels
 from hpcft.tasks.base import TaskBase
@@ -32,7 +32,9 @@ def loss_can_be_chunked(config: Any, task: TaskBase) -> bool:
     try:
         with torch.device("meta"):
             # In 16 bits, which the products of some experts are made for.
-            model = model_class(task).from_config(with_depth(config, LAYERS), dtype=torch.bfloat16)
+            model = auto_model_class(task).from_config(
+                with_depth(config, LAYERS), dtype=torch.bfloat16
+            )
             ids = torch.zeros((1, 2), dtype=torch.long)
         model.get_output_embeddings().register_forward_hook(lambda *_: after.begin())
         with torch.no_grad(), kernels(Target("cpu", "fp32"), padded=False, zero_stage=0), after:

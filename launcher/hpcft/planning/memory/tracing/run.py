@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import warnings
 
-from hpcft.config.hf_model import model_config
-from hpcft.planning.memory.import_stubs import without_collection
-from hpcft.planning.memory.trace_types import Parts, Step, Traces
-from hpcft.planning.memory.tracing import model as models
-from hpcft.planning.memory.tracing import step as steps
+from hpcft.config.hf_model import build_model_config
+from hpcft.planning.memory.import_stubs import gc_paused
+from hpcft.planning.memory.trace_types import Segments, TracedStep, Traces
+from hpcft.planning.memory.tracing.model import build_model, layer_period
+from hpcft.planning.memory.tracing.step import trace_step
 from hpcft.planning.memory.tracing.target_device import Target
 from hpcft.tasks import packing
-from hpcft.tasks.chunked_loss import loss_of
+from hpcft.tasks.chunked_loss import make_loss
 
 
-def traces(step: Step) -> Traces:
+def trace_depths(step: TracedStep) -> Traces:
     """Traces of a step at one or two depths and micro-batches.
 
     A micro-batch of one example is traced as it is; others are lines through 2 and 3.
     """
-    config = model_config(step.model, step.task, to_plan=True)
+    config = build_model_config(step.model, step.task, to_plan=True)
     layers = int(config.get_text_config().num_hidden_layers)
-    period = models.period(config, step.task.max_length)
+    period = layer_period(config, step.task.max_length)
     low = max(2, period)
     low += (layers - low) % period
     depths = [low, low + period] if layers > low + period else [layers]
@@ -32,12 +32,12 @@ def traces(step: Step) -> Traces:
         step.flash_attention,
         autocast=step.precision != "fp32" and step.zero_stage == 0,
     )
-    found: dict[tuple[int, int], Parts] = {}
+    found: dict[tuple[int, int], Segments] = {}
     order = None
-    with without_collection(), warnings.catch_warnings():
+    with gc_paused(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries among themselves
         for depth in depths:
-            model = models.build(
+            model = build_model(
                 config,
                 step.task,
                 step.method,
@@ -45,11 +45,13 @@ def traces(step: Step) -> Traces:
                 zero_stage=step.zero_stage,
                 depth=depth,
                 checkpointing=step.checkpointing,
-                attention=packing.attention() if step.packed else step.model.attn_implementation,
+                attention=packing.register_attention()
+                if step.packed
+                else step.model.attn_implementation,
             )
-            loss = loss_of(step.task, model, step.loss_chunks)
+            loss = make_loss(step.task, model, step.loss_chunks)
             for batch in batches:
-                found[depth, batch], order = steps.trace(
+                found[depth, batch], order = trace_step(
                     model,
                     step,
                     loss,
@@ -62,7 +64,7 @@ def traces(step: Step) -> Traces:
     return Traces(found, batches, layers, period, width, order)
 
 
-def _labelled(step: Step) -> int:
+def _labelled(step: TracedStep) -> int:
     """Tokens of an example that carry a loss, rounded up to whole parts of one.
 
     Then the size of a part is linear in the micro-batch, and never below what a run has.

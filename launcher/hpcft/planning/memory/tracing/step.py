@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from hpcft.methods.features import Features
-from hpcft.planning.memory.trace_types import Parts, Step
-from hpcft.planning.memory.tracing import model as models
+from hpcft.planning.memory.trace_types import Segments, TracedStep
+from hpcft.planning.memory.tracing.model import adapters, four_bit_tensors, layers_of
 from hpcft.planning.memory.tracing.optimizer import Optimizer
 from hpcft.planning.memory.tracing.storage_tracker import (
     ACTIVATIONS,
@@ -24,21 +24,21 @@ from hpcft.planning.memory.tracing.storage_tracker import (
 )
 from hpcft.planning.memory.tracing.target_device import Autocast, Target, kernels, scratch
 from hpcft.planning.memory.tracing.zero_hooks import Recorder, Reducer
-from hpcft.planning.memory.zero3_schedule import Order
+from hpcft.planning.memory.zero3_schedule import ModuleSchedule
 from hpcft.tasks.base import TrainedTask
 from hpcft.tasks.chunked_loss import TaskLoss
 
 
-def trace(
+def trace_step(
     model: Any,
-    asked: Step,
+    asked: TracedStep,
     task_loss: TaskLoss,
     target: Target,
     *,
     depth: int,
     micro_batch: int,
     labelled: int,
-) -> tuple[Parts, Order | None]:
+) -> tuple[Segments, ModuleSchedule | None]:
     """Bytes alive after each operation, by part of the step.
 
     Args:
@@ -56,7 +56,7 @@ def trace(
     """
     stage, zero = asked.zero_stage, asked.zero
     tracker = StorageTracker(scratch(target, asked.threads), labelled * micro_batch)
-    layers = models.layers_of(model, depth)
+    layers = layers_of(model, depth)
     autocast = Autocast(target) if target.autocast else None
     marks = _Marks(tracker, layers)
     passes = _Passes(model, task_loss, marks, autocast)
@@ -65,8 +65,8 @@ def trace(
     inputs, labels = _packed(micro_batch, tokens) if asked.packed else scored
     if stage == 3:
         tracker.ignore(model.parameters())
-    tracker.seed(models.four_bit_tensors(model), FOUR_BIT)
-    tracker.seed(models.adapters(model), ADAPTERS)
+    tracker.seed(four_bit_tensors(model), FOUR_BIT)
+    tracker.seed(adapters(model), ADAPTERS)
     tracker.seed([*model.parameters(), *model.buffers()], WEIGHTS)  # those that are left
     hooks = marks.register(model, autocast)
     recorder = Recorder(tracker, model, layers) if stage == 3 else None

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from hpcft.planning.memory.trace_types import KINDS, Parts, Point
+from hpcft.planning.memory.trace_types import KINDS, Sample, Segments
 from hpcft.planning.memory.tracing import shape_cache
 
 (WEIGHTS, FOUR_BIT, ADAPTERS, GRADIENTS, STATES, ACTIVATIONS, DEQUANTISED, LOGITS, ZERO,
@@ -31,9 +31,9 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live = [0] * len(KINDS)
         self.kind = ACTIVATIONS
         self.part = ""
-        self.segments: Parts = {}
+        self.segments: Segments = {}
         self._events: dict[str, int] = {}
-        self._points: list[Point] = []
+        self._points: list[Sample] = []
         self._known: dict[int, tuple[int, int, Any]] = {}
         self.recording = False
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from hpcft.core.records import ZeroSizes
 from hpcft.planning.memory.tracing.storage_tracker import SHARDED, StorageTracker
-from hpcft.planning.memory.zero3_schedule import FETCH, RELEASE, Order
+from hpcft.planning.memory.zero3_schedule import FETCH, RELEASE, ModuleSchedule
 
 
 class Reducer:
@@ -108,9 +108,9 @@ class Recorder:
                 module.register_forward_hook(self._after),
             ]
 
-    def order(self) -> Order:
+    def order(self) -> ModuleSchedule:
         """What was recorded."""
-        return Order(self.parts, self.owned, self.layers)
+        return ModuleSchedule(self.parts, self.owned, self.layers)
 
     def _event(self, what: str, module: Any) -> None:
         if self.tracker.recording:
