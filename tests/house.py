@@ -57,15 +57,16 @@ def module_graph(package: Path = PACKAGE) -> dict[str, set[str]]:
 
 def room_of(module: str) -> str:
     """Returns the room of a module: the second part of its name."""
-    return module.split(".")[1] if "." in module else module
+    return module.split(".")[1]
 
 
 def room_graph(graph: Graph) -> dict[str, set[str]]:
-    """Returns the rooms that each room imports."""
-    rooms: dict[str, set[str]] = {room_of(module): set() for module in graph}
-    for module, targets in graph.items():
-        rooms[room_of(module)] |= {room_of(target) for target in targets} - {room_of(module)}
-    return rooms
+    """Returns the rooms that each room imports; the package's own `__init__` is no room."""
+    inside = {module for module in graph if "." in module}
+    rooms: dict[str, set[str]] = {room_of(module): set() for module in inside}
+    for module in inside:
+        rooms[room_of(module)] |= {room_of(target) for target in graph[module] & inside}
+    return {room: targets - {room} for room, targets in rooms.items()}
 
 
 def circles(graph: Graph) -> list[list[str]]:

@@ -38,12 +38,12 @@ def recipe(**sections: Any) -> FullRecipe:
 def facts(total: int = BILLION, **changes: Any) -> ModelFacts:
     """A decoder of round numbers; `trainable` and the like are its counts."""
     counted = {"trainable": total, "added": 0, "largest_layer": total // 10, "quantised": 0,
-               "looked_up": 0, "layer": total // 20, "largest_trained": total // 10}  # fmt: skip
+               "embedding_parameters": 0, "layer": total // 20, "largest_trained": total // 10}  # fmt: skip
     counts = {key: changes.pop(key, value) for key, value in counted.items()}
     shape: dict[str, Any] = {
-        "model_type": "llama", "layers": 16, "hidden_size": 2048, "intermediate_size": 8192,
-        "attention_heads": 32, "vocab_size": 32000, "logits_width": 32000,
-        "logits_positions": "tokens", "max_positions": 4096,
+        "model_type": "llama", "layers": 16, "hidden_size": 2048,
+        "vocab_size": 32000, "logits_width": 32000,
+        "max_positions": 4096,
     }  # fmt: skip
     return ModelFacts(parameters=ParameterCount(total=total, **counts), **(shape | changes))
 
@@ -84,11 +84,10 @@ def lined(facts: ModelFacts) -> Callable[[TracedStep], StepMemory]:
             weights += width * (p.total - p.trainable - p.quantised) + p.quantised // 2
         gradients = 0 if step.zero_stage else 4 * p.trainable
         states = 0 if step.zero_stage else 8 * p.trainable
-        layer = step.task.max_length * (18 * facts.hidden_size + 4 * facts.intermediate_size)
+        layer = step.task.max_length * ((18 + 4 * 4) * facts.hidden_size)
         kept = 2 * step.task.max_length * facts.hidden_size
         each = kept * facts.layers + layer if step.checkpointing else layer * facts.layers
-        positions = step.task.max_length if facts.logits_positions == "tokens" else 1
-        logits = positions * facts.logits_width * (width + 8)
+        logits = step.task.max_length * facts.logits_width * (width + 8)
         parts = logits // step.loss_chunks
         there = {"weights": weights, "optimizer states": states}
         behind = {**there, "gradients": gradients}

@@ -69,8 +69,7 @@ def plan() -> Plan:
                   gradient_accumulation_steps=1, gradient_checkpointing=False, zero_stage=0,
                   offload_optimizer="none", offload_param="none")  # fmt: skip
     facts = ModelFacts(
-        model_type="bert", layers=1, hidden_size=1, intermediate_size=1, attention_heads=1,
-        vocab_size=1, logits_width=1, logits_positions="sequence",
+        model_type="bert", layers=1, hidden_size=1, vocab_size=1, logits_width=1,
         parameters=ParameterCount(total=8_537_680_896, trainable=8_537_680_896, added=0,
                                   largest_layer=0),
     )  # fmt: skip
@@ -84,7 +83,7 @@ def plan() -> Plan:
 def met(paths: RunPaths, step: int, at: float = 1.0, **fields: Any) -> None:
     """Writes into a run folder that the run has met something, and went on from a step."""
     known: dict[str, Any] = {"number": 1, "job_id": "11", "rank": 1, "node": "n2", "cause": "nccl",
-                             "evidence": "peer gone", "how": "requeued"}  # fmt: skip
+                             "evidence": "peer gone", "action": "requeue"}  # fmt: skip
     paths.recoveries.mkdir()
     made = Recovery(at=at, step=step, layout=plan().layout, per_device_eval_batch_size=1,
                     **(known | fields))  # fmt: skip

@@ -54,7 +54,7 @@ def made(folder: Path, recipe: Path, *overrides: str) -> Path:
     files.write_record(paths.recipe, item.point.recipe)
     files.write_record(paths.cluster, site)
     files.write_record(paths.plan, item.plan)
-    files.write_record(paths.fingerprints, item.prints)
+    files.write_record(paths.fingerprints, item.fingerprints)
     files.write_record(paths.staged, item.staged)
     return folder
 

@@ -65,7 +65,7 @@ def rung(micro: int, *, checkpointing: bool = False) -> Recovery:
     changed = layout(0, per_device_train_batch_size=micro, gradient_checkpointing=checkpointing)
     return Recovery(number=1, at=1.0, cause="out_of_memory", job_id="1", rank=0, node="n1",
                 change="less", evidence="oom",
-                how="restarted", layout=changed, per_device_eval_batch_size=1)  # fmt: skip
+                action="restart", layout=changed, per_device_eval_batch_size=1)  # fmt: skip
 
 
 # ---------------------------------------------------------------- the fit
@@ -170,7 +170,7 @@ def test_runs_that_came_down_teach_a_cap_and_no_values() -> None:
     known = fit_calibration([down, record(on_gpu(), recipe="other")], "site")
     assert known.context_bytes == GIB // 2
     cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False)
-    assert known.lowered == {"made": cap}
+    assert known.oom_caps == {"made": cap}
     assert known.runs == 1
 
 
@@ -216,7 +216,7 @@ def test_a_recipe_that_came_down_is_planned_lower() -> None:
     wanted = {"global_batch_size": 16}
     one = {"nodes": 1, "gpus_per_node": 1}
     cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=True)
-    site = cluster("a100-80", calibration=Calibration(lowered={"made": cap}))
+    site = cluster("a100-80", calibration=Calibration(oom_caps={"made": cap}))
     before = make(recipe(train=wanted, resources=one), cluster("a100-80"), SMALL).layout
     assert before.per_device_train_batch_size > 2
     assert not before.gradient_checkpointing
@@ -313,7 +313,7 @@ def test_a_calibration_that_others_may_write_is_neither_read_nor_written(tmp_pat
 
 def test_plan_and_submit_go_by_the_runs_folder(cli: Cli, tiny: Path) -> None:
     cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False)
-    known = Calibration(process_bytes=2 * GIB, runs=2, lowered={"tiny": cap})
+    known = Calibration(process_bytes=2 * GIB, runs=2, oom_caps={"tiny": cap})
     file = calibration_file(tiny.parent / "runs", "cpu")
     file.parent.mkdir(parents=True, mode=0o700)
     file.write_text(known.model_dump_json())

@@ -37,7 +37,7 @@ def made(paths: RunPaths, step: int, **changes: Any) -> Path:
     (folder / f"global_step{step}/shard.pt").write_bytes(b"x" * 100)
     (folder / "latest").write_text(f"global_step{step}")
     fields: dict[str, Any] = {
-        "step": step, "at": 1.0, "asked": False, "layout": LAYOUT, "precision": "bf16",
+        "step": step, "at": 1.0, "user_requested": False, "layout": LAYOUT, "precision": "bf16",
         "files": {f"global_step{step}/shard.pt": 100}, "tag": f"global_step{step}",
         "metrics_bytes": 0, "losses": [0.0], "logged_loss": 0.0, "logged_step": 0, "train_s": 1.0,
     }  # fmt: skip
@@ -97,7 +97,7 @@ def test_what_was_being_written_is_removed(paths: RunPaths) -> None:
 
 
 def test_metrics_of_steps_that_are_done_again_are_cut(paths: RunPaths) -> None:
-    lines = [{"kind": "step", "step": 1}, {"kind": "rung", "number": 1},
+    lines = [{"kind": "step", "step": 1}, {"kind": "recovery", "number": 1},
              {"kind": "step", "step": 2}, {"kind": "recovery", "number": 2},
              {"kind": "step", "step": 3}]  # fmt: skip
     written = [json.dumps(line) + "\n" for line in lines]
@@ -114,7 +114,7 @@ def test_rotation_keeps_the_newest_the_best_and_what_was_asked_for(
     kept: int | None, left: list[int], paths: RunPaths
 ) -> None:
     for step, asked in ((6, True), (8, True), (10, False), (12, True), (20, False), (30, True)):
-        made(paths, step, asked=asked)  # 30 was damaged, and left behind by going on from 12
+        made(paths, step, user_requested=asked)  # 30 was damaged, and left behind by going on from 12
     best = str(paths.checkpoints / "checkpoint-6")
     retention.remove_old_checkpoints(paths, 20, best, kept)
     assert sorted(map(checkpoints.checkpoint_step, checkpoints.checkpoint_folders(paths))) == left

@@ -191,8 +191,10 @@ def test_only_next_tokens_have_a_loss_in_parts(
     made = recipe()
     classify = FullRecipe.model_validate({"name": "made", "model": {"path": "x/y"}, "task": labels,
                                           "method": {"name": "full"}})  # fmt: skip
-    assert model_facts.compute_model_facts(model, made.task, made.method).loss_in_parts
-    assert not model_facts.compute_model_facts(model, classify.task, classify.method).loss_in_parts
+    assert model_facts.compute_model_facts(model, made.task, made.method).supports_chunked_loss
+    assert not model_facts.compute_model_facts(
+        model, classify.task, classify.method
+    ).supports_chunked_loss
 
 
 # ---------------------------------------------------------------- less memory

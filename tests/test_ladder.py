@@ -60,8 +60,8 @@ def layout(micro: int, ranks: int = 1, **changes: Any) -> Layout:
 
 def plan(laid: Layout, made: FullRecipe, there: Cluster, eval_batch: int = 8) -> Plan:
     facts = ModelFacts(
-        model_type="llama", layers=2, hidden_size=64, intermediate_size=128, attention_heads=4,
-        vocab_size=100, logits_width=2, logits_positions="sequence",
+        model_type="llama", layers=2, hidden_size=64,
+        vocab_size=100, logits_width=2,
         parameters=ParameterCount(total=1000, trainable=1000, added=0, largest_layer=100),
     )  # fmt: skip
     return Plan(
@@ -192,7 +192,7 @@ def test_what_earlier_runs_came_down_to_caps_the_next_plan() -> None:
         steps = [
             Recovery(number=i, at=1.0, cause=cause, job_id="1", rank=0, node="n",
                  change="less", evidence="",
-                 how="restarted", layout=layout(micro, **changes), per_device_eval_batch_size=1)
+                 action="restart", layout=layout(micro, **changes), per_device_eval_batch_size=1)
             for i, micro in enumerate(micros, 1)
         ]  # fmt: skip
         return RunRecord(
@@ -222,11 +222,11 @@ def test_of_two_ranks_that_take_a_rung_one_does(workplace: Path) -> None:
     assert below is not None
     for number in (0, 1):
         who = RankError(rank=number, node="n", at=float(number), kind="X", message="no memory")
-        append_recovery(paths, first, below, number=1, how="restarted", who=who)
+        append_recovery(paths, first, below, number=1, action="restart", who=who)
     (rung,) = read_recoveries(paths)
     assert (rung.number, rung.rank, rung.change) == (1, 0, "micro-batch 8 → 4")
     assert current_plan(paths, made, there) == below
-    assert files.read_record(paths.effective_plan, Plan) == below
+    assert files.read_record(paths.current_plan, Plan) == below
     assert files.read_record(paths.plan, Plan) == first, "what was submitted stays as it was"
 
 

@@ -94,14 +94,14 @@ def test_one_rank_goes_on_in_the_same_process(wide: Path, cli: Cli) -> None:
     taken = log.read_recoveries(RunPaths(large))
     steps = [rung for rung in taken if rung.change.startswith("micro-batch")]
     assert steps[0].change == "micro-batch 16 → 8"
-    assert {rung.how for rung in taken} == {"in-process"}
+    assert {rung.action for rung in taken} == {"retry_step"}
     assert all("allocate memory" in rung.evidence for rung in taken)
     assert [rung.number for rung in taken] == list(range(1, len(taken) + 1))
     assert not log.read_recoveries(RunPaths(folder_of("honest")))
     assert len(losses(large)) == 3
     assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
     result = files.read_record(large / "result.json", RunRecord)
-    assert result.rungs == taken
+    assert result.fallbacks == taken
     assert result.cluster == "local"
     rows = {row["recipe"]: row for row in cli("collect", "--json").json}
     assert rows["large"]["rungs"] == [rung.change for rung in taken]
@@ -132,15 +132,15 @@ def test_ranks_start_again_together_from_the_last_checkpoint(wide: Path, cli: Cl
     assert honest.returncode == 0, honest.stderr
     large = folder_of("large")
     (rung,) = log.read_recoveries(RunPaths(large))
-    assert (rung.change, rung.how) == ("micro-batch 8 → 4", "restarted")
+    assert (rung.change, rung.action) == ("micro-batch 8 → 4", "restart")
     told = [line["kind"] if "loss" not in line else line["step"] for line in lines(large)]
-    assert [what for what in told if what != "step"] == ["before", 1, "rung", 2, 3, "test"]
+    assert [what for what in told if what != "step"] == ["before", 1, "recovery", 2, 3, "test"]
     assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
     results = [files.read_record(folder_of(name) / "result.json", RunRecord)
                for name in ("large", "honest")]  # fmt: skip
     assert results[0].metrics == pytest.approx(results[1].metrics, rel=TOLERANCE)
     assert results[0].metrics_before == pytest.approx(results[1].metrics_before, rel=TOLERANCE)
-    assert not results[1].rungs
+    assert not results[1].fallbacks
     job = json.loads((large / "job.json").read_text())
     assert len(job["attempts"]) == 1, "nothing was queued anew"
     assert not (large / f"errors/{rung.rank}.json").exists()
@@ -176,7 +176,7 @@ def test_a_killed_rank_without_evidence_is_no_lack_of_memory(tiny: Path, cli: Cl
     until(lambda: children(folder), 20.0)
     cli("cancel", "tiny")
     (recovery,) = cli("status", "--json").json[0]["recoveries"]
-    assert (recovery["cause"], recovery["how"]) == ("rank_died", "restarted")
+    assert (recovery["cause"], recovery["action"]) == ("rank_died", "restart")
     assert (recovery["change"], recovery["step"]) == ("", 0)
     assert recovery["evidence"] == "the training process was ended by SIGKILL"
     assert gone(folder)
@@ -215,7 +215,7 @@ def test_a_rank_that_the_kernel_killed_starts_again(
     (view,) = cli("status", "--json").json
     assert view["state"] == "COMPLETED", view["note"]
     first = view["recoveries"][0]
-    assert (first["change"], first["how"]) == ("micro-batch 16 → 8", "restarted")
+    assert (first["change"], first["action"]) == ("micro-batch 16 → 8", "restart")
     assert "the kernel killed it for lack of memory" in first["evidence"]
 
 
@@ -246,7 +246,7 @@ def test_a_job_comes_down_within_its_allocation(wide: Path, cli: Cli, testbed: A
         assert done.code == 0, done.err
     taken = log.read_recoveries(RunPaths(folder_of("boasting")))
     assert taken[0].change == "micro-batch 32 → 16"
-    assert {rung.how for rung in taken} == {"restarted"}
+    assert {rung.action for rung in taken} == {"restart"}
     assert not log.read_recoveries(RunPaths(folder_of("honest")))
     job = json.loads((folder_of("boasting") / "job.json").read_text())
     (attempt,) = job["attempts"]

@@ -86,7 +86,7 @@ def test_each_time_the_run_takes_more_nodes_until_the_profile_has_no_more() -> N
             assert new.ds_config["train_batch_size"] == 16
             told.append(oom_fallback.describe_change(now, new))
         now = new
-    assert told == ["1 → 2 nodes, no sharding → ZeRO-1, queued anew", "2 → 4 nodes, queued anew"]
+    assert told == ["1 → 2 nodes, no sharding → ZeRO-1, resubmitted", "2 → 4 nodes, resubmitted"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_several_nodes_are_whole_ones() -> None:
     assert after is not None
     assert (
         oom_fallback.describe_change(before, after)
-        == "1 → 2 nodes, 1 → 4 ranks on each, queued anew"
+        == "1 → 2 nodes, 1 → 4 ranks on each, resubmitted"
     )
     assert (after.layout.offload_optimizer, after.layout.offload_param) == ("cpu", "cpu")
 
@@ -127,10 +127,10 @@ def test_several_nodes_are_whole_ones() -> None:
 # ---------------------------------------------------------------- what later plans learn
 
 
-def rung(number: int, laid: Layout, how: log.Action = "restarted", job_id: str = "1") -> Recovery:
+def rung(number: int, laid: Layout, action: log.Action = "restart", job_id: str = "1") -> Recovery:
     return Recovery(number=number, at=1.0, cause="out_of_memory", job_id=job_id, rank=0, node="n",
                 change=f"rung {number}",
-                evidence="", how=how, layout=laid, per_device_eval_batch_size=1)  # fmt: skip
+                evidence="", action=action, layout=laid, per_device_eval_batch_size=1)  # fmt: skip
 
 
 def record(*steps: Recovery) -> RunRecord:
@@ -141,7 +141,7 @@ def record(*steps: Recovery) -> RunRecord:
 
 def test_nodes_and_a_loss_in_parts_are_learned() -> None:
     alone = record(rung(1, layout(1, per_device_train_batch_size=4, loss_chunks=8)))
-    wider = record(rung(1, layout(1)), rung(2, layout(2, zero_stage=1), "queued anew"))
+    wider = record(rung(1, layout(1)), rung(2, layout(2, zero_stage=1), "resubmit"))
     planned_wide = record(rung(1, layout(4, zero_stage=1)))
     cap = {"per_device_train_batch_size": 1, "gradient_checkpointing": True}
     assert caps.caps_from_runs([alone, wider], "made", "site") == OomCaps(
@@ -156,8 +156,8 @@ def test_a_run_without_a_result_is_learned_from_too() -> None:
     ended = learn.UnfinishedRun("made", "site", (rung(1, layout(1, loss_chunks=8)),))
     cap = OomCaps(per_device_train_batch_size=1, gradient_checkpointing=True, loss_chunks=8)
     fitted = calibration.fit_calibration([], "site", [ended])
-    assert (fitted.lowered, fitted.runs) == ({"made": cap}, 0)
-    assert calibration.fit_calibration([], "elsewhere", [ended]).lowered == {}
+    assert (fitted.oom_caps, fitted.runs) == ({"made": cap}, 0)
+    assert calibration.fit_calibration([], "elsewhere", [ended]).oom_caps == {}
 
 
 def test_a_failed_run_lowers_the_next_plan(workplace: Path) -> None:
@@ -176,15 +176,15 @@ def test_a_failed_run_lowers_the_next_plan(workplace: Path) -> None:
         "calibration of site by 0 runs: made came down to micro-batch 1, checkpointing"
     ]
     known = files.read_record(calibration_file(root, "site"), Calibration)
-    assert "made" in known.lowered
+    assert "made" in known.oom_caps
 
 
 def shapes(made: FullRecipe, there: Cluster, **cap: Any) -> list[Layout]:
     """All layouts that are left to a recipe of which earlier runs came down."""
     least = {"per_device_train_batch_size": 64, "gradient_checkpointing": False} | cap
-    known = Calibration(lowered={"made": OomCaps.model_validate(least)})
+    known = Calibration(oom_caps={"made": OomCaps.model_validate(least)})
     held = there.model_copy(update={"calibration": known})
-    found = list(planner.layouts(made, there, loss_in_parts=True))
+    found = list(planner.allowed_layouts(made, there, supports_chunked_loss=True))
     return caps.apply_caps(found, made, held)
 
 
@@ -214,12 +214,14 @@ def test_never_against_what_recipe_and_profile_fix(
     sections: dict[str, Any], changes: dict[str, Any], cap: dict[str, Any]
 ) -> None:
     made, there = recipe(**sections), site(**changes)
-    assert shapes(made, there, **cap) == list(planner.layouts(made, there, loss_in_parts=True))
+    assert shapes(made, there, **cap) == list(
+        planner.allowed_layouts(made, there, supports_chunked_loss=True)
+    )
 
 
 def test_a_plan_says_what_it_learned() -> None:
     cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False, nodes=2)
-    there = site(calibration=Calibration(lowered={"made": cap}))
+    there = site(calibration=Calibration(oom_caps={"made": cap}))
     assert calibration.calibration_reasons(recipe(), there) == [
         "micro-batch at most 2, at least 2 nodes: earlier runs of made were out of memory and "
         "came down to it"

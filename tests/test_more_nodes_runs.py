@@ -76,7 +76,7 @@ def queued(tiny: Path, cli: Cli, testbed: Any) -> Iterator[Queued]:
     assert wider is not None
     run = Queued(paths, plan, wider, cluster, attempt.job_id)
     who = RankError(rank=0, node="n1", at=1.0, kind="X", message="no", job_id=run.job_id)
-    log.append_recovery(paths, plan, wider, number=1, how="queued anew", who=who)
+    log.append_recovery(paths, plan, wider, number=1, action="resubmit", who=who)
     yield run
     for job_id in live_jobs():
         slurm.cancel(job_id)
@@ -106,7 +106,7 @@ def test_a_run_is_queued_anew_once(queued: Queued, monkeypatch: pytest.MonkeyPat
     assert (first.job_id, second.job_id, second.array_index) == (queued.job_id, new, None)
     assert files.read_record(paths.plan, Plan) == queued.wider
     assert not paths.progress.exists()
-    assert files.read_record(paths.earlier / "0/plan.json", Plan) == queued.plan
+    assert files.read_record(paths.previous / "0/plan.json", Plan) == queued.plan
     assert live_jobs() == {f"{array}_0": "1", f"{array}_1": "1", new: "2"}
     view = status.run_status(paths, queued.job())
     assert (view.job_id, view.is_live) == (new, True)
@@ -158,7 +158,7 @@ def test_one_rank_queues_it_and_all_end(queued: Queued, monkeypatch: pytest.Monk
         "set resources.nodes: 2 and submit it again (it could not do so itself: sbatch is not on"
     )
     files.write_record(queued.paths.recoveries / "1.json", rung)
-    files.write_record(queued.paths.effective_plan, queued.wider)
+    files.write_record(queued.paths.current_plan, queued.wider)
     assert end_of(two_ranks(queued), rung) == [0, 0]
     assert end_of(two_ranks(queued), rung) == [0, 0], "started again by Slurm, it ends again"
     assert len(queued.job().attempts) == 2
@@ -216,16 +216,16 @@ def test_a_run_that_one_node_cannot_hold_ends_on_two(
     (boasting,), (honest,) = Path("runs/deep").glob("*"), Path("runs/honest").glob("*")
     (step,) = log.read_recoveries(RunPaths(boasting))
     first, second = files.read_record(boasting / "job.json", Job).attempts
-    assert (step.change, step.how) == ("1 → 2 nodes, queued anew", "queued anew")
+    assert (step.change, step.action) == ("1 → 2 nodes, resubmitted", "resubmit")
     assert step.job_id == first.job_id
     result = files.read_record(boasting / "result.json", RunRecord)
-    assert (result.job_id, result.rungs) == (second.job_id, [step])
-    assert lines(boasting)[0]["kind"] == "rung", "what follows began anew"
+    assert (result.job_id, result.fallbacks) == (second.job_id, [step])
+    assert lines(boasting)[0]["kind"] == "recovery", "what follows began anew"
     assert not log.read_recoveries(RunPaths(honest))
     assert len(files.read_record(honest / "job.json", Job).attempts) == 1
     assert losses(boasting)[-2:] == pytest.approx(losses(honest), rel=TOLERANCE)
     (row,) = cli("collect", "deep", "--json").json
-    assert (row["state"], row["rungs"]) == ("COMPLETED", ["1 → 2 nodes, queued anew"])
+    assert (row["state"], row["rungs"]) == ("COMPLETED", ["1 → 2 nodes, resubmitted"])
     cli("collect")
     next_plan = cli("plan", "deep.yaml", "-c", "boasting.yaml", "--json").json
     assert next_plan["layout"]["nodes"] == 2

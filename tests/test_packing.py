@@ -28,6 +28,7 @@ from hpcft.training.data.prepare import PreparedSplit
 from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.modes import finetune
 from hpcft.training.telemetry.progress import ProgressReporter
+from hpcft.training.trainer.model import load_model
 from tiny_models import llama_folder
 
 LENGTHS = (9, 3, 14, 1, 6)
@@ -223,8 +224,7 @@ def test_who_packs(changed: dict[str, Any], model_type: str, why: str | None) ->
     count = {"total": 9, "trainable": 9, "added": 0, "largest_layer": 9}
     facts = ModelFacts.model_validate(
         {"model_type": model_type, "parameters": count, "layers": 1, "hidden_size": 1,
-         "intermediate_size": 1, "attention_heads": 1, "vocab_size": 9, "logits_width": 9,
-         "logits_positions": "tokens"}
+         "vocab_size": 9, "logits_width": 9}
     )  # fmt: skip
     found = [
         what for loc, what, _ in check_resources(asked, site, facts) if loc == ("train", "packing")
@@ -364,7 +364,7 @@ def trainer_of(base: Path, folder: Path, train: dict[str, Any]) -> Any:
     arguments = finetune.training_arguments(
         paths, made, plan, order.accumulation, has_validation=False
     )
-    model = finetune.models.load(paths, made, plan, tokenizer)
+    model = load_model(paths, made, plan, tokenizer)
     heartbeat = ProgressReporter(paths, RankInfo(1, 2, 0, "here", "1"))
     trainer = finetune.make_trainer(made, plan, arguments, model, tokenizer, split, None, heartbeat)
     trainer.order, trainer.max_length = order, 64

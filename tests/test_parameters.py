@@ -79,18 +79,22 @@ def test_exact_parameters(
 
 
 @pytest.mark.parametrize(
-    ("config", "task", "looked_up"),
+    ("config", "task", "embedding_parameters"),
     [
         pytest.param(LLAMA_8B, COMPLETE, 128256 * 4096, id="untied"),
         pytest.param(LLAMA_1B, COMPLETE, 0, id="tied: the table is the output layer too"),
         pytest.param(BERT, CLASSIFY, (30522 + 512 + 2) * 768, id="bert: words, positions, types"),
     ],
 )
-def test_tables_that_are_looked_up(config: dict[str, Any], task: Any, looked_up: int) -> None:
+def test_tables_that_are_looked_up(
+    config: dict[str, Any], task: Any, embedding_parameters: int
+) -> None:
     made = recipe(model={"path": "x/y", "config": config}, task=task)
     assert (
-        model_facts.compute_model_facts(made.model, made.task, made.method).parameters.looked_up
-        == looked_up
+        model_facts.compute_model_facts(
+            made.model, made.task, made.method
+        ).parameters.embedding_parameters
+        == embedding_parameters
     )
 
 
@@ -166,7 +170,7 @@ import json, sys
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.planning import model_facts
 made = FullRecipe.model_validate(json.loads(sys.argv[1]))
-print(model_facts.facts(made.model, made.task, made.method).parameters.total)
+print(model_facts.compute_model_facts(made.model, made.task, made.method).parameters.total)
 print("torch" in sys.modules, "transformers" in sys.modules, "peft" in sys.modules)
 """
 

@@ -25,7 +25,7 @@ def work(item):
         time.sleep(60)
     return item * item, os.getpid()
 
-found = list(parallel.each(work, [int(item) for item in sys.argv[1:]]))
+found = list(parallel.parallel_map(work, [int(item) for item in sys.argv[1:]]))
 print([square for square, _ in found], os.getpid() in {pid for _, pid in found})
 """
 several = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")

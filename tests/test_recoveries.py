@@ -12,8 +12,8 @@ from hpcft.recovery import limits, log
 from made_plans import layout
 
 
-def met(cause: str, step: int, how: log.Action = "requeued", change: str = "") -> Recovery:
-    return Recovery(number=1, at=1.0, job_id="1", cause=cause, evidence="", how=how, step=step,
+def met(cause: str, step: int, action: log.Action = "requeue", change: str = "") -> Recovery:
+    return Recovery(number=1, at=1.0, job_id="1", cause=cause, evidence="", action=action, step=step,
                     change=change, layout=layout(0), per_device_eval_batch_size=1)  # fmt: skip
 
 
@@ -32,8 +32,8 @@ TWICE = [met("rank_died", 40), met("rank_died", 40)]
         (TWICE, "rank_died", 40, False),
         (TWICE, "preempted", 40, False),
         (TWICE, "rank_died", 41, True),
-        ([*TWICE, met("resumed", 40, "resumed")], "rank_died", 40, True),
-        ([*TWICE, met("out_of_memory", 40, "restarted", "micro-batch 2 → 1")],
+        ([*TWICE, met("resumed", 40, "resume")], "rank_died", 40, True),
+        ([*TWICE, met("out_of_memory", 40, "restart", "micro-batch 2 → 1")],
          "rank_died", 40, False),
         ([met("bad_node", n) for n in range(20)], "bad_node", 90, False),
         ([met("preempted", n) for n in range(99)], "preempted", 199, True),

@@ -49,7 +49,7 @@ def test_it_finds_what_trying_everything_finds(size: int, batch: int, name: str)
     made, known = recipe(task=COMPLETE, train={"global_batch_size": batch}), facts(size)
     site = cluster(name, max_nodes=2, **NVME)
     every = table(made, site, known)
-    cheapest = min((a for a in every if not a.obstacle), default=None,
+    cheapest = min((a for a in every if not a.why_infeasible), default=None,
                    key=lambda a: a.gpu_hours_per_1000_steps)  # fmt: skip
     found = planned(made, site, known)
     assert (found is None) == (cheapest is None)
@@ -58,9 +58,9 @@ def test_it_finds_what_trying_everything_finds(size: int, batch: int, name: str)
         hours = found.gpu_hours_per_1000_steps
         assert hours is not None
         assert hours <= (1 + NEAR_TIE) * cheapest.gpu_hours_per_1000_steps * (1 + 1e-9)
-        assert all(a.obstacle for a in found.fell_out)
+        assert all(a.why_infeasible for a in found.cheaper_infeasible)
         if found.next_best:
-            assert not found.next_best.obstacle
+            assert not found.next_best.why_infeasible
             assert found.next_best.layout != found.layout
 
 
@@ -121,10 +121,10 @@ def test_gpu_hours_decide_and_the_neighbours_are_told() -> None:
     plan = make(recipe(), cluster("a100-40"), facts(3 * BILLION))
     assert plan.layout.world_size == 2
     assert plan.reasons[0] == "2 GPUs: the fewest GPU hours of what fits"
-    one = next(a for a in plan.fell_out if a.layout.world_size == 1)
-    assert one.obstacle == "at least 47.4 GiB of 39.4 GiB a GPU"
-    larger = make(recipe(), cluster("a100-40"), facts(8 * BILLION)).fell_out[0]
-    assert (larger.obstacle, larger.gpu_peak_bytes) == (
+    one = next(a for a in plan.cheaper_infeasible if a.layout.world_size == 1)
+    assert one.why_infeasible == "at least 47.4 GiB of 39.4 GiB a GPU"
+    larger = make(recipe(), cluster("a100-40"), facts(8 * BILLION)).cheaper_infeasible[0]
+    assert (larger.why_infeasible, larger.gpu_peak_bytes) == (
         "at least 126 GiB of 39.4 GiB a GPU", None
     )  # fmt: skip
     assert plan.next_best is not None
@@ -202,7 +202,7 @@ def test_the_loss_in_parts_is_taken_where_the_whole_does_not_fit() -> None:
                   resources={"nodes": 1, "gpus_per_node": 1, "zero_stage": 0},
                   method={"name": "lora"})  # fmt: skip
     known = {"logits_width": 256_000, "trainable": 10_000_000}
-    able, unable = (facts(2 * BILLION, loss_in_parts=can, **known) for can in (True, False))
+    able, unable = (facts(2 * BILLION, supports_chunked_loss=can, **known) for can in (True, False))
     small, large = (with_gpu(cluster("a100-80", max_nodes=1), memory_gib=gib) for gib in (8.5, 80))
     with pytest.raises(DoesNotFit):
         make(made, small, unable, brief=True)

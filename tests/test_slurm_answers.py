@@ -190,9 +190,9 @@ def test_a_job_that_slurm_has_forgotten_is_not_alive(monkeypatch: pytest.MonkeyP
     """Accounting lags behind, or has lost what became of it."""
     scheduler(monkeypatch, squeue="", sacct=SACCT)
     found = slurm.job_states(["208", "209", "207_2"])
-    assert (found["208"].state, found["208"].is_gone) == ("PREEMPTED", False)
+    assert (found["208"].state, found["208"].unknown_to_slurm) == ("PREEMPTED", False)
     for name in ("209", "207_2"):
-        assert (found[name].state, found[name].is_gone) == ("UNKNOWN", True)
+        assert (found[name].state, found[name].unknown_to_slurm) == ("UNKNOWN", True)
     assert "accounting still has it RUNNING" in found["209"].reason
 
 
@@ -200,7 +200,7 @@ def test_states_without_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler(monkeypatch, squeue=SQUEUE, sacct=NO_ACCOUNTS)
     found = slurm.job_states(["101", "204"])
     assert found["101"].state == "RUNNING"
-    assert found["204"] == JobState("UNKNOWN", str(NO_ACCOUNTS), is_gone=True)
+    assert found["204"] == JobState("UNKNOWN", str(NO_ACCOUNTS), unknown_to_slurm=True)
 
 
 def test_states_without_either(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,9 @@ def test_states_without_either(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_states_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler(monkeypatch, squeue="", sacct="")
     (state,) = slurm.job_states(["77"]).values()
-    assert state == JobState("UNKNOWN", "neither squeue nor sacct knows the job", is_gone=True)
+    assert state == JobState(
+        "UNKNOWN", "neither squeue nor sacct knows the job", unknown_to_slurm=True
+    )
 
 
 def test_a_job_is_found_by_its_token(monkeypatch: pytest.MonkeyPatch) -> None:

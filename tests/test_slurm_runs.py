@@ -174,7 +174,7 @@ def test_one_dead_rank_ends_all_and_the_job_starts_again(campus: Path, cli: Cli)
     cli("cancel", "dead")
     # Which is noted first: that it died, or that srun then told the other to end.
     assert recovery["cause"] in ("rank_died", "preempted")
-    assert recovery["how"] == "requeued"
+    assert recovery["action"] == "requeue"
     until(lambda: _view(cli, "dead")["state"] == "CANCELLED", 30)
 
 

@@ -34,8 +34,8 @@ FACTS = ModelFacts(
     model_type="llama",
     parameters=ParameterCount(total=8_000_000_000, trainable=8_000_000_000, added=0,
                               largest_layer=525_336_576),
-    layers=32, hidden_size=4096, intermediate_size=14336, attention_heads=32, vocab_size=128256,
-    logits_width=128256, logits_positions="tokens", max_positions=8192,
+    layers=32, hidden_size=4096, vocab_size=128256,
+    logits_width=128256, max_positions=8192,
 )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ SCRIPTS: dict[str, tuple[dict[str, Any], int]] = {
 
 def script(changes: dict[str, Any], count: int, folder: Path) -> str:
     cluster = site(**changes)
-    options = slurm.parameters(cluster, plan(), "made", "hpcft-0123456789ab-0-89abcdef")
+    options = slurm.job_parameters(cluster, plan(), "made", "hpcft-0123456789ab-0-89abcdef")
     return slurm.sbatch_script(folder, options, cluster, count)
 
 
@@ -112,12 +112,12 @@ def test_sbatch_script(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_setup_that_fails_stops_the_job(tmp_path: Path) -> None:
     """A `module load` that fails must not go unnoticed; what follows it tolerates failure."""
     cluster = site(setup=["false"], environment={"SPACED": "a 'b' $c"})
-    lines = slurm.parameters(cluster, plan(), "made", "t")["setup"]
+    lines = slurm.job_parameters(cluster, plan(), "made", "t")["setup"]
     failing = subprocess.run(["bash", "-c", "\n".join([*lines, "echo reached"])], check=False,
                              capture_output=True, text=True)  # fmt: skip
     assert (failing.returncode, failing.stdout) == (1, "")
     assert failing.stderr == f"{SETUP_BEGINS}\n", "nothing but that it began"
-    good = slurm.parameters(site(setup=["true"], environment=cluster.environment), plan(), "m", "t")
+    good = slurm.job_parameters(site(setup=["true"], environment=cluster.environment), plan(), "m", "t")
     text = "\n".join([*good["setup"], "false", 'echo "$SPACED"'])
     passing = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=False)
     assert passing.stdout == "a 'b' $c\n"

@@ -43,7 +43,7 @@ def test_flops_by_hand(
 
 
 def test_tables_are_looked_up_not_multiplied() -> None:
-    known = facts(looked_up=BILLION // 4)
+    known = facts(embedding_parameters=BILLION // 4)
     assert step_time.forward_flops(known, 1, 0) == 2 * (BILLION - BILLION // 4)
     assert step_time.step_flops(known, FULL, laid(0), 0) == 0
 

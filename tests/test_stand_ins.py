@@ -20,12 +20,12 @@ with TransformGetItemToIndex():
 
 INSIDE = """
 import sys, torch
-from hpcft.planning.memory.import_stubs import standing_in
+from hpcft.planning.memory.import_stubs import stubbed
 
-with standing_in():
+with stubbed():
     from torch.distributed.tensor import DTensor, Shard
     print(DTensor.__name__, Shard(0).dim)
-with standing_in():
+with stubbed():
     import torch._dynamo
     marked = torch.compiler.disable(torch.compiler.allow_in_graph(len))
     print(marked is len, torch._dynamo.config.error_on_nested_fx_trace)

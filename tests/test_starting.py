@@ -31,8 +31,8 @@ from hpcft.training.telemetry.progress import ProgressReporter
 
 HOLDS = """
 import sys, time
-from hpcft.training.distributed.torch_extensions import Baton
-Baton(sys.argv[1]).try_acquire()
+from hpcft.training.distributed.torch_extensions import OperatorLock
+OperatorLock(sys.argv[1]).try_acquire()
 print("has it", flush=True)
 time.sleep(600)
 """
@@ -143,8 +143,8 @@ def test_seconds_of_all_starts_add_up_and_those_between_do_not(tmp_path: Path) -
     write_record(paths.progress, second)
     attempts.archive(paths, [paths.progress])  # as a job does that queues another one
     third = ProgressReporter(paths, RankInfo(0, 1, 0, "here", "3"), generation=2).progress
-    assert third.earlier_s == pytest.approx(630)
-    assert ProgressReporter(paths, RankInfo(0, 1, 0, "here", "4")).progress.earlier_s == 0, (
+    assert third.previous_s == pytest.approx(630)
+    assert ProgressReporter(paths, RankInfo(0, 1, 0, "here", "4")).progress.previous_s == 0, (
         "a run anew"
     )
 

@@ -326,7 +326,7 @@ def test_a_run_goes_on_after_one_of_its_ranks_was_stopped(tiny: Path, cli: Cli) 
     (view,) = cli("status", "--json").json
     assert view["state"] == "COMPLETED", view["note"]
     (recovery,) = log.read_recoveries(RunPaths(folder))
-    assert (recovery.cause, recovery.how) == ("stuck", "restarted")
+    assert (recovery.cause, recovery.action) == ("stuck", "restart")
     assert recovery.step >= 20
     assert "is stopped (SIGSTOP), no step for " in recovery.evidence
     assert recovery.node == os.uname().nodename

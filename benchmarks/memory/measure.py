@@ -49,7 +49,7 @@ def plan_of(case: Case, device: str = "cpu") -> Plan:
         known = {"labelled_tokens": case.labelled_tokens, "threads": case.threads}
         return step_memory(step.model_copy(update={"padded": False, **known}))
 
-    whole_loss = facts.model_copy(update={"loss_in_parts": case.loss_chunks > 1})
+    whole_loss = facts.model_copy(update={"supports_chunked_loss": case.loss_chunks > 1})
     return make_plan(recipe, _cluster(case, device), whole_loss, trace=trace)
 
 
@@ -62,7 +62,7 @@ def _cluster(case: Case, device: str) -> Cluster:
         loss_chunks=case.loss_chunks,
     )
     changes: dict[str, Any] = {
-        "host_memory_gib": ENDLESS_GIB, "calibration": Calibration(lowered={case.name: held})
+        "host_memory_gib": ENDLESS_GIB, "calibration": Calibration(oom_caps={case.name: held})
     }  # fmt: skip
     if device == "cpu":
         changes |= {"accelerator": "cpu", "gpus_per_node": 0, "gpu": None}

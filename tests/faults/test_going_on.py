@@ -21,12 +21,12 @@ COMMON = ["-c", "testbed", "-o", "train.max_steps=600", "-o", "train.logging_ste
           "-o", "train.learning_rate=1e-3"]  # fmt: skip
 # Fault to the cause that is noted, and how the run goes on.
 EXPECTED = {
-    "notice": ("preempted", "requeued"),
-    "by_hand": ("interrupted", "requeued"),
-    "killed_child": ("rank_died", "restarted"),
-    "killed_supervisor": ("rank_died", "requeued"),
-    "preempted": ("interrupted", "requeued"),
-    "node_down": ("interrupted", "requeued"),
+    "notice": ("preempted", "requeue"),
+    "by_hand": ("interrupted", "requeue"),
+    "killed_child": ("rank_died", "restart"),
+    "killed_supervisor": ("rank_died", "requeue"),
+    "preempted": ("interrupted", "requeue"),
+    "node_down": ("interrupted", "requeue"),
 }
 EVERY = [
     pytest.param(name, marks=[] if name in ("notice", "killed_supervisor") else pytest.mark.slow)
@@ -67,7 +67,7 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
     assert losses(folder) == losses(calm), "not the same digits"
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[1])
-    steps = [r.step for r in met(name) if (r.cause, r.how) == EXPECTED[name]]
+    steps = [r.step for r in met(name) if (r.cause, r.action) == EXPECTED[name]]
     assert steps
     assert max(steps) > 5 or name.startswith("killed"), "what was saved is not done again"
     assert ours.recoveries == met(name)

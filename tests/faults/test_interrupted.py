@@ -83,11 +83,11 @@ class Row:
 
 
 ROWS = {
-    "told": Row(saving, told, (("preempted", "requeued"),)),
-    "killed": Row(saving, killed, (("rank_died", "restarted"),)),
-    "cancelled": Row(saving, cancelled, (("resumed", "resumed"),), "cancelled", "CANCELLED"),
-    "pushed": Row(running, pushed_out, (("resumed", "resumed"),), "preempted", "PREEMPTED", "low"),
-    "warned": Row(running, pushed_out, (("preempted", "requeued"),), partition="warned"),
+    "told": Row(saving, told, (("preempted", "requeue"),)),
+    "killed": Row(saving, killed, (("rank_died", "restart"),)),
+    "cancelled": Row(saving, cancelled, (("resumed", "resume"),), "cancelled", "CANCELLED"),
+    "pushed": Row(running, pushed_out, (("resumed", "resume"),), "preempted", "PREEMPTED", "low"),
+    "warned": Row(running, pushed_out, (("preempted", "requeue"),), partition="warned"),
 }
 QUICK: tuple[str, ...] = ()
 EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ROWS]
@@ -153,7 +153,7 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[1])
     taken = met(name)
-    assert [(recovery.cause, recovery.how) for recovery in taken] == [*row.recoveries]
+    assert [(recovery.cause, recovery.action) for recovery in taken] == [*row.recoveries]
     assert all(recovery.step >= 20 for recovery in taken), "what was saved is not done again"
     assert ours.recoveries == taken
     left = [file.name for file in (folder / "checkpoints").iterdir()]
@@ -195,7 +195,7 @@ def test_one_element_of_an_array_starts_again_alone(place: Path) -> None:
     assert element
     slurm("scontrol", "requeue", element)
     again, calm = ended("elements")
-    assert [(met.cause, met.how) for met in again.recoveries] == [("interrupted", "requeued")]
+    assert [(met.cause, met.action) for met in again.recoveries] == [("interrupted", "requeue")]
     assert again.recoveries[0].step >= 20
     assert calm.recoveries == []
     assert sorted(jobs("elements")) == sorted(filter(None, job_ids("elements")))
@@ -217,7 +217,7 @@ def test_of_a_node_that_slurm_lost_the_run_goes_on_elsewhere(place: Path, testbe
     finally:
         testbed.go_on(f"slurmd-{node}")
     (recovery,) = result.recoveries
-    assert (recovery.cause, recovery.how) == ("interrupted", "requeued")
+    assert (recovery.cause, recovery.action) == ("interrupted", "requeue")
     assert recovery.node != node
     assert jobs("lost") == job_ids("lost")
     assert nothing_left(folder)

@@ -62,7 +62,7 @@ def test_a_cancelled_run_goes_on(tiny: Path, cli: Cli) -> None:
     step = max(of_step(folder))
     finished(cli, "resume", "tiny")
     (recovery,) = result(folder).recoveries
-    assert (recovery.cause, recovery.how, recovery.step) == ("resumed", "resumed", step)
+    assert (recovery.cause, recovery.action, recovery.step) == ("resumed", "resume", step)
     finished(cli, "submit", tiny, *COMMON, "-o", "train.max_steps=60", "-o", "name=calm")
     assert losses(folder) == losses(folder_of("calm")), "not the same digits"
     assert result(folder).metrics == result(folder_of("calm")).metrics
@@ -111,7 +111,7 @@ def test_it_goes_on_with_more_ranks(stage: int, tiny: Path, cli: Cli) -> None:
     folder = interrupted(tiny, cli, *common)
     finished(cli, "resume", "tiny", "-o", "resources.gpus_per_node=2")
     (recovery,) = result(folder).recoveries
-    assert (recovery.how, recovery.layout.world_size) == ("resumed", 2)
+    assert (recovery.action, recovery.layout.world_size) == ("resume", 2)
     assert folder == folder_of("tiny"), "it is the same run"
     finished(cli, "submit", tiny, *COMMON, *common, "-o", "name=calm")
     assert losses(folder) == pytest.approx(losses(folder_of("calm")), rel=1e-5)

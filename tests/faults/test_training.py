@@ -81,7 +81,7 @@ ROWS = {
     ),
     "stopped": Row(
         "if step == 20 and rank == 1 and start == 0: os.kill(os.getpid(), 19)",
-        (("stuck", "restarted"),), evidence="is stopped (SIGSTOP)", rank=1,
+        (("stuck", "restart"),), evidence="is stopped (SIGSTOP)", rank=1,
         options=("resources.gpus_per_node=2",),
     ),
     "lingers": Row(
@@ -89,28 +89,28 @@ ROWS = {
         "args=[10_000]).start()",
     ),
     "hoards": Row(
-        hoards("start == 0"), (("host_oom", "queued anew"),), evidence="xceeded", jobs=2,
+        hoards("start == 0"), (("host_oom", "resubmit"),), evidence="xceeded", jobs=2,
     ),
     "hoards_all": Row(
-        hoards("True"), (("host_oom", "queued anew"),), failure="host_oom", evidence="xceeded",
+        hoards("True"), (("host_oom", "resubmit"),), failure="host_oom", evidence="xceeded",
         rank=None, jobs=2, memory_gib=2.5,
     ),
     "gpu": Row(
         raises("step == 3 and start == 0", OUT_OF_MEMORY),
-        (("out_of_memory", "restarted"),), evidence="CUDA out of memory",
+        (("out_of_memory", "restart"),), evidence="CUDA out of memory",
     ),
     "pieces": Row(
         raises(f"step == 3 and not {EXPANDS}", IN_PIECES),
-        (("fragmentation", "restarted"),), evidence="CUDA out of memory",
+        (("fragmentation", "restart"),), evidence="CUDA out of memory",
     ),
     "foreign": Row(
         raises('step == 3 and start == 0', FOREIGN),
-        (("foreign_memory", "queued anew"),), evidence="process 4711 38.9 GiB", jobs=2,
+        (("foreign_memory", "resubmit"),), evidence="process 4711 38.9 GiB", jobs=2,
     ),
     "ecc": Row(
         'if step == 3 and start < 2: raise RuntimeError('
         '"CUDA error: uncorrectable ECC error encountered")',
-        (("bad_node", "queued anew"),) * 2, evidence="uncorrectable ECC error", jobs=3,
+        (("bad_node", "resubmit"),) * 2, evidence="uncorrectable ECC error", jobs=3,
     ),
     "nan": Row(
         "", failure="nan", evidence="the loss is nan",
@@ -173,7 +173,7 @@ def explained(name: str) -> dict[str, Any]:
 def test_what_becomes_of_it(site: None, name: str) -> None:
     row, folder = ROWS[name], folder_of(name)
     taken = met(name)
-    assert [(recovery.cause, recovery.how) for recovery in taken] == [*row.recoveries]
+    assert [(recovery.cause, recovery.action) for recovery in taken] == [*row.recoveries]
     with hpcft("status", name, "--json") as command:
         (shown,) = json.loads(out_of(command))
     with hpcft("collect", name, "--json") as command:
@@ -207,7 +207,7 @@ def test_through_many_short_time_limits_it_comes_to_its_end(place: Path) -> None
     with hpcft("status", "--watch") as command:
         command.communicate(timeout=500)
     ours, theirs = (files.read_record(f / "result.json", RunRecord) for f in (folder, calm))
-    assert {(met.cause, met.how) for met in ours.recoveries} == {("timeout", "requeued")}
+    assert {(met.cause, met.action) for met in ours.recoveries} == {("timeout", "requeue")}
     assert ours.recoveries[0].evidence == "the time limit is near"
     assert ours.metrics == theirs.metrics
     assert losses(folder) == losses(calm), "not the same digits"

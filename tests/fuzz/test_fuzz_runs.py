@@ -47,7 +47,7 @@ def write_run(root: Path, run_id: str, *, done: bool) -> RunPaths:
     write_record(paths.progress, progress())
     write_record(paths.recoveries / "1.json", Recovery(
         number=1, at=1.0, cause="out_of_memory", job_id="1", rank=0, node="n", change="c",
-        evidence="e", how="restarted",
+        evidence="e", action="restart",
         layout=made.layout, per_device_eval_batch_size=1,
     ))  # fmt: skip
     if done:

@@ -28,7 +28,7 @@ def add_to(app: typer.Typer) -> None:
 
         for view in chosen(runs_dir, runs):
             name = f"{view.job.recipe}/{view.job.run_id}"
-            if not (view.is_live or view.state == "UNKNOWN") or view.is_gone:
+            if not (view.is_live or view.state == "UNKNOWN") or view.unknown_to_slurm:
                 console.say(f"{name} has ended already: {view.state}")
             elif view.job.scheduler == "slurm" and not view.job_id:
                 console.warn(f"{name}: whether it is queued is not known yet: {view.note}")

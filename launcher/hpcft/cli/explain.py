@@ -91,7 +91,7 @@ def does(view: RunStatus) -> str:
 
     last = view.recoveries[-1] if view.recoveries else None
     if view.is_live and view.failure is None:
-        return f"had it go on by itself ({last.how}), {_from(last)}" if last else ""
+        return f"had it go on by itself ({last.action}), {_from(last)}" if last else ""
     if view.failure is None:
         return ""
     does = POLICIES[view.failure.policy]
@@ -114,7 +114,7 @@ def _in_words(recovery: Recovery) -> str:
     away = f", away from {', '.join(recovery.excluded)}" if recovery.excluded else ""
     return (
         f"{at} rank {recovery.rank}{where}, {recovery.cause}: {recovery.evidence}; "
-        f"{recovery.how}{change}{away}, {_from(recovery)}"
+        f"{recovery.action}{change}{away}, {_from(recovery)}"
     )
 
 

@@ -48,13 +48,13 @@ def _stream(file: Path, more: object) -> None:
     assert callable(more)
     position = 0
     while True:
-        goes_on = more()
+        on_resume = more()
         if file.exists():
             with open_file(file) as stream:
                 stream.seek(position)
                 for block in iter(lambda: stream.read(1 << 16), b""):
                     console.raw(block)
                 position = stream.tell()
-        if not goes_on:
+        if not on_resume:
             return
         time.sleep(1.0)

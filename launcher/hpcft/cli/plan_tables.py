@@ -58,7 +58,7 @@ def show_all(name: str, site: Profile, overrides: list[str] | None, *, json: boo
             *([str(point.values)] if point.values else []),
             describe_layout(a.layout),
             format_bytes(a.gpu_peak_bytes),
-            "no: " + a.obstacle if a.obstacle else "yes",
+            "no: " + a.why_infeasible if a.why_infeasible else "yes",
             *_times(a.step),
             format_number(a.gpu_hours_per_1000_steps),
         ]

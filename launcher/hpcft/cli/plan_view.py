@@ -36,7 +36,7 @@ def show(plan: Any, values: dict[str, Any]) -> None:
         console.say(f"  why      {reason}")
     if plan.next_best:
         console.say(f"  next     {_beside(plan.next_best)}")
-    for fallen in plan.fell_out:
+    for fallen in plan.cheaper_infeasible:
         console.say(f"  not      {_beside(fallen)}")
     unit = "GPU" if plan.accelerator == "cuda" else "rank"
     peak, capacity = plan.gpu_peak_bytes, plan.gpu_capacity_bytes
@@ -69,7 +69,7 @@ def _beside(other: Any) -> str:
     from hpcft.planning.layouts import describe_layout
 
     cost = f"{format_number(other.gpu_hours_per_1000_steps)} GPU h per 1,000 steps"
-    return f"{describe_layout(other.layout)}: {other.obstacle or cost}"
+    return f"{describe_layout(other.layout)}: {other.why_infeasible or cost}"
 
 
 def _time_lines(plan: Any) -> list[str]:

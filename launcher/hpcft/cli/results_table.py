@@ -65,7 +65,7 @@ def table(
         "memory measured": lambda r: format_bytes(r.peak_memory_bytes),
         "step predicted": lambda r: _seconds(r.predicted_step_s) if r.step_s else "",
         "step measured": lambda r: _seconds(statistics.median(r.step_s)) if r.step_s else "",
-        "rungs": lambda r: ", ".join(r.rungs),
+        "rungs": lambda r: ", ".join(r.fallbacks),
         "source": lambda r: r.baseline_source,
         "note": lambda r: r.note or "; ".join(r.notes),
     }

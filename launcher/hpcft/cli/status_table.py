@@ -60,9 +60,9 @@ def _memory(view: RunStatus) -> str:
 
 
 def _note(view: RunStatus) -> str:
-    if not view.rungs or view.state == "FAILED":  # why it failed tells its rungs
+    if not view.fallbacks or view.state == "FAILED":  # why it failed tells its rungs
         return view.note
-    came_down = f"was out of memory, went on with {describe_fallbacks(view.rungs)}"
+    came_down = f"was out of memory, went on with {describe_fallbacks(view.fallbacks)}"
     return f"{view.note}; {came_down}" if view.note else came_down
 
 

@@ -88,8 +88,8 @@ def _tell(done: list[Any], prepared: list[Any]) -> None:
     for entry, item in zip(done, prepared, strict=True):
         values = format_point(item.point.values)
         name = f"{item.plan.recipe}/{entry.run_id}"
-        goes_on = f"from step {entry.step}" if entry.step else ""
-        said = (name, words[entry.outcome], entry.job_id, goes_on, values)
+        on_resume = f"from step {entry.step}" if entry.step else ""
+        said = (name, words[entry.outcome], entry.job_id, on_resume, values)
         console.say(" ".join(word for word in said if word))
     plan = prepared[0].plan
     console.say(

@@ -103,7 +103,9 @@ def check_across_fields(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
         found.append(
             (("train", "load_best_model_at_end"), "needs a validation split and eval_strategy", "")
         )
-    if not recipe.method.resumes and (train.save_strategy != "no" or train.load_best_model_at_end):
+    if not recipe.method.can_resume and (
+        train.save_strategy != "no" or train.load_best_model_at_end
+    ):
         what = f"{recipe.method.name} cannot go on from a checkpoint, nor go back to one"
         key = "load_best_model_at_end" if train.save_strategy == "no" else "save_strategy"
         found.append((("train", key), what, "leave it out, or use another method"))

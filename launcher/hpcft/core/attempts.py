@@ -53,7 +53,7 @@ def archive(paths: RunPaths, written: Iterable[Path]) -> None:
     """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost."""
     stale = [path for path in written if path.exists()]
     if stale:
-        aside = paths.earlier / str(sum(1 for _ in paths.earlier.glob("*")))
+        aside = paths.previous / str(sum(1 for _ in paths.previous.glob("*")))
         aside.mkdir(mode=0o700, parents=True)
         for path in stale:
             path.rename(aside / path.name)

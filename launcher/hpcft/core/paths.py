@@ -54,9 +54,9 @@ class RunPaths:
         return self.folder / "plan.json"
 
     @property
-    def effective_plan(self) -> Path:
+    def current_plan(self) -> Path:
         """The plan that runs since the last rung of the ladder, for people; `recoveries` decide."""
-        return self.folder / "effective_plan.json"
+        return self.folder / "current_plan.json"
 
     @property
     def recoveries(self) -> Path:
@@ -129,9 +129,9 @@ class RunPaths:
         return self.folder / "result.json"
 
     @property
-    def earlier(self) -> Path:
+    def previous(self) -> Path:
         """Results, metrics and errors of earlier attempts, by number."""
-        return self.folder / "earlier"
+        return self.folder / "previous"
 
     @property
     def stacks(self) -> Path:

@@ -21,7 +21,7 @@ class UnfinishedRun(NamedTuple):
     """Name of the recipe."""
     cluster: str
     """Name of the profile."""
-    rungs: Sequence[Recovery]
+    fallbacks: Sequence[Recovery]
     """What it came down to so far."""
 
 
@@ -38,9 +38,9 @@ def update_calibration(views: Sequence[RunStatus], root: Path) -> list[str]:
     """
     records = [view.record for view in views if view.record is not None]
     unfinished = [
-        UnfinishedRun(view.job.recipe, view.job.cluster, view.rungs)
+        UnfinishedRun(view.job.recipe, view.job.cluster, view.fallbacks)
         for view in views
-        if view.record is None and view.rungs
+        if view.record is None and view.fallbacks
     ]
     told = []
     clusters = {record.cluster for record in records} | {run.cluster for run in unfinished}
@@ -60,7 +60,7 @@ def update_calibration(views: Sequence[RunStatus], root: Path) -> list[str]:
             if calibration.describe_calibration(fitted)
             else []
         )
-        parts += [f"{name} came down to {_cap(cap)}" for name, cap in fitted.lowered.items()]
+        parts += [f"{name} came down to {_cap(cap)}" for name, cap in fitted.oom_caps.items()]
         by = f"{fitted.runs} run{'s' * (fitted.runs != 1)}"
         told.append(f"calibration of {cluster} by {by}: {'; '.join(parts) or 'none'}")
     return told

@@ -26,9 +26,9 @@ class PreparedRun:
     point: SweepPoint
     plan: Plan
     run_id: str
-    prints: Fingerprints
+    fingerprints: Fingerprints
     staged: StagedInputs
-    goes_on: Callable[[RunPaths], None] | None = None
+    on_resume: Callable[[RunPaths], None] | None = None
     """What makes the run folder ready to go on in; None: the run begins anew."""
 
 
@@ -63,15 +63,17 @@ def prepare_runs(
         say,
     )
     hub = staged_inputs.hub_folder(staged_inputs.environment(site.cluster))
-    looked_up = [staged_inputs.find_staged(point.recipe, hub) for point in points]
-    if missing := [line for _, lines in looked_up for line in lines]:
+    embedding_parameters = [staged_inputs.find_staged(point.recipe, hub) for point in points]
+    if missing := [line for _, lines in embedding_parameters for line in lines]:
         refusal = staged_inputs.not_staged_error(missing, hub, recipe_name, cluster_name, overrides)
         if not dry:
             raise refusal
         say(f"not yet to be submitted: {refusal}")
     prepared = []
     checked: set[str] = set()
-    for number, (point, (staged, lacks)) in enumerate(zip(points, looked_up, strict=True), 1):
+    for number, (point, (staged, lacks)) in enumerate(
+        zip(points, embedding_parameters, strict=True), 1
+    ):
         if len(points) > 1:
             say(f"planning {number} of {len(points)}: {format_point(point.values)}")
         there = hub_inputs.with_folders(point.recipe, staged)

@@ -43,7 +43,7 @@ class ResultRow:
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
     predicted_step_s: float | None = None
     step_s: list[float] = field(default_factory=list)
-    rungs: list[str] = field(default_factory=list)
+    fallbacks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -66,7 +66,9 @@ def result_rows(views: Iterable[RunStatus]) -> list[ResultRow]:
         else:
             row.point.pop(SEED, None)
         row.run_ids.append(view.job.run_id)
-        row.rungs += [rung.change for rung in view.rungs if rung.change not in row.rungs]
+        row.fallbacks += [
+            rung.change for rung in view.fallbacks if rung.change not in row.fallbacks
+        ]
         if view.record is not None:
             _add_record(row, view.record)
     return list(groups.values())

@@ -86,7 +86,7 @@ def prepare_resume(
             )
         origin = f"{view.job.run_id} at step {step}"
         run_id = identity.compute_run_id(
-            item.point.recipe, site.cluster.name, item.prints.files, origin
+            item.point.recipe, site.cluster.name, item.fingerprints.files, origin
         )
         said = f"goes on from run {origin}, whose training was to be shorter"
     else:
@@ -96,12 +96,12 @@ def prepare_resume(
             now = log.current_plan(paths, before, read_record(paths.cluster, Cluster))
             item = replace(item, plan=now)
 
-    def goes_on(there: RunPaths) -> None:
+    def on_resume(there: RunPaths) -> None:
         if longer:
             _copy(paths, there, step)
         log.record_resume(there, item.plan, said)
 
-    return site, replace(item, run_id=run_id, goes_on=goes_on)
+    return site, replace(item, run_id=run_id, on_resume=on_resume)
 
 
 def _is_longer(name: str, before: FullRecipe, after: FullRecipe) -> bool:

@@ -45,11 +45,11 @@ class RunStatus:
     """What it has met on its way."""
     failure: Failure | None = None
     """Why it failed, or is held; None where it did not, or nobody knows."""
-    is_gone: bool = False
+    unknown_to_slurm: bool = False
     """Whether Slurm has no such job any more: however it ended, it is not alive."""
 
     @property
-    def rungs(self) -> list[Recovery]:
+    def fallbacks(self) -> list[Recovery]:
         """Steps down the ladder that it has taken."""
         return fallbacks(self.recoveries)
 
@@ -181,7 +181,7 @@ def _is_fresh(file: Path) -> bool:
 def _queues_anew(files: _Files) -> str | None:
     """The job that is about to queue the run anew: it lives until that is done."""
     last = files.recoveries[-1] if files.recoveries else None
-    return last.job_id if last and last.how == "queued anew" else None
+    return last.job_id if last and last.action == "resubmit" else None
 
 
 def _view(
@@ -226,7 +226,7 @@ def _view(
         files.plan,
         files.recoveries,
         failure,
-        state.is_gone,
+        state.unknown_to_slurm,
     )
 
 

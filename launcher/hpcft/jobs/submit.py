@@ -200,7 +200,7 @@ def _earlier(item: PreparedRun, root: Path, *, again: bool) -> SubmittedRun | No
         return SubmittedRun(item.run_id, folder, "running", view.job_id)
     if view.state == "COMPLETED" and not again:
         return SubmittedRun(item.run_id, folder, "completed", view.job_id)
-    if view.state == "UNKNOWN" and not view.is_gone:
+    if view.state == "UNKNOWN" and not view.unknown_to_slurm:
         raise UsageError(
             f"{item.run_id}: an earlier job of this run may still be alive, but its state is not "
             f"known ({view.note}); try later or cancel it: hpcft cancel {item.run_id}"
@@ -211,10 +211,10 @@ def _earlier(item: PreparedRun, root: Path, *, again: bool) -> SubmittedRun | No
 def _going_on(item: PreparedRun, root: Path) -> PreparedRun:
     """The run, made to go on where an earlier attempt has saved something."""
     paths = RunPaths(_run_folder(root, item))
-    if item.goes_on or paths.result.exists() or not saved_step(paths):
+    if item.on_resume or paths.result.exists() or not saved_step(paths):
         return item
     said = "it was submitted again"
-    return replace(item, goes_on=lambda there: record_resume(there, item.plan, said))
+    return replace(item, on_resume=lambda there: record_resume(there, item.plan, said))
 
 
 def _submit_what_fits(
@@ -293,14 +293,14 @@ def _write_folder(site: Profile, item: PreparedRun, folder: Path) -> None:
     files.create_folder(folder.parent)
     files.create_folder(folder)
     paths = RunPaths(folder)
-    if item.goes_on:
-        item.goes_on(paths)
+    if item.on_resume:
+        item.on_resume(paths)
     else:
         _set_aside(paths)
     files.write_record(paths.recipe, item.point.recipe)
     files.write_record(paths.cluster, site.cluster)
     files.write_record(paths.plan, item.plan)
-    files.write_record(paths.fingerprints, item.prints)
+    files.write_record(paths.fingerprints, item.fingerprints)
     files.write_record(paths.staged, item.staged)
     if item.plan.ds_config is not None:
         files.write_json(paths.ds_config, item.plan.ds_config)
@@ -309,7 +309,7 @@ def _write_folder(site: Profile, item: PreparedRun, folder: Path) -> None:
 def _set_aside(paths: RunPaths) -> None:
     """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost."""
     written = [paths.result, paths.progress, paths.metrics, paths.errors, paths.checkpoints,
-               paths.answers, paths.recoveries, paths.stacks, paths.effective_plan]  # fmt: skip
+               paths.answers, paths.recoveries, paths.stacks, paths.current_plan]  # fmt: skip
     shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
     attempts.archive(paths, written)
 

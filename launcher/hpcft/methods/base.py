@@ -21,7 +21,7 @@ class MethodBase(Method):
     """Whether the weights that come out are an adapter beside the base model."""
     frozen_base: ClassVar[bool] = False
     """Whether the pretrained weights stay as they are."""
-    resumes: ClassVar[bool] = True
+    can_resume: ClassVar[bool] = True
     """Whether training can go on from what it saves."""
 
     @property

@@ -20,7 +20,7 @@ class Features(MethodBase):
 
     adapter: ClassVar[bool] = True
     frozen_base: ClassVar[bool] = True
-    resumes: ClassVar[bool] = False
+    can_resume: ClassVar[bool] = False
 
     name: Literal["features"]
     """`features`."""

@@ -27,7 +27,7 @@ class Frozen(MethodBase):
     trains: ClassVar[bool] = False
     adapter: ClassVar[bool] = True
     frozen_base: ClassVar[bool] = True
-    resumes: ClassVar[bool] = False
+    can_resume: ClassVar[bool] = False
 
     name: Literal["frozen"]
     """`frozen`."""

@@ -45,7 +45,7 @@ def fit_calibration(
     """
     of_cluster = [record for record in records if record.cluster == cluster]
     latest = sorted(of_cluster, key=lambda record: record.finished_at)[-MOST_RUNS:]
-    as_planned = [record for record in latest if not record.rungs]
+    as_planned = [record for record in latest if not record.fallbacks]
     seen = {
         "context_bytes": _max([_context_bytes(record) for record in as_planned]),
         "process_bytes": _max([_process_bytes(record) for record in as_planned]),
@@ -71,7 +71,7 @@ def fit_calibration(
             **taken,
             "runs": len(told),
             "notes": notes,
-            "lowered": {name: cap for name, cap in sorted(caps.items()) if cap},
+            "oom_caps": {name: cap for name, cap in sorted(caps.items()) if cap},
         }
     )
 
@@ -96,7 +96,7 @@ def calibration_reasons(recipe: FullRecipe, cluster: Cluster) -> list[str]:
     if describe_calibration(known):
         by = f"{known.runs} run{'s' * (known.runs > 1)}" if known.runs else "its profile"
         found.append(f"calibrated by {by}: {describe_calibration(known)}")
-    cap = known.lowered.get(recipe.name)
+    cap = known.oom_caps.get(recipe.name)
     if cap:
         parts = []
         if recipe.train.per_device_train_batch_size == "auto":

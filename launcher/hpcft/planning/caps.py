@@ -24,7 +24,7 @@ class HasFallbacks(Protocol):
         """Name of the profile."""
 
     @property
-    def rungs(self) -> Sequence[Recovery]:
+    def fallbacks(self) -> Sequence[Recovery]:
         """Its rungs, in order."""
 
 
@@ -35,11 +35,11 @@ def caps_from_runs(runs: Iterable[HasFallbacks], recipe: str, cluster: str) -> O
         The least that any of them came down to, as a cap; None where all ran as planned.
     """
     alike = [run for run in runs if (run.recipe, run.cluster) == (recipe, cluster)]
-    down = [[x for x in run.rungs if x.cause != HOST_OOM] for run in alike]
+    down = [[x for x in run.fallbacks if x.cause != HOST_OOM] for run in alike]
     if not any(down):
         return None
     ends = [rungs[-1].layout for rungs in down if rungs]
-    widened = [x.layout.nodes for rungs in down for x in rungs if x.how == "queued anew"]
+    widened = [x.layout.nodes for rungs in down for x in rungs if x.action == "resubmit"]
     return OomCaps(
         per_device_train_batch_size=min(end.per_device_train_batch_size for end in ends),
         gradient_checkpointing=any(end.gradient_checkpointing for end in ends),
@@ -55,7 +55,7 @@ def apply_caps(found: Iterable[Layout], recipe: FullRecipe, cluster: Cluster) ->
     no more: of several caps, one that would leave nothing is passed over.
     """
     kept = list(found)
-    cap = cluster.calibration.lowered.get(recipe.name)
+    cap = cluster.calibration.oom_caps.get(recipe.name)
     for is_below in _caps(cap) if cap else ():
         kept = [layout for layout in kept if is_below(layout)] or kept
     return kept

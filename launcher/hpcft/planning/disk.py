@@ -49,7 +49,7 @@ def run_folder_items(
         return []
     size = model_bytes(facts, recipe, layout, precision)
     items = [MemoryItem(name="finished model", bytes=size, rule="weights, or the adapter")]
-    if not method.resumes:
+    if not method.can_resume:
         return items
     each = checkpoint_bytes(facts, recipe, layout, precision)
     kept = [n + 1 for n in (train.save_total_limit,) if n]

@@ -46,7 +46,7 @@ class CapacityCheck(NamedTuple):
         return self.need - self.allowed
 
     @property
-    def obstacle(self) -> str:
+    def reason(self) -> str:
         """Why it is not kept: `161 GiB of 79.2 GiB a GPU`; empty when it is."""
         if self.excess <= 0:
             return ""
@@ -88,7 +88,7 @@ def plan_excess(plan: Plan) -> int:
 
 def why_infeasible(plan: Plan) -> str:
     """Why a plan does not fit: `161 GiB of 79.2 GiB a GPU`; empty when it does."""
-    return tightest_limit(plan).obstacle
+    return tightest_limit(plan).reason
 
 
 def explain_infeasible(case: PlanInputs, closest: Plan | None, first_fit: FirstFit) -> str:

@@ -30,14 +30,14 @@ _RUNGS: tuple[tuple[int, Any, Any], ...] = (
 
 
 def allowed_layouts(
-    recipe: FullRecipe, cluster: Cluster, *, loss_in_parts: bool = False
+    recipe: FullRecipe, cluster: Cluster, *, supports_chunked_loss: bool = False
 ) -> Iterator[Layout]:
     """The layouts that recipe and profile allow; of one shape the least offloading first.
 
     Args:
         recipe: what to train.
         cluster: what there is.
-        loss_in_parts: whether the model's loss can be computed in parts (`ModelFacts`).
+        supports_chunked_loss: whether the model's loss can be computed in parts (`ModelFacts`).
     """
     wanted, train = recipe.resources, recipe.train
     most = cluster.gpus_per_node if cluster.accelerator == "cuda" else 1
@@ -49,7 +49,7 @@ def allowed_layouts(
     trains = recipe.method.trains
     recomputing = train.gradient_checkpointing if trains else False
     checkpointing = [False, True] if recomputing == "auto" else [recomputing]
-    chunks = LOSS_CHUNKS if loss_in_parts and trains else (1,)
+    chunks = LOSS_CHUNKS if supports_chunked_loss and trains else (1,)
     for (n, r), rung in itertools.product(shapes, list(_rungs(recipe, cluster))):
         stage, optimizer, param = rung
         if wanted.zero_stage == "auto" and stage and n * r == 1 and optimizer == param == "none":

@@ -14,7 +14,7 @@ from hpcft.planning.memory.import_stubs import gc_paused, meta_imports
 from hpcft.planning.memory.meta_model import apply_method, build_on_meta
 from hpcft.tasks.base import TaskBase
 
-COUNTING = 7  # raised when what is counted changes, so that earlier cache files are not read
+COUNTING = 8  # raised when what is counted changes, so that earlier cache files are not read
 
 
 def compute_model_facts(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
@@ -77,18 +77,14 @@ def _count(model: ModelSpec, task: TaskBase, method: AnyMethod) -> ModelFacts:
             largest_trained=max((p.numel() for p in trained), default=0),
             layer=_layer_parameters(bare),
             quantised=quantised,
-            looked_up=_looked_up(bare),
+            embedding_parameters=_looked_up(bare),
         ),
         layers=_first(text, "num_hidden_layers", "n_layers", "n_layer"),
         hidden_size=_first(text, "hidden_size", "dim", "n_embd", "d_model"),
-        intermediate_size=_first(text, "intermediate_size", "hidden_dim", "ffn_dim", "n_inner")
-        or 4 * _first(text, "hidden_size", "dim", "n_embd", "d_model"),
-        attention_heads=_first(text, "num_attention_heads", "n_heads", "n_head"),
         vocab_size=_first(text, "vocab_size"),
         logits_width=task.head().outputs or _first(text, "vocab_size"),
-        logits_positions=task.head().positions,
         max_positions=_max_positions(bare, getattr(text, "max_position_embeddings", None)),
-        loss_in_parts=_loss_in_parts(config, task),
+        supports_chunked_loss=_loss_in_parts(config, task),
     )
 
 

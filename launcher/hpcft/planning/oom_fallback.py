@@ -37,7 +37,7 @@ def next_fallback(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage
         recipe,
         cluster,
         in_step=stage == "step",
-        loss_in_parts=plan.facts.loss_in_parts,
+        supports_chunked_loss=plan.facts.supports_chunked_loss,
     )
     if layout is None:
         return None
@@ -69,7 +69,7 @@ def next_layout(
     cluster: Cluster,
     *,
     in_step: bool = True,
-    loss_in_parts: bool = False,
+    supports_chunked_loss: bool = False,
 ) -> Layout | None:
     """The layout below: half the micro-batch; at 1 checkpointing, loss in parts, moving states.
 
@@ -79,12 +79,12 @@ def next_layout(
         cluster: the run's profile.
         in_step: whether it was a training step that lacked memory; if not, a smaller micro-batch
             or checkpointing would not help.
-        loss_in_parts: whether the model's loss can be computed in parts.
+        supports_chunked_loss: whether the model's loss can be computed in parts.
     """
     here = with_auto_batch(recipe, nodes=layout.nodes, gpus_per_node=layout.ranks_per_node)
     below = [
         other
-        for other in allowed_layouts(here, cluster, loss_in_parts=loss_in_parts)
+        for other in allowed_layouts(here, cluster, supports_chunked_loss=supports_chunked_loss)
         if _shape(other) == _shape(layout)
     ]
     if in_step and layout.per_device_train_batch_size > 1:
@@ -130,7 +130,7 @@ def describe_change(before: Plan, after: Plan) -> str:
     if new.offload_param != old.offload_param:
         parts.append(f"parameters on {new.offload_param}")
     if _shape(new) != _shape(old):
-        parts.append("queued anew")
+        parts.append("resubmitted")
     if not parts and after.mem_mib != before.mem_mib:
         old_bytes, new_bytes = (plan.mem_mib * MIB for plan in (before, after))
         parts.append(f"host memory {format_bytes(old_bytes)} → {format_bytes(new_bytes)}")

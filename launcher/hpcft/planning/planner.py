@@ -119,12 +119,12 @@ def layout_summary(
         plan: its predicted memory; None where it was not predicted.
         least: in that case what it takes at least.
     """
-    known = "" if least is None else f"at least {least.obstacle}"
+    known = "" if least is None else f"at least {least.reason}"
     return EvaluatedLayout(
         layout=candidate.layout,
         step=candidate.time.step,
         gpu_peak_bytes=plan.gpu_peak_bytes if plan else None,
-        obstacle=why_infeasible(plan) if plan else known,
+        why_infeasible=why_infeasible(plan) if plan else known,
     )
 
 
@@ -133,7 +133,11 @@ def _search(case: PlanInputs) -> Search:
         [
             _with_time(case, layout)
             for layout in caps.apply_caps(
-                allowed_layouts(case.recipe, case.cluster, loss_in_parts=case.facts.loss_in_parts),
+                allowed_layouts(
+                    case.recipe,
+                    case.cluster,
+                    supports_chunked_loss=case.facts.supports_chunked_loss,
+                ),
                 case.recipe,
                 case.cluster,
             )
@@ -155,7 +159,7 @@ def _with_time(case: PlanInputs, layout: Layout) -> Candidate:
     time = run_time.predict_run_time(step, recipe, facts, layout, precision, cluster, case.examples)
     asked = recipe.resources.time_min
     limit_s = 60 * (cluster.time_limit_min if asked == "auto" else asked)
-    return Candidate(layout, time, late_s=max(0.0, (time.run_s or 0.0) - limit_s))
+    return Candidate(layout, time, over_limit_s=max(0.0, (time.run_s or 0.0) - limit_s))
 
 
 def _lower_bound(case: PlanInputs, layout: Layout) -> CapacityCheck:
@@ -339,7 +343,7 @@ def _with_reasons(
             "reasons": reasons,
             "warnings": warnings,
             "next_best": layout_summary(next_best, search.priced(next_best)) if next_best else None,
-            "fell_out": _fell_out(case, search, chosen),
+            "cheaper_infeasible": _fell_out(case, search, chosen),
             "ds_config": deepspeed_config.build_deepspeed_config(
                 layout, plan.precision, plan.facts, recipe.train, cluster
             ),

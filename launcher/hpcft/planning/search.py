@@ -27,7 +27,7 @@ class Candidate:
 
     layout: Layout
     time: RunTime
-    late_s: float
+    over_limit_s: float
     """By how much the run exceeds its time limit; 0 within it or where its length is unknown."""
 
     @property
@@ -42,7 +42,7 @@ class Candidate:
     @property
     def cost(self) -> tuple[float, float]:
         """What is compared: being on time first, then GPU time."""
-        return self.late_s, self.gpu_seconds
+        return self.over_limit_s, self.gpu_seconds
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Search:
             return None
         rest = [c for c in self.ordered if c.cost >= first.cost]
         near = (c for c in rest if c.gpu_seconds <= (1 + NEAR_TIE) * first.gpu_seconds)
-        alike = [first] if first.late_s else [c for c in near if not c.late_s]
+        alike = [first] if first.over_limit_s else [c for c in near if not c.over_limit_s]
         chosen = next(filter(self._fits, sorted(alike, key=_effort)))
         others = (
             c

@@ -58,7 +58,7 @@ def forward_flops(facts: ModelFacts, tokens: float, sequence_tokens: int) -> flo
     the two products Q·K and A·V take 4·L·S·H. It is counted in full: a padded batch has a mask that
     most kernels do not use to skip work. The output layer is among the parameters.
     """
-    multiplied = facts.parameters.total - facts.parameters.looked_up
+    multiplied = facts.parameters.total - facts.parameters.embedding_parameters
     return tokens * (2 * multiplied + _attention_flops(facts, sequence_tokens))
 
 
@@ -76,7 +76,7 @@ def step_flops(facts: ModelFacts, method: AnyMethod, layout: Layout, sequence_to
     """
     p = facts.parameters
     tokens = layout.per_device_train_batch_size * sequence_tokens
-    multiplied = p.total - p.looked_up
+    multiplied = p.total - p.embedding_parameters
     flops = forward_flops(facts, tokens, sequence_tokens) * (1 + layout.gradient_checkpointing)
     if not method.trains:
         return flops

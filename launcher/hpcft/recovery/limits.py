@@ -28,7 +28,7 @@ def restart_limit_reason(recoveries: list[Recovery], cause: str, step: int) -> s
         cause: class of what it met now.
         step: that it would go on from.
     """
-    by_hand = [i for i, recovery in enumerate(recoveries) if recovery.how == "resumed"]
+    by_hand = [i for i, recovery in enumerate(recoveries) if recovery.action == "resume"]
     since = recoveries[by_hand[-1] if by_hand else 0 :]
     own = [recovery for recovery in since if not recovery.change]
     begun = own[-1].step if own else 0
@@ -36,7 +36,7 @@ def restart_limit_reason(recoveries: list[Recovery], cause: str, step: int) -> s
         return f"it came no further than step {step}"
     here = 0
     for recovery in reversed(own):
-        if recovery.step != step or recovery.how == "resumed":
+        if recovery.step != step or recovery.action == "resume":
             break
         here += 1
     if here >= MAX_WITHOUT_PROGRESS:

@@ -9,7 +9,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
-from typing import Literal
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core import attempts, checkpoints
@@ -17,10 +16,9 @@ from hpcft.core.errors import StoreError
 from hpcft.core.files import read_record, write_record, write_record_once
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Plan, Recovery
+from hpcft.core.records.recovery import Action
 from hpcft.planning import caps, oom_fallback
 from hpcft.recovery.diagnosis import RankError
-
-Action = Literal["in-process", "restarted", "requeued", "queued anew", "resumed"]
 
 OUT_OF_MEMORY = "out_of_memory"
 FRAGMENTATION = "fragmentation"
@@ -102,7 +100,7 @@ def append_recovery(
     after: Plan,
     *,
     number: int,
-    how: Action,
+    action: Action,
     who: RankError,
     cause: str = OUT_OF_MEMORY,
     step: int = 0,
@@ -135,7 +133,7 @@ def append_recovery(
         node=who.node,
         cause=cause,
         evidence=who.message,
-        how=how,
+        action=action,
         step=step,
         change=oom_fallback.describe_change(before, after)
         if cause in (OUT_OF_MEMORY, caps.HOST_OOM)
@@ -148,7 +146,7 @@ def append_recovery(
     if not write_record_once(paths.recoveries / f"{number}.json", recovery):
         return False
     if recovery.change:
-        write_record(paths.effective_plan, after)
+        write_record(paths.current_plan, after)
     return True
 
 
@@ -167,7 +165,7 @@ def record_resume(paths: RunPaths, plan: Plan, said: str) -> None:
     number = len(read_recoveries(paths)) + 1
     step = saved_step(paths)
     append_recovery(
-        paths, plan, plan, number=number, how="resumed", who=who, cause="resumed", step=step
+        paths, plan, plan, number=number, action="resume", who=who, cause="resumed", step=step
     )
 
 
@@ -177,5 +175,5 @@ def remove_last_recovery(
     """Removes the last recovery, which could not be gone on with; the plan before it."""
     (paths.recoveries / f"{last.number}.json").unlink()
     before = current_plan(paths, recipe, cluster)
-    write_record(paths.effective_plan, before)
+    write_record(paths.current_plan, before)
     return before

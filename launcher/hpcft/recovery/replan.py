@@ -46,7 +46,7 @@ def _on(nodes: int, before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan:
         nodes=nodes,
     )
     known = cluster.calibration
-    learnt = known.model_copy(update={"lowered": {**known.lowered, recipe.name: cap}})
+    learnt = known.model_copy(update={"oom_caps": {**known.oom_caps, recipe.name: cap}})
     held = {
         "nodes": nodes,
         "zero_stage": layout.zero_stage or "auto",

@@ -37,7 +37,7 @@ class JobState:
     """`code:signal` as sacct gives it."""
     ended_at: float | None = None
     """Unix time in seconds at which it ended, if that is known."""
-    is_gone: bool = False
+    unknown_to_slurm: bool = False
     """Whether the controller has no such job any more, so that it cannot be alive."""
 
     @property

@@ -258,10 +258,10 @@ def job_states(job_ids: list[str]) -> dict[str, JobState]:
         return {}
     trouble: list[str] = []
     found: dict[str, JobState] = {}
-    is_gone = False
+    unknown_to_slurm = False
     try:
         found = _squeue(job_ids)
-        is_gone = True  # whatever the controller does not list, it does not have
+        unknown_to_slurm = True  # whatever the controller does not list, it does not have
     except ClusterError as error:
         trouble.append(str(error))
     missing = [job_id for job_id in job_ids if job_id not in found]
@@ -272,19 +272,19 @@ def job_states(job_ids: list[str]) -> dict[str, JobState]:
             trouble.append(str(error))
             accounts = {}
         for job_id in missing:
-            found[job_id] = _by_accounts(accounts.get(job_id), "; ".join(trouble), is_gone)
+            found[job_id] = _by_accounts(accounts.get(job_id), "; ".join(trouble), unknown_to_slurm)
     return {job_id: found[job_id] for job_id in job_ids}
 
 
-def _by_accounts(state: JobState | None, trouble: str, is_gone: bool) -> JobState:
+def _by_accounts(state: JobState | None, trouble: str, unknown_to_slurm: bool) -> JobState:
     """What accounting tells of a job that squeue does not list, or was not asked of."""
     if state is None:
         reason = trouble or "neither squeue nor sacct knows the job"
-        return JobState(UNKNOWN, reason, is_gone=is_gone)
-    if is_gone and state.is_live:
+        return JobState(UNKNOWN, reason, unknown_to_slurm=unknown_to_slurm)
+    if unknown_to_slurm and state.is_live:
         reason = f"Slurm has forgotten the job, and accounting still has it {state.state}"
-        return JobState(UNKNOWN, reason, state.nodes, is_gone=True)
-    if not is_gone and state.state in RESTARTABLE:
+        return JobState(UNKNOWN, reason, state.nodes, unknown_to_slurm=True)
+    if not unknown_to_slurm and state.state in RESTARTABLE:
         reason = f"{trouble}; accounting has it {state.state}, but it may be queued again"
         return JobState(UNKNOWN, reason, state.nodes)
     return state

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from hpcft.core.errors import InputError, Problem
 from hpcft.core.records import Task
@@ -43,8 +43,6 @@ class Head:
     """Configuration fields that go with it (`num_labels`, `id2label`)."""
     outputs: int | None = None
     """Outputs per position; None: the vocabulary."""
-    positions: Literal["tokens", "sequence"] = "tokens"
-    """Whether there is an output for each token or one for the sequence."""
     module: str | None = None
     """A module that the model has to have, where the Auto class gives some models without it."""
 
@@ -58,7 +56,7 @@ class TaskBase(Task):
     """Whether labels are as long as the text, and padded with it."""
     masks: ClassVar[bool] = False
     """Whether the tokenizer needs a mask token."""
-    keeps_places: ClassVar[bool] = False
+    keeps_locations: ClassVar[bool] = False
     """Whether an example says as `place` which file and line it comes from."""
 
     @property
@@ -78,7 +76,7 @@ class TaskBase(Task):
             BadRow: the row cannot be used.
         """
 
-    def arranged(self, examples: list[Example]) -> list[Example]:
+    def group_examples(self, examples: list[Example]) -> list[Example]:
         """The examples of a split from its rows, in their order; by default one from each."""
         return examples
 

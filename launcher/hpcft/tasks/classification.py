@@ -62,7 +62,6 @@ class Classification(TrainedTask):
                 "problem_type": "single_label_classification",
             },
             outputs=len(self.labels),
-            positions="sequence",
         )
 
     def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:

@@ -52,7 +52,7 @@ class Pretraining(TrainedTask):
         is_empty = isinstance(value, str) and not value.strip()
         return {"text": "" if is_empty else text_of(row, self.text)}
 
-    def arranged(self, examples: list[Example]) -> list[Example]:
+    def group_examples(self, examples: list[Example]) -> list[Example]:
         """Pairs `first` and `second`, and `label`: 0 where it follows, 1 where it does not."""
         documents = [self._pieces(document) for document in _documents(examples)]
         documents = [pieces for pieces in documents if pieces]

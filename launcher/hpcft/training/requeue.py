@@ -101,7 +101,7 @@ def _here(
     recipe, cluster = load_run_recipe(paths), read_record(paths.cluster, Cluster)
     number = len(read_recoveries(paths)) + 1
     append_recovery(
-        paths, plan, plan, number=number, how="requeued", who=who, cause=failure.name,
+        paths, plan, plan, number=number, action="requeue", who=who, cause=failure.name,
         step=step, restart=restart + 1,
     )  # fmt: skip
     try:
@@ -121,7 +121,7 @@ def _elsewhere(
     taken = read_recoveries(paths)
     blamed = [failure.node] if failure.policy == "exclude" and failure.node else []
     append_recovery(
-        paths, before, after, number=len(taken) + 1, how="queued anew", who=who,
+        paths, before, after, number=len(taken) + 1, action="resubmit", who=who,
         cause=failure.name, step=step, excluded=blamed,
     )  # fmt: skip
     try:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 Auto = Literal["auto"]
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -64,6 +71,7 @@ class Record(BaseModel):
         frozen=True,
         allow_inf_nan=False,
         protected_namespaces=(),
+        validate_by_name=True,
         # Reading the sources for the attributes' docstrings and building what a command does not
         # use would take a tenth of its time; `config.schema` reads the docstrings when asked.
         defer_build=True,
@@ -88,6 +96,14 @@ class StoredPart(Record):
     """
 
     model_config = ConfigDict(extra="ignore")
+
+
+def renamed_from(old: str, new: str) -> AliasChoices:
+    """Returns the names under which a stored field is read: today's, and that of hpcft 0.1.
+
+    Both stay readable for a release; today's is written.
+    """
+    return AliasChoices(new, old)
 
 
 class StoredRecord(StoredPart):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from hpcft.core.records.base import Precision, StoredRecord
+from hpcft.core.records.base import Precision, StoredRecord, renamed_from
 from hpcft.core.records.plan import Layout
 
 
@@ -18,7 +18,7 @@ class Checkpoint(StoredRecord):
     """Optimizer steps done."""
     at: float
     """Unix time in seconds."""
-    asked: bool
+    user_requested: bool = Field(validation_alias=renamed_from("asked", "user_requested"))
     """Whether `train.save_strategy` asked for it; if not, it is only there to go on from."""
     layout: Layout
     """How the run was laid out that wrote it."""

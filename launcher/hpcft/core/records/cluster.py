@@ -18,6 +18,7 @@ from hpcft.core.records.base import (
     SlurmExpression,
     SlurmWord,
     VariableName,
+    renamed_from,
 )
 
 
@@ -89,7 +90,9 @@ class Calibration(InputRecord):
     """Runs that these values come from."""
     notes: list[str] = Field(default_factory=list)
     """Measurements beyond the bounds, of which the bound was taken."""
-    lowered: dict[Name, OomCaps] = Field(default_factory=dict)
+    oom_caps: dict[Name, OomCaps] = Field(
+        default_factory=dict, validation_alias=renamed_from("lowered", "oom_caps")
+    )
     """Recipe to what its runs had to come down to."""
 
 

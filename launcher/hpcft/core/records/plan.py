@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hpcft.core.records.base import Offload, Precision, StoredPart, StoredRecord
+from hpcft.core.records.base import Offload, Precision, StoredPart, StoredRecord, renamed_from
 
 
 class ParameterCount(StoredPart):
@@ -30,7 +30,9 @@ class ParameterCount(StoredPart):
     """Those of the largest tensor that is trained."""
     quantised: int = 0
     """Weights that the method holds in 4 bits."""
-    looked_up: int = 0
+    embedding_parameters: int = Field(
+        default=0, validation_alias=renamed_from("looked_up", "embedding_parameters")
+    )
     """Those of embedding tables: looked up, never multiplied. A table that is tied to the output
     layer is multiplied there and does not count."""
 
@@ -46,19 +48,15 @@ class ModelFacts(StoredPart):
     """Decoder or encoder layers, L."""
     hidden_size: int
     """Width, H."""
-    intermediate_size: int
-    """Width of the feed-forward part, F."""
-    attention_heads: int
-    """Attention heads."""
     vocab_size: int
     """Vocabulary, V."""
     logits_width: int
     """Outputs per position that the loss sees: V for a language model, the labels for a head."""
-    logits_positions: Literal["tokens", "sequence"]
-    """Whether there is an output for each token or one for the sequence."""
     max_positions: int | None = None
     """Longest sequence that the model accepts, in tokens."""
-    loss_in_parts: bool = False
+    supports_chunked_loss: bool = Field(
+        default=False, validation_alias=renamed_from("loss_in_parts", "supports_chunked_loss")
+    )
     """Whether logits and loss can be computed in parts: for a language model whose logits are what
     its output layer gives, or soft-capped."""
 
@@ -177,7 +175,7 @@ class EvaluatedLayout(StoredPart):
     """Predicted time of one optimizer step."""
     gpu_peak_bytes: int | None
     """Predicted peak per rank; None where the model states alone exceed what there is."""
-    obstacle: str
+    why_infeasible: str = Field(validation_alias=renamed_from("obstacle", "why_infeasible"))
     """Why it does not fit; empty when it does."""
 
     @property
@@ -239,7 +237,9 @@ class Plan(StoredRecord):
     """Why this layout."""
     next_best: EvaluatedLayout | None = None
     """The cheapest layout of another kind that fits too."""
-    fell_out: list[EvaluatedLayout] = Field(default_factory=list)
+    cheaper_infeasible: list[EvaluatedLayout] = Field(
+        default_factory=list, validation_alias=renamed_from("fell_out", "cheaper_infeasible")
+    )
     """Kinds of layout that would be cheaper but do not fit even at their smallest micro-batch."""
     ds_config: dict[str, Any] | None = None
     """The DeepSpeed configuration; None without DeepSpeed."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hpcft.core.records.base import StoredRecord
+from pydantic import Field
+
+from hpcft.core.records.base import StoredRecord, renamed_from
 
 
 class Progress(StoredRecord):
@@ -18,9 +20,11 @@ class Progress(StoredRecord):
     """Unix time at which the ranks started, for the last time."""
     ranks: int = 1
     """As many."""
-    earlier_s: float = 0.0
+    previous_s: float = Field(default=0.0, validation_alias=renamed_from("earlier_s", "previous_s"))
     """Seconds that they ran in earlier starts."""
-    earlier_rank_s: float = 0.0
+    previous_rank_s: float = Field(
+        default=0.0, validation_alias=renamed_from("earlier_rank_s", "previous_rank_s")
+    )
     """The sum over ranks of those."""
     job_id: str = ""
     """Attempt that wrote it."""
@@ -48,4 +52,4 @@ class Progress(StoredRecord):
     def ran_s(self) -> tuple[float, float]:
         """Seconds that ranks ran until this heartbeat, in all starts; and their sum over ranks."""
         last_s = self.updated_at - self.started_at
-        return self.earlier_s + last_s, self.earlier_rank_s + last_s * self.ranks
+        return self.previous_s + last_s, self.previous_rank_s + last_s * self.ranks

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from hpcft.core.records.base import StoredRecord
+from hpcft.core.records.base import StoredRecord, renamed_from
 from hpcft.core.records.plan import Layout
+
+Action = Literal["retry_step", "restart", "requeue", "resubmit", "resume"]
+
+# What hpcft 0.1 wrote.
+_OLD_ACTIONS = {
+    "in-process": "retry_step",
+    "restarted": "restart",
+    "requeued": "requeue",
+    "queued anew": "resubmit",
+    "resumed": "resume",
+}
+
+
+def _action(value: Any) -> Any:
+    return _OLD_ACTIONS.get(value, value) if isinstance(value, str) else value
 
 
 class RankError(StoredRecord):
@@ -54,10 +69,11 @@ class Recovery(StoredRecord):
     """Class of the failure: `out_of_memory`, `timeout`, `preempted`, `rank_died`, …"""
     evidence: str
     """Line that tells of it."""
-    how: Literal["in-process", "restarted", "requeued", "queued anew", "resumed"]
-    """Whether the step was done again where it stood, all ranks started again within their
-    allocation, Slurm started the same job again, another job took over, or a person had it go on.
-    """
+    action: Annotated[Action, BeforeValidator(_action)] = Field(
+        validation_alias=renamed_from("how", "action")
+    )
+    """How the run continued: the same process retried the step, all ranks restarted within their
+    allocation, Slurm requeued the job, another job was submitted, or a person resumed the run."""
     step: int = 0
     """Optimizer step that it goes on from; of a run that trains nothing, examples."""
     change: str = ""

@@ -126,6 +126,6 @@ class RunRecord(StoredRecord):
     """Versions of what computed the number."""
 
     @property
-    def rungs(self) -> list[Recovery]:
+    def fallbacks(self) -> list[Recovery]:
         """Steps down the ladder that it needed; none where the plan held."""
         return [recovery for recovery in self.recoveries if recovery.change]

@@ -71,7 +71,7 @@ def load_examples(task: TaskBase) -> Examples:
             notes.append(f"{split}: {dropped} rows with empty text left out")
         if not examples and not problems:
             raise DataError(f"{source}: has no rows" + (" with text" if dropped else ""))
-        loaded[split] = examples if problems else task.arranged(examples)
+        loaded[split] = examples if problems else task.group_examples(examples)
         if not loaded[split] and not problems:
             raise DataError(f"{source}: {len(examples)} rows are too few for one example")
     if problems:
@@ -102,7 +102,7 @@ def _check(
             if len(problems) > MAX_PROBLEMS or not examples:
                 break  # a wrong column name is wrong in every row
             continue
-        place = {"place": f"{source}:{number}"} if task.keeps_places else {}
+        place = {"place": f"{source}:{number}"} if task.keeps_locations else {}
         try:
             examples.append({**task.example(row), **place})
         except BadRow as bad:

@@ -50,7 +50,7 @@ class FewShot(TaskBase):
     """
 
     causal: ClassVar[bool] = True
-    keeps_places: ClassVar[bool] = True
+    keeps_locations: ClassVar[bool] = True
 
     name: Literal["prompting"]
     """`prompting`."""

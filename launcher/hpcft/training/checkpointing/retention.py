@@ -15,8 +15,8 @@ from hpcft.core.records import Checkpoint
 
 log = logging.getLogger(__name__)
 
-KEPT_KINDS = ("rung", "recovery")
-"""Lines of metrics.jsonl that tell of the run, not of its steps."""
+# Lines of metrics.jsonl about the run and not its steps; `rung` is what hpcft 0.1 wrote.
+KEPT_KINDS = ("recovery", "rung")
 
 
 def remove_unfinished(paths: RunPaths) -> None:
@@ -72,6 +72,6 @@ def remove_resume_checkpoints(paths: RunPaths) -> None:
 
 def _was_asked(folder: Path) -> bool:
     try:
-        return read_record(folder / MARKER_FILE, Checkpoint).asked
+        return read_record(folder / MARKER_FILE, Checkpoint).user_requested
     except StoreError:
         return False

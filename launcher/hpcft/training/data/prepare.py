@@ -82,7 +82,7 @@ def prepare_all_ranks(
     """What rank 0 has prepared, after all ranks have met; arguments as of `loop.run`."""
     if generation:  # from here on, metrics.jsonl begins anew or goes on from a checkpoint
         rung = read_recoveries(paths)[-1]
-        heartbeat.log("rung", {"number": rung.number, "change": rung.change, "how": rung.how})
+        heartbeat.log("recovery", {"number": rung.number, "change": rung.change, "action": rung.action})
     heartbeat.set(phase="data")
     if plan.ds_config is not None:
         torch_extensions.use_own_lock()

@@ -64,7 +64,7 @@ def record_slurm_restart(
         return False
     plan = log.current_plan(paths, recipe, cluster)
     log.append_recovery(
-        paths, plan, plan, number=len(taken) + 1, how="requeued", who=error,
+        paths, plan, plan, number=len(taken) + 1, action="requeue", who=error,
         cause="interrupted", step=step, restart=restart,
     )  # fmt: skip
     return True
@@ -72,7 +72,7 @@ def record_slurm_restart(
 
 def _is_noted(paths: RunPaths, me: RankInfo, restart: int) -> bool:
     return any(
-        (recovery.how, recovery.job_id, recovery.restart) == ("requeued", me.job_id, restart)
+        (recovery.action, recovery.job_id, recovery.restart) == ("requeue", me.job_id, restart)
         for recovery in log.read_recoveries(paths)
     )
 

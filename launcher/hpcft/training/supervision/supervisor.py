@@ -23,6 +23,7 @@ from hpcft.core.errors import ClusterError, HpcftError
 from hpcft.core.files import check_private, read_record, read_record_if_exists
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Cluster, Plan, Progress, Recovery
+from hpcft.core.records.recovery import Action
 from hpcft.planning import oom_fallback
 from hpcft.planning.oom_fallback import Stage
 from hpcft.recovery import limits, replan, resubmit
@@ -36,7 +37,6 @@ from hpcft.recovery.diagnosis import (
 )
 from hpcft.recovery.log import (
     FRAGMENTATION,
-    Action,
     append_recovery,
     current_plan,
     describe_fallbacks,
@@ -175,7 +175,7 @@ class Supervisor:
                 restart_barrier.wait_for_all_ranks(
                     self.paths, self.me, self.generation, lambda: self.is_told
                 )
-                if taken[-1].how == "queued anew" and taken[-1].job_id == self.me.job_id:
+                if taken[-1].action == "resubmit" and taken[-1].job_id == self.me.job_id:
                     return self._leave(taken[-1])
             rank_error_file(self.paths, self.me.rank).unlink(
                 missing_ok=True
@@ -301,7 +301,7 @@ class Supervisor:
             return False
         plan = current_plan(self.paths, self.recipe, self.cluster)
         append_recovery(
-            self.paths, plan, plan, number=number, how="restarted", who=error,
+            self.paths, plan, plan, number=number, action="restart", who=error,
             cause=failure.name, step=step, restart=slurm.restart_count(),
         )  # fmt: skip
         return True
@@ -318,10 +318,10 @@ class Supervisor:
         if has_recovery(self.paths, number):
             return True
         stage = _STAGES.get(error.phase)
-        how: Action = "restarted"
+        action: Action = "restart"
         after = stage and oom_fallback.next_fallback(before, self.recipe, self.cluster, stage)
         if stage and not after:
-            how = "queued anew"
+            action = "resubmit"
             after = replan.plan_on_more_nodes(before, self.recipe, self.cluster)
         if not after:
             write_rank_error(self.paths, self._exhausted(error, before))
@@ -331,7 +331,7 @@ class Supervisor:
             before,
             after,
             number=number,
-            how=how,
+            action=action,
             who=error,
             step=saved_step(self.paths),
             restart=slurm.restart_count(),
@@ -396,7 +396,7 @@ class Supervisor:
     def _queue_anew(self, rung: Recovery) -> int:
         """Queues the run on more nodes; 0 when that is done."""
         error = read_record(rank_error_file(self.paths, self.me.rank), RankError)
-        plan = read_record(self.paths.effective_plan, Plan)
+        plan = read_record(self.paths.current_plan, Plan)
         try:
             job_id = resubmit.resubmit(self.paths, plan, self.cluster, self.me.job_id, self.entry)
         except (slurm.Refused, ClusterError) as refused:

@@ -31,7 +31,7 @@ INTERVAL_S = 1.0
 
 def _earlier(paths: RunPaths) -> Progress | None:
     """The last heartbeat of an earlier start, which may have been set aside for another job."""
-    aside = list(paths.earlier.glob(f"*/{paths.progress.name}"))
+    aside = list(paths.previous.glob(f"*/{paths.progress.name}"))
     aside.sort(key=lambda file: (len(file.parent.name), file.parent.name))  # they are numbered
     found = (read_record_if_exists(file, Progress) for file in (paths.progress, *reversed(aside)))
     return next((progress for progress in found if progress is not None), None)
@@ -57,14 +57,14 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
         self.times = StepTimes()
         now = time.time()
         earlier = _earlier(paths) if generation else None
-        earlier_s, earlier_rank_s = earlier.ran_s() if earlier else (0.0, 0.0)
+        previous_s, previous_rank_s = earlier.ran_s() if earlier else (0.0, 0.0)
         self.progress = Progress(
             phase="starting",
             updated_at=now,
             started_at=now,
             ranks=me.world_size,
-            earlier_s=earlier_s,
-            earlier_rank_s=earlier_rank_s,
+            previous_s=previous_s,
+            previous_rank_s=previous_rank_s,
             job_id=me.job_id,
             node=me.node,
         )

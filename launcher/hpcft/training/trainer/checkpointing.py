@@ -162,7 +162,7 @@ class CheckpointingTrainer(OomRetryTrainer):
         return Checkpoint(
             step=self.state.global_step,
             at=time.time(),
-            asked=self.asked,
+            user_requested=self.user_requested,
             layout=saving.plan.layout,
             precision=saving.plan.precision,
             files={},
@@ -215,7 +215,7 @@ class CheckpointingTrainer(OomRetryTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes weights as others load them: final ones, or of a checkpoint that was asked for."""
-        if self.asked or not _internal_call:
+        if self.user_requested or not _internal_call:
             super().save_model(output_dir, _internal_call)
 
     # ------------------------------------------------------------ going on

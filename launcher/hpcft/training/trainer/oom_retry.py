@@ -153,10 +153,10 @@ def fallback_in_process(
             job_id=me.job_id,
         )
         number = len(read_recoveries(paths)) + 1
-        append_recovery(paths, before, after, number=number, how="in-process", who=who)
+        append_recovery(paths, before, after, number=number, action="retry_step", who=who)
         change = oom_fallback.describe_change(before, after)
         log.warning("out of memory (%s): goes on with %s", short.evidence, change)
-        heartbeat.log("rung", {"number": number, "change": change, "how": "in-process"})
+        heartbeat.log("recovery", {"number": number, "change": change, "action": "retry_step"})
         return after
 
     return step_down

@@ -47,7 +47,7 @@ class SaveCallback(TrainerCallback):  # type: ignore[misc]
         self.guess_s = guess_s
         self.step_s = 0.0
         self.saved_at = self.since = time.monotonic()
-        self.asked = self.saves = self.ends = False
+        self.user_requested = self.saves = self.ends = False
 
     @property
     def save_s(self) -> float:
@@ -72,7 +72,7 @@ class SaveCallback(TrainerCallback):  # type: ignore[misc]
         self.step_s, self.since = now - self.since, now
         last = state.global_step >= state.max_steps
         self._agree(now - self.saved_at, last=last)
-        self.asked = control.should_save
+        self.user_requested = control.should_save
         if last or float(state.epoch).is_integer():
             control.should_save = False
         else:
@@ -80,7 +80,7 @@ class SaveCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """An epoch is done, and its validation follows: what is saved then knows its result."""
-        self.asked = self.asked or control.should_save
+        self.user_requested = self.user_requested or control.should_save
         self._decide(control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -130,5 +130,5 @@ class SaveCallback(TrainerCallback):  # type: ignore[misc]
         return self.notice.has_to_end(saves * SAVE_MARGIN * self.save_s + STEPS_AHEAD * self.step_s)
 
     def _decide(self, control: Any) -> None:
-        self.trainer.asked = self.asked
-        control.should_save = self.asked or self.saves
+        self.trainer.user_requested = self.user_requested
+        control.should_save = self.user_requested or self.saves
