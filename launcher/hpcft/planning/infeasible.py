@@ -56,7 +56,9 @@ class CapacityCheck(NamedTuple):
 
 
 def tightest_limit(plan: Plan) -> CapacityCheck:
-    """The limit that a plan exceeds most, or comes closest to."""
+    """Returns the limit that a plan exceeds most, or comes closest to."""
+    assert plan.gpu_peak_bytes is not None
+    assert plan.host_peak_bytes is not None
     return max(
         check_rank(plan.gpu_peak_bytes, plan.gpu_capacity_bytes, plan.accelerator),
         check_node(plan.host_peak_bytes, plan.host_capacity_bytes),

@@ -31,7 +31,7 @@ def next_fallback(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage
     """
     scored = plan.per_device_eval_batch_size
     if stage == "evaluation" and scored > 1:
-        return plan.model_copy(update={"per_device_eval_batch_size": scored // 2})
+        return with_layout(plan, plan.layout, scored // 2, recipe, cluster)
     layout = next_layout(
         plan.layout,
         recipe,
@@ -51,16 +51,29 @@ def next_fallback(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage
 def with_layout(
     plan: Plan, layout: Layout, eval_batch_size: int, recipe: FullRecipe, cluster: Cluster
 ) -> Plan:
-    """The plan with another layout; its prediction stays that of the layout that was planned."""
-    config = deepspeed_config.build_deepspeed_config(
-        layout, plan.precision, plan.facts, recipe.train, cluster
+    """Returns the plan with another layout, without the predictions, which were of the first.
+
+    What the job was given (memory, time limit, cores) stays.
+    """
+    if (layout, eval_batch_size) == (plan.layout, plan.per_device_eval_batch_size):
+        return plan
+    return plan.model_copy(
+        update={
+            "layout": layout,
+            "per_device_eval_batch_size": eval_batch_size,
+            "ds_config": build_deepspeed_config(
+                layout, plan.precision, plan.facts, recipe.train, cluster
+            ),
+            "gpu_memory": [],
+            "host_memory": [],
+            "time": None,
+            "disk": [],
+            "node_disk_bytes": 0,
+            "reasons": [],
+            "next_best": None,
+            "cheaper_infeasible": [],
+        }
     )
-    changed = {
-        "layout": layout,
-        "per_device_eval_batch_size": eval_batch_size,
-        "ds_config": config,
-    }
-    return plan.model_copy(update=changed)
 
 
 def next_layout(

@@ -269,6 +269,8 @@ def _with_memory(case: PlanInputs, layout: Layout, time: RunTime) -> Plan:
         time_min=time_min,
         signal_delay_s=run_time.signal_delay_s(time, written, time_min),
         time=time,
+        loading_s=time.start_s,
+        saving_s=time.saving_s,
         disk=written,
         node_disk_bytes=disk.node_disk_bytes(facts, layout, precision),
         node_disk_capacity_bytes=int(cluster.node_disk_gib * GIB),

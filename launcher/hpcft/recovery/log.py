@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterable
 
-from hpcft.config.recipe_types import FullRecipe
 from hpcft.core import attempts, checkpoints
-from hpcft.core.errors import StoreError
 from hpcft.core.files import read_record, write_record, write_record_once
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Plan, Recovery
+from hpcft.core.records import Plan, RankError, Recovery
 from hpcft.core.records.recovery import Action
 from hpcft.planning import caps, oom_fallback
-from hpcft.recovery.diagnosis import RankError
 
 OUT_OF_MEMORY = "out_of_memory"
 FRAGMENTATION = "fragmentation"
@@ -26,13 +22,13 @@ FRAGMENTATION = "fragmentation"
 
 
 def read_recoveries(paths: RunPaths) -> list[Recovery]:
-    """The recoveries of a run, the first one first; damaged files are left out."""
-    found = []
-    for file in paths.recoveries.glob("*.json") if paths.recoveries.is_dir() else ():
-        try:
-            found.append(read_record(file, Recovery))
-        except StoreError:
-            continue
+    """Reads the recoveries of a run, the first one first.
+
+    Raises:
+        StoreError: one cannot be read, so that it is not known what runs.
+    """
+    files = paths.recoveries.glob("*.json") if paths.recoveries.is_dir() else ()
+    found = [read_record(file, Recovery) for file in files]
     return sorted(found, key=lambda recovery: recovery.number)
 
 
@@ -69,18 +65,6 @@ def excluded_nodes(recoveries: Iterable[Recovery]) -> list[str]:
     return sorted({node for recovery in recoveries for node in recovery.excluded})
 
 
-def current_plan(paths: RunPaths, recipe: FullRecipe, cluster: Cluster) -> Plan:
-    """The plan that runs now: the submitted one, with the layout of the last recovery."""
-    plan = read_record(paths.plan, Plan)
-    found = read_recoveries(paths)
-    if not found:
-        return plan
-    last = found[-1]
-    return oom_fallback.with_layout(
-        plan, last.layout, last.per_device_eval_batch_size, recipe, cluster
-    )
-
-
 def saved_step(paths: RunPaths) -> int:
     """The step that a run would go on from: that of its newest complete checkpoint.
 
@@ -101,43 +85,42 @@ def append_recovery(
     *,
     number: int,
     action: Action,
-    who: RankError,
+    error: RankError,
     cause: str = OUT_OF_MEMORY,
     step: int = 0,
     restart: int = 0,
     excluded: Iterable[str] = (),
 ) -> bool:
-    """Writes a recovery down: of several ranks that take the same one at once, one does.
+    """Writes a recovery and the plan that follows it; of several ranks at once, one does.
 
     Args:
         paths: the run.
         before: the plan that ran.
-        after: the plan to go on with; the same one unless the ladder changes it.
-        number: of the recovery: one more than the rank runs on.
-        how: whether the same process goes on, all ranks start again, or another job takes over.
-        who: which rank met it, and what it said.
+        after: the plan to continue with; the same one unless memory was short.
+        number: of the recovery: one more than those that the calling rank runs on.
+        action: how the run continues.
+        error: which rank failed, and what it said.
         cause: class of the failure.
-        step: that it goes on from.
-        restart: how often Slurm had started the job again before.
+        step: optimizer step, or example, to resume from.
+        restart: how often Slurm had restarted the job before.
         excluded: nodes to keep away from.
 
     Returns:
-        Whether it was this call that wrote it.
+        Whether this call wrote it.
     """
+    is_fallback = cause in (OUT_OF_MEMORY, caps.HOST_OOM)
     recovery = Recovery(
         number=number,
-        at=who.at,
-        job_id=who.job_id,
+        at=error.at,
+        job_id=error.job_id,
         restart=restart,
-        rank=who.rank,
-        node=who.node,
+        rank=error.rank,
+        node=error.node,
         cause=cause,
-        evidence=who.message,
+        evidence=error.message,
         action=action,
         step=step,
-        change=oom_fallback.describe_change(before, after)
-        if cause in (OUT_OF_MEMORY, caps.HOST_OOM)
-        else "",
+        change=oom_fallback.describe_change(before, after) if is_fallback else "",
         layout=after.layout,
         per_device_eval_batch_size=after.per_device_eval_batch_size,
         excluded=list(excluded),
@@ -145,35 +128,33 @@ def append_recovery(
     paths.recoveries.mkdir(mode=0o700, exist_ok=True)
     if not write_record_once(paths.recoveries / f"{number}.json", recovery):
         return False
-    if recovery.change:
-        write_record(paths.current_plan, after)
+    write_current_plan(paths, after, number)
     return True
 
 
-def record_resume(paths: RunPaths, plan: Plan, said: str) -> None:
-    """Makes a run folder ready for another attempt that goes on, not anew.
+def write_current_plan(paths: RunPaths, plan: Plan, recovery_number: int) -> None:
+    """Writes the plan that runs after a recovery; 0 is the start of the run."""
+    numbered = plan.model_copy(update={"recovery_number": recovery_number})
+    write_record(paths.current_plan, numbered)
+
+
+def record_resume(paths: RunPaths, plan: Plan, reason: str) -> None:
+    """Makes a run folder ready for another attempt that resumes from the last checkpoint.
 
     Args:
         paths: the run; no job of it is alive.
         plan: of the new attempt.
-        said: why it goes on.
+        reason: why it is resumed.
     """
     attempts.archive(paths, [paths.errors])
     shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
-    here = os.uname().nodename
-    who = RankError(rank=0, node=here, at=time.time(), kind="", message=said)
-    number = len(read_recoveries(paths)) + 1
-    step = saved_step(paths)
     append_recovery(
-        paths, plan, plan, number=number, action="resume", who=who, cause="resumed", step=step
+        paths,
+        plan,
+        plan,
+        number=len(read_recoveries(paths)) + 1,
+        action="resume",
+        error=RankError.now(0, "", reason),
+        cause="resumed",
+        step=saved_step(paths),
     )
-
-
-def remove_last_recovery(
-    paths: RunPaths, last: Recovery, recipe: FullRecipe, cluster: Cluster
-) -> Plan:
-    """Removes the last recovery, which could not be gone on with; the plan before it."""
-    (paths.recoveries / f"{last.number}.json").unlink()
-    before = current_plan(paths, recipe, cluster)
-    write_record(paths.current_plan, before)
-    return before

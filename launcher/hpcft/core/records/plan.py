@@ -222,7 +222,11 @@ class Plan(StoredRecord):
     signal_delay_s: int = 60
     """Seconds before the time limit at which the job is signalled, so that it can save."""
     time: RunTime | None = None
-    """Predicted time, from which the limit comes."""
+    """Predicted time, from which the limit comes; None for a fallback."""
+    loading_s: float = 0.0
+    """Seconds that starting and loading may take before a rank counts as hanging."""
+    saving_s: float = 0.0
+    """Seconds that saving may take before a rank counts as hanging."""
     disk: list[MemoryItem] = Field(default_factory=list)
     """Predicted size of what the run writes, by component."""
     node_disk_bytes: int = 0
@@ -241,13 +245,15 @@ class Plan(StoredRecord):
         default_factory=list, validation_alias=renamed_from("fell_out", "cheaper_infeasible")
     )
     """Kinds of layout that would be cheaper but do not fit even at their smallest micro-batch."""
+    recovery_number: int = 0
+    """Number of the recovery that it follows; 0: the plan that the run was submitted with."""
     ds_config: dict[str, Any] | None = None
     """The DeepSpeed configuration; None without DeepSpeed."""
 
     @property
-    def gpu_peak_bytes(self) -> int:
-        """Predicted peak per rank."""
-        return sum(item.bytes for item in self.gpu_memory)
+    def gpu_peak_bytes(self) -> int | None:
+        """Predicted peak per rank; None for a fallback, whose layout nobody has predicted."""
+        return sum(item.bytes for item in self.gpu_memory) if self.gpu_memory else None
 
     @property
     def gpu_hours(self) -> float | None:
@@ -261,6 +267,6 @@ class Plan(StoredRecord):
         return self.layout.world_size * self.time.step.total_s / 3.6 if self.time else None
 
     @property
-    def host_peak_bytes(self) -> int:
-        """Predicted peak per node."""
-        return sum(item.bytes for item in self.host_memory)
+    def host_peak_bytes(self) -> int | None:
+        """Predicted peak per node; None for a fallback."""
+        return sum(item.bytes for item in self.host_memory) if self.host_memory else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from hpcft.core.host import node_name
 from hpcft.core.records.base import StoredRecord, renamed_from
 from hpcft.core.records.plan import Layout
 
@@ -48,6 +50,34 @@ class RankError(StoredRecord):
     """What to do, where the rank knew it."""
     traceback: str = ""
     """For developers; shown by `hpcft logs`."""
+
+    @classmethod
+    def now(
+        cls,
+        rank: int,
+        kind: str,
+        message: str,
+        *,
+        node: str = "",
+        job_id: str = "",
+        phase: str = "",
+        failure: str = "",
+        next_step: str = "",
+        traceback: str = "",
+    ) -> RankError:
+        """Returns an error of this moment, by default of this node; arguments as of the record."""
+        return cls(
+            rank=rank,
+            node=node or node_name(),
+            at=time.time(),
+            kind=kind,
+            message=message,
+            job_id=job_id,
+            phase=phase,
+            failure=failure,
+            next_step=next_step,
+            traceback=traceback,
+        )
 
 
 class Recovery(StoredRecord):

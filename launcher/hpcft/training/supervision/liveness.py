@@ -43,11 +43,7 @@ class LivenessMonitor:
             plan: what the process runs.
         """
         self._least_s = 60 * cluster.stuck_after_min
-        planned = plan.time
-        self._more_s = {
-            "model": SLOWER * planned.start_s if planned else 0.0,
-            "saving": SLOWER * planned.saving_s if planned else 0.0,
-        }
+        self._more_s = {"model": SLOWER * plan.loading_s, "saving": SLOWER * plan.saving_s}
         self._pipe, self.childs_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._rest = ""
         self.beat = Heartbeat(time.monotonic(), STARTING, 0)

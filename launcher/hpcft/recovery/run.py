@@ -1,0 +1,86 @@
+"""Run: one run's folder as its ranks and its batch script see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.files import check_private, read_record, read_record_if_exists
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, Job, Plan, Recovery
+from hpcft.planning import oom_fallback
+from hpcft.recovery.log import has_recovery, read_recoveries, saved_step, write_current_plan
+from hpcft.staging.staged_inputs import load_run_recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, opened once: what stays the same is kept, what changes is read when asked."""
+
+    paths: RunPaths
+    """Its files."""
+    recipe: FullRecipe
+    """The recipe, with the folders of staged inputs in the place of hub names."""
+    cluster: Cluster
+    """The profile that the run was submitted with."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Opens a run folder.
+
+        Raises:
+            StoreError: others may write to it, or its recipe or profile cannot be read.
+        """
+        check_private(folder)
+        paths = RunPaths(folder)
+        return cls(paths, load_run_recipe(paths), read_record(paths.cluster, Cluster))
+
+    def read_job(self) -> Job:
+        """Reads every attempt at the run, the latest last."""
+        return read_record(self.paths.job, Job)
+
+    def read_recoveries(self) -> list[Recovery]:
+        """Reads the run's recoveries, the first one first."""
+        return read_recoveries(self.paths)
+
+    def has_recovery(self, number: int) -> bool:
+        """Returns whether any rank has written the recovery of that number."""
+        return has_recovery(self.paths, number)
+
+    def saved_step(self) -> int:
+        """Returns the optimizer step, or the example, that a restart would resume from."""
+        return saved_step(self.paths)
+
+    def read_plan(self) -> Plan:
+        """Reads the plan that runs now.
+
+        Raises:
+            StoreError: it, or a recovery, cannot be read.
+        """
+        paths = self.paths
+        # hpcft 0.1 wrote no current_plan.json: there the recoveries tell what has changed.
+        plan = read_record_if_exists(paths.current_plan, Plan) or read_record(paths.plan, Plan)
+        recoveries = self.read_recoveries()
+        if not recoveries or plan.recovery_number >= recoveries[-1].number:
+            return plan
+        # The rank that wrote the recovery is about to write the plan, or has died.
+        return self._with_layout_of(recoveries[-1], plan)
+
+    def remove_last_recovery(self) -> Plan:
+        """Removes the last recovery, which could not be carried out; returns the plan before it."""
+        *earlier, last = self.read_recoveries()
+        (self.paths.recoveries / f"{last.number}.json").unlink()
+        plan = read_record(self.paths.plan, Plan)
+        before = self._with_layout_of(earlier[-1], plan) if earlier else plan
+        write_current_plan(self.paths, before, earlier[-1].number if earlier else 0)
+        return before
+
+    def _with_layout_of(self, recovery: Recovery, plan: Plan) -> Plan:
+        return oom_fallback.with_layout(
+            plan,
+            recovery.layout,
+            recovery.per_device_eval_batch_size,
+            self.recipe,
+            self.cluster,
+        )
