@@ -8,9 +8,8 @@ from pathlib import Path
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.config.yaml_document import Loc
-from hpcft.methods.frozen import ADAPTER_FILE, Frozen
+from hpcft.methods.frozen import ADAPTER_FILE
 from hpcft.tasks.data.examples import split_sources
-from hpcft.tasks.few_shot.task import FewShot
 
 MAX_LAYERS = 1000  # eight times those of the deepest open model; the planner builds each of them
 
@@ -66,7 +65,7 @@ def check_across_fields(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
                 (loc, f"expected .csv, .jsonl, .json or .parquet, got {Path(file).name}", "")
             )
     splits: set[str] = set(data.fractions or split_sources(data))
-    for needed in set(() if recipe.scores_alone else recipe.task.needed_splits) - splits:
+    for needed in set(() if recipe.mode == "evaluate" else recipe.task.needed_splits) - splits:
         found.append((("task", "data"), f"has no {needed} split", "add one"))
     if recipe.evaluation.split not in splits:
         found.append(
@@ -118,16 +117,15 @@ def check_across_fields(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
 
 def _frozen_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
     """What is wrong with a model that is scored as it is."""
-    method = recipe.method
-    if not isinstance(method, Frozen):
+    if recipe.method.trains:
         return []
     found: list[tuple[Loc, str, str]] = []
     if recipe.evaluation.before:
         found.append((("evaluation", "before"), "nothing is trained", "leave it out"))
-    if recipe.model.path is None and recipe.scores_alone:
+    if recipe.model.path is None and recipe.mode == "evaluate":
         what = "a new model has nothing that could be scored"
         found.append((("model", "path"), what, "name a model that was trained"))
-    folder = method.adapter_path
+    folder = recipe.method.adapter_folder
     if folder and not os.path.isfile(Path(folder) / ADAPTER_FILE):
         fix = "name the folder of a saved adapter, for example runs/NAME/ID/model"
         found.append((("method", "adapter_path"), f"{folder} has no {ADAPTER_FILE}", fix))
@@ -136,14 +134,11 @@ def _frozen_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
 
 def _prompting_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
     """What is wrong with prompting, which trains nothing."""
-    task = recipe.task
-    if not isinstance(task, FewShot):
-        return []
     found: list[tuple[Loc, str, str]] = []
-    if recipe.method.trains:
+    if recipe.mode == "few_shot" and recipe.method.trains:
         what = f"the task prompting trains nothing, {recipe.method.name} does"
         found.append((("method", "name"), what, "use method: {name: frozen}"))
-    return found + [(("task", key), what, fix) for key, what, fix in task.problems()]
+    return found + [(("task", key), what, fix) for key, what, fix in recipe.task.problems()]
 
 
 def _check_model_folder(

@@ -10,8 +10,7 @@ from hpcft.config.yaml_document import Document, Loc
 from hpcft.core.records import Recipe
 from hpcft.methods import AnyMethod
 from hpcft.tasks import AnyTask, packing
-from hpcft.tasks.base import TrainedTask
-from hpcft.tasks.few_shot.task import FewShot
+from hpcft.tasks.base import Mode
 
 
 class FullRecipe(Recipe):
@@ -23,15 +22,9 @@ class FullRecipe(Recipe):
     """The training method."""
 
     @property
-    def trained_task(self) -> TrainedTask:
-        """The task, of a recipe that does not prompt."""
-        assert isinstance(self.task, TrainedTask)
-        return self.task
-
-    @property
-    def scores_alone(self) -> bool:
-        """Whether a task that models are trained for is only scored."""
-        return not (self.method.trains or isinstance(self.task, FewShot))
+    def mode(self) -> Mode:
+        """What a run of this recipe does."""
+        return self.task.mode(trains=self.method.trains)
 
     def packs(self, model_type: str) -> bool:
         """Whether a model of this type is trained with several examples in a row."""

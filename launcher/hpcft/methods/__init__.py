@@ -1,22 +1,34 @@
-"""Methods: one file each, from options to a model that is ready to train; `METHODS` lists them."""
+"""Methods: each decides which weights are trained, and how they are loaded and saved."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
-from hpcft.methods.features import Features
-from hpcft.methods.frozen import Frozen
-from hpcft.methods.full import Full
-from hpcft.methods.head_only import HeadOnly
-from hpcft.methods.lora import LoRA
-from hpcft.methods.prompts import PromptTuning, PTuning
-from hpcft.methods.qlora import QLoRA
+from hpcft.methods.base import MethodBase
 
-METHODS = (Full, LoRA, QLoRA, PTuning, PromptTuning, HeadOnly, Features, Frozen)
+# Every method, as module and class of this package. A new method is a file and a line here.
+METHODS = (
+    "full:Full",
+    "lora:LoRA",
+    "qlora:QLoRA",
+    "prompts:PTuning",
+    "prompts:PromptTuning",
+    "head_only:HeadOnly",
+    "features:Features",
+    "frozen:Frozen",
+)
 
-AnyMethod = Annotated[
-    Full | LoRA | QLoRA | PTuning | PromptTuning | HeadOnly | Features | Frozen,
-    Field(discriminator="name"),
-]
+
+def _class_of(entry: str) -> Any:
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+if TYPE_CHECKING:
+    AnyMethod = MethodBase
+else:
+    # A recipe's `method.name` chooses the class.
+    AnyMethod = Annotated[Union[tuple(map(_class_of, METHODS))], Field(discriminator="name")]  # noqa: UP007

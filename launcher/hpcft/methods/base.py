@@ -24,6 +24,23 @@ class MethodBase(Method):
     can_resume: ClassVar[bool] = True
     """Whether training can go on from what it saves."""
 
+    extracts_features: ClassVar[bool] = False
+    """Whether a regression is fitted on the model's hidden states instead of gradient training."""
+
+    def regression_options(self) -> dict[str, Any]:
+        """Returns scikit-learn's options of the regression, where `extracts_features`."""
+        return {}
+
+    @property
+    def adapter_folder(self) -> str | None:
+        """Folder of the adapter that is loaded over the model."""
+        return None
+
+    @property
+    def double_quantises(self) -> bool:
+        """Whether the scales of 4-bit weights are quantised too."""
+        return True
+
     @property
     def zero_stages(self) -> tuple[int, ...]:
         """ZeRO stages that it works with; the planner tries no others."""

@@ -21,6 +21,7 @@ class Features(MethodBase):
     adapter: ClassVar[bool] = True
     frozen_base: ClassVar[bool] = True
     can_resume: ClassVar[bool] = False
+    extracts_features: ClassVar[bool] = True
 
     name: Literal["features"]
     """`features`."""
@@ -33,6 +34,10 @@ class Features(MethodBase):
     def zero_stages(self) -> tuple[int, ...]:
         """There is nothing to shard."""
         return (0,)
+
+    def regression_options(self) -> dict[str, Any]:
+        """Returns the options of scikit-learn's `LogisticRegression`."""
+        return {"C": self.C, "max_iter": self.max_iter}
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
         """The model without the task's head.

@@ -42,6 +42,16 @@ class Frozen(MethodBase):
     `sweep.grid` over several compares adapters over one base."""
 
     @property
+    def adapter_folder(self) -> str | None:
+        """Folder of the adapter, if one is scored."""
+        return self.adapter_path
+
+    @property
+    def double_quantises(self) -> bool:
+        """Whether the scales are quantised too."""
+        return self.bnb_4bit_use_double_quant
+
+    @property
     def zero_stages(self) -> tuple[int, ...]:
         """There are only weights to shard, and those in 4 bits or with an adapter are not."""
         return (0,) if self.load_in_4bit or self.adapter_path else (0, 3)

@@ -36,6 +36,11 @@ class QLoRA(LoRA):
     """Quantise the scales too: 0.516 instead of 0.563 bytes a parameter."""
 
     @property
+    def double_quantises(self) -> bool:
+        """Whether the scales are quantised too."""
+        return self.bnb_4bit_use_double_quant
+
+    @property
     def zero_stages(self) -> tuple[int, ...]:
         """Not 3: it would first load the whole base on every GPU (HF documentation)."""
         return (0, 1, 2)

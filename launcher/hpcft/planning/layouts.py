@@ -81,7 +81,7 @@ def _rungs(recipe: FullRecipe, cluster: Cluster) -> Iterator[tuple[int, Any, Any
         if (
             stage in recipe.method.zero_stages
             # To score a trained task is the Trainer's, which shards for training alone.
-            and not (stage and recipe.scores_alone)
+            and not (stage and recipe.mode == "evaluate")
             and wanted.zero_stage in ("auto", stage)
             and all(getattr(wanted, part) in ("auto", place) for part, place in moved.items())
             # Offloading runs DeepSpeed's own CPU Adam, and from a CPU nothing is gained by it.

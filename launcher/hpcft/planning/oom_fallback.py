@@ -12,7 +12,7 @@ from typing import Any, Literal
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster, Layout, Plan
 from hpcft.core.units import MIB, format_bytes
-from hpcft.planning import deepspeed_config
+from hpcft.planning.deepspeed_config import build_deepspeed_config
 from hpcft.planning.layouts import allowed_layouts
 
 Stage = Literal["states", "step", "evaluation"]

@@ -43,7 +43,6 @@ from hpcft.planning.memory import few_shot, model_states, rank_memory
 from hpcft.planning.memory.step_memory import step_memory
 from hpcft.planning.memory.trace_types import StepMemory, TracedStep
 from hpcft.planning.search import Candidate, Search
-from hpcft.tasks.few_shot.task import FewShot
 
 # Slurm kills a job that exceeds --mem; what the rules do not know (page cache, growth) goes here.
 HOST_MARGIN = 1.25
@@ -154,8 +153,7 @@ def _with_time(case: PlanInputs, layout: Layout) -> Candidate:
     precision = choose_precision(recipe, cluster)
     length = recipe.task.max_length
     step = step_time.predict_step_time(facts, recipe.method, layout, precision, length, cluster)
-    if isinstance(recipe.task, FewShot):
-        step = run_time.with_generation(step, recipe.task, facts, layout)
+    step = run_time.with_generation(step, recipe.task.generated_tokens, facts, layout)
     time = run_time.predict_run_time(step, recipe, facts, layout, precision, cluster, case.examples)
     asked = recipe.resources.time_min
     limit_s = 60 * (cluster.time_limit_min if asked == "auto" else asked)
@@ -284,7 +282,7 @@ def _of_a_rank(
     """The tensors of a rank at its peak, and how many examples it scores at once."""
     recipe, cluster, facts = case.recipe, case.cluster, case.facts
     batch, optim = layout.per_device_train_batch_size, recipe.train.optim
-    if isinstance(recipe.task, FewShot):
+    if recipe.mode == "few_shot":
         return few_shot.few_shot_items(recipe, layout, facts, precision, cluster.accelerator), batch
     traced = case.trace(rank_memory.traced_step(recipe, layout, cluster, facts, precision))
     on_gpu = cluster.accelerator == "cuda"
@@ -356,7 +354,7 @@ def _with_reasons(
 def _batch_in_words(recipe: FullRecipe, layout: Layout) -> str:
     batch, length = layout.per_device_train_batch_size, recipe.task.max_length
     if not recipe.method.trains:
-        shots = ", beside the shots" if isinstance(recipe.task, FewShot) else ""
+        shots = ", beside the shots" if recipe.mode == "few_shot" else ""
         return f"batches of at most {batch} × {length:,} tokens{shots}"
     return (
         f"micro-batch {batch} × {layout.gradient_accumulation_steps} accumulated × "

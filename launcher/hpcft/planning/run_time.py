@@ -21,7 +21,6 @@ from hpcft.planning.disk import checkpoint_bytes, model_bytes
 from hpcft.planning.hardware import hardware_rates
 from hpcft.planning.step_time import forward_flops, overhead_s
 from hpcft.tasks.base import TaskBase
-from hpcft.tasks.few_shot.task import MAX_ROWS, FewShot
 
 # Importing torch and DeepSpeed from a shared file system, meeting the other ranks, compiling.
 START_S = 120.0
@@ -67,7 +66,7 @@ def predict_run_time(
     if None not in scored:
         reached = hardware_rates(cluster, precision, layout.ranks_per_node)
         tokens = recipe.task.max_length
-        rows = sum(filter(None, scored)) * _rows_each(recipe.task)
+        rows = sum(filter(None, scored)) * recipe.task.rows_per_example
         flops = rows * forward_flops(facts, tokens, tokens)
         evaluation_s = flops / reached.flops / layout.world_size
     saves = checkpoint_count(recipe, steps) or 0
@@ -83,31 +82,22 @@ def predict_run_time(
     )
 
 
-def with_generation(step: StepTime, task: FewShot, facts: ModelFacts, layout: Layout) -> StepTime:
-    """A batch with the tokens that are generated after it, one forward pass for each."""
-    if task.answer == "likelihood":
+def with_generation(step: StepTime, tokens: int, facts: ModelFacts, layout: Layout) -> StepTime:
+    """Returns a step's time with that of the tokens generated after it, one pass for each."""
+    if not tokens:
         return step
-    passes = 1 + task.max_new_tokens
+    passes = 1 + tokens
     return StepTime(
-        compute_s=step.compute_s + task.max_new_tokens * overhead_s(facts, layout),
+        compute_s=step.compute_s + tokens * overhead_s(facts, layout),
         communication_s=passes * step.communication_s,
         offload_s=passes * step.offload_s,
     )
 
 
 def _batches(task: TaskBase, layout: Layout, asked: int) -> int:
-    """Batches of a rank; a prompt is taken to fill its window, a shot as long as the question."""
-    each = layout.per_device_train_batch_size
-    if isinstance(task, FewShot):
-        each = min(each * (1 + task.shots), MAX_ROWS)
-    else:
-        asked *= _rows_each(task)
-    return math.ceil(asked / (each * layout.world_size))
-
-
-def _rows_each(task: TaskBase) -> int:
-    """Rows that score an example: one for each choice."""
-    return max(1, len(getattr(task, "choices", ())))
+    """Returns the batches of a rank that score so many examples."""
+    each = task.rows_per_batch(layout.per_device_train_batch_size)
+    return math.ceil(asked * task.rows_per_example / (each * layout.world_size))
 
 
 def total_steps(recipe: FullRecipe, examples: Mapping[Split, int]) -> int | None:

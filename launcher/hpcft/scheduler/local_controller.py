@@ -37,18 +37,9 @@ class FailFastController(Controller):  # type: ignore[misc]
         for rank, code in enumerate(exit_codes):
             if code is None or code >= 0 or rank_error_file(paths, rank).exists():
                 continue
-            write_rank_error(
-                paths,
-                RankError(
-                    rank=rank,
-                    node=os.uname().nodename,
-                    at=time.time(),
-                    kind="Killed",
-                    message=f"its supervisor was ended by {signal.Signals(-code).name}",
-                    job_id=self.pid,
-                    failure="rank_died",
-                ),
-            )
+            message = f"its supervisor was ended by {signal.Signals(-code).name}"
+            error = RankError.now(rank, "Killed", message, job_id=self.pid, failure="rank_died")
+            write_rank_error(paths, error)
 
 
 def main(folder: str) -> None:

@@ -7,11 +7,14 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hpcft.core.errors import InputError, Problem
 from hpcft.core.records import Task
 from hpcft.metrics import Scores
+
+if TYPE_CHECKING:
+    from hpcft.tasks.few_shot.task import FewShot
 
 Example = dict[str, Any]
 ModelInputs = dict[str, Any]
@@ -22,6 +25,10 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 MAX_PROBLEMS = 10  # rows told one by one; the rest is counted
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
+
+
+Mode = Literal["finetune", "evaluate", "few_shot"]
+"""What a run does: trains and scores, scores a finished model, or prompts one as it is."""
 
 
 class BadRow(Exception):
@@ -58,6 +65,50 @@ class TaskBase(Task):
     """Whether the tokenizer needs a mask token."""
     keeps_locations: ClassVar[bool] = False
     """Whether an example says as `place` which file and line it comes from."""
+
+    def mode(self, *, trains: bool) -> Mode:
+        """Returns what a run of this task does.
+
+        Args:
+            trains: whether the recipe's method trains anything.
+        """
+        return "finetune" if trains else "evaluate"
+
+    @property
+    def rows_per_example(self) -> int:
+        """Rows that score an example."""
+        return 1
+
+    def rows_per_batch(self, windows: int) -> int:
+        """Returns the rows that one forward pass scores, in a batch of so many full windows."""
+        return windows
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that are generated for an example; 0 where likelihoods are compared."""
+        return 0
+
+    def problems(self) -> list[tuple[str, str, str]]:
+        """Returns what is wrong between the task's fields: field, what, fix."""
+        return []
+
+    @property
+    def as_trained(self) -> TrainedTask:
+        """This task as one that a model is trained for.
+
+        Raises:
+            TypeError: it is not.
+        """
+        raise TypeError(f"{self.name} is not a task to train for")
+
+    @property
+    def as_few_shot(self) -> FewShot:
+        """This task as few-shot prompting.
+
+        Raises:
+            TypeError: it is not.
+        """
+        raise TypeError(f"{self.name} is not few-shot prompting")
 
     @property
     def needed_splits(self) -> tuple[str, ...]:
@@ -115,6 +166,11 @@ class TrainedTask(TaskBase):
 
     cuts_texts: ClassVar[bool] = True
     """Whether what is longer than `max_length` is lost."""
+
+    @property
+    def as_trained(self) -> TrainedTask:
+        """This task."""
+        return self
 
     @abstractmethod
     def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:

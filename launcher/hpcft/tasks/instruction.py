@@ -43,6 +43,11 @@ class Instruction(TrainedTask):
     length_normalised: bool = False
     """Divide a choice's log-likelihood by its tokens before comparing."""
 
+    @property
+    def rows_per_example(self) -> int:
+        """Rows that score an example: one for each choice."""
+        return max(1, len(self.choices))
+
     def columns(self) -> list[str]:
         """Columns that the templates name."""
         return list(dict.fromkeys(template_fields(self.prompt) + template_fields(self.completion)))

@@ -1,6 +1,6 @@
-"""One rank from start to end: whatever happens, it says why and keeps no other rank waiting.
+"""Runs one rank from start to end; if it fails, it writes why and keeps no other rank waiting.
 
-Its supervisor starts it as `python -m hpcft.training.worker FOLDER GENERATION SUPERVISOR PIPE STACKS`.
+Its supervisor starts it as `python -m hpcft.training.worker` with the arguments of `main`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ import logging
 import os
 import signal
 import sys
-import time
 import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcft.core.errors import HpcftError
-from hpcft.core.files import check_private, read_record
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Plan
-from hpcft.recovery.diagnosis import RankError, write_rank_error
-from hpcft.recovery.log import FRAGMENTATION, current_plan
-from hpcft.staging.staged_inputs import load_run_recipe
-from hpcft.tasks.few_shot.task import FewShot
-from hpcft.training.distributed import gpu_memory, rank_env, stop_signal, worker_channel
+from hpcft.core.rank_errors import write_rank_error
+from hpcft.core.records import Plan, RankError
+from hpcft.recovery.log import FRAGMENTATION
+from hpcft.recovery.run import Run
+from hpcft.training.context import WorkerContext
+from hpcft.training.distributed import gpu_memory, stop_signal, worker_channel
+from hpcft.training.distributed.rank_env import RankInfo, init_rank_env
 from hpcft.training.distributed.worker_channel import OUT_OF_MEMORY_EXIT, SAVED_EXIT
 
 if TYPE_CHECKING:
@@ -37,43 +36,47 @@ ELSEWHERE = (
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def main(run_folder: str, generation: str, supervisor: str, pipe: str, stacks: str) -> None:
-    """Runs this process as one rank of the run in `run_folder`."""
+def main(
+    run_folder: str, restart_index: str, supervisor: str, heartbeat_fd: str, stacks_fd: str
+) -> None:
+    """Runs this process as one rank of a run.
+
+    Args:
+        run_folder: the run's folder.
+        restart_index: number of recoveries before this start.
+        supervisor: process id of the supervisor; this process ends with it.
+        heartbeat_fd: pipe for heartbeats.
+        stacks_fd: file for stacks.
+    """
     stop_signal.install()
     _end_with(int(supervisor))
-    beating = worker_channel.connect(int(pipe), int(stacks))
-    paths = RunPaths(Path(run_folder))
-    check_private(paths.folder)
+    heartbeats = worker_channel.connect(int(heartbeat_fd), int(stacks_fd))
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("hpcft").setLevel(logging.INFO)
-    me: rank_env.RankInfo | None = None
-    heartbeat: ProgressReporter | None = None
+    paths = RunPaths(Path(run_folder))
+    rank: RankInfo | None = None
+    reporter: ProgressReporter | None = None
     plan: Plan | None = None
     try:
-        recipe = load_run_recipe(paths)
-        cluster = read_record(paths.cluster, Cluster)
-        plan = current_plan(paths, recipe, cluster)
-        me = rank_env.init_rank_env(plan)
+        run = Run.open(paths.folder)
+        plan = run.read_plan()
+        rank = init_rank_env(plan)
         # Deprecations inside the libraries are for their developers, not for this log.
         warnings.filterwarnings("ignore", category=FutureWarning)
         # Imported here: the environment has to be set before torch and transformers are.
+        from hpcft.training.modes import run_mode
         from hpcft.training.telemetry.progress import ProgressReporter
 
-        heartbeat = ProgressReporter(paths, me, int(generation), beating)
-        if isinstance(recipe.task, FewShot):
-            from hpcft.training.modes.few_shot import run_few_shot as run
-        elif recipe.method.trains:
-            from hpcft.training.modes.finetune import run_finetuning as run
-        else:
-            from hpcft.training.modes.evaluate import run_evaluation as run
-        run(paths, recipe, cluster, plan, heartbeat, int(generation))
+        reporter = ProgressReporter(paths, rank, int(restart_index), heartbeats)
+        run_mode(WorkerContext(run, plan, reporter, int(restart_index)))
     except stop_signal.StoppedAfterSave:
         sys.stdout.flush()
         os._exit(SAVED_EXIT)
     except BaseException as error:
         # Frames hold tensors: what is left to do needs a little of their memory.
         traceback.clear_frames(error.__traceback__)
-        code = _tell(paths, me, plan, error, heartbeat.progress.phase if heartbeat else "starting")
+        phase = reporter.progress.phase if reporter else "starting"
+        code = _write_error(paths, rank, plan, error, phase)
         # An ordinary exit would wait for threads of a communicator whose peers are gone.
         os._exit(code)
     sys.stdout.flush()
@@ -86,35 +89,31 @@ def _end_with(supervisor: int) -> None:
         os._exit(1)  # it was gone before
 
 
-def _tell(
-    paths: RunPaths,
-    me: rank_env.RankInfo | None,
-    plan: Plan | None,
-    error: BaseException,
-    phase: str,
+def _write_error(
+    paths: RunPaths, rank: RankInfo | None, plan: Plan | None, error: BaseException, phase: str
 ) -> int:
-    """Writes why this rank ends; the exit code to end with."""
+    """Writes why this rank ends; returns the exit code to end with."""
     short = gpu_memory.out_of_memory_of(error, plan) if plan else None
     answerable = bool(plan and short and gpu_memory.can_fall_back(short, plan))
-    # Of what the ladder may answer the error log is silent: it is no failure yet.
+    # While a fallback may help, the error log stays silent: it is no failure yet.
     traceback.print_exception(error, file=sys.stdout if answerable else sys.stderr)
-    record = RankError(
-        rank=me.rank if me else int(os.environ.get("SLURM_PROCID", "0")),
-        node=me.node if me else os.uname().nodename,
-        at=time.time(),
-        kind="DataError" if isinstance(error, HpcftError) else type(error).__name__,
-        message=(str(error) or type(error).__name__)[:20_000],
-        job_id=me.job_id if me else "",
+    message, failure, next_step = str(error) or type(error).__name__, "", ""
+    if short:
+        message = short.foreign or short.evidence
+        if short.foreign:
+            failure, next_step = "foreign_memory", ELSEWHERE
+        elif short.fragmented and not gpu_memory.segments_expandable():
+            failure = FRAGMENTATION
+    record = RankError.now(
+        rank.rank if rank else int(os.environ.get("SLURM_PROCID", "0")),
+        "DataError" if isinstance(error, HpcftError) else type(error).__name__,
+        message[:20_000],
+        job_id=rank.job_id if rank else "",
         phase=phase,
+        failure=failure,
+        next_step=next_step,
         traceback="".join(traceback.format_exception(error))[-20_000:],
     )
-    if short:
-        judged = {"message": short.evidence}
-        if short.foreign:
-            judged = {"message": short.foreign, "failure": "foreign_memory", "next_step": ELSEWHERE}
-        elif short.fragmented and not gpu_memory.segments_expandable():
-            judged["failure"] = FRAGMENTATION
-        record = record.model_copy(update=judged)
     write_rank_error(paths, record)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpcft.core.records import Method, ModelSpec
+from hpcft.core.records import ModelSpec
+from hpcft.methods.base import MethodBase
 
 
 def model_config_content(model: ModelSpec) -> str:
@@ -12,9 +13,9 @@ def model_config_content(model: ModelSpec) -> str:
     return _text(model.path, "config.json")
 
 
-def adapter_config_content(method: Method) -> str:
+def adapter_config_content(method: MethodBase) -> str:
     """That of a local adapter, likewise."""
-    return _text(getattr(method, "adapter_path", None), "adapter_config.json")
+    return _text(method.adapter_folder, "adapter_config.json")
 
 
 def _text(folder: str | None, name: str) -> str:

@@ -21,7 +21,7 @@ from hpcft.planning.memory.cache_key import adapter_config_content, model_config
 from hpcft.planning.memory.import_stubs import gc_paused, meta_imports
 from hpcft.planning.memory.trace_errors import translate_trace_errors
 from hpcft.planning.memory.trace_types import BatchMemory, PromptBatch
-from hpcft.tasks.few_shot.task import MAX_ROWS, FewShot
+from hpcft.tasks.few_shot.task import MAX_ROWS
 
 TRACING = 3  # raised when what is traced changes, so that earlier cache files are not read
 # Of generated answers a draw takes the logits in fp64 as they are, as shares, and summed up.
@@ -32,8 +32,7 @@ def few_shot_items(
     recipe: FullRecipe, layout: Layout, facts: ModelFacts, precision: Precision, accelerator: str
 ) -> list[MemoryItem]:
     """What is on a rank's device while a batch is asked."""
-    task = recipe.task
-    assert isinstance(task, FewShot)
+    task = recipe.task.as_few_shot
     batch = PromptBatch(
         model=recipe.model,
         task=task,

@@ -73,7 +73,7 @@ def persistent_bytes(
 
 def four_bit_bytes(method: AnyMethod) -> float:
     """Bytes of a weight that the method holds in 4 bits, scales included."""
-    return NF4_DOUBLE_BYTES if getattr(method, "bnb_4bit_use_double_quant", True) else NF4_BYTES
+    return NF4_DOUBLE_BYTES if method.double_quantises else NF4_BYTES
 
 
 def context_items(layout: Layout, known: Calibration) -> list[MemoryItem]:

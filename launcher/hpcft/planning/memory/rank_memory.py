@@ -52,7 +52,7 @@ def traced_step(
     )
     return TracedStep(
         model=recipe.model,
-        task=recipe.trained_task,
+        task=recipe.task.as_trained,
         method=recipe.method,
         precision=precision,
         # Under ZeRO the optimizer works on shards, which are no part of the trace.

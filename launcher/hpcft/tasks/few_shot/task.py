@@ -16,6 +16,7 @@ from hpcft.metrics import Scores, classification_names, compute_metric
 from hpcft.tasks.base import (
     Example,
     Head,
+    Mode,
     TaskBase,
     label_index,
     rows_error,
@@ -82,6 +83,24 @@ class FewShot(TaskBase):
     max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 2048
     """Window in tokens, answer included. Of a longer prompt whole shots are left out, the last
     first; the question is never cut."""
+
+    def mode(self, *, trains: bool) -> Mode:
+        """Returns `few_shot`, whatever the method."""
+        return "few_shot"
+
+    def rows_per_batch(self, windows: int) -> int:
+        """Returns the prompts of a batch, taking a shot to be as long as the question."""
+        return min(windows * (1 + self.shots), MAX_ROWS)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that are generated for an example; 0 where likelihoods are compared."""
+        return self.max_new_tokens if self.answer == "generation" else 0
+
+    @property
+    def as_few_shot(self) -> FewShot:
+        """This task."""
+        return self
 
     @property
     def words(self) -> list[str]:

@@ -18,17 +18,15 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
 from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Fingerprints, Plan, StoredRecord, TokenizerTraining
-from hpcft.recovery.log import read_recoveries
+from hpcft.core.records import Fingerprints, StoredRecord, TokenizerTraining
 from hpcft.staging import staged_inputs
 from hpcft.staging.verify import load_tokenizer as load_pretrained_tokenizer
 from hpcft.tasks.base import INPUTS, Example, ModelInputs, TrainedTask
 from hpcft.tasks.data.examples import load_examples
-from hpcft.tasks.few_shot.task import FewShot
+from hpcft.training.context import WorkerContext
 from hpcft.training.data import few_shot_prompts
 from hpcft.training.data.tokenizer import train_tokenizer
 from hpcft.training.distributed import rank_env, rendezvous, torch_extensions
-from hpcft.training.telemetry.progress import ProgressReporter
 
 
 class DataSummary(StoredRecord):
@@ -71,27 +69,22 @@ class PreparedSplit:
         return found
 
 
-def prepare_all_ranks(
-    paths: RunPaths,
-    recipe: FullRecipe,
-    cluster: Cluster,
-    plan: Plan,
-    heartbeat: ProgressReporter,
-    generation: int,
-) -> DataSummary:
-    """What rank 0 has prepared, after all ranks have met; arguments as of `loop.run`."""
-    if generation:  # from here on, metrics.jsonl begins anew or goes on from a checkpoint
-        rung = read_recoveries(paths)[-1]
-        heartbeat.log("recovery", {"number": rung.number, "change": rung.change, "action": rung.action})
-    heartbeat.set(phase="data")
+def prepare_all_ranks(context: WorkerContext) -> DataSummary:
+    """Has rank 0 prepare the data, then lets all ranks meet; returns what was prepared."""
+    plan, reporter, index = context.plan, context.reporter, context.restart_index
+    if index:  # from here on, metrics.jsonl begins again or continues from a checkpoint
+        last = context.run.read_recoveries()[-1]
+        what = {"number": last.number, "change": last.change, "action": last.action}
+        reporter.log("recovery", what)
+    reporter.set(phase="data")
     if plan.ds_config is not None:
         torch_extensions.use_own_lock()
-    if heartbeat.me.is_first:
-        prepare_data(paths, recipe)
+    if context.rank.is_first:
+        prepare_data(context.paths, context.recipe)
         torch_extensions.build_operators(plan)
     if not rank_env.single_process(plan):
-        rendezvous.join_rendezvous(paths, cluster, heartbeat.me, generation)
-    return read_record(paths.prepared / "summary.json", DataSummary)
+        rendezvous.join_rendezvous(context.paths, context.run.cluster, context.rank, index)
+    return read_record(context.paths.prepared / "summary.json", DataSummary)
 
 
 def prepare_data(paths: RunPaths, recipe: FullRecipe) -> None:
@@ -106,12 +99,12 @@ def prepare_data(paths: RunPaths, recipe: FullRecipe) -> None:
     notes = list(examples.notes)
     tokenizer = _tokenizer(recipe, examples.splits.get("train", []))
     tokenizer.save_pretrained(paths.prepared / "tokenizer")
-    if isinstance(recipe.task, FewShot):
+    if recipe.mode == "few_shot":
         tokens = few_shot_prompts.write_prompts(
-            paths, recipe, recipe.task, examples.splits, tokenizer, notes
+            paths, recipe, recipe.task.as_few_shot, examples.splits, tokenizer, notes
         )
     else:
-        tokens = _features(paths, recipe.task, examples.splits, tokenizer, notes)
+        tokens = _features(paths, recipe.task.as_trained, examples.splits, tokenizer, notes)
     if recipe.model.path is None:
         _new_weights(recipe, tokenizer, paths.prepared / "model")
     counts = {split: len(found) for split, found in examples.splits.items()}

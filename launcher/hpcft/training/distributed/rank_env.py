@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 
+from hpcft.core.host import node_name
 from hpcft.core.paths import cache_folder
-from hpcft.core.records import Plan
+from hpcft.core.records import Plan, RankError
 from hpcft.training.distributed.torch_extensions import extensions_folder
 
 
@@ -26,6 +26,16 @@ class RankInfo:
         """Whether this is rank 0, which writes the records."""
         return self.rank == 0
 
+    def error(self, kind: str, message: str, **more: str) -> RankError:
+        """Returns an error of this rank, of this moment; `more` are further fields of the record.
+
+        Args:
+            kind: class of the exception, or another word for what ended the rank.
+            message: its text.
+            more: phase, failure, next_step or traceback.
+        """
+        return RankError.now(self.rank, kind, message, node=self.node, job_id=self.job_id, **more)
+
 
 def rank_info() -> RankInfo:
     """This process among its peers, as its launcher tells it."""
@@ -36,31 +46,31 @@ def rank_info() -> RankInfo:
         rank=job.global_rank,
         world_size=job.num_tasks,
         local_rank=job.local_rank,
-        node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        node=node_name(),
         job_id=job.job_id,
     )
 
 
 def init_rank_env(plan: Plan) -> RankInfo:
     """Sets the environment of this rank; call it before anything imports torch or transformers."""
-    me = rank_info()
+    rank = rank_info()
     expected = plan.layout.world_size
-    if me.world_size != expected:
-        raise RuntimeError(f"the plan has {expected} ranks, {me.world_size} were started")
-    _set_environment(me, plan)
-    return me
+    if rank.world_size != expected:
+        raise RuntimeError(f"the plan has {expected} ranks, {rank.world_size} were started")
+    _set_environment(rank, plan)
+    return rank
 
 
-def _set_environment(me: RankInfo, plan: Plan) -> None:
+def _set_environment(rank: RankInfo, plan: Plan) -> None:
     if single_process(plan):
         # Several GPUs that it sees would make the Trainer spread batches over them.
         first, *_ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = first
     else:
         os.environ.update(
-            RANK=str(me.rank),
-            WORLD_SIZE=str(me.world_size),
-            LOCAL_RANK=str(me.local_rank),
+            RANK=str(rank.rank),
+            WORLD_SIZE=str(rank.world_size),
+            LOCAL_RANK=str(rank.local_rank),
             LOCAL_WORLD_SIZE=str(plan.layout.ranks_per_node),
         )
     os.environ.update(

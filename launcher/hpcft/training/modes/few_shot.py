@@ -12,23 +12,21 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
-from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Plan
 from hpcft.metrics import Scores
 from hpcft.tasks.few_shot.batching import make_batches, split_batches
 from hpcft.tasks.few_shot.generation import generate
 from hpcft.tasks.few_shot.requests import PromptRequest, row_tokens
 from hpcft.tasks.few_shot.scorer import Scorer
 from hpcft.tasks.few_shot.task import MAX_ROWS, FewShot
-from hpcft.training.data import few_shot_prompts, prepare
-from hpcft.training.data.few_shot_prompts import PromptGroup
-from hpcft.training.distributed import rank_env, stop_signal
+from hpcft.training.context import WorkerContext
+from hpcft.training.data.few_shot_prompts import PromptGroup, read_prompts
+from hpcft.training.data.prepare import load_tokenizer, prepare_all_ranks
+from hpcft.training.distributed import stop_signal
 from hpcft.training.distributed.collectives import gather_objects
-from hpcft.training.modes import answer_log
-from hpcft.training.modes.answer_log import Answer, AnswerFile
-from hpcft.training.modes.result import write_result
+from hpcft.training.distributed.rank_env import init_process_group
+from hpcft.training.modes.answer_log import Answer, AnswerFile, read_answers
+from hpcft.training.modes.result import ModeResult
 from hpcft.training.telemetry.progress import ProgressReporter
 from hpcft.training.trainer.model import check_parameter_count, inference_model
 
@@ -36,53 +34,45 @@ BATCHES_AHEAD = 2
 """Before a time limit there has to be room for so many batches."""
 
 
-def run_few_shot(
-    paths: RunPaths,
-    recipe: FullRecipe,
-    cluster: Cluster,
-    plan: Plan,
-    heartbeat: ProgressReporter,
-    generation: int,
-) -> None:
-    """Asks and scores; rank 0 writes the record. Arguments as of `loop.run`."""
-    task, me = recipe.task, heartbeat.me
-    assert isinstance(task, FewShot)
-    summary = prepare.prepare_all_ranks(paths, recipe, cluster, plan, heartbeat, generation)
-    groups = few_shot_prompts.read_prompts(paths)
-    heartbeat.set(phase="model")
-    rank_env.init_process_group(plan)
-    tokenizer = prepare.load_tokenizer(paths)
+def prompt(context: WorkerContext) -> ModeResult:
+    """Prompts the model for every example that is not answered yet, and scores the answers."""
+    recipe, plan, reporter = context.recipe, context.plan, context.reporter
+    task, paths, rank = recipe.task.as_few_shot, context.paths, context.rank
+    summary = prepare_all_ranks(context)
+    groups = read_prompts(paths)
+    reporter.set(phase="model")
+    init_process_group(plan)
+    tokenizer = load_tokenizer(paths)
     # Rank 0 decides what is known: the folder of another rank may lag behind.
-    (known, *_) = gather_objects(answer_log.read_answers(paths.answers) if me.is_first else None)
+    (known, *_) = gather_objects(read_answers(paths.answers) if rank.is_first else None)
     new: dict[int, Answer] = {}
     with (
         inference_model(paths, recipe, plan, tokenizer) as model,
-        AnswerFile(paths.answers, me.rank) as file,
+        AnswerFile(paths.answers, rank.rank) as file,
     ):
         parameters = check_parameter_count(model, plan.facts)
-        asker = PromptRunner(
+        runner = PromptRunner(
             model,
             tokenizer,
             task,
             max_tokens=plan.per_device_eval_batch_size * task.max_length,
             seed=recipe.train.seed,
         )
-        pace = _ProgressMeter(heartbeat, groups, known)
-        for found, tokens in asker.answers(
-            groups, known, me.rank, me.world_size, together=plan.layout.zero_stage == 3
+        meter = _ProgressMeter(reporter, groups, known)
+        for found, tokens in runner.answers(
+            groups, known, rank.rank, rank.world_size, together=plan.layout.zero_stage == 3
         ):
             file.add(found)
             new |= found
-            pace.tell(len(found), tokens)
-            if stop_signal.stop_request.has_to_end(BATCHES_AHEAD * pace.batch_s):
+            meter.tell(len(found), tokens)
+            if stop_signal.stop_request.has_to_end(BATCHES_AHEAD * meter.batch_s):
                 raise stop_signal.StoppedAfterSave  # all answers so far are in the file
     for others in gather_objects(new):
         known |= others
     metrics = score_answers(task, groups, known)
-    heartbeat.log(recipe.evaluation.split, metrics)
-    heartbeat.set(phase="saving")
-    write_result(paths, recipe, cluster, plan, heartbeat, summary, parameters, metrics=metrics)
-    heartbeat.set(phase="done")
+    reporter.log(recipe.evaluation.split, metrics)
+    reporter.set(phase="saving")
+    return ModeResult(summary, parameters, metrics)
 
 
 class PromptRunner:
@@ -199,18 +189,18 @@ def score_answers(task: FewShot, groups: Sequence[PromptGroup], known: dict[int,
 
 
 class _ProgressMeter:
-    """Tells the heartbeat how many examples are answered, how fast, and when all will be."""
+    """Tells the reporter how many examples are answered, how fast, and when all will be."""
 
     def __init__(
-        self, heartbeat: ProgressReporter, groups: Sequence[PromptGroup], known: dict[int, Answer]
+        self, reporter: ProgressReporter, groups: Sequence[PromptGroup], known: dict[int, Answer]
     ) -> None:
-        self.heartbeat = heartbeat
+        self.reporter = reporter
         self.total = sum(len(group.examples) for group in groups)
         self.before = len(known)
         self.own = self.tokens = 0
         self.batch_s = 0.0
         self.begun = self.told_at = time.time()
-        heartbeat.set(phase="evaluation", step=self.before, total_steps=self.total)
+        reporter.set(phase="evaluation", step=self.before, total_steps=self.total)
 
     def tell(self, examples: int, tokens: int) -> None:
         """So many more of this rank are answered; the others are taken to be as fast."""
@@ -218,10 +208,10 @@ class _ProgressMeter:
         self.told_at = time.time()
         self.own += examples
         self.tokens += tokens
-        ranks = self.heartbeat.me.world_size
+        ranks = self.reporter.rank.world_size
         done = min(self.before + self.own * ranks, self.total)
         elapsed_s = time.time() - self.begun
-        self.heartbeat.set(
+        self.reporter.set(
             phase="evaluation",
             step=done,
             total_steps=self.total,

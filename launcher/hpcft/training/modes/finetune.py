@@ -16,8 +16,7 @@ from transformers import (
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Plan
-from hpcft.methods.features import Features
+from hpcft.core.records import Plan
 from hpcft.metrics import Scores
 from hpcft.metrics.facts import lower_is_better
 from hpcft.planning import disk
@@ -25,14 +24,15 @@ from hpcft.planning.run_time import SHARED_DISK_BYTES_S
 from hpcft.tasks import packing
 from hpcft.tasks.base import IGNORED
 from hpcft.tasks.chunked_loss import make_loss
-from hpcft.training.checkpointing import node_local, reshard, retention
+from hpcft.training.checkpointing import node_local, reshard
+from hpcft.training.context import WorkerContext
 from hpcft.training.data import batch_order, prepare
 from hpcft.training.data.batch_order import MicroBatchDataset
 from hpcft.training.data.prepare import PreparedSplit
 from hpcft.training.distributed import rank_env, stop_signal
 from hpcft.training.distributed.collectives import RankConsensus, gather_objects
 from hpcft.training.distributed.rank_env import RankInfo
-from hpcft.training.modes.result import write_result
+from hpcft.training.modes.result import ModeResult
 from hpcft.training.telemetry.progress import ProgressReporter
 from hpcft.training.trainer.checkpointing import CheckpointState
 from hpcft.training.trainer.features import FeatureTrainer
@@ -51,43 +51,28 @@ class ScoreBefore(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, trainer: ScoringTrainer, split: PreparedSplit, heartbeat: ProgressReporter
+        self, trainer: ScoringTrainer, split: PreparedSplit, reporter: ProgressReporter
     ) -> None:
         self.trainer = trainer
         self.split = split
-        self.heartbeat = heartbeat
+        self.reporter = reporter
         self.metrics: Scores = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The engine is there, and no step is done unless it goes on from a checkpoint."""
         if state.global_step:
-            self.metrics = self.heartbeat.logged("before")
+            self.metrics = self.reporter.logged("before")
             return
-        self.metrics = score_split(self.trainer, self.split, self.heartbeat, "before")
+        self.metrics = score_split(self.trainer, self.split, self.reporter, "before")
 
 
-def run_finetuning(
-    paths: RunPaths,
-    recipe: FullRecipe,
-    cluster: Cluster,
-    plan: Plan,
-    heartbeat: ProgressReporter,
-    generation: int,
-) -> None:
-    """Trains and scores; rank 0 writes the record.
-
-    Args:
-        paths: the run.
-        recipe: its recipe.
-        cluster: its profile.
-        plan: what runs now: the submitted plan, or one lowered by the ladder.
-        heartbeat: of this rank.
-        generation: how many rungs had been taken when this process was started.
-    """
-    me = heartbeat.me
+def finetune(context: WorkerContext) -> ModeResult:
+    """Trains the model and scores it."""
+    recipe, plan, reporter = context.recipe, context.plan, context.reporter
+    paths, rank = context.paths, context.rank
     # Rank 0 decides what is there: the folder of another rank may lag behind.
-    found = reshard.find_resume_checkpoint(paths, plan) if me.is_first else (None, [])
-    summary = prepare.prepare_all_ranks(paths, recipe, cluster, plan, heartbeat, generation)
+    found = reshard.find_resume_checkpoint(paths, plan) if rank.is_first else (None, [])
+    summary = prepare.prepare_all_ranks(context)
     tokenizer = prepare.load_tokenizer(paths)
     train = prepare.load_split(paths, "train")
     validation = prepare.load_split(paths, "validation")
@@ -95,45 +80,41 @@ def run_finetuning(
     assert train is not None
     assert scored is not None
 
-    heartbeat.set(phase="model")
-    examples = batch_order.plan_batches(recipe, plan, train.lengths)
+    reporter.set(phase="model")
+    batches = batch_order.plan_batches(recipe, plan, train.lengths)
     rank_env.init_process_group(plan)
     checkpoint, skipped = gather_objects(found)[0]
-    earlier = checkpoint.record if checkpoint else None
-    universal = bool(earlier and reshard.needs_conversion(earlier.layout, plan.layout))
+    resumed = checkpoint.record if checkpoint else None
+    universal = bool(resumed and reshard.needs_conversion(resumed.layout, plan.layout))
     arguments = training_arguments(
-        paths,
-        recipe,
-        plan,
-        examples.accumulation,
+        context,
+        batches.accumulation,
         has_validation=validation is not None,
         universal=universal,
     )
     model = load_model(paths, recipe, plan, tokenizer)
     parameters = check_parameter_count(model, plan.facts)
-    trainer = make_trainer(recipe, plan, arguments, model, tokenizer, train, validation, heartbeat)
-    trainer.order, trainer.max_length = examples, recipe.task.max_length
-    heartbeat.tokens_per_step = (
-        summary.tokens["train"] / len(train) * recipe.train.global_batch_size
-    )
+    trainer = make_trainer(context, arguments, model, tokenizer, train, validation)
+    trainer.order, trainer.max_length = batches, recipe.task.max_length
+    reporter.tokens_per_step = summary.tokens["train"] / len(train) * recipe.train.global_batch_size
 
-    before = ScoreBefore(trainer, scored, heartbeat)
+    before = ScoreBefore(trainer, scored, reporter)
     if recipe.evaluation.before:
         trainer.add_callback(before)
     trainer.add_callback(NanGuard(paths, plan.precision))
-    trainer.step_down = fallback_in_process(paths, recipe, cluster, plan, heartbeat)
+    trainer.step_down = fallback_in_process(context)
     size = disk.checkpoint_bytes(plan.facts, recipe, plan.layout, plan.precision)
     trainer.saving = saving = CheckpointState(
         paths=paths,
         plan=plan,
-        me=me,
+        rank=rank,
         agreement=RankConsensus(),
-        kept=recipe.train.save_total_limit,
+        save_total_limit=recipe.train.save_total_limit,
         checkpoint_bytes=size,
-        near=node_local.prepare_node_folder(paths, cluster, me),
-        earlier=earlier,
-        notes=[*(earlier.notes if earlier else ()), *skipped],
-        step=earlier.step if earlier else 0,
+        near=node_local.prepare_node_folder(paths, context.run.cluster, rank),
+        earlier=resumed,
+        notes=[*(resumed.notes if resumed else ()), *skipped],
+        step=resumed.step if resumed else 0,
     )
     trainer.add_callback(
         SaveCallback(
@@ -145,49 +126,31 @@ def run_finetuning(
     )
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     train_s = saving.train_s
-    after = score_split(trainer, scored, heartbeat, recipe.evaluation.split)
+    metrics = score_split(trainer, scored, reporter, recipe.evaluation.split)
 
-    heartbeat.set(phase="saving")
-    _save(trainer, tokenizer, paths, me)
-    write_result(
-        paths,
-        recipe,
-        cluster,
-        plan,
-        heartbeat,
-        summary,
-        parameters,
-        metrics=after,
-        before=before.metrics,
-        train_s=train_s,
-        notes=saving.notes,
-    )
-    if me.is_first:
-        retention.remove_resume_checkpoints(paths)
-    heartbeat.set(phase="done")
+    reporter.set(phase="saving")
+    _save(trainer, tokenizer, paths, rank)
+    return ModeResult(summary, parameters, metrics, before.metrics, train_s, saving.notes)
 
 
 def training_arguments(
-    paths: RunPaths,
-    recipe: FullRecipe,
-    plan: Plan,
+    context: WorkerContext,
     accumulation: int,
     *,
     has_validation: bool,
     universal: bool = False,
 ) -> TrainingArguments:
-    """The recipe's fields, which bear the same names, and the plan's layout.
+    """Builds the Trainer's arguments: the recipe's fields of the same names, the plan's layout.
 
     To the Trainer and to DeepSpeed a whole micro-batch is one item of the data.
 
     Args:
-        paths: the run.
-        recipe: its recipe.
-        plan: what runs now.
+        context: the training process.
         accumulation: micro-batches of a step on each rank.
         has_validation: whether there is a split to score during training.
-        universal: whether it goes on from a checkpoint in DeepSpeed's universal format.
+        universal: whether it resumes from a checkpoint in DeepSpeed's universal format.
     """
+    recipe, plan = context.recipe, context.plan
     ds_config = plan.ds_config and {
         **plan.ds_config,
         **_sizes(accumulation, plan.layout.world_size),
@@ -202,7 +165,7 @@ def training_arguments(
     layout = plan.layout
     on_cpu = plan.accelerator == "cpu"
     return TrainingArguments(
-        output_dir=str(paths.checkpoints),
+        output_dir=str(context.paths.checkpoints),
         per_device_train_batch_size=1,
         gradient_accumulation_steps=accumulation,
         gradient_checkpointing=layout.gradient_checkpointing,
@@ -239,16 +202,15 @@ def _sizes(accumulation: int, ranks: int) -> dict[str, int]:
 
 
 def make_trainer(
-    recipe: FullRecipe,
-    plan: Plan,
+    context: WorkerContext,
     arguments: TrainingArguments,
     model: Any,
     tokenizer: Any,
     train: PreparedSplit | None,
     validation: PreparedSplit | None,
-    heartbeat: ProgressReporter,
 ) -> ScoringTrainer:
-    """The Trainer of a run; without a `train` split it only scores."""
+    """Creates the Trainer of a run; without a `train` split it only scores."""
+    recipe, plan = context.recipe, context.plan
     smoothing = recipe.train.label_smoothing_factor
     common = {
         "model": model,
@@ -256,11 +218,16 @@ def make_trainer(
         "eval_dataset": validation,
         "data_collator": _collator(recipe, plan, tokenizer),
         "processing_class": tokenizer,
-        "callbacks": [heartbeat],
+        "callbacks": [context.reporter],
     }
-    if isinstance(recipe.method, Features):
-        return FeatureTrainer(recipe.method, recipe.trained_task, train_dataset=train, **common)
-    loss = make_loss(recipe.trained_task, model, plan.layout.loss_chunks)
+    if recipe.method.extracts_features:
+        return FeatureTrainer(
+            recipe.method.regression_options(),
+            recipe.task.as_trained,
+            train_dataset=train,
+            **common,
+        )
+    loss = make_loss(recipe.task.as_trained, model, plan.layout.loss_chunks)
     trainer: ScoringTrainer = ScoringTrainer(
         **common,
         train_dataset=MicroBatchDataset(train) if train else None,
@@ -289,25 +256,25 @@ def _collator(
 
 
 def score_split(
-    trainer: ScoringTrainer, split: PreparedSplit, heartbeat: ProgressReporter, name: str
+    trainer: ScoringTrainer, split: PreparedSplit, reporter: ProgressReporter, name: str
 ) -> Scores:
     """Scores a split; what comes out is logged under that name."""
-    heartbeat.set(phase="evaluation")
+    reporter.set(phase="evaluation")
     raw = trainer.evaluate(split, metric_key_prefix="score")
     own = {key.removeprefix("score_"): value for key, value in raw.items()}
     # The Trainer's own figures (loss over padded batches, speed) are not metrics of the task.
     timing = ("runtime", "samples_per_second", "steps_per_second", "loss", "epoch",
               "model_preparation_time", "num_input_tokens_seen")  # fmt: skip
     metrics = {key: value for key, value in own.items() if key not in timing}
-    heartbeat.log(name, metrics)
+    reporter.log(name, metrics)
     return metrics
 
 
-def _save(trainer: ScoringTrainer, tokenizer: Any, paths: RunPaths, me: RankInfo) -> None:
+def _save(trainer: ScoringTrainer, tokenizer: Any, paths: RunPaths, rank: RankInfo) -> None:
     """Final weights as safetensors (of an adapter: the adapter), written aside and then named."""
     aside = paths.folder / "model.part"
     trainer.save_model(str(aside))
-    if me.is_first:
+    if rank.is_first:
         tokenizer.save_pretrained(aside)
         (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says it all
         shutil.rmtree(paths.model, ignore_errors=True)  # of an earlier attempt

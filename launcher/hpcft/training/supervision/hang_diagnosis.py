@@ -8,7 +8,6 @@ they run ahead of their collectives), the one that is behind is found by countin
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,12 +137,11 @@ def judge(
         said += "; so all ranks"
     elif len(culprits) > 1:
         said += f"; so ranks {_listed([answer.rank for answer in culprits])} of {ranks}"
-    return RankError(
-        rank=rank,
+    return RankError.now(
+        rank,
+        "Stuck",
+        said,
         node=node,
-        at=time.time(),
-        kind="Stuck",
-        message=said,
         job_id=job_id,
         phase=first.phase,
         failure="stuck",

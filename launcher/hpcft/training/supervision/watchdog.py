@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 
 from hpcft.core.files import write_record, write_record_once, write_text
-from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Plan
-from hpcft.recovery.diagnosis import RankError
+from hpcft.core.records import RankError
+from hpcft.recovery.run import Run
 from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.distributed.rendezvous import rendezvous_file
 from hpcft.training.supervision import hang_diagnosis
@@ -38,22 +37,18 @@ MOST_STACK_BYTES = 200_000
 class Watchdog:
     """Watches over one child; make one for each."""
 
-    def __init__(
-        self, paths: RunPaths, me: RankInfo, cluster: Cluster, plan: Plan, generation: int
-    ) -> None:
+    def __init__(self, run: Run, rank: RankInfo, restart_index: int) -> None:
         """A pipe for beats and a file for stacks, for a child that is started next.
 
         Args:
-            paths: the run.
-            me: the rank.
-            cluster: says how long a rank may be quiet.
-            plan: what runs now.
-            generation: which of this attempt's starts it is.
+            run: the run.
+            rank: the rank.
+            restart_index: number of recoveries before this start.
         """
-        self.me = me
-        self._stacks = paths.stacks
-        self._start = rendezvous_file(paths, me, generation).stem
-        self._pulse = LivenessMonitor(cluster, plan)
+        self.rank = rank
+        self._stacks = run.paths.stacks
+        self._start = rendezvous_file(run.paths, rank, restart_index).stem
+        self._pulse = LivenessMonitor(run.cluster, run.read_plan())
         self._memory = os.memfd_create("stacks", os.MFD_CLOEXEC)
         self._pid = 0
         self._requests = 0
@@ -65,7 +60,7 @@ class Watchdog:
         self._fails = False
 
     @property
-    def passed(self) -> tuple[int, int]:
+    def child_fds(self) -> tuple[int, int]:
         """Descriptors that the child inherits, and is told as arguments for `beats.attach`."""
         return self._pulse.childs_pipe, self._memory
 
@@ -107,7 +102,7 @@ class Watchdog:
     def _seems_stuck(self) -> bool:
         """Whether to ask; not again soon after it was found to wait only."""
         pulse = self._pulse
-        if pulse.beat.phase == "data" and not self.me.is_first:
+        if pulse.beat.phase == "data" and not self.rank.is_first:
             return pulse.is_stopped  # it waits for rank 0, which has a watchdog of its own
         overdue = pulse.quiet_s > pulse.limit_s
         return pulse.is_stopped or (overdue and pulse.now_s - self._judged_s > pulse.limit_s / 2)
@@ -118,7 +113,7 @@ class Watchdog:
 
     def _ask(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        request = hang_diagnosis.StackRequest(rank=self.me.rank, at=time.time())
+        request = hang_diagnosis.StackRequest(rank=self.rank.rank, at=time.time())
         if write_record_once(self._folder / "request.json", request):  # else another was faster
             self._asked, self._asked_s = self._folder, self._pulse.now_s
             log.warning("%s; asking all ranks what they do", self._said(""))
@@ -137,8 +132,8 @@ class Watchdog:
             return
         text = stacks.decode(errors="replace")
         said = self._said(text)
-        write_text(self._folder / f"{self.me.rank}.txt", f"{said}\n\n{text}")
-        write_record(self._folder / f"{self.me.rank}.json", said)
+        write_text(self._folder / f"{self.rank.rank}.txt", f"{said}\n\n{text}")
+        write_record(self._folder / f"{self.rank.rank}.json", said)
         self._requests += 1
         self._signalled_s = None
 
@@ -159,8 +154,8 @@ class Watchdog:
     def _said(self, stacks: str) -> hang_diagnosis.StackReport:
         pulse = self._pulse
         return hang_diagnosis.StackReport(
-            rank=self.me.rank,
-            node=self.me.node,
+            rank=self.rank.rank,
+            node=self.rank.node,
             phase=pulse.beat.phase,
             step=pulse.beat.step,
             phases=pulse.phases,
@@ -176,12 +171,12 @@ class Watchdog:
         """What the rank that asked makes of the answers, once they are there."""
         if self._asked is None:
             return None
-        ranks = self.me.world_size
+        ranks = self.rank.world_size
         answered = hang_diagnosis.answers(self._asked)
         if len(answered) < ranks and self._pulse.now_s - self._asked_s < ANSWERS_S:
             return None
         folder, self._asked = self._asked, None
-        error = hang_diagnosis.judge(folder, answered, ranks, self.me.job_id)
+        error = hang_diagnosis.judge(folder, answered, ranks, self.rank.job_id)
         if error:
             log.warning("stuck: rank %d on %s: %s", error.rank, error.node, error.message)
         else:

@@ -24,26 +24,31 @@ class WorkerProcess:
     """A training process and all that it starts: it leads a session of its own."""
 
     def __init__(
-        self, paths: RunPaths, generation: int, watchdog: Watchdog, *, expands: bool = False
+        self,
+        paths: RunPaths,
+        restart_index: int,
+        watchdog: Watchdog,
+        *,
+        expandable_segments: bool = False,
     ) -> None:
         """Starts it.
 
         Args:
             paths: the run.
-            generation: number of recoveries before it.
+            restart_index: number of recoveries before it.
             watchdog: watches over it from now on.
-            expands: whether its allocator may grow what it has reserved.
+            expandable_segments: whether its allocator may grow what it has reserved.
         """
         command = [sys.executable, "-u", "-m", "hpcft.training.worker", str(paths.folder)]
-        numbers = (generation, os.getpid(), *watchdog.passed)
+        numbers = (restart_index, os.getpid(), *watchdog.child_fds)
         self._process = subprocess.Popen(
             [*command, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
             env=gpu_memory.with_expandable_segments()
-            if expands and not gpu_memory.segments_expandable()
+            if expandable_segments and not gpu_memory.segments_expandable()
             else None,
             start_new_session=True,
-            pass_fds=watchdog.passed,
+            pass_fds=watchdog.child_fds,
             preexec_fn=_ignore_signals,  # until it has handlers of its own
         )
         self._watchdog = watchdog

@@ -46,27 +46,27 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         paths: RunPaths,
-        me: RankInfo,
-        generation: int = 0,
+        rank: RankInfo,
+        restart_index: int = 0,
         beats: HeartbeatSender | None = None,
     ) -> None:
         self.paths = paths
-        self.me = me
+        self.rank = rank
         self.tokens_per_step = 0.0
         self.peaks = Peaks()
         self.times = StepTimes()
         now = time.time()
-        earlier = _earlier(paths) if generation else None
+        earlier = _earlier(paths) if restart_index else None
         previous_s, previous_rank_s = earlier.ran_s() if earlier else (0.0, 0.0)
         self.progress = Progress(
             phase="starting",
             updated_at=now,
             started_at=now,
-            ranks=me.world_size,
+            ranks=rank.world_size,
             previous_s=previous_s,
             previous_rank_s=previous_rank_s,
-            job_id=me.job_id,
-            node=me.node,
+            job_id=rank.job_id,
+            node=rank.node,
         )
         self._beats = beats or HeartbeatSender()
         self._written = 0.0
@@ -83,7 +83,7 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
             self.peaks.end(self.progress.phase)
         self.progress = self.progress.model_copy(update={**fields, "updated_at": now})
         self._beats.beat(self.progress.phase, self.progress.step)
-        if not self.me.is_first or not (new_phase or now - self._written > INTERVAL_S):
+        if not self.rank.is_first or not (new_phase or now - self._written > INTERVAL_S):
             return
         self.progress = self.progress.model_copy(
             update={
@@ -96,7 +96,7 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
 
     def log(self, kind: str, values: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
-        if self.me.is_first:
+        if self.rank.is_first:
             line = {"time": time.time(), "kind": kind, **values}
             self._lines += json.dumps(line).encode() + b"\n"
             self._try(self._write_lines)
@@ -186,7 +186,7 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
         """A batch was scored; where nothing else is done, these are the steps."""
         done = {}
         if self._train_started is None and self.progress.total_steps:
-            more = args.per_device_eval_batch_size * self.me.world_size
+            more = args.per_device_eval_batch_size * self.rank.world_size
             done = {"step": min(self.progress.step + more, self.progress.total_steps)}
         self.set(phase="evaluation", **done)
 

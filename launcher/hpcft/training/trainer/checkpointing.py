@@ -66,9 +66,9 @@ class CheckpointState:
 
     paths: RunPaths
     plan: Plan
-    me: RankInfo
+    rank: RankInfo
     agreement: RankConsensus
-    kept: int | None
+    save_total_limit: int | None
     """`train.save_total_limit`."""
     checkpoint_bytes: int
     """What a checkpoint is taken to need."""
@@ -117,11 +117,11 @@ class CheckpointingTrainer(OomRetryTrainer):
         begun = time.monotonic()
         name, home = f"checkpoint-{step}", saving.paths.checkpoints
         aside = home / f".{name}.part"
-        if saving.me.is_first:
+        if saving.rank.is_first:
             retention.remove_unfinished(saving.paths)
             (aside / name).mkdir(mode=0o700, parents=True)
         near = self._near()
-        first_here = saving.me.local_rank == 0
+        first_here = saving.rank.local_rank == 0
         if near and first_here:
             (near / name).mkdir(mode=0o700)
         saving.agreement.wait()
@@ -150,11 +150,11 @@ class CheckpointingTrainer(OomRetryTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(home)
-        if not self.is_deepspeed_enabled and self.saving.me.is_first:
+        if not self.is_deepspeed_enabled and self.saving.rank.is_first:
             universal_format.save(self.model, self.optimizer, folder)
         if self.state.best_model_checkpoint == str(folder):
             self.state.best_model_checkpoint = str(home / name)
-            if self.saving.me.is_first:
+            if self.saving.rank.is_first:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _record(self, losses: list[float]) -> Checkpoint:
@@ -188,7 +188,7 @@ class CheckpointingTrainer(OomRetryTrainer):
         if underway.copy:
             underway.copy.wait()
         saving.agreement.wait()
-        if saving.me.is_first:
+        if saving.rank.is_first:
             self._complete(underway)
         saving.agreement.wait()  # else the others might end the job before
         saving.underway = None
@@ -211,7 +211,9 @@ class CheckpointingTrainer(OomRetryTrainer):
         _sync_names(home)
         folder.parent.rmdir()
         best = self.state.best_model_checkpoint
-        retention.remove_old_checkpoints(saving.paths, underway.record.step, best, saving.kept)
+        retention.remove_old_checkpoints(
+            saving.paths, underway.record.step, best, saving.save_total_limit
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes weights as others load them: final ones, or of a checkpoint that was asked for."""
@@ -222,12 +224,12 @@ class CheckpointingTrainer(OomRetryTrainer):
 
     def continue_losses(self) -> None:
         """Sums of losses as they were, so that the next line of metrics.jsonl says the same."""
-        earlier, me = self.saving.earlier, self.saving.me
+        earlier, rank = self.saving.earlier, self.saving.rank
         if earlier is None:
             return
-        alike = len(earlier.losses) == me.world_size
+        alike = len(earlier.losses) == rank.world_size
         mean = sum(earlier.losses) / len(earlier.losses)
-        self._tr_loss += earlier.losses[me.rank] if alike else mean
+        self._tr_loss += earlier.losses[rank.rank] if alike else mean
         self._total_loss_scalar = earlier.logged_loss
         self._globalstep_last_logged = earlier.logged_step
         self._initial_global_step = 0
@@ -260,7 +262,7 @@ class CheckpointingTrainer(OomRetryTrainer):
         saving, best = self.saving, self.state.best_model_checkpoint
         now = saving.plan.layout
         found = CompleteCheckpoint(Path(best), read_record(Path(best) / MARKER_FILE, Checkpoint))
-        if saving.me.is_first:
+        if saving.rank.is_first:
             reshard.resharded(found, now)
         saving.agreement.wait()
         fits = reshard.resharded_folder(found, now)
@@ -274,11 +276,11 @@ class CheckpointingTrainer(OomRetryTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Random numbers go on where they were; ranks that were not there begin their own."""
-        earlier, me = self.saving.earlier, self.saving.me
-        if earlier is None or earlier.layout.world_size == me.world_size:
+        earlier, rank = self.saving.earlier, self.saving.rank
+        if earlier is None or earlier.layout.world_size == rank.world_size:
             super()._load_rng_state(checkpoint)
         else:
-            set_seed(zlib.crc32(f"{self.args.seed} {earlier.step} {me.rank}".encode()))
+            set_seed(zlib.crc32(f"{self.args.seed} {earlier.step} {rank.rank}".encode()))
 
     def _run_epoch(self, **options: Any) -> None:
         """Nothing where a run goes on from its last step: the Trainer would take one more."""

@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from hpcft.methods.features import Features
 from hpcft.tasks.base import TrainedTask
 from hpcft.training.data.prepare import PreparedSplit
 from hpcft.training.trainer.trainer import ScoringTrainer
@@ -24,13 +23,20 @@ from hpcft.training.trainer.trainer import ScoringTrainer
 class FeatureTrainer(ScoringTrainer):
     """Trains and scores by extracting features; all ranks extract, and each fits the same."""
 
-    def __init__(self, method: Features, task: TrainedTask, **options: Any) -> None:
+    def __init__(self, regression: dict[str, Any], task: TrainedTask, **options: Any) -> None:
+        """Creates a trainer.
+
+        Args:
+            regression: options of scikit-learn's `LogisticRegression`.
+            task: the classification.
+            options: of the Trainer.
+        """
         super().__init__(
             compute_loss_func=lambda outputs, labels, num_items_in_batch=None: torch.zeros(()),
             preprocess_logits_for_metrics=_first_token,
             **options,
         )
-        self.regression = LogisticRegression(C=method.C, max_iter=method.max_iter)
+        self.regression = LogisticRegression(**regression)
         self.task = task
 
     def train(self, *_: Any, **__: Any) -> None:

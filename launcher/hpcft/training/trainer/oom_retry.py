@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,20 +16,17 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster, Layout, Plan
+from hpcft.core.records import Layout, Plan
 from hpcft.planning import oom_fallback
 from hpcft.planning.oom_fallback import Stage
-from hpcft.recovery.diagnosis import RankError
-from hpcft.recovery.log import append_recovery, current_plan, read_recoveries
+from hpcft.recovery.log import append_recovery
 from hpcft.tasks import packing
+from hpcft.training.context import WorkerContext
 from hpcft.training.distributed.gpu_memory import (
     can_fall_back,
     out_of_memory_of,
     segments_expandable,
 )
-from hpcft.training.telemetry.progress import ProgressReporter
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +122,10 @@ def _changes_the_model(before: Layout, after: Layout) -> bool:
     return recomputes or divides or not oom_fallback.same_sharding(before, after)
 
 
-def fallback_in_process(
-    paths: RunPaths, recipe: FullRecipe, cluster: Cluster, plan: Plan, heartbeat: ProgressReporter
-) -> StepDown | None:
-    """What takes rungs within this process; None where its ranks have to start again together."""
-    me = heartbeat.me
-    if me.world_size > 1 or plan.ds_config is not None:
+def fallback_in_process(context: WorkerContext) -> StepDown | None:
+    """Returns what applies a fallback within this process; None where all ranks must restart."""
+    run, plan, rank = context.run, context.plan, context.rank
+    if rank.world_size > 1 or plan.ds_config is not None:
         return None
 
     def step_down(error: BaseException, stage: Stage) -> Plan | None:
@@ -139,24 +133,24 @@ def fallback_in_process(
         if short is None or not can_fall_back(short, plan):
             return None
         if short.fragmented and not segments_expandable():
-            return None  # a new process with another allocator is tried before a rung
-        before = current_plan(paths, recipe, cluster)
-        after = oom_fallback.next_fallback(before, recipe, cluster, stage)
+            return None  # a new process with another allocator is tried before a fallback
+        before = run.read_plan()
+        after = oom_fallback.next_fallback(before, run.recipe, run.cluster, stage)
         if after is None or _changes_the_model(before.layout, after.layout):
             return None
-        who = RankError(
-            rank=me.rank,
-            node=me.node,
-            at=time.time(),
-            kind=type(error).__name__,
-            message=short.evidence,
-            job_id=me.job_id,
+        append_recovery(
+            run.paths,
+            before,
+            after,
+            number=len(run.read_recoveries()) + 1,
+            action="retry_step",
+            error=rank.error(type(error).__name__, short.evidence),
         )
-        number = len(read_recoveries(paths)) + 1
-        append_recovery(paths, before, after, number=number, action="retry_step", who=who)
         change = oom_fallback.describe_change(before, after)
-        log.warning("out of memory (%s): goes on with %s", short.evidence, change)
-        heartbeat.log("recovery", {"number": number, "change": change, "action": "retry_step"})
+        log.warning("out of memory (%s): retrying with %s", short.evidence, change)
+        number = len(run.read_recoveries())
+        what = {"number": number, "change": change, "action": "retry_step"}
+        context.reporter.log("recovery", what)
         return after
 
     return step_down

@@ -115,7 +115,7 @@ class SaveCallback(TrainerCallback):  # type: ignore[misc]
     def _agree(self, unsaved_s: float, *, last: bool) -> None:
         saving = self.trainer.saving
         underway = saving.underway
-        first = saving.me.is_first  # by one clock
+        first = saving.rank.is_first  # by one clock
         nodes = saving.plan.layout.nodes
         most_s = WORTH_S if last and self.minutes else interval_s(self.minutes, self.pause_s, nodes)
         due = first and unsaved_s > most_s and not underway

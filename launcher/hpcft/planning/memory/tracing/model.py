@@ -87,7 +87,7 @@ def _quantise(model: Any, method: AnyMethod, compute: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is not torch.nn.Linear or {*name.split(".")} & {*NOT_QUANTISED}:
             continue
-        nested = bool(getattr(method, "bnb_4bit_use_double_quant", True))
+        nested = method.double_quantises
         parent = model.get_submodule(name.rpartition(".")[0])
         with torch.device("meta"):
             new = bnb.nn.Linear4bit(

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from hpcft.methods.features import Features
 from hpcft.planning.memory.trace_types import Segments, TracedStep
 from hpcft.planning.memory.tracing.model import adapters, four_bit_tensors, layers_of
 from hpcft.planning.memory.tracing.optimizer import Optimizer
@@ -97,7 +96,7 @@ def trace_step(
                 tracker.seed([t for t in given if isinstance(t, torch.Tensor)], ACTIVATIONS)
                 tracker.recording = True
                 if not trained:
-                    once = passes.extract if isinstance(asked.method, Features) else passes.score
+                    once = passes.extract if asked.method.extracts_features else passes.score
                     for name in ("forward", "evaluation"):  # as training, and as scoring
                         once(name, *scored)
                     return tracker.segments, None
