@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import absl.logging
 import pytest
 
+from builders import ASKED, RECIPE, Cli, Said, film_rows, write_rows
+
 # Of rouge_score: when logging is set up anew it closes the stream that it logs to, if that is not
 # the process's own; and in a test that is the one which pytest captures with.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 if TYPE_CHECKING:
-    from made_runs import Runs
-
-ROOT = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command line printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Cli = Callable[..., Said]
+    from builders import Runs
 
 
 @pytest.fixture(autouse=True)
@@ -84,65 +66,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-RECIPE = """\
-name: tiny
-model:
-  config:
-    model_type: bert
-    vocab_size: 400
-    hidden_size: 32
-    num_hidden_layers: 1
-    num_attention_heads: 2
-    intermediate_size: 64
-    max_position_embeddings: 64
-  tokenizer: { vocab_size: 400 }
-task:
-  name: classification
-  data:
-    files: { train: train.jsonl, test: test.jsonl }
-  labels: [bad, good]
-  max_length: 32
-method: { name: full }
-train:
-  global_batch_size: 4
-  max_steps: 3
-resources: { nodes: 1, gpus_per_node: 1, time_min: 10 }
-"""
-
-# A Slurm cluster without GPUs, for what is written and never queued.
-SITE = """\
-name: site
-scheduler: slurm
-accelerator: cpu
-partition: main
-partitions: [main, high]
-max_nodes: 2
-gpus_per_node: 4
-cores_per_node: 8
-host_memory_gib: 16
-time_limit_min: 60
-"""
-
-
-def line_of(text: str, part: str) -> int:
-    """Line of the first occurrence of a part of a text."""
-    assert part in text
-    return text[: text.index(part)].count("\n") + 1
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Writes a JSONL file."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return path
-
-
-def film_rows(pairs: int) -> list[dict[str, Any]]:
-    """Texts that a single word makes good or bad."""
-    kinds = (("fine", "good"), ("poor", "bad"))
-    return [{"text": f"a {word} film number {i}", "label": label}
-            for i in range(pairs) for word, label in kinds]  # fmt: skip
-
-
 @pytest.fixture
 def tiny(workplace: Path) -> Path:
     """A valid recipe of a tiny model with its data beside it; tests vary its text."""
@@ -171,7 +94,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama whose tokens are bytes."""
-    from tiny_models import llama_folder
+    from builders import llama_folder
 
     return llama_folder(tmp_path_factory.mktemp("llama") / "base")
 
@@ -188,22 +111,6 @@ def model(base: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(base).eval()
-
-
-ASKED = """\
-name: asked
-model: { path: base }
-task:
-  name: prompting
-  data: { files: { train: train.jsonl, test: test.jsonl } }
-  prompt: "Review: {text}\\nIt is "
-  labels: [bad, good]
-  shots: 4
-  max_length: 250
-method: { name: frozen }
-evaluation: { per_device_eval_batch_size: 1 }
-resources: { nodes: 1, gpus_per_node: 2, zero_stage: 0, time_min: 10 }
-"""
 
 
 @pytest.fixture
@@ -226,7 +133,7 @@ def asked(workplace: Path, base: Path) -> Path:
 @pytest.fixture
 def runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Runs whose folders are written by the test, and whose scheduler answers as it says."""
-    from made_runs import made_in
+    from builders import made_in
 
     return made_in(workplace, monkeypatch)
 

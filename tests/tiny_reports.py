@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import write_rows
+from builders import write_rows
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.tasks.data.examples import split_sources
 

@@ -49,7 +49,7 @@ benchmark's docstring.
 How: the examples of a micro-batch stand one after another in a row without padding
 (`train.packing`), each attends to itself alone, and a micro-batch has room for `micro-batch ×
 max_length` tokens, as planned; so loss, gradients and global batch are those of padded batches
-(`tests/test_packing.py` compares them for each architecture), and the predicted memory bounds it.
+(`tests/tasks/test_packing.py` compares them for each architecture), and the predicted memory bounds it.
 Where examples cannot share a row (encoders, virtual tokens, architectures that are not known to
 be right), a step's examples are sorted by length before they are cut into micro-batches. Which
 examples make up a step never depends on the number of ranks.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conftest import RECIPE, Cli, film_rows, write_rows
+from builders import RECIPE, Cli, film_rows, write_rows
 from hpcft.core.errors import HpcftError
 from real_runs import folder_of, gone, until
 

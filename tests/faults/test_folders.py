@@ -25,7 +25,7 @@ from on_slurm import (
     view,
 )
 
-from conftest import Cli
+from builders import Cli
 from hpcft.jobs import status
 from hpcft.scheduler import slurm
 from real_runs import children, executing, losses, step, until

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from misbehaving import profile
 
-from conftest import Cli
+from builders import Cli
 from hpcft.core import files
 from hpcft.core.records import RunRecord
 from real_runs import folder_of, gone, losses, step, until

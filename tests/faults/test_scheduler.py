@@ -28,7 +28,7 @@ from on_slurm import (
     view,
 )
 
-from conftest import ROOT, Cli
+from builders import ROOT, Cli
 from hpcft.jobs import status
 from hpcft.scheduler import slurm as scheduler
 from hpcft.scheduler.job_state import PENDING

@@ -31,7 +31,7 @@ from on_slurm import (
     submit,
 )
 
-from conftest import ROOT, Cli
+from builders import ROOT, Cli
 from hpcft.core.errors import ClusterError
 from hpcft.core.units import parse_slurm_duration_s
 from hpcft.jobs import prepare

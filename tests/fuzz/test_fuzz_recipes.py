@@ -12,7 +12,7 @@ from typing import Any
 import mutations
 import pytest
 
-from conftest import ROOT, Cli
+from builders import ROOT, Cli
 from hpcft.config import cluster_profile, recipe, yaml_document
 from hpcft.core.errors import HpcftError
 

@@ -15,12 +15,11 @@ from typing import Any
 import mutations
 import pytest
 
-from conftest import Cli
+from builders import Cli, run_plan, run_progress, run_recipe, run_record
 from hpcft.core.files import create_folder, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Attempt, Fingerprints, Job, Recovery
 from hpcft.recovery.diagnosis import RankError
-from made_runs import plan, progress, recipe, record
 
 HANG_S = 5.0
 GOOD, BAD, OTHER = "a" * 12, "b" * 12, "c" * 12
@@ -35,23 +34,23 @@ def write_run(root: Path, run_id: str, *, done: bool) -> RunPaths:
     create_folder(paths.folder)
     for folder in (paths.logs, paths.errors, paths.recoveries, paths.model, paths.checkpoints):
         folder.mkdir()
-    made = plan()
+    made = run_plan()
     attempt = Attempt(job_id="999999999", token=f"t-{run_id}", submitted_at=1.0,
                       logs=str(paths.logs), host=os.uname().nodename,
                       process_started=1.0)  # fmt: skip
     write_record(paths.job, Job(run_id=run_id, recipe="made", cluster="site", scheduler="local",
                                attempts=[attempt]))  # fmt: skip
-    write_record(paths.recipe, recipe())
+    write_record(paths.recipe, run_recipe())
     write_record(paths.fingerprints, Fingerprints(files={"a": "b"}))
     write_record(paths.plan, made)
-    write_record(paths.progress, progress())
+    write_record(paths.progress, run_progress())
     write_record(paths.recoveries / "1.json", Recovery(
         number=1, at=1.0, cause="out_of_memory", job_id="1", rank=0, node="n", change="c",
         evidence="e", action="restart",
         layout=made.layout, per_device_eval_batch_size=1,
     ))  # fmt: skip
     if done:
-        write_record(paths.result, record(run_id, accuracy=0.5).model_copy(
+        write_record(paths.result, run_record(run_id, accuracy=0.5).model_copy(
             update={"cluster": "site"}))  # fmt: skip
     else:
         write_record(paths.errors / "0.json", RankError(

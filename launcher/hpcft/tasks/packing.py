@@ -21,7 +21,7 @@ from hpcft.tasks.base import IGNORED, ModelInputs, TaskBase
 ATTENTION = "hpcft_packed"
 """Name of this attention for `transformers`: that of `sdpa`, but for rows with several examples."""
 
-# Loss and gradients of each are compared with those of padded batches in tests/test_packing.py.
+# Loss and gradients of each are compared with those of padded batches in tests/tasks/test_packing.py.
 # Others have positions of their own making (Falcon, OPT), states that run on through the row
 # (Falcon-H1, Qwen3-Next), or attention that is not PyTorch's (Gemma 2, whose scores are capped).
 MODEL_TYPES = frozenset(

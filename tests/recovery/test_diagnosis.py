@@ -1,0 +1,381 @@
+"""From what a failed run left behind to the class of its failure, a sentence and what to do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import Runs, recovered_from, run_progress
+from hpcft.core import run_index
+from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
+from hpcft.core.paths import RunPaths
+from hpcft.recovery import diagnosis
+from hpcft.recovery.log import read_recoveries
+from hpcft.scheduler.job_state import JobState
+
+OOM = ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {wanted}. GPU 0 has a total "
+       "capacity of 14.74 GiB of which 0.12 GiB is free. {who}Of the allocated memory {own} is "
+       "allocated by PyTorch, and {kept} is reserved by PyTorch but unallocated.")  # fmt: skip
+LARGE = "Including non-PyTorch memory, this process has 14.61 GiB memory in use. "
+SMALL = "Including non-PyTorch memory, this process has 4.61 GiB memory in use. "
+OTHER = "Process 4711 has 10.00 GiB memory in use. "
+
+
+def oom(who: str, *, own: str = "13.01 GiB", kept: str = "102.51 MiB", wanted: str = "2.25 GiB"):
+    return OOM.format(who=who, own=own, kept=kept, wanted=wanted)
+
+
+# Class, what a rank or its libraries say.
+SAID = [
+    ("foreign_memory", oom(OTHER + SMALL, own="3.90 GiB")),
+    ("foreign_memory", oom(SMALL + OTHER, own="3.90 GiB")),
+    ("foreign_memory", oom(OTHER + "Process 4712 has 4.00 GiB memory in use. ", own="3.10 GiB")),
+    ("gpu_oom", oom(LARGE)),
+    ("gpu_oom", oom("Process 4711 has 14.61 GiB memory in use. ")),  # in a container: itself
+    ("gpu_oom", oom("Process 7 has 0.01 GiB memory in use. " + LARGE)),  # somebody's desktop
+    ("fragmentation", oom(LARGE, own="9.00 GiB", kept="4.51 GiB")),
+    ("gpu_oom", "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+    ("gpu_oom", "torch.AcceleratorError: CUDA error: out of memory"),
+    ("host_oom", "RuntimeError: [enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: "
+     "can't allocate memory: you tried to allocate 3221225472 bytes."),
+    ("host_oom", "RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed."),
+    ("host_oom", "numpy.core._exceptions._ArrayMemoryError: Unable to allocate\nMemoryError"),
+    ("host_oom", "OSError: [Errno 12] Cannot allocate memory"),
+    ("host_oom", "Killed: the kernel killed it for lack of memory (oom_kill)"),
+    ("disk", "OSError: [Errno 28] No space left on device: '/none/u/runs/model.part'"),
+    ("disk", "OSError: [Errno 122] Disk quota exceeded: '/home/u/runs/model.part'"),
+    ("disk", "safetensors_rust.SafetensorError: I/O error: No space left on device (os error 28)"),
+    ("disk", "RuntimeError: PytorchStreamWriter failed writing file data/12: file write failed"),
+    ("file_system", "OSError: [Errno 30] Read-only file system: '/scratch/u/runs/progress.json'"),
+    ("file_system", "OSError: [Errno 116] Stale file handle: '/scratch/u/train.jsonl'"),
+    ("bad_node", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
+    ("bad_node", "RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
+    ("access", "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached "
+     "snapshot folder"),
+    ("access", "OSError: We couldn't connect to 'https://huggingface.co' to load the files. Check "
+     "your internet connection or see how to run the library in offline mode"),
+    ("access", "requests.exceptions.HTTPError: 401 Client Error: Unauthorized for url: x"),
+    ("access", "huggingface_hub.errors.GatedRepoError: 403 Client Error. Cannot access gated repo"),
+    ("access", "DataError: model: x/y: model.safetensors is gone, as n1 sees it; stage it again, "
+     "on a file system that the compute nodes share (HF_HOME)"),
+    ("nan", "FloatingPointError: the loss is nan at step 12 (learning rate 0.1)"),
+    ("nan", "Exception: Current loss scale already at minimum - cannot decrease scale anymore."),
+    ("port", "torch.distributed.DistNetworkError: The server socket has failed to listen on any "
+     "local network address. port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: "
+     "address already in use"),
+    ("nccl", "torch.distributed.DistBackendError: NCCL error in: ../ProcessGroupNCCL.cpp:2251, "
+     "unhandled system error"),
+    ("nccl", "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed "
+     "by peer [127.0.0.1]:3456"),
+    ("nccl", "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] "
+     "Timed out waiting 1800000ms for recv operation to complete"),
+    ("rank_died", "Died: the training process was ended by SIGSEGV"),
+    ("interrupted", "KeyboardInterrupt: told to end"),
+    ("module", "ModuleNotFoundError: No module named 'submitit'"),
+    ("stale_build_lock", "TimeoutError: /cache/cpu_adam/lock: the build lock of a DeepSpeed "
+     "operator is still held by process 7 on n1"),
+]  # fmt: skip
+
+# Class, rank and node that are named, what Slurm or a driver prints into the log of the first rank.
+PRINTED = [
+    ("host_oom", None, "n1", "slurmstepd-n1: error: StepId=4.0 exceeded memory limit (2708549632 > "
+     "2013265920), being killed"),
+    ("host_oom", None, "", "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of "
+     "the step tasks have been OOM Killed."),
+    ("host_oom", 3, "n2", "srun: error: n2: task 3: Out Of Memory"),
+    ("timeout", None, "", "slurmstepd: error: *** JOB 11 ON n1 CANCELLED AT 2026-11-21T13:00:00 "
+     "DUE TO TIME LIMIT ***"),
+    ("timeout", 0, "", "submitit WARNING (2026-11-21 13:00:00,1) - Job not requeued because: "
+     "timed-out and not checkpointable."),
+    ("preempted", None, "", "slurmstepd: error: *** STEP 11.0 ON n1 CANCELLED AT "
+     "2026-11-21T13:00:00 DUE TO PREEMPTION ***"),
+    ("node_failed", None, "", "slurmstepd: error: *** JOB 11 ON n1 CANCELLED AT "
+     "2026-11-21T13:00:00 DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***"),
+    ("node_failed", None, "n4", "srun: error: Node failure on n4"),
+    ("rank_died", 2, "n2", "srun: error: n2: task 2: Killed"),
+    ("rank_died", 2, "n2", "srun: error: n2: tasks 2-3: Segmentation fault (core dumped)"),
+    ("rank_died", 5, "n3", "srun: error: n3: task 5: Exited with exit code 9"),
+    ("module", None, "", "slurmstepd: error: execve(): /opt/none/python: No such file or "
+     "directory"),
+    ("bad_node", 0, "", "kernel: NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."),
+    ("disk", None, "", "slurmstepd: error: cannot write output: No space left on device"),
+    ("gpu_oom", 0, "", "[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate it"),
+    ("nccl", 0, "", "[rank1]:[E1121 ProcessGroupNCCL.cpp:629] [Rank 1] Watchdog caught collective "
+     "operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 600012 milliseconds"),
+    ("user", 0, "", "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
+]  # fmt: skip
+AROUND = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n{}\n'
+
+
+def judge(runs: Runs, state: str = "FAILED", **given: Any) -> diagnosis.Failure:
+    """The explanation of a run of this evidence."""
+    paths = runs.add("aaaa0000", **given)
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    return diagnosis.explain_failure(
+        paths, job.attempts[-1], JobState(state), read_recoveries(paths)
+    )
+
+
+@pytest.mark.parametrize("by", ["log", "errors"])
+@pytest.mark.parametrize(("name", "text"), SAID)
+def test_what_a_rank_says_names_the_class(name: str, text: str, by: str, runs: Runs) -> None:
+    kind, _, message = text.partition(": ")
+    given: Any = {"log": AROUND.format(text)} if by == "log" else {"errors": ((kind, message),)}
+    failure = judge(runs, **given)
+    assert failure.name == name
+    assert failure.evidence[:60] in text, "the decisive line is shown"
+    assert (failure.rank, failure.node) == (0, "n0" if by == "errors" else "")
+    assert failure.source.endswith("11_0_log.err" if by == "log" else "errors/0.json")
+    assert failure.policy in diagnosis.POLICIES
+    runs.states = {"11": JobState("FAILED")}
+    note = runs.view("aaaa0000").note
+    assert note == str(failure) == f"{name}: {failure.sentence}; {failure.next_step}"
+
+
+@pytest.mark.parametrize(("name", "rank", "node", "text"), PRINTED)
+def test_what_stands_in_a_log_names_class_and_place(
+    name: str, rank: int | None, node: str, text: str, runs: Runs
+) -> None:
+    failure = judge(runs, log=AROUND.format(text))
+    assert (failure.name, failure.rank, failure.node) == (name, rank, node)
+    assert failure.evidence[:60] in text
+
+
+def test_every_class_with_a_pattern_has_evidence_here() -> None:
+    known = {name for name, row in diagnosis.KNOWN.items() if row.patterns}
+    shown = {name for name, _ in SAID} | {name for name, *_ in PRINTED}
+    assert known <= shown <= set(diagnosis.KNOWN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n1:412:412 [0] NCCL WARN NET/IB : No device found.",
+        "n1:412:412 [0] NCCL INFO Using network Socket, timeout 22",
+        "[W1121 CUDAAllocatorConfig.h:28] Warning: expandable_segments not supported: out of memory"
+        " may come earlier",
+        "UserWarning: on CUDA out of memory. Tried to allocate is what you would see",
+        "warning: 3 rows say 'No space left on device' and are kept",
+        "KeyError: 'CUDA out of memory. Tried to allocate 2 GiB'",
+        'ValueError: label: expected good or bad, got "[Errno 28] No space left on device"',
+        "NVRM: Xid (PCI:0000:3b:00): 31, pid=7, name=python, Ch 00000008",
+        "see https://huggingface.co/docs for how to run the library in offline mode",
+        "the loss is nan at step 12",
+        "Exception ignored in: <function x at 0x7f>",
+        "job 12 was oom-killed last week",
+    ],
+)
+def test_chatter_and_quoted_text_are_no_evidence(text: str, runs: Runs) -> None:
+    failure = judge(runs, log=f"{text}\n", errors=(("ValueError", "the real one"),))
+    assert (failure.name, failure.evidence) == ("user", "ValueError: the real one")
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    (RunPaths(runs.root / "made/aaaa0000").errors / "0.json").unlink()
+    left = diagnosis.explain_failure(
+        RunPaths(runs.root / "made/aaaa0000"), job.attempts[-1], JobState("?")
+    )
+    assert left.name in ("rank_died", "user"), left
+    assert left.policy in ("requeue", "stop")
+
+
+# ---------------------------------------------------------------- which of several counts
+
+CLOSED = ("RuntimeError", "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:1")
+KERNEL = "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0"
+
+
+@pytest.mark.parametrize(
+    ("errors", "log", "state", "name", "says"),
+    [
+        # The rank that died silently is told of by Slurm; the others only lost their peer.
+        ((CLOSED,), KERNEL, "FAILED", "host_oom", "oom_kill"),
+        ((CLOSED,), "srun: error: n2: task 1: Killed", "FAILED", "nccl", "rank 0 on n0"),
+        ((), "srun: error: n2: task 1: Killed", "FAILED", "rank_died", "rank 1 on n2"),
+        ((CLOSED,), "", "OUT_OF_MEMORY", "host_oom", "more host memory than --mem"),
+        ((CLOSED,), "", "TIMEOUT", "timeout", "time limit"),
+        ((CLOSED,), "", "FAILED", "nccl", "Connection closed by peer"),
+        # A rank's own error explains more than what its peers say, or a warning in the log.
+        ((CLOSED, ("KeyError", "'x'")), "", "FAILED", "user", "rank 1 on n1: KeyError: 'x'"),
+        ((("DataError", "label: no such"),), "", "FAILED", "user", "rank 0 on n0: label: no such"),
+        # The earliest of several counts.
+        ((("ValueError", "first"), ("ValueError", "second")), "", "FAILED", "user", "first"),
+        # An error on the way out does not hide who ended it.
+        ((("KeyboardInterrupt", "told to end"),), "", "CANCELLED", "cancelled", "cancelled"),
+        ((), "", "FAILED", "rank_died", "without a word"),
+    ],
+)
+def test_the_cause_comes_before_what_follows_from_it(
+    errors: tuple[tuple[str, str], ...], log: str, state: str, name: str, says: str, runs: Runs
+) -> None:
+    failure = judge(runs, state, errors=errors, log=log)
+    assert (failure.name, says in failure.sentence) == (name, True), failure
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "policy"),
+    [
+        ("PREEMPTED", "preempted", "requeue"), ("NODE_FAIL", "node_failed", "requeue"),
+        ("BOOT_FAIL", "node_failed", "requeue"), ("OUT_OF_MEMORY", "host_oom", "change"),
+        ("CANCELLED", "cancelled", "stop"), ("DEADLINE", "timeout", "requeue"),
+        ("SPECIAL_EXIT", "requeue_held", "stop"),
+    ],
+)  # fmt: skip
+def test_slurms_word_names_the_class_where_nobody_said_anything(
+    word: str, name: str, policy: str, runs: Runs
+) -> None:
+    failure = judge(runs, word)
+    assert (failure.name, failure.policy, failure.source) == (name, policy, "")
+
+
+def test_a_time_limit_with_and_without_progress(runs: Runs) -> None:
+    further = judge(runs, "TIMEOUT", parts=(run_progress(step=30, total_steps=120),))
+    assert (further.name, further.policy) == ("timeout", "requeue")
+    assert further.evidence == "the time limit was reached at step 30 of 120"
+    paths = RunPaths(runs.root / "made/aaaa0000")
+    recovered_from(paths, step=30)
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    taken = read_recoveries(paths)
+    again = diagnosis.explain_failure(paths, job.attempts[-1], JobState("TIMEOUT"), taken)
+    assert (again.name, again.policy) == ("stuck", "stop")
+    assert again.evidence == "the time limit was reached before step 31 (training)"
+
+
+def test_what_an_earlier_start_or_attempt_said_is_dealt_with(runs: Runs) -> None:
+    log = f"OSError: [Errno 28] No space left on device\n{STARTS_AGAIN} with less\nAborted\n"
+    paths = runs.add("aaaa0000", errors=(("KeyError", "'x'"),), log=log)
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    attempt, failed = job.attempts[-1], JobState("FAILED")
+    assert diagnosis.explain_failure(paths, attempt, failed).name == "user"
+    recovered_from(paths, step=3, at=time.time())  # the error was written before
+    left = diagnosis.explain_failure(paths, attempt, failed, read_recoveries(paths))
+    assert (left.name, left.evidence) == ("rank_died", "a rank ended without a word")
+    other = attempt.model_copy(update={"job_id": "12"})
+    error = diagnosis.read_rank_errors(paths)[0].model_copy(update={"job_id": "11"})
+    diagnosis.write_rank_error(paths, error)
+    assert diagnosis.explain_failure(paths, other, failed).name == "rank_died"
+
+
+def test_a_rank_that_knows_more_than_its_text_is_believed(runs: Runs) -> None:
+    paths = runs.add("aaaa0000", errors=(CLOSED, ("TimeoutError", "no step for 312 s")))
+    error = diagnosis.read_rank_errors(paths)[1].model_copy(update={"failure": "stuck"})
+    diagnosis.write_rank_error(paths, error)
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    failure = diagnosis.explain_failure(paths, job.attempts[-1], JobState("FAILED"))
+    assert (failure.name, failure.sentence) == ("stuck", "rank 1 on n1: no step for 312 s")
+    assert failure.next_step == diagnosis.KNOWN["stuck"].next_step
+    told = error.model_copy(update={"next_step": "look at it", "failure": "of_another_version"})
+    assert str(diagnosis.classify(told)).endswith("no step for 312 s; look at it")
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "rank"),
+    [
+        # When one rank fails srun tells the others to end, which then say so.
+        ([("", "KeyError", "'x'"), ("preempted", "Ended", "told to end (SIGTERM)")], "user", 0),
+        ([("preempted", "Ended", "told to end"), ("", "KeyError", "'x'")], "user", 1),
+        ([("", "Died", "ended by SIGKILL"), ("preempted", "Ended", "told")], "rank_died", 0),
+        ([("preempted", "Ended", "told"), ("", "RuntimeError", "Connection closed by peer")],
+         "preempted", 0),
+        ([("timeout", "Ended", "near"), ("timeout", "Ended", "near")], "timeout", 0),
+        # What was tried in vain is the last word.
+        ([("preempted", "Ended", "told"), ("stuck", "Ended", "told; it came no further")],
+         "stuck", 1),
+        ([("foreign_memory", "OutOfMemoryError", "x"), ("preempted", "Ended", "told")],
+         "foreign_memory", 0),
+    ],
+)  # fmt: skip
+def test_a_rank_that_was_told_to_end_is_not_the_cause(
+    said: list[tuple[str, str, str]], name: str, rank: int, runs: Runs
+) -> None:
+    paths = runs.add("aaaa0000")
+    for number, (judged, kind, message) in enumerate(said):
+        diagnosis.write_rank_error(paths, diagnosis.RankError(rank=number, node="n1", at=1.0 + number, kind=kind,
+                                                message=message, failure=judged))  # fmt: skip
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    failure = diagnosis.explain_failure(paths, job.attempts[-1], JobState("RUNNING"))
+    assert (failure.name, failure.rank) == (name, rank), failure
+
+
+# ---------------------------------------------------------------- setup, disk, logs
+
+
+def test_a_setup_line_that_fails_is_told(runs: Runs) -> None:
+    says = "Lmod has detected the following error: The following module(s) are unknown: cuda/99"
+    failure = judge(runs, log=f"{SETUP_BEGINS}\n{says}\n")
+    assert (failure.name, failure.policy) == ("module", "stop")
+    assert failure.evidence == f"the profile's setup failed: {says}"
+    log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
+    ((paths, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    # Done, it is no cause; and of a job that starts again the latest start counts.
+    for text, name in (
+        (f"{SETUP_BEGINS}\n{says}\n{SETUP_ENDS}\nOSError: [Errno 28] No space left on device\n",
+         "disk"),
+        (f"{SETUP_BEGINS}\n{SETUP_ENDS}\nKeyError: 1\n{SETUP_BEGINS}\nfalse: no\n", "module"),
+        (f"{SETUP_BEGINS}\n", "module"),
+    ):  # fmt: skip
+        log.write_text(text)
+        failure = diagnosis.explain_failure(
+            paths, job.attempts[-1], JobState("FAILED", exit_code="1:0")
+        )
+        assert failure.name == name
+    assert "failed without a word (exit code 1:0)" in failure.sentence
+
+
+def test_a_disk_that_has_room_again_is_not_said_to_be_full(runs: Runs) -> None:
+    text = "No space left on device: '/none/u/model.part'"
+    failure = judge(runs, errors=(("OSError", f"[Errno 28] {text}"),))
+    assert failure.next_step == diagnosis.KNOWN["disk"].next_step
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
+def test_a_file_system_without_inodes_is_told_from_one_without_bytes(
+    runs: Runs, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=4", "none", str(small)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        for name in "abc":
+            (small / name).touch()
+        with pytest.raises(OSError, match="No space left on device") as full:
+            (small / "d").touch()
+        failure = judge(runs, errors=(("OSError", str(full.value)),))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert failure.name == "disk"
+    assert failure.next_step.startswith(f"{small}: no more files can be made (inodes)")
+
+
+def test_only_the_end_of_a_long_log_is_read(runs: Runs) -> None:
+    text = oom(LARGE) + "\n" + "x" * 60_000 + "\nOSError: No space left on device\n"
+    assert judge(runs, log=text).name == "disk"
+
+
+def test_hostile_logs_are_bounded_and_escaped(runs: Runs) -> None:
+    escape = "RuntimeError: [Errno 28]\x1b[2J\u202e No space left on device" + "é" * 5_000
+    failure = judge(runs, log=escape, errors=((CLOSED[0], CLOSED[1]),))
+    assert failure.name == "disk"
+    assert failure.evidence.isprintable()
+    assert len(failure.evidence) == 300
+    log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
+    ((paths, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    for unit in ("RuntimeError: ", "Error", "srun: error: n1: tasks ", "exceeded ", "x: ", "a."):
+        log.write_text(unit * (40_000 // len(unit)))
+        started = time.perf_counter()
+        diagnosis.explain_failure(paths, job.attempts[-1], JobState("FAILED"))
+        assert time.perf_counter() - started < 1.0, unit
+
+
+def test_damaged_rank_errors_and_odd_bytes_are_no_trouble(runs: Runs) -> None:
+    paths = runs.add("aaaa0000", errors=(("ValueError", "told"),))
+    (paths.errors / "7.json").write_text("{")
+    (paths.logs / "11_1_log.err").write_bytes(b"\xff\xfe\x00" * 100)
+    (paths.logs / "11_99999999999_log.err").write_text("KeyError: 1")
+    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    assert "told" in diagnosis.explain_failure(paths, job.attempts[-1], JobState("FAILED")).sentence

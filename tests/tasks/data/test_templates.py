@@ -1,0 +1,188 @@
+"""Prompts and completions filled from rows, and their tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import write_rows
+from hpcft.core.errors import InputError
+from hpcft.tasks.base import IGNORED
+from hpcft.tasks.classification import Classification
+from hpcft.tasks.data import examples
+from hpcft.tasks.instruction import Instruction
+
+
+def instruction(data: dict[str, Any] | None = None, **options: Any) -> Instruction:
+    made = {"name": "instruction", "prompt": "Q: {q}\nA:", "completion": " {a}", **options}
+    files = data or {"files": {"train": "/nowhere.jsonl"}}
+    return Instruction.model_validate_json(json.dumps({**made, "data": files}))
+
+
+# ---------------------------------------------------------------- prompts and completions
+
+
+def test_templates_are_filled_from_columns_of_any_name() -> None:
+    task = instruction(prompt="{{{a.b}}} {x y} {评论} {c[0]} {x y}", completion="{$(z)}")
+    row = {"a.b": "{q}", "x y": "2", "评论": "三", "c[0]": 4, "$(z)": "%s {}"}
+    assert task.columns() == ["a.b", "x y", "评论", "c[0]", "$(z)"]
+    assert task.example(row) == {"prompt": "{{q}} 2 三 4 2", "completion": "%s {}"}
+
+
+@pytest.mark.parametrize(
+    ("field", "template", "what"),
+    [
+        ("prompt", "{q", "malformed"),
+        ("prompt", "q}", "malformed"),
+        ("completion", "{}", "plain {column} fields"),
+        ("completion", "{q!r}", "plain {column} fields"),
+        ("prompt", "{q:>5}", "plain {column} fields"),
+        ("prompt", "", "at least 1 character"),
+    ],
+)
+def test_a_wrong_template_names_its_field(field: str, template: str, what: str) -> None:
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError) as error:
+        instruction(**{field: template})
+    (detail,) = error.value.errors()
+    assert detail["loc"] == (field,)
+    assert what in detail["msg"]
+
+
+def test_a_template_of_an_unknown_column_names_the_known_ones(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "x.jsonl", [{"question": "x", "a": "y"}])
+    with pytest.raises(
+        InputError, match=r":1 q: there is no such column; the row has: question, a$"
+    ):
+        examples.load_examples(instruction({"files": {"train": str(path)}}))
+
+
+def test_a_completion_has_to_be_among_the_choices(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "x.jsonl", [{"q": "x", "a": 1}, {"q": "x", "a": "3"}])
+    task = instruction({"files": {"train": str(path)}}, choices=[" 1", " 2"])
+    with pytest.raises(InputError) as error:
+        examples.load_examples(task)
+    (problem,) = error.value.problems
+    assert (problem.where, problem.key) == (f"{path}:2", "a")
+    assert problem.what == "expected a completion among  1,  2, got ' 3'"
+    with pytest.raises(ValueError, match="more than once"):
+        instruction(choices=["a", "a"])
+
+
+# ---------------------------------------------------------------- tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """A byte-level BPE tokenizer that merges words with the space before them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        ["Q: how many legs has a horse\nA: four legs"] * 20,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def with_bos(tokenizer: Any) -> Any:
+    """The same tokenizer, which puts a start token in front, as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", made.bos_token_id)]
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    "completion", [" four legs", "four", " 四条腿 🐎", " e\u0301", "\n", " </s>x", " a " * 50]
+)
+@pytest.mark.parametrize("kind", ["tokenizer", "with_bos"])
+def test_labels_are_the_completion_and_nothing_else(
+    kind: str, completion: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    task = instruction(max_length=2048)
+    prompt = "Q: how many legs has a horse 🐎\nA:"
+    (features,) = task.training_features({"prompt": prompt, "completion": completion}, tokenizer)
+    ids, labels = features["input_ids"], features["labels"]
+    assert len(ids) == len(labels) == len(features["attention_mask"])
+    start = next(i for i, label in enumerate(labels) if label != IGNORED)
+    assert labels[:start] == [IGNORED] * start
+    assert labels[start:] == ids[start:], "never ignored on the completion"
+    assert ids[-1] == tokenizer.eos_token_id
+    decode = tokenizer.backend_tokenizer.decoder.decode
+    tokens = tokenizer.convert_ids_to_tokens
+    skip = 1 if kind == "with_bos" else 0
+    assert decode(tokens(ids[skip:start])) == prompt
+    assert decode(tokens(ids[start:-1])) == completion
+
+
+def test_a_token_over_the_border_belongs_to_the_completion(tokenizer: Any) -> None:
+    task = instruction()
+    example = {"prompt": "Q: how ma", "completion": "ny legs"}
+    (features,) = task.training_features(example, tokenizer)
+    kept = [label for label in features["labels"] if label != IGNORED]
+    assert tokenizer.decode(kept[:-1]).strip().startswith("many legs")
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "with_bos"])
+def test_too_long_a_prompt_loses_its_front(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    example = {"prompt": "start " + "how many legs " * 100 + "end:", "completion": " four legs"}
+    (short,) = instruction(max_length=24).training_features(example, tokenizer)
+    (whole,) = instruction(max_length=4096).training_features(example, tokenizer)
+    assert len(short["input_ids"]) == 24
+    first = 1 if kind == "with_bos" else 0
+    assert (
+        short["input_ids"][:first] == whole["input_ids"][:first] == [tokenizer.bos_token_id] * first
+    )
+    kept = 24 - first
+    assert short["input_ids"][first:] == whole["input_ids"][-kept:]
+    assert [i for i in short["labels"] if i != IGNORED] == [
+        i for i in whole["labels"] if i != IGNORED
+    ]
+
+
+def test_a_completion_longer_than_all_is_cut_at_its_end(tokenizer: Any) -> None:
+    example = {"prompt": "how many legs has a horse", "completion": " four legs" * 50}
+    (features,) = instruction(max_length=16).training_features(example, tokenizer)
+    assert len(features["input_ids"]) == 16
+    assert features["labels"][0] == IGNORED, "something to predict the first token from"
+    assert features["labels"][1:] == features["input_ids"][1:]
+
+
+def test_every_choice_is_scored_after_the_same_prompt(tokenizer: Any) -> None:
+    task = instruction(choices=[" four", " legs has"])
+    example = {"prompt": "Q: how many\nA:", "completion": " four"}
+    found = task.scoring_features(example, tokenizer)
+    scored = [[i for i in row["labels"] if i != IGNORED] for row in found]
+    assert [tokenizer.decode(ids) for ids in scored] == task.choices
+    prompts = [row["input_ids"][: row["labels"].count(IGNORED)] for row in found]
+    assert prompts[0] == prompts[1]
+    assert len(instruction().scoring_features(example, tokenizer)) == 1
+
+
+def test_classification_tokens_are_cut_at_max_length(tokenizer: Any) -> None:
+    made = {"name": "classification", "labels": ["bad", "good"], "data": {"path": "x/y"}}
+    task = Classification.model_validate(made | {"max_length": 8})
+    example = {"text": "how many legs " * 50, "text_pair": None, "label": 1}
+    (features,) = task.training_features(example, tokenizer)
+    assert (len(features["input_ids"]), features["labels"]) == (8, 1)

@@ -1,0 +1,219 @@
+"""Prompting: shots, windows and answers by hand; what cannot be asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import ASKED, write_rows
+from hpcft.config import recipe
+from hpcft.core.errors import DataError, InputError
+from hpcft.tasks.base import Example
+from hpcft.tasks.data import examples
+from hpcft.tasks.few_shot.task import NO_ANSWER, FewShot
+
+QUESTION = "Review: {text}\nIt is "
+
+
+def task_of(**options: Any) -> FewShot:
+    made = {"name": "prompting", "prompt": QUESTION, "labels": ["bad", "good"],
+            "data": {"files": {"train": "/nowhere.jsonl"}}, **options}  # fmt: skip
+    return FewShot.model_validate_json(json.dumps(made))
+
+
+def film(text: str, label: int, number: int = 1) -> Example:
+    prompt = QUESTION.replace("{text}", text)
+    return {"prompt": prompt, "label": label, "place": f"test.jsonl:{number}"}
+
+
+def splits_of(shown: int, asked: int) -> dict[str, list[Example]]:
+    """Films of both labels in turn; no film is in two splits."""
+    return {
+        "train": [film(f"a film, number {n}", n % 2) for n in range(shown)],
+        "test": [film(f"a play, number {n}{' indeed' * (n % 7)}", n % 2, n + 1)
+                 for n in range(asked)],
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- shots
+
+
+@pytest.mark.parametrize("shots", [0, 1, 4, 5, 8])
+def test_shots_are_balanced_and_drawn_by_the_seed(shots: int) -> None:
+    splits = splits_of(40, 6)
+    task = task_of(shots=shots)
+    drawn = {seed: task.chosen_shots(splits, "test", seed) for seed in range(20)}
+    for found in drawn.values():
+        labels = [example["label"] for example in found]
+        assert len(labels) == shots
+        assert abs(labels.count(0) - labels.count(1)) == shots % 2
+        assert len({example["prompt"] for example in found}) == shots
+    assert drawn[3] == task.chosen_shots(splits, "test", 3)
+    if shots % 2:  # the odd one is of either label
+        assert {sum(e["label"] for e in found) for found in drawn.values()} == {
+            shots // 2, shots // 2 + 1,
+        }  # fmt: skip
+    if shots:
+        assert len({json.dumps(found) for found in drawn.values()}) > 15
+
+
+def test_what_is_asked_is_never_shown() -> None:
+    """Not even where the splits overlap, or differ in blanks and case only."""
+    asked = [film("The Same", n % 2) for n in range(2)]
+    train = [film(" the  same ", n % 2) for n in range(6)] + [film("other", 0), film("another", 1)]
+    task = task_of(shots=2)
+    for seed in range(10):
+        shown = task.chosen_shots({"train": train, "test": asked}, "test", seed)
+        assert {example["prompt"] for example in shown} == {
+            film("other", 0)["prompt"], film("another", 1)["prompt"],
+        }  # fmt: skip
+    with pytest.raises(DataError, match=r"4 shots of 2 labels take 2 labelled .*, the train split "
+                       r"has 1 beside what is scored; lower task.shots"):  # fmt: skip
+        task_of(shots=4).chosen_shots({"train": train, "test": asked}, "test", 0)
+
+
+# ---------------------------------------------------------------- prompts and their window
+
+
+def test_a_prompt_is_preamble_shots_and_question(tokenizer: Any) -> None:
+    splits = splits_of(8, 3)
+    task = task_of(shots=2, preamble="Films.\n\n", separator="\n---\n")
+    first, second = task.chosen_shots(splits, "test", 5)
+    found = task.prompts(splits, "test", tokenizer, 5)
+    for prompt, example in zip(found, splits["test"], strict=True):
+        text = (
+            f"Films.\n\n{first['prompt']}{task.labels[first['label']]}\n---\n"
+            f"{second['prompt']}{task.labels[second['label']]}\n---\n{example['prompt']}"
+        )
+        assert prompt.shots == 2
+        assert tokenizer.decode(prompt.request.tokens) == text.rstrip()
+        # The blank that ends the prompt is the answer's.
+        assert [tokenizer.decode(c) for c in prompt.request.choices] == [" bad", " good"]
+
+
+def test_too_long_a_prompt_loses_whole_shots_the_last_first(tokenizer: Any) -> None:
+    splits = splits_of(20, 6)
+    splits["test"][1] = film("long " * 25, 0)
+    splits["test"][4] = film("longer " * 25, 1)
+    window = 240
+    task = task_of(shots=6, max_length=window)
+    shots = task.chosen_shots(splits, "test", 0)
+    found = task.prompts(splits, "test", tokenizer, 0)
+    kept = [prompt.shots for prompt in found]
+    assert kept[4] < kept[1] < kept[0] < 6
+    for prompt, example in zip(found, splits["test"], strict=True):
+        text = tokenizer.decode(prompt.request.tokens)
+        assert text.endswith(example["prompt"].rstrip()), "the question is never cut"
+        shown = [s["prompt"] + task.labels[s["label"]] for s in shots[: prompt.shots + 1]]
+        assert text.startswith("\n\n".join(shown[: prompt.shots]))
+        one_more = len(prompt.request.tokens) + len("\n\n" + shown[-1]) + len(" good")
+        assert len(prompt.request.tokens) + len(" good") <= window < one_more
+    (way, fewer) = task.notes(found, 0)
+    assert way.startswith("6-shot, shots drawn by seed 0, the likeliest choice counts")
+    counts = ", ".join(f"{kept.count(n)} with {n}" for n in sorted(set(kept), reverse=True))
+    assert fewer == (
+        f"6 of 6 prompts exceed max_length {window} with 6 shots and show fewer: {counts}"
+    )
+
+
+def test_a_question_that_does_not_fit_alone_is_told_with_its_row(tokenizer: Any) -> None:
+    splits = splits_of(4, 3)
+    splits["test"][1] = film("very " * 30 + "long", 0, number=2)
+    with pytest.raises(InputError) as error:
+        task_of(max_length=100).prompts(splits, "test", tokenizer, 0)
+    (problem,) = error.value.problems
+    assert str(problem) == (
+        "test.jsonl:2 text: the question alone takes 173 tokens with its answer, the window is "
+        "100; raise task.max_length as far as the model allows, or leave the row out"
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- wrong data and recipes
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "said"),
+    [
+        ({"text": "a", "label": "ugly"}, {}, "test.jsonl:2 label: expected one of bad, good"),
+        (
+            {"text": "a", "label": -1},
+            {},
+            "test.jsonl:2 label: the row has no label (-1, as in GLUE",
+        ),
+        ({"text": " ", "label": 1}, {}, "test.jsonl:2 text: the text is empty"),
+        ({"text": "a"}, {}, "test.jsonl:2 label: there is no such column; the row has: text"),
+        ({}, {"prompt": "{txt}?"}, "test.jsonl:1 txt: there is no such column"),
+        ({"text": "a", "label": 1}, {"shots": 6}, "6 shots of 2 labels take 3 labelled"),
+    ],
+)
+def test_rows_that_cannot_be_asked(
+    tmp_path: Path, row: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    good = {"text": "fine", "label": "good"}
+    train = [{"text": f"film {n}", "label": n % 2} for n in range(4)]
+    files = {"train": str(write_rows(tmp_path / "train.jsonl", train)),
+             "test": str(write_rows(tmp_path / "test.jsonl", [good, row or good]))}  # fmt: skip
+    with pytest.raises((InputError, DataError)) as error:
+        examples.check_local_data(task_of(data={"files": files}, **options), "test")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("method.name=lora", "method.name: the task prompting trains nothing, lora does; use"),
+        ("task.prompt=What?", "task.prompt: names no {column}"),
+        ("task.prompt='{text'", "task.prompt: the template is malformed"),
+        ("task.choices=[yes, no, maybe]", "task.choices: expected one for each of 2 labels, got 3"),
+        ("task={answer: generation, choices: [Yes, 'yes ']}", "task.choices: differ in blanks or"),
+        ("task={answer: generation, length_normalised: true}", "task.length_normalised: is of"),
+        ("task.temperature=0.5", "task.temperature: is of answer: generation"),
+        ("evaluation.before=true", "evaluation.before: nothing is trained"),
+        ("task.data={files: , path: a/b, splits: {test: test}}", "task.data: has no train split"),
+    ],
+)
+@pytest.mark.usefixtures("asked")
+def test_fields_that_do_not_go_together(override: str, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        recipe.load_recipe("asked.yaml", [override])
+    assert said in str(error.value)
+
+
+@pytest.mark.usefixtures("asked")
+def test_without_shots_there_need_not_be_a_train_split(asked: Path) -> None:
+    asked.write_text(ASKED.replace("train: train.jsonl, ", ""))
+    (point,) = recipe.load_recipe("asked.yaml", ["task.shots=0"])
+    assert point.recipe.task.needed_splits == ()
+    grid = recipe.load_recipe(str(asked), ["task.data.files.train=train.jsonl",
+                                     "sweep.grid={task.shots: [0, 1, 4, 8]}"])  # fmt: skip
+    assert [point.recipe.task.model_dump()["shots"] for point in grid] == [0, 1, 4, 8]
+
+
+def test_frozen_scores_no_new_model(tiny: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.path: a new model has nothing that could be sc"):
+        recipe.load_recipe(str(tiny), ["method.name=frozen"])
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_a_generated_answer_is_the_choice_that_it_begins_with() -> None:
+    task = task_of(labels=["e", "n", "c"], choices=["yes", "no", "not sure"], answer="generation")
+    said = {" Yes, it does": 0, "no": 1, "NO.": 1, "not sure\n\nPremise:": 2, "nothing": NO_ANSWER,
+            "": NO_ANSWER, "well, yes": NO_ANSWER, "yes\n\nno": 0, "not": NO_ANSWER}  # fmt: skip
+    assert {text: task.answered(text) for text in said} == said
+    metrics = task.metrics([0, 1, NO_ANSWER, NO_ANSWER], [0, 1, 2, 0], [])
+    assert metrics["accuracy"] == 0.5
+    assert metrics["no_answer"] == 0.5
+    assert metrics["recall[c]"] == 0
+    assert set(task.metric_names()) >= {"no_answer", "accuracy", "recall[e]"}
+
+
+def test_the_likeliest_choice_with_and_without_normalising() -> None:
+    scores, tokens = [-2.0, -3.0], [1, 3]
+    assert task_of().likeliest(scores, tokens) == 0
+    assert task_of(length_normalised=True).likeliest(scores, tokens) == 1
+    assert task_of().likeliest([-1.0, -1.0], tokens) == 0, "of equals the first"

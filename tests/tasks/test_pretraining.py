@@ -1,0 +1,198 @@
+"""Pretraining: pairs from lines, masks by seed, and a perplexity that is one of masked tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders import Cli, write_rows
+from hpcft.core.records import DataSpec, TokenizerTraining
+from hpcft.tasks.base import IGNORED
+from hpcft.tasks.data import examples
+from hpcft.tasks.pretraining import Pretraining
+from hpcft.training.data.tokenizer import train_tokenizer
+
+
+def task(folder: Path | None = None, **options: Any) -> Pretraining:
+    data = DataSpec(files={"train": str((folder or Path()) / "train.jsonl")}, seed=3)
+    return Pretraining(name="pretraining", data=data, **{"max_length": 32} | options)
+
+
+def article(number: int) -> list[str]:
+    """An article as WikiText has it; its words bear its number."""
+    sentence = " ".join(f"a{number}w{word}" for word in range(6)) + " . "
+    return [f" = Article {number} = ", "", sentence * 5, "", f" = = Section {number} = = ", "",
+            sentence * 4, ""]  # fmt: skip
+
+
+def owner(piece: str) -> set[str]:
+    """The articles that the words of a piece are from."""
+    return {word.split("w")[0] for word in piece.split() if word != "."}
+
+
+def test_pairs_are_neighbours_or_strangers(tmp_path: Path) -> None:
+    lines = [line for number in range(40) for line in article(number)]
+    write_rows(tmp_path / "train.jsonl", [{"text": line} for line in lines])
+    wanted = task(tmp_path)
+    pairs = examples.load_examples(wanted).splits["train"]
+    for pair in pairs:
+        first, second = owner(pair["first"]), owner(pair["second"])
+        assert len(first) == len(second) == 1, "no piece goes over the end of an article"
+        assert (first != second) == pair["label"], pair
+        assert "=" not in pair["first"] + pair["second"]
+        assert pair["first"].endswith("."), "a piece is made of whole sentences"
+    strangers = sum(pair["label"] for pair in pairs) / len(pairs)
+    assert 0.4 < strangers < 0.6
+    assert len({owner(pair["first"]).pop() for pair in pairs}) == 40
+    assert examples.load_examples(wanted).splits["train"] == pairs, (
+        "the same seed gives the same pairs"
+    )
+
+
+def test_without_titles_empty_lines_part_documents(tmp_path: Path) -> None:
+    lines = ["One is here. Two is here.", "Three is here. Four is here.", "", "Five. Six."]
+    write_rows(tmp_path / "train.jsonl", [{"text": line} for line in lines])
+    for pair in examples.load_examples(task(tmp_path)).splits["train"]:
+        inside = [text in "Five. Six." for text in (pair["first"], pair["second"])]
+        assert (inside[0] != inside[1]) == pair["label"]
+    write_rows(tmp_path / "train.jsonl", [{"text": "Just this."}, {"text": ""}])
+    with pytest.raises(Exception, match="2 rows are too few for one example"):
+        examples.load_examples(task(tmp_path))
+
+
+PIECE = " ".join(f"word{i}" for i in range(40))
+TOKENIZER = train_tokenizer(
+    TokenizerTraining(vocab_size=500), [PIECE], causal=False, mask=True, segments=True
+)
+
+
+def test_masks_are_80_10_10_of_15_percent() -> None:
+    wanted = task(max_length=512)
+    kinds: Counter[str] = Counter()
+    open_places = 0
+    for number in range(150):
+        words = PIECE.split()
+        random.Random(number).shuffle(words)
+        example = {"first": " ".join(words[:20]), "second": " ".join(words[20:]), "label": 1}
+        (row,) = wanted.training_features(example, TOKENIZER)
+        assert wanted.scoring_features(example, TOKENIZER) == [row], "drawn once and for all"
+        plain = TOKENIZER(example["first"], example["second"])
+        assert row["labels"][0] == 1
+        assert row["token_type_ids"] == plain["token_type_ids"]
+        assert set(row["token_type_ids"]) == {0, 1}
+        open_places += len(plain["input_ids"]) - 3
+        places = zip(row["input_ids"][1:], row["labels"][1:], plain["input_ids"][1:], strict=True)
+        for got, label, was in places:
+            if label == IGNORED:
+                assert got == was
+                continue
+            assert label == was
+            assert was not in TOKENIZER.all_special_ids
+            is_mask = got == TOKENIZER.mask_token_id
+            kinds["mask" if is_mask else "kept" if got == was else "other"] += 1
+    total = kinds.total()
+    assert total / open_places == pytest.approx(0.15, abs=0.005)
+    assert kinds["mask"] / total == pytest.approx(0.8, abs=0.03)
+    assert kinds["other"] / total == pytest.approx(0.1, abs=0.03)
+
+
+def made_up() -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Scores for six pairs of nine tokens over eleven words, with 2, 2, 3, 3, 1 and 1 masked."""
+    torch.manual_seed(0)
+    labels = torch.full((6, 9), IGNORED)
+    labels[:, 0] = torch.tensor([0, 1, 1, 0, 0, 1])
+    for pair, count in enumerate((2, 2, 3, 3, 1, 1)):
+        labels[pair, 3 : 3 + count] = torch.arange(count) + pair
+    return (torch.randn(6, 9, 11), torch.randn(6, 2)), labels
+
+
+def test_loss_is_that_of_bert_where_pairs_have_as_many_masks() -> None:
+    (words, follows), labels = made_up()
+    two = slice(0, 2)
+    ce = torch.nn.functional.cross_entropy
+    tokens = labels[two].clone()
+    tokens[:, 0] = IGNORED
+    expected = ce(words[two].reshape(-1, 11), tokens.reshape(-1)) + ce(follows[two], labels[two, 0])
+    found = task().loss((words[two], follows[two]), labels[two], None, 0.0)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_loss_of_parts_is_the_loss_of_the_whole() -> None:
+    (words, follows), labels = made_up()
+    items = labels.ne(IGNORED).sum()  # as the Trainer counts
+    whole = task().loss((words, follows), labels, None, 0.0)
+    parts = [task().loss((words[s], follows[s]), labels[s], items, 0.0)
+             for s in (slice(0, 1), slice(1, 4), slice(4, 6))]  # fmt: skip
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_perplexity_is_over_masked_tokens_by_hand() -> None:
+    """Not the mean of batches' perplexities, nor of their losses: R2's was neither."""
+    (words, follows), labels = made_up()
+    batches = [slice(0, 2), slice(2, 4), slice(4, 6)]
+    reduced = torch.cat([task().reduce_logits((words[s], follows[s]), labels[s]) for s in batches])
+    found = task().metrics(reduced.numpy(), labels.numpy(), [])
+    losses, right = [], []
+    for pair in range(6):
+        for place in range(1, 9):
+            if (label := labels[pair, place].item()) != IGNORED:
+                scores = words[pair, place].tolist()
+                losses.append(math.log(sum(map(math.exp, scores))) - scores[label])
+                right.append(scores[label] == max(scores))
+    assert len(losses) == 12
+    assert found["masked_loss"] == pytest.approx(sum(losses) / 12)
+    assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / 12))
+    assert found["masked_accuracy"] == pytest.approx(sum(right) / 12)
+    pairs = (follows.argmax(-1) == labels[:, 0]).float().mean().item()
+    assert found["next_sentence_accuracy"] == pytest.approx(pairs)
+
+
+PRETRAIN = """\
+name: pretrain
+model:
+  config:
+    model_type: bert
+    vocab_size: 400
+    hidden_size: 64
+    num_hidden_layers: 2
+    num_attention_heads: 4
+    intermediate_size: 128
+    max_position_embeddings: 48
+  tokenizer: { vocab_size: 400 }
+task:
+  name: pretraining
+  data: { files: { train: train.jsonl, validation: test.jsonl, test: test.jsonl } }
+  max_length: 48
+method: { name: full }
+train: { global_batch_size: 16, max_steps: 60, learning_rate: 3e-3, warmup_steps: 0.1 }
+evaluation: { before: true }
+resources: { gpus_per_node: 2, zero_stage: 2, time_min: 10 }
+"""
+
+
+def test_from_scratch_to_a_classifier(workplace: Path, cli: Cli) -> None:
+    """On two ranks perplexity falls from about the vocabulary's size; the model is then tuned."""
+    line = "the cat sat on the mat . it was a fine day . the dog ran to the door . "
+    for split, documents in (("train", 30), ("test", 8)):
+        lines = [{"text": text} for text in (line, "")]
+        write_rows(workplace / f"{split}.jsonl", lines * documents)
+    (workplace / "pretrain.yaml").write_text(PRETRAIN)
+    done = cli("submit", "pretrain.yaml", "-c", "local", "--watch")
+    assert done.code == 0, done.err
+    (folder,) = (workplace / "runs/pretrain").glob("*")
+    record = json.loads((folder / "result.json").read_text())
+    before, after = record["metrics_before"], record["metrics"]
+    assert 200 < before["perplexity"] < 800
+    assert after["perplexity"] < 10
+    assert after["perplexity"] == pytest.approx(math.exp(after["masked_loss"]))
+    planned = cli("params", "pretrain.yaml", "--json", "-o", f"model.path={folder / 'model'}")
+    assert planned.code == 0, planned.err
+    refused = cli("plan", "pretrain.yaml", "-c", "local", "-o", "model.config.model_type=roberta")
+    assert "roberta makes no AutoModelForPreTraining" in refused.err

@@ -1,0 +1,224 @@
+"""Runs that end at any step and go on from a checkpoint as if they had never ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import starts
+from builders import film_rows, write_rows
+from hpcft.core import checkpoints
+from hpcft.core.files import read_record, write_record
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import Cluster, RunRecord
+from hpcft.training.checkpointing import node_local
+from hpcft.training.distributed.rank_env import RankInfo
+from hpcft.training.distributed.worker_channel import SAVED_EXIT
+from hpcft.training.modes import answer_log
+
+TINY = """\
+name: tiny
+model:
+  config: { model_type: bert, vocab_size: 400, hidden_size: 32, num_hidden_layers: 1,
+            num_attention_heads: 2, intermediate_size: 64, max_position_embeddings: 64 }
+  tokenizer: { vocab_size: 400 }
+task:
+  name: classification
+  data: { files: { train: train.jsonl, validation: validation.jsonl, test: test.jsonl } }
+  labels: [bad, good]
+  max_length: 32
+method: { name: full }
+train: { global_batch_size: 8, max_steps: 10, logging_steps: 4, learning_rate: 1e-3,
+         weight_decay: 0.1, warmup_steps: 3 }
+evaluation: { before: true }
+resources: { nodes: 1, gpus_per_node: 1, time_min: 10 }
+"""
+
+
+ZERO3_SAVED_OFTEN = (
+    "resources.gpus_per_node=2", "resources.zero_stage=3",
+    "train.save_strategy=steps", "train.save_steps=2", "train.save_total_limit=3",
+)  # fmt: skip
+
+
+@pytest.fixture
+def small(workplace: Path) -> Path:
+    """A recipe with dropout, a validation each third step, and lines of four steps."""
+    rows = film_rows(12)
+    for name, part in (("train", rows), ("validation", rows[4:16]), ("test", rows[:8])):
+        write_rows(workplace / f"{name}.jsonl", part)
+    path = workplace / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (folder / "model").glob("*.safetensors")}
+
+
+def saved(folder: Path) -> list[int]:
+    return sorted(
+        map(checkpoints.checkpoint_step, checkpoints.checkpoint_folders(RunPaths(folder)))
+    )
+
+
+def assert_same(folder: Path, whole: Path) -> RunRecord:
+    """A run ended as another one did: to the bit, apart from the clock."""
+    assert starts.lines(folder) == starts.lines(whole)
+    assert weights(folder) == weights(whole)
+    result, other = (read_record(RunPaths(f).result, RunRecord) for f in (folder, whole))
+    assert (result.metrics, result.metrics_before) == (other.metrics, other.metrics_before)
+    return result
+
+
+@pytest.mark.slow
+def test_one_rank_told_to_end_goes_on_to_the_bit(small: Path, tmp_path: Path) -> None:
+    """In the middle of an epoch and of a line of metrics."""
+    folder = starts.made(tmp_path / "run", small)
+    whole = starts.copied(folder, tmp_path / "whole")
+    assert starts.start(whole) == [0]
+    assert starts.start(folder, at=5, signum=signal.SIGUSR2) == [SAVED_EXIT]
+    assert saved(folder) == [5]
+    assert starts.start(folder) == [0]
+    result = assert_same(folder, whole)
+    assert result.notes == []
+    assert saved(folder) == [], "those to go on from go with the end"
+
+
+def test_ranks_of_zero3_killed_at_a_step_go_on_to_the_bit(small: Path, tmp_path: Path) -> None:
+    """One rank is killed, and the newest checkpoint is damaged: the one before is taken."""
+    folder = starts.made(tmp_path / "run", small, *ZERO3_SAVED_OFTEN)
+    whole = starts.copied(folder, tmp_path / "whole")
+    assert starts.start(whole) == [0, 0]
+    assert saved(whole) == [6, 8, 10]
+    first, second = starts.start(folder, at=7, who="1")
+    assert (first != 0, second) == (True, -signal.SIGKILL)
+    assert saved(folder) == [2, 4, 6]
+    (shard,) = folder.glob("checkpoints/checkpoint-6/global_step6/*rank_1*optim_states.pt")
+    os.truncate(shard, 100)
+    assert starts.start(folder) == [0, 0]
+    result = assert_same(folder, whole)
+    (note,) = result.notes
+    assert note.startswith("checkpoint-6 was damaged (global_step6/")
+    assert saved(folder) == [6, 8, 10]
+
+
+@pytest.mark.slow
+def test_what_a_nodes_disk_had_not_handed_over_is_done_again(small: Path, tmp_path: Path) -> None:
+    """Written to the disk of the node, copied while training goes on; the same to the bit."""
+    folder = starts.made(tmp_path / "run", small, *ZERO3_SAVED_OFTEN)
+    whole = starts.copied(folder, tmp_path / "whole")
+    assert starts.start(whole) == [0, 0]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    paths = RunPaths(folder)
+    site = read_record(paths.cluster, Cluster).model_copy(update={"node_disk_path": str(disk)})
+    write_record(paths.cluster, site)
+    starts.start(folder, at=7, who="1")  # that of step 6 gets its name in step 7 at the earliest
+    assert saved(folder) == [2, 4]
+    near = node_local.node_folder(paths, site, RankInfo(0, 2, 0, os.uname().nodename, "1"))
+    assert near is not None
+    (near / "left.pt").touch()
+    assert starts.start(folder) == [0, 0]
+    assert assert_same(folder, whole).notes == []
+    assert saved(folder) == [6, 8, 10]
+    assert [*near.iterdir()] == []
+    assert "training paused for " in (folder / "logs/2.log").read_text()
+
+
+# ---------------------------------------------------------------- every way, in the nightly tier
+
+LAYOUTS = {
+    "fp32 alone": (),
+    "lora": ("method.name=lora",),
+    "qlora": ("method.name=qlora",),
+    "head only": ("method.name=head_only",),
+    "p-tuning": ("method.name=p_tuning",),
+    "ddp": ("resources.gpus_per_node=2", "resources.zero_stage=0"),
+    "zero 2": ("resources.gpus_per_node=2", "resources.zero_stage=2"),
+    "lora zero 3": ("method.name=lora", "resources.gpus_per_node=2", "resources.zero_stage=3"),
+    "zero 3 on four": ("resources.gpus_per_node=4", "resources.zero_stage=3"),
+    "workers": ("train.dataloader_num_workers=2",),
+    "best": ("train.save_strategy=epoch", "train.load_best_model_at_end=true",
+             "train.metric_for_best_model=accuracy", "train.learning_rate=0.01"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_interrupted_twice_it_ends_the_same(kind: str, small: Path, tmp_path: Path) -> None:
+    """Told to end in mid-epoch, and killed while it saved; epochs have three steps."""
+    often = "resources.checkpoint_min=0.000001"
+    folder = starts.made(tmp_path / "run", small, *LAYOUTS[kind], often)
+    whole = starts.copied(folder, tmp_path / "whole")
+    assert {*starts.start(whole)} == {0}
+    assert {*starts.start(folder, at=4, signum=signal.SIGTERM)} == {SAVED_EXIT}
+    assert 4 in saved(folder)
+    codes = starts.start(folder, at=7, moment="save", who="0")
+    assert codes[0] == -signal.SIGKILL
+    assert max(saved(folder)) == 6
+    assert {*starts.start(folder)} == {0}
+    assert_same(folder, whole)
+
+
+RESHAPES = {
+    "fewer ranks": ((2, 3), (1, 3)),
+    "more ranks": ((2, 3), (4, 3)),
+    "stage 3 to 2": ((2, 3), (2, 2)),
+    "stage 2 to 3": ((2, 2), (2, 3)),
+    "plain to more ranks": ((1, 0), (2, 0)),
+    "plain to zero 3": ((1, 0), (2, 3)),
+    "plain to zero 2": ((1, 0), (1, 2)),
+    "zero 3 to plain": ((2, 3), (1, 0)),
+    "zero 2 to ddp": ((2, 2), (2, 0)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RESHAPES)
+def test_it_goes_on_in_another_layout(kind: str, small: Path, tmp_path: Path) -> None:
+    """Without dropout, whose random numbers depend on the ranks, losses are the same."""
+    still = ("model.config.hidden_dropout_prob=0", "model.config.attention_probs_dropout_prob=0")
+    first, then = (
+        (*still, f"resources.gpus_per_node={ranks}", f"resources.zero_stage={stage}")
+        for ranks, stage in RESHAPES[kind]
+    )
+    folder = starts.made(tmp_path / "run", small, *first)
+    whole = starts.copied(folder, tmp_path / "whole")
+    assert {*starts.start(whole)} == {0}
+    assert {*starts.start(folder, at=5, signum=signal.SIGTERM)} == {SAVED_EXIT}
+    starts.made(folder, small, *then)
+    assert {*starts.start(folder)} == {0}
+    ours, theirs = starts.lines(folder), starts.lines(whole)
+    for key in ("loss", "eval_loss", "learning_rate"):
+        values = [[line[key] for line in lines if key in line] for lines in (ours, theirs)]
+        assert values[0] == pytest.approx(values[1], rel=1e-5), key
+    assert read_record(RunPaths(folder).result, RunRecord).notes == []
+
+
+@pytest.mark.slow
+def test_before_a_time_limit_it_saves_and_ends(small: Path, tmp_path: Path) -> None:
+    """The limit is some seconds away when training begins: at least one step is done and saved."""
+    folder = starts.made(tmp_path / "run", small, "train.max_steps=100000",
+                         "evaluation.before=false")  # fmt: skip
+    near = {"SLURM_JOB_END_TIME": str(int(time.time()) + 5)}
+    assert starts.start(folder, environment=near) == [SAVED_EXIT]
+    (step,) = saved(folder)
+    assert step >= 1
+
+
+@pytest.mark.slow
+def test_a_model_that_is_asked_goes_on_with_the_next_batch(asked: Path, tmp_path: Path) -> None:
+    folder = starts.made(tmp_path / "run", asked)
+    whole = starts.copied(folder, tmp_path / "whole")
+    assert {*starts.start(whole)} == {0}
+    assert {*starts.start(folder, at=0, signum=signal.SIGTERM, moment="answer")} == {SAVED_EXIT}
+    assert 0 < len(answer_log.read_answers(folder / "answers")) < 40
+    assert {*starts.start(folder)} == {0}
+    assert answer_log.read_answers(folder / "answers") == answer_log.read_answers(whole / "answers")
+    ours, theirs = (read_record(RunPaths(f).result, RunRecord).metrics for f in (folder, whole))
+    assert ours == theirs

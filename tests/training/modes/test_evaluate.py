@@ -1,0 +1,139 @@
+"""Scoring what was trained before: its number is that of the run that trained it.
+
+Adapters that runs of their own have trained for several tasks are scored together over one base,
+by a sweep; and so is a finished model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import Cli, bert_folder, film_rows, llama_folder, write_rows
+from hpcft.config.recipe import load_recipe
+
+TRAIN = {"global_batch_size": 12, "max_steps": 20, "learning_rate": 1e-2}
+RUN = {"nodes": 1, "gpus_per_node": 1, "zero_stage": 0, "time_min": 10}
+LORA = {"name": "lora", "r": 4, "target_modules": "all-linear"}
+CLASSIFICATION = {"name": "classification", "labels": ["bad", "good"], "max_length": 32}
+INSTRUCTION = {
+    "name": "instruction", "prompt": "{text}. It is", "completion": " {label}",
+    "choices": [" bad", " good"], "max_length": 48,
+}  # fmt: skip
+
+PROMPTING = {
+    "name": "prompting", "prompt": "{text}. It is", "labels": ["bad", "good"],
+    "choices": [" bad", " good"], "max_length": 48,
+}  # fmt: skip
+
+
+def write(name: str, task: dict[str, Any], method: dict[str, Any], **more: Any) -> Path:
+    """A recipe over the model in `base`, and the films that it is about."""
+    rows = film_rows(18)
+    data = {"files": {"test": str(write_rows(Path("test.jsonl"), rows[1:]))}}
+    if method["name"] != "frozen":
+        data["files"]["train"] = str(write_rows(Path("train.jsonl"), rows))
+    recipe = {
+        "name": name, "model": {"path": "base"}, "task": {**task, "data": data}, "method": method,
+        "train": TRAIN, "resources": RUN, **more,
+    }  # fmt: skip
+    file = Path(f"{name}.yaml")
+    file.write_text(json.dumps(recipe))  # YAML holds JSON
+    return file
+
+
+def run(cli: Cli, name: str, *arguments: Any, **recipe: Any) -> list[Path]:
+    """The folders of a recipe's runs, which have come to their end."""
+    done = cli("submit", write(name, **recipe), "-c", "local", "--watch", *arguments)
+    assert done.code == 0, done.err
+    return sorted(Path("runs", name).glob("*"))
+
+
+def read(folder: Path, name: str) -> Any:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def scores(folder: Path) -> Any:
+    return read(folder, "result")["metrics"]
+
+
+def assert_scored_again(again: Path, trained: Path) -> None:
+    """To the last digit, with nothing trained or saved."""
+    assert scores(again) == scores(trained)
+    assert not (again / "model").exists()
+    record = read(again, "result")
+    assert record["parameters"]["trainable"] == 0
+    assert record["measured"]["peak_memory_bytes"] < record["predicted_memory_bytes"]
+
+
+def test_an_adapter_has_the_scores_that_its_run_had(workplace: Path, cli: Cli) -> None:
+    bert_folder(workplace / "base", layers=4)
+    (trained,) = run(cli, "trained", task=CLASSIFICATION, method=LORA)
+    method = {"name": "frozen", "adapter_path": str(trained / "model")}
+    assert scores(trained)["accuracy"] > 0.9, "else chance would score alike"
+    (again,) = run(cli, "again", task=CLASSIFICATION, method=method)
+    assert_scored_again(again, trained)
+
+
+@pytest.mark.slow
+def test_adapters_of_several_tasks_are_scored_over_one_base(workplace: Path, cli: Cli) -> None:
+    bert_folder(workplace / "base", layers=4)
+    task, other = CLASSIFICATION, {**CLASSIFICATION, "labels": ["good", "bad"]}
+    (first,) = run(cli, "first", task=task, method=LORA)
+    (second,) = run(cli, "second", task=other, method={"name": "p_tuning", "num_virtual_tokens": 4})
+    together = {
+        "method.adapter_path": [str(folder / "model") for folder in (first, second)],
+        "task.labels": [task["labels"], other["labels"]],
+    }
+    found = run(cli, "together", task=task, method={"name": "frozen"}, sweep={"zip": together})
+    again = {read(folder, "recipe")["method"]["adapter_path"]: folder for folder in found}
+    for trained in (first, second):
+        assert_scored_again(again[str((trained / "model").absolute())], trained)
+    rows = [row for row in cli("collect", "--json").json if row["recipe"] == "together"]
+    assert [row["state"] for row in rows] == ["COMPLETED", "COMPLETED"]
+
+
+@pytest.mark.slow
+def test_a_finished_model_is_scored_on_two_ranks(workplace: Path, cli: Cli) -> None:
+    llama_folder(workplace / "base")
+    (trained,) = run(cli, "trained", task=INSTRUCTION, method={"name": "full"})
+    layout = ("-o", f"model.path={trained}/model", "-o", "resources.gpus_per_node=2")
+    (again,) = run(cli, "again", *layout, task=INSTRUCTION, method={"name": "frozen"})
+    assert scores(again) == pytest.approx(scores(trained), abs=1e-6)
+
+
+def refused(cli: Cli, *arguments: Any, task: dict[str, Any]) -> str:
+    method = {"name": "frozen"}
+    said = cli("plan", write("asked", task, method), "-c", "local", *arguments)
+    assert said.code == 2
+    assert "Traceback" not in said.err
+    return said.err
+
+
+def test_a_head_that_nobody_trained_is_not_scored(workplace: Path, cli: Cli) -> None:
+    bert_folder(workplace / "base")
+    headless = bert_folder(workplace / "bare", head=False)
+    said = refused(cli, "-o", f"model.path={headless}", task=CLASSIFICATION)
+    assert "no file has weights of classifier" in said
+    said = refused(cli, task={**CLASSIFICATION, "labels": ["good", "bad"]})
+    assert "has them in another order: bad, good" in said
+
+
+@pytest.mark.parametrize("task", [INSTRUCTION, PROMPTING], ids=lambda task: task["name"])
+def test_an_adapter_over_many_layers_can_be_planned(
+    workplace: Path, cli: Cli, task: dict[str, Any]
+) -> None:
+    """What is traced has a few of the layers, and the adapter's file has all."""
+    from transformers import AutoModelForCausalLM
+
+    base = llama_folder(workplace / "base", layers=6)
+    (trained,) = load_recipe(write("trained", INSTRUCTION, LORA), [])
+    model = AutoModelForCausalLM.from_pretrained(base)
+    trained.recipe.method.wrap(model, causal=True, checkpointing=False).save_pretrained("adapter")
+    planned = cli("plan", write("asked", task, {"name": "frozen", "adapter_path": "adapter"}))
+    assert planned.code == 0, planned.err
+    assert "0 trained" in planned.err
+    assert "24,576" in cli("params", "asked.yaml").out.splitlines()[-1]

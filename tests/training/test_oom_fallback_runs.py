@@ -1,0 +1,259 @@
+"""The ladder in real runs that come down it, their memory limited for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import ROOT, Cli, write_rows
+from hpcft.core import files
+from hpcft.core.paths import RunPaths
+from hpcft.core.records import RunRecord
+from hpcft.core.units import MIB
+from hpcft.recovery import log
+from real_runs import children, folder_of, gone, lines, losses, step, until
+
+# ---------------------------------------------------------------- real runs that come down
+
+
+# The logits decide: 128,000 words × 52 positions are 25 MiB an example, several times over in a
+# step. A process takes about 0.7 GiB before its first; so 16 examples do not fit, and 2 do.
+LIMIT_BYTES = 1_400 * MIB
+# Both sides sum the same numbers in fp32, in another order.
+TOLERANCE = 1e-5
+
+WIDE = """\
+name: wide
+model:
+  config: { model_type: llama, vocab_size: 128000, hidden_size: 32, intermediate_size: 64,
+            num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2,
+            max_position_embeddings: 256, tie_word_embeddings: true }
+  tokenizer: { vocab_size: 300 }
+task:
+  name: instruction
+  data: { files: { train: train.jsonl, test: test.jsonl } }
+  prompt: "{q}:"
+  completion: " {a}"
+  max_length: 192
+method: { name: full }
+train: { global_batch_size: 16, max_steps: 3, logging_steps: 1, learning_rate: 1e-4,
+         train_sampling_strategy: sequential, eval_strategy: "no" }
+evaluation: { per_device_eval_batch_size: 1 }
+resources: { gpus_per_node: 1, time_min: 10 }
+"""
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+
+
+def count(first: int, words: int) -> dict[str, str]:
+    answer = " ".join(WORDS[(first + i) % len(WORDS)] for i in range(words))
+    return {"q": f"count {first}", "a": answer}
+
+
+@pytest.fixture
+def wide(workplace: Path) -> Path:
+    """A recipe whose micro-batch decides over hundreds of MiB; all examples are long."""
+    rows = [count(i, 40) for i in range(48)]
+    write_rows(workplace / "train.jsonl", rows)
+    write_rows(workplace / "test.jsonl", [count(i, 4) for i in range(4)])
+    path = workplace / "wide.yaml"
+    path.write_text(WIDE)
+    return path
+
+
+def limited(*arguments: object, limit_bytes: int = LIMIT_BYTES) -> subprocess.CompletedProcess[str]:
+    """The command line with a limit on the memory of each process; what it starts inherits it."""
+    return subprocess.run(
+        [sys.executable, "-m", "hpcft", *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, check=False,
+        # Stacks of threads count too, and machines differ in their cores.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes)),
+    )  # fmt: skip
+
+
+def test_one_rank_goes_on_in_the_same_process(wide: Path, cli: Cli) -> None:
+    """Planned too large on purpose, it ends with the losses of one that was planned honestly."""
+    common = ["submit", wide, "-c", "local", "--watch", "-o"]
+    too_large = limited(
+        *common, "name=large", "-o", "train.per_device_train_batch_size=16",
+        "-o", "evaluation.before=true", "-o", "evaluation.per_device_eval_batch_size=32",
+    )  # fmt: skip
+    assert too_large.returncode == 0, too_large.stderr
+    honest = limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2")
+    assert honest.returncode == 0, honest.stderr
+    large = folder_of("large")
+    taken = log.read_recoveries(RunPaths(large))
+    steps = [rung for rung in taken if rung.change.startswith("micro-batch")]
+    assert steps[0].change == "micro-batch 16 → 8"
+    assert {rung.action for rung in taken} == {"retry_step"}
+    assert all("allocate memory" in rung.evidence for rung in taken)
+    assert [rung.number for rung in taken] == list(range(1, len(taken) + 1))
+    assert not log.read_recoveries(RunPaths(folder_of("honest")))
+    assert len(losses(large)) == 3
+    assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
+    result = files.read_record(large / "result.json", RunRecord)
+    assert result.fallbacks == taken
+    assert result.cluster == "local"
+    rows = {row["recipe"]: row for row in cli("collect", "--json").json}
+    assert rows["large"]["rungs"] == [rung.change for rung in taken]
+    assert rows["honest"]["rungs"] == []
+    next_plan = cli("plan", wide, "-c", "local", "-o", "name=large", "--json").json
+    least = taken[-1].layout.per_device_train_batch_size
+    assert next_plan["layout"]["per_device_train_batch_size"] <= least
+    assert any("earlier runs of large were out of memory" in why for why in next_plan["reasons"])
+    assert "went on with micro-batch 16 → 8" in cli("status", "large").out
+    assert "Traceback" not in next((large / "logs").glob("*_0_log.err")).read_text()
+
+
+def test_ranks_start_again_together_from_the_last_checkpoint(wide: Path, cli: Cli) -> None:
+    """ZeRO-3 on two ranks: only one of them meets long examples, in the second step."""
+    long = range(24, 32)
+    rows = [count(i, 40 if i in long else 4) for i in range(48)]
+    write_rows(wide.parent / "train.jsonl", rows)
+    common = ["submit", wide, "-c", "local", "--watch", "-o", "resources.gpus_per_node=2",
+              "-o", "resources.zero_stage=3", "-o", "train.packing=false", "-o"]  # fmt: skip
+    too_large = limited(
+        *common, "name=large", "-o", "train.per_device_train_batch_size=8",
+        "-o", "train.save_strategy=steps", "-o", "train.save_steps=1",
+        "-o", "evaluation.before=true",
+    )  # fmt: skip
+    assert too_large.returncode == 0, too_large.stderr
+    honest = limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2",
+                     "-o", "evaluation.before=true")  # fmt: skip
+    assert honest.returncode == 0, honest.stderr
+    large = folder_of("large")
+    (rung,) = log.read_recoveries(RunPaths(large))
+    assert (rung.change, rung.action) == ("micro-batch 8 → 4", "restart")
+    told = [line["kind"] if "loss" not in line else line["step"] for line in lines(large)]
+    assert [what for what in told if what != "step"] == ["before", 1, "recovery", 2, 3, "test"]
+    assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
+    results = [files.read_record(folder_of(name) / "result.json", RunRecord)
+               for name in ("large", "honest")]  # fmt: skip
+    assert results[0].metrics == pytest.approx(results[1].metrics, rel=TOLERANCE)
+    assert results[0].metrics_before == pytest.approx(results[1].metrics_before, rel=TOLERANCE)
+    assert not results[1].fallbacks
+    job = json.loads((large / "job.json").read_text())
+    assert len(job["attempts"]) == 1, "nothing was queued anew"
+    assert not (large / f"errors/{rung.rank}.json").exists()
+
+
+def test_at_the_end_of_the_ladder_it_says_what_was_tried(wide: Path, cli: Cli) -> None:
+    """Not even one example fits: its logits alone are 260 MiB, and several times over."""
+    rows = [count(i, 150) for i in range(8)]
+    write_rows(wide.parent / "train.jsonl", rows)
+    done = limited(
+        "submit", wide, "-c", "local", "--watch", "-o", "train.per_device_train_batch_size=2",
+        "-o", "train.gradient_checkpointing=true", "-o", "model.config.vocab_size=400000",
+        "-o", "train.global_batch_size=2", limit_bytes=1_300 * MIB,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (view,) = cli("status", "--json").json
+    assert view["state"] == "FAILED"
+    taken = [rung["change"] for rung in view["recoveries"]]
+    assert taken == ["micro-batch 2 → 1", "loss in 8 parts"]
+    assert "was out of memory (training): " in view["note"]
+    assert "can't allocate memory" in view["note"]
+    assert f"tried before: {', '.join(taken)}; take nodes with more memory" in view["note"]
+
+
+def test_a_killed_rank_without_evidence_is_no_lack_of_memory(tiny: Path, cli: Cli) -> None:
+    """It starts again where it is, as it was laid out."""
+    said = cli("submit", tiny, "-c", "local", "-o", "train.max_steps=100000", "--json")
+    folder = Path(said.json[0]["folder"])
+    until(lambda: step(folder) > 0)
+    (child,) = children(folder)
+    os.kill(child, signal.SIGKILL)
+    until(lambda: log.read_recoveries(RunPaths(folder)), 20.0)
+    until(lambda: children(folder), 20.0)
+    cli("cancel", "tiny")
+    (recovery,) = cli("status", "--json").json[0]["recoveries"]
+    assert (recovery["cause"], recovery["action"]) == ("rank_died", "restart")
+    assert (recovery["change"], recovery["step"]) == ("", 0)
+    assert recovery["evidence"] == "the training process was ended by SIGKILL"
+    assert gone(folder)
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A cgroup whose memory the kernel limits; the command line runs outside of it."""
+    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    group = (v1 if v1.is_dir() else v2) / f"hpcft-test-{os.getpid()}"
+    limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
+    try:
+        group.mkdir()
+        limit.write_text(str(1_500 * MIB))
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error.strerror}")
+    yield group
+    until(lambda: not (group / "cgroup.procs").read_text(), 20.0)
+    group.rmdir()
+
+
+@pytest.mark.slow
+def test_a_rank_that_the_kernel_killed_starts_again(
+    wide: Path, cli: Cli, memory_group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = [sys.executable, "-m", "hpcft", "submit", wide, "-c", "local",
+               "-o", "train.per_device_train_batch_size=16"]  # fmt: skip
+    procs = memory_group / "cgroup.procs"
+    done = subprocess.run(
+        ["sh", "-c", 'echo $$ > "$0"; exec "$@"', procs, *command],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    until(lambda: cli("status", "--json").json[0]["state"] in ("COMPLETED", "FAILED"))
+    (view,) = cli("status", "--json").json
+    assert view["state"] == "COMPLETED", view["note"]
+    first = view["recoveries"][0]
+    assert (first["change"], first["action"]) == ("micro-batch 16 → 8", "restart")
+    assert "the kernel killed it for lack of memory" in first["evidence"]
+
+
+# ---------------------------------------------------------------- on a real Slurm
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_a_job_comes_down_within_its_allocation(wide: Path, cli: Cli, testbed: Any) -> None:
+    """Two nodes whose profile boasts of memory, and the same planned with what there really is."""
+    limit_gib = 2.75
+    shipped = (ROOT / "slurm/testbed.yaml").read_text()
+    limits = f'setup: ["ulimit -S -d {int(limit_gib * 2**20)}"]\n'  # in KiB
+    boasting = shipped.replace("name: testbed", "name: boasting") + limits
+    honest = shipped.replace("name: testbed", "name: honest") + limits
+    honest = honest.replace("host_memory_gib: 11.7", f"host_memory_gib: {limit_gib}")
+    Path("boasting.yaml").write_text(boasting)
+    Path("honest.yaml").write_text(honest)
+    common = ["-o", "train.global_batch_size=64", "-o", "train.max_steps=2",
+              "-o", "task.max_length=64", "-o", "resources.nodes=2",
+              "-o", "resources.zero_stage=3"]  # fmt: skip
+    write_rows(wide.parent / "train.jsonl", [count(i, 40) for i in range(128)])
+    large = [*common, "-o", "train.per_device_train_batch_size=32"]
+    for name, more in (("boasting", large), ("honest", common)):
+        said = cli("submit", wide, "-c", f"{name}.yaml", "-o", f"name={name}", *more)
+        assert said.code == 0, said.err
+        done = cli("status", name, "--watch")
+        assert done.code == 0, done.err
+    taken = log.read_recoveries(RunPaths(folder_of("boasting")))
+    assert taken[0].change == "micro-batch 32 → 16"
+    assert {rung.action for rung in taken} == {"restart"}
+    assert not log.read_recoveries(RunPaths(folder_of("honest")))
+    job = json.loads((folder_of("boasting") / "job.json").read_text())
+    (attempt,) = job["attempts"]
+    known = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%i %j"], capture_output=True,
+                           text=True, check=True).stdout.split("\n")  # fmt: skip
+    assert [line for line in known if line.endswith(" boasting")] == [
+        f"{attempt['job_id']} boasting"
+    ]
+    ours, theirs = (losses(folder_of(name))[-2:] for name in ("boasting", "honest"))
+    assert ours == pytest.approx(theirs, rel=TOLERANCE)
