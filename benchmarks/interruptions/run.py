@@ -35,7 +35,7 @@ from hpcft.training.modes import answer_log  # noqa: E402
 from real_runs import folder_of, losses, step, until  # noqa: E402
 from test_slurm_runs import QLORA  # noqa: E402
 from testbed import Testbed  # noqa: E402
-from tiny_models import llama_folder  # noqa: E402
+from builders import llama_folder  # noqa: E402
 
 # Periodic checkpoints every few seconds: a run of hours has them every half hour.
 OFTEN = ["-o", "resources.checkpoint_min=0.05"]

@@ -54,7 +54,7 @@ def site(**changes: Any) -> Cluster:
 def layout(nodes: int, **changes: Any) -> Layout:
     """One rank on each of so many nodes, as low as it gets on them."""
     least = {"gradient_accumulation_steps": 16 // nodes, "gradient_checkpointing": True}
-    return made_plans.layout(0, nodes=nodes, **(least | changes))
+    return builders.layout(0, nodes=nodes, **(least | changes))
 
 
 def at_the_end(made: FullRecipe, there: Cluster, first: Layout) -> Plan:

@@ -352,9 +352,8 @@ def trainer_of(base: Path, folder: Path, train: dict[str, Any]) -> Any:
     )  # fmt: skip
     site = Cluster(name="here", scheduler="local", accelerator="cpu", cores_per_node=2,
                    host_memory_gib=64)  # fmt: skip
-    plan = made_plans.make(
-        made, site, model_facts.compute_model_facts(made.model, made.task, made.method)
-    )
+    facts = model_facts.compute_model_facts(made.model, made.task, made.method)
+    plan = builders.plan_of(made, site, facts)
     tokenizer = AutoTokenizer.from_pretrained(base)
     texts = [{"prompt": "say: ", "completion": "ha" * (1 + 7 * i % 26)} for i in range(20)]
     rows = [made.task.training_features(text, tokenizer)[0] for text in texts]
