@@ -1,9 +1,10 @@
-"""How long a plan takes, at first and once its traces are cached, on one core without a GPU.
+"""Times `hpcft plan` with an empty cache and with cached traces, on one core, no GPU.
 
     python benchmarks/plan_times.py [--runs 5] [--markdown FILE]
 
-Each is a fresh process, as a user starts it; the first plan has an empty cache. Python's compiled
-sources are there, as after an installation. The matrix of all recipes and profiles has all cores.
+Each plan is a fresh process, as a user starts it; the first one has an empty cache. Python's
+compiled sources are there, as after an installation. The matrix of all recipes and profiles uses
+all cores.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ LARGE = str(ROOT / "docs" / "scale" / "llama3_70b.yaml")
 PAGE = """# How long a plan takes
 
 Made by `python benchmarks/plan_times.py --markdown docs/plan_times.md`: `hpcft plan` in a fresh
-process, no GPU, no weights; the middle of {runs} and, in brackets, the least and the most. First:
-with an empty cache. The single plans have one core.
+process, no GPU, no weights; the median of {runs} and, in brackets, the range. First: with an empty
+cache. The single plans use one core. The bars are the times that they may take.
 
 {table}
 CPU: {cpu}.
@@ -38,10 +39,15 @@ class Case:
     """A plan that is timed."""
 
     name: str
+    """Name in the table."""
     arguments: list[str]
+    """Arguments of `hpcft plan`."""
     first_bar_s: float
+    """Seconds that it may take with an empty cache."""
     cached_bar_s: float | None
+    """Seconds that it may take with a cache; None without a bar."""
     one_core: bool = True
+    """Whether it is limited to one core."""
 
 
 CASES = (
@@ -54,8 +60,8 @@ CASES = (
 )  # fmt: skip
 
 
-def timed(case: Case, cache: str) -> float:
-    """Seconds of one process."""
+def run_once(case: Case, cache: str) -> float:
+    """Returns the seconds that one process takes."""
     environment = {**os.environ, "XDG_CACHE_HOME": cache, "PYTHONDONTWRITEBYTECODE": ""}
     core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if case.one_core else []
     begun = time.perf_counter()
@@ -67,29 +73,29 @@ def timed(case: Case, cache: str) -> float:
 
 
 def figures(seconds: list[float], bar_s: float | None) -> str:
-    """The middle, the range, and whether the bar holds."""
-    middle = statistics.median(seconds)
-    said = f"{middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+    """Returns the median, the range, and the bar, as two cells of the table."""
+    median = statistics.median(seconds)
+    text = f"{median:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
     if bar_s is None:
-        return f"{said} | "
-    return f"{said} | {bar_s:g}{'' if middle <= bar_s else ' (missed)'}"
+        return f"{text} | "
+    return f"{text} | {bar_s:g}{'' if median <= bar_s else ' (missed)'}"
 
 
 def main() -> None:
-    """Times all and prints the table."""
+    """Times all cases, prints the table and writes the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     lines = ["| plan | first, s | bar | cached, s | bar |", "| --- | ---: | ---: | ---: | ---: |"]
     with tempfile.TemporaryDirectory() as folder:
-        timed(CASES[0], f"{folder}/compiled")  # sources are compiled once
+        run_once(CASES[0], f"{folder}/compiled")  # compiles the sources
         for case in CASES:
             first, cached = [], []
             for run in range(options.runs):
                 cache = f"{folder}/{CASES.index(case)}-{run}"
-                first.append(timed(case, cache))
-                cached.append(timed(case, cache))
+                first.append(run_once(case, cache))
+                cached.append(run_once(case, cache))
             lines.append(
                 f"| {case.name} | {figures(first, case.first_bar_s)} | "
                 f"{figures(cached, case.cached_bar_s)} |"

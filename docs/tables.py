@@ -1,4 +1,4 @@
-"""Writes docs/failures.md, docs/fits.md, docs/scale.md and docs/scale.svg; `make docs` runs it."""
+"""Writes the generated pages on failures, on which recipe fits where, and on scale."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ PARTS = (("compute", "#4878a8"), ("communication", "#e0a030"), ("offload", "#b04
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Prints progress to stderr."""
     print(text, file=sys.stderr)
 
 
 def site(title: str, name: str, *, gpus: int | None = None, nodes: int | None = None) -> Profile:
-    """A shipped profile under a column's title, with fewer GPUs or nodes."""
-    found = cluster_profile.load_profile(name)
-    cluster = found.cluster
+    """Returns a shipped profile under the title of a column, with fewer GPUs or nodes."""
+    profile = cluster_profile.load_profile(name)
+    cluster = profile.cluster
     update = {
         "name": title,
         "gpus_per_node": gpus or cluster.gpus_per_node,
         "max_nodes": nodes or cluster.max_nodes,
     }
-    return replace(found, cluster=cluster.model_copy(update=update))
+    return replace(profile, cluster=cluster.model_copy(update=update))
 
 
 def shared_t4() -> Profile:
-    """R5's GPU: 14.74 GiB, of which three other processes held 14.69."""
+    """Returns report R5's GPU of 14.74 GiB, of which other processes held 14.69."""
     return cluster_profile.with_gpu_memory(site("R5's shared T4", "t4-16"), "14.74GiB", "14.69GiB")
 
 
 def columns() -> list[Profile]:
-    """The machines of the reports, and what a cluster has."""
+    """Returns the machines of the reports and the nodes of a cluster, one for each column."""
     return [
         site("T4", "t4-16"),
         site("P100", "p100-16"),
@@ -58,30 +58,30 @@ def columns() -> list[Profile]:
     ]
 
 
-def one(name: str, overrides: list[str] | None = None) -> SweepPoint:
-    """The first run of a recipe."""
+def first_run(name: str, overrides: list[str] | None = None) -> SweepPoint:
+    """Returns the first run of a recipe."""
     return recipe.load_recipe(name, overrides)[0]
 
 
-def refusal(name: str, where: Profile) -> str:
-    """What `hpcft plan` says where a recipe does not fit."""
+def does_not_fit(name: str, profile: Profile) -> str:
+    """Returns the error of `hpcft plan` for a recipe that does not fit."""
     try:
-        plan = plan_run(one(name), where)
-    except DoesNotFit as refused:
-        return str(refused)
-    return f"{name} fits {where.cluster.name}: {FitResult(plan).short}"
+        plan = plan_run(first_run(name), profile)
+    except DoesNotFit as error:
+        return str(error)
+    return f"{name} fits {profile.cluster.name}: {FitResult(plan).short}"
 
 
 # ---------------------------------------------------------------- which recipe fits where
 
 
 def fits_page() -> str:
-    """The page on what fits where, and the three deaths."""
+    """Returns the page on which recipe fits where, with three failures of the reports."""
     sites = columns()
     names = [path.stem for path in recipe.list_recipes()]
     rows = fit_matrix(names, sites, say=say)
-    header = ["recipe", *(known.cluster.name for known in sites)]
-    cells = [[row, *(answer.short for answer in answers)] for row, answers in rows.items()]
+    header = ["recipe", *(profile.cluster.name for profile in sites)]
+    cells = [[row, *(result.short for result in results)] for row, results in rows.items()]
     gemma = "gemma7b_full"
     return f"""# What fits where
 
@@ -91,14 +91,14 @@ a GPU; or what is missing. `hpcft plan recipes/*.yaml --clusters all` shows all 
 
 {as_markdown(header, cells)}
 
-## The three deaths, by number
+## Three failures of the reports, by number
 
 **Gemma 7B on a T4 or a P100.** {gemma_arithmetic(gemma)}
 
 ```
-{refusal(gemma, site("T4", "t4-16"))}
+{does_not_fit(gemma, site("T4", "t4-16"))}
 
-{refusal(gemma, site("P100", "p100-16"))}
+{does_not_fit(gemma, site("P100", "p100-16"))}
 ```
 
 **Llama-3-8B on a shared GPU.** Three processes held 4.65, 4.64 and 5.40 GiB of a GPU of 14.74 GiB.
@@ -106,22 +106,22 @@ What was left is less than a process takes before its first tensor, and no batch
 `hpcft plan llama3_8b_winogrande_qlora -c t4-16 --gpu-memory 14.74GiB --other-processes 14.69GiB`
 
 ```
-{refusal("llama3_8b_winogrande_qlora", shared_t4())}
+{does_not_fit("llama3_8b_winogrande_qlora", shared_t4())}
 ```
 
 **Eleven hours for an epoch.** Winogrande-L has {WINOGRANDE_L:,} rows. Predicted time of an epoch
 with the report's settings (global batch 8): with sequences of 256 tokens, which hold the prompts,
-and padded to 2,048, as the report may have done: it padded to a length that it does not tell.
+and padded to 2,048, as the report may have done: it does not state the length that it padded to.
 
 {epoch_table()}
 """
 
 
 def gemma_arithmetic(name: str) -> str:
-    """Why no setting helps: weights and states against one GPU, in a sentence."""
-    plan = plan_run(one(name), cluster_profile.load_profile("a100-80"))
+    """Returns a sentence that compares weights and states with the memory of one GPU."""
+    plan = plan_run(first_run(name), cluster_profile.load_profile("a100-80"))
     p, gib = plan.facts.parameters.total, 2**30
-    logits = one(name).recipe.task.max_length * plan.facts.logits_width * 4
+    logits = first_run(name).recipe.task.max_length * plan.facts.logits_width * 4
     return (
         f"{p:,} parameters are {2 * p / gib:.1f} GiB in 16 bits, as much as the whole GPU before "
         f"anything is computed; full fine-tuning takes 18 bytes for each, {18 * p / gib:.0f} GiB; "
@@ -131,7 +131,7 @@ def gemma_arithmetic(name: str) -> str:
 
 
 def epoch_table() -> str:
-    """Hours for an epoch of Winogrande-L by GPU and sequence length."""
+    """Returns the table of hours for an epoch of Winogrande-L by GPU and sequence length."""
     steps = math.ceil(WINOGRANDE_L / 8)
     cells = []
     for title, name, gpus in (
@@ -140,7 +140,7 @@ def epoch_table() -> str:
     ):  # fmt: skip
         line = [title]
         for length in (256, 2048):
-            point = one("llama3_8b_winogrande_qlora", [f"task.max_length={length}"])
+            point = first_run("llama3_8b_winogrande_qlora", [f"task.max_length={length}"])
             plan = fit_on_gpus(point, cluster_profile.load_profile(name), gpus).plan
             hours = plan.time.step.total_s * steps / 3600 if plan and plan.time else math.nan
             line.append(f"{hours:.2g} h" if plan else "does not fit")
@@ -152,25 +152,23 @@ def epoch_table() -> str:
 
 
 def scale_page() -> str:
-    """The page on scale, and its figure beside it."""
+    """Returns the page on scale and writes its figure, `scale.svg`."""
     sections, bars = [], []
     for name, cluster in (
         ("llama3_8b", "a100-80"), ("llama3_8b", "h100-80"), ("llama3_70b", "h100-80"),
     ):  # fmt: skip
-        point, known = (
-            one(str(DOCS / "scale" / f"{name}.yaml")),
-            cluster_profile.load_profile(cluster),
-        )
+        point = first_run(str(DOCS / "scale" / f"{name}.yaml"))
+        profile = cluster_profile.load_profile(cluster)
         say(f"scaling {name} on {cluster}")
-        answers = {count: fit_on_gpus(point, known, count) for count in COUNTS}
+        results = {count: fit_on_gpus(point, profile, count) for count in COUNTS}
         counts = ",".join(map(str, COUNTS))
         sections.append(
             f"## {name} on {cluster}\n\n`hpcft plan docs/scale/{name}.yaml -c {cluster} "
-            f"--scale {counts}`\n\n{as_markdown(*scale_table(point, answers))}\n"
+            f"--scale {counts}`\n\n{as_markdown(*scale_table(point, results))}\n"
         )
         bars.append(
             (f"{name}, {cluster}",
-             {n: a.plan.time.step for n, a in answers.items() if a.plan and a.plan.time})
+             {n: r.plan.time.step for n, r in results.items() if r.plan and r.plan.time})
         )  # fmt: skip
     (DOCS / "scale.svg").write_text(figure(bars))
     return f"""# Scale on paper
@@ -179,7 +177,7 @@ Made by `make docs`. Predicted time of an optimizer step on 8 to 1,024 GPUs at a
 of 2,048 sequences of 2,048 tokens, full fine-tuning, with the cheapest layout for each number.
 Compute is FLOPs over a stated efficiency, communication the bytes of ZeRO over the profile's stated
 bandwidth, offload bytes over PCIe and CPU Adam; none of them is taken to overlap
-(`launcher/hpcft/speed.py`, `launcher/hpcft/rates.py`).
+(`launcher/hpcft/planning/step_time.py`, `launcher/hpcft/planning/hardware.py`).
 
 ![GPU hours of 1,000 steps by number of GPUs](scale.svg)
 
@@ -189,8 +187,8 @@ Bars of equal height would be perfect scaling.
 
 
 def figure(groups: list[tuple[str, dict[int, StepTime]]]) -> str:
-    """An SVG of GPU hours per 1,000 steps, stacked by what they go into."""
-    wide, tall, top, left = 230, 300, 50, 40
+    """Returns an SVG of GPU hours per 1,000 steps, stacked by compute, communication, offload."""
+    wide, tall, top, left = 230, 300, 50, 40  # of a group of bars and of the margins, in pixels
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide * len(groups)}" '
         f'height="{top + tall + 60}" font-family="sans-serif" font-size="11">',
@@ -231,7 +229,7 @@ def figure(groups: list[tuple[str, dict[int, StepTime]]]) -> str:
 
 
 def failures_page() -> str:
-    """The page on the classes of failures."""
+    """Returns the page on the classes of failures."""
     header = ["class", "what has happened", "Slurm's state", "hpcft", "what you can do"]
     cells = [
         [f"`{row.name}`", row.means, ", ".join(row.states), row.policy, row.next_step]
@@ -240,18 +238,18 @@ def failures_page() -> str:
     policies = "\n".join(f"- **{name}**: it {words}." for name, words in POLICIES.items())
     return f"""# How runs fail, and what is done about it
 
-Made by `make docs` of `launcher/hpcft/failures/classes.py`, which also holds the patterns that are
-evidence of each class. `hpcft explain RUN` says of a run which it was, with the decisive line, the
-rank, its node and the file that the line stands in; `hpcft status` and `hpcft collect` show the
-class and a sentence.
+Made by `make docs` from `launcher/hpcft/recovery/diagnosis/classes.py`, which also holds the text
+patterns of each class. `hpcft explain RUN` names the class of a run's failure, with the line that
+shows it, the rank, its node and the file with that line; `hpcft status` and `hpcft collect` show
+the class and a sentence.
 
 {as_markdown(header, cells)}
 
 {policies}
 
-What a rank itself knows (whose memory it was, who was late, which rungs were tried) counts before
-what its texts tell, the texts of ranks before their logs, a cause before what follows from it, and
-Slurm's state where nobody said anything. A run whose state nobody knows has not failed.
+Evidence counts in this order: what a rank itself found out (whose memory ran out, which rank was
+late, which fallbacks were tried), the errors that ranks wrote, their logs, and Slurm's state. A
+cause counts before the errors that follow from it. A run whose state is unknown has not failed.
 """
 
 

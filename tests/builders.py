@@ -17,11 +17,13 @@ from hpcft.config import cluster_profile
 from hpcft.config.recipe import load_recipe
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core import run_index
+from hpcft.core.checkpoints import LATEST_FILE, MARKER_FILE
 from hpcft.core.errors import ClusterError, InputError
 from hpcft.core.files import create_folder, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import (
     Attempt,
+    Checkpoint,
     Cluster,
     EvaluatedLayout,
     Job,
@@ -32,18 +34,23 @@ from hpcft.core.records import (
     ParameterCount,
     Plan,
     Progress,
+    RankError,
     Recovery,
     RunRecord,
 )
 from hpcft.jobs import results, status
 from hpcft.planning import planner
+from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.memory.trace_types import KINDS, LinearBytes, StepMemory, TracedStep
-from hpcft.recovery import diagnosis
-from hpcft.scheduler import slurm
+from hpcft.scheduler import slurm_commands
 from hpcft.scheduler.job_state import JobState
+from hpcft.scheduler.protocol import JobRequest
 
 if TYPE_CHECKING:
+    from hpcft.recovery.run import Run
     from hpcft.tasks.few_shot.requests import PromptRequest
+    from hpcft.training.context import WorkerContext
+    from hpcft.training.distributed.rank_env import RankInfo
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,6 +147,17 @@ resources: { nodes: 1, gpus_per_node: 2, zero_stage: 0, time_min: 10 }
 """
 
 
+# ---------------------------------------------------------------- golden files
+
+
+def check_golden(name: str, text: str) -> None:
+    """Compares a text with a golden file; `HPCFT_GOLDEN=write` rewrites the file instead."""
+    file = ROOT / "tests" / "golden" / name
+    if os.environ.get("HPCFT_GOLDEN") == "write":
+        file.write_text(text)
+    assert text == file.read_text()
+
+
 # ---------------------------------------------------------------- recipe files
 
 
@@ -209,18 +227,32 @@ def layout(stage: int, ranks: int = 1, **changes: Any) -> Layout:
     return Layout(**(fields | changes))
 
 
-def plan_of(made: FullRecipe, site: Cluster, facts: ModelFacts, **options: Any) -> Plan:
-    """The plan of a made-up model."""
-    return planner.make_plan(made, site, facts, trace=linear_trace(facts), **options)
+def plan_inputs(
+    made: FullRecipe | None = None,
+    site: Cluster | None = None,
+    known: ModelFacts | None = None,
+    **fields: Any,
+) -> PlanInputs:
+    """Returns the inputs of a plan, by default of a made-up recipe and model on A100s."""
+    known = known or facts()
+    trace = linear_trace(known)
+    return PlanInputs(made or recipe(), site or cluster("a100-80"), known, trace=trace, **fields)
 
 
-def layouts_of(made: FullRecipe, site: Cluster, facts: ModelFacts) -> list[EvaluatedLayout]:
-    """All layouts of a made-up model."""
-    return planner.evaluate_all(made, site, facts, trace=linear_trace(facts))
+def plan_of(
+    made: FullRecipe, site: Cluster, known: ModelFacts, *, brief: bool = False, **fields: Any
+) -> Plan:
+    """Returns the plan of a made-up model."""
+    return planner.make_plan(plan_inputs(made, site, known, **fields), brief=brief)
+
+
+def layouts_of(made: FullRecipe, site: Cluster, known: ModelFacts) -> list[EvaluatedLayout]:
+    """Returns all layouts of a made-up model."""
+    return planner.evaluate_all(plan_inputs(made, site, known))
 
 
 def linear_trace(facts: ModelFacts) -> Callable[[TracedStep], StepMemory]:
-    """A step in three moments: the end of the forward pass, the backward pass, the optimizer.
+    """Makes a stand-in for `step_memory` with three moments: forward, backward, optimizer.
 
     Korthikanti et al. 2022 (arXiv:2205.05198, equation 1) count 34 B S H bytes a layer in 16 bits
     for F = 4 H, of which 16 of width F; with checkpointing a layer keeps 2 B S H.
@@ -239,22 +271,24 @@ def linear_trace(facts: ModelFacts) -> Callable[[TracedStep], StepMemory]:
         kept = 2 * step.task.max_length * facts.hidden_size
         each = kept * facts.layers + layer if step.checkpointing else layer * facts.layers
         logits = step.task.max_length * facts.logits_width * (width + 8)
-        parts = logits // step.loss_chunks
-        there = {"weights": weights, "optimizer states": states}
-        behind = {**there, "gradients": gradients}
+        chunk = logits // step.loss_chunks
+        persistent = {"weights": weights, "optimizer states": states}
+        backward = {**persistent, "gradients": gradients}
         if step.zero_stage in (1, 2):
-            behind["gradient shards"] = width * p.trainable
-        optimizer = {**there, "gradients": gradients}
+            backward["gradient shards"] = width * p.trainable
+        optimizer = {**persistent, "gradients": gradients}
         acts = each * width // 2
         return StepMemory(
             training=[
-                _line("forward head", there, {"activations": acts, "logits and loss": parts}),
-                _line("backward 0", behind, {"activations": acts // 4}),
+                _line("forward head", persistent, {"activations": acts, "logits and loss": chunk}),
+                _line("backward 0", backward, {"activations": acts // 4}),
                 _line("optimizer", optimizer, {}),
             ],
             evaluation=[
                 _line(
-                    "evaluation head", there, {"activations": layer // 4, "logits and loss": parts}
+                    "evaluation head",
+                    persistent,
+                    {"activations": layer // 4, "logits and loss": chunk},
                 )
             ],
         )
@@ -262,16 +296,16 @@ def linear_trace(facts: ModelFacts) -> Callable[[TracedStep], StepMemory]:
     return trace
 
 
-def _line(part: str, fixed: dict[str, int], each: dict[str, int]) -> LinearBytes:
-    by_kind = [[sizes.get(kind, 0) for kind in KINDS] for sizes in (fixed, each)]
-    return LinearBytes(part=part, fixed=by_kind[0], each=by_kind[1])
+def _line(segment: str, fixed: dict[str, int], per_example: dict[str, int]) -> LinearBytes:
+    by_kind = [[sizes.get(kind, 0) for kind in KINDS] for sizes in (fixed, per_example)]
+    return LinearBytes(segment=segment, fixed=by_kind[0], per_example=by_kind[1])
 
 
 # ---------------------------------------------------------------- made-up run folders
 
 AWAY = ClusterError("squeue failed (1): Unable to contact slurm controller")
 GIB = 2**30
-# What PyTorch says when a GPU is full, and of whom.
+# PyTorch's message if a GPU is full. `who` says which processes hold its memory.
 OOM = ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.25 GiB. GPU 0 has a total "
        "capacity of 14.74 GiB of which 1.12 GiB is free. {who}Of the allocated memory 13.01 GiB is "
        "allocated by PyTorch, and 402.51 MiB is reserved by PyTorch but unallocated.")  # fmt: skip
@@ -279,76 +313,94 @@ MINE = "Including non-PyTorch memory, this process has 13.61 GiB memory in use. 
 
 
 def run_recipe(seed: int = 1, learning_rate: float = 1e-4, **sections: Any) -> FullRecipe:
-    """The recipe of a run."""
-    made: dict[str, Any] = {
+    """Returns the recipe of a run."""
+    fields: dict[str, Any] = {
         "name": "made", "model": {"path": "x/y"}, "method": {"name": "full"},
         "task": {"name": "classification", "labels": ["a", "b"], "data": {"path": "x/y"}},
         "train": {"seed": seed, "learning_rate": learning_rate}, **sections,
     }  # fmt: skip
-    return FullRecipe.model_validate(made)
+    return FullRecipe.model_validate(fields)
 
 
 def run_record(run_id: str, **metrics: float) -> RunRecord:
-    """What came out of a run."""
+    """Returns the result of a run with these metrics."""
     return RunRecord(
         run_id=run_id, recipe="made", finished_at=1.0, split="test", metrics=metrics,
         parameters=ParameterCount(total=66_364_418, trainable=592_130, added=0, largest_layer=0),
         measured=Measurement(wall_s=3600.0, gpu_hours=2.0, peak_memory_bytes=3 * GIB,
                           peak_host_bytes=GIB),
         predicted_memory_bytes=4 * GIB,
+        versions={"torch": "2.9.1"},
     )  # fmt: skip
 
 
-def run_plan() -> Plan:
-    """A plan of round numbers."""
-    laid = Layout(nodes=1, ranks_per_node=1, per_device_train_batch_size=1,
-                  gradient_accumulation_steps=1, gradient_checkpointing=False, zero_stage=0,
-                  offload_optimizer="none", offload_param="none")  # fmt: skip
+def run_plan(**changes: Any) -> Plan:
+    """Returns a plan of round numbers."""
+    layout = Layout(nodes=1, ranks_per_node=1, per_device_train_batch_size=1,
+                    gradient_accumulation_steps=1, gradient_checkpointing=False, zero_stage=0,
+                    offload_optimizer="none", offload_param="none")  # fmt: skip
     facts = ModelFacts(
         model_type="bert", layers=1, hidden_size=1, vocab_size=1, logits_width=1,
         parameters=ParameterCount(total=8_537_680_896, trainable=8_537_680_896, added=0,
                                   largest_layer=0),
     )  # fmt: skip
-    return Plan(recipe="made", cluster="site", accelerator="cuda", layout=laid, precision="bf16",
-                optim="adamw_torch", per_device_eval_batch_size=1, facts=facts,
+    plan = Plan(recipe="made", cluster="site", accelerator="cuda", layout=layout,
+                precision="bf16", optim="adamw_torch", per_device_eval_batch_size=1, facts=facts,
                 gpu_memory=[MemoryItem(name="all", bytes=70 * GIB, rule="")],
                 gpu_capacity_bytes=80 * GIB, host_memory=[], host_capacity_bytes=1,
                 cpus_per_task=1, mem_mib=1, time_min=1)  # fmt: skip
+    return plan.model_copy(update=changes)
 
 
-def recovered_from(paths: RunPaths, step: int, at: float = 1.0, **fields: Any) -> None:
-    """Writes into a run folder that the run has met something, and went on from a step."""
-    known: dict[str, Any] = {"number": 1, "job_id": "11", "rank": 1, "node": "n2", "cause": "nccl",
-                             "evidence": "peer gone", "action": "requeue"}  # fmt: skip
-    paths.recoveries.mkdir()
-    made = Recovery(at=at, step=step, layout=run_plan().layout, per_device_eval_batch_size=1,
-                    **(known | fields))  # fmt: skip
-    write_record(paths.recoveries / "1.json", made)
+def write_recovery(paths: RunPaths, step: int, at: float = 1.0, **fields: Any) -> None:
+    """Writes into a run folder that the run was requeued after a failure, and from which step."""
+    defaults: dict[str, Any] = {"number": 1, "job_id": "11", "rank": 1, "node": "n2",
+                                "cause": "nccl", "evidence": "peer gone", "action": "requeue",
+                                "layout": run_plan().layout,
+                                "per_device_eval_batch_size": 1}  # fmt: skip
+    recovery = Recovery(at=at, step=step, **(defaults | fields))
+    paths.recoveries.mkdir(exist_ok=True)
+    write_record(paths.recoveries / f"{recovery.number}.json", recovery)
 
 
 def run_progress(age_s: float = 0.0, **fields: Any) -> Progress:
-    """A heartbeat, so many seconds old."""
+    """Returns a heartbeat that is some seconds old."""
     now = time.time()
-    known: dict[str, Any] = {"phase": "training", "step": 30, "total_steps": 120, "node": "n7",
-                             "loss": 0.51234, "eta_s": 75.0, "memory_bytes": GIB,
-                             "peak_memory_bytes": 2 * GIB, "tokens_per_s": 12345.6}  # fmt: skip
-    return Progress(updated_at=now - age_s, started_at=now - 100, **(known | fields))
+    defaults: dict[str, Any] = {"phase": "training", "step": 30, "total_steps": 120, "node": "n7",
+                                "loss": 0.51234, "eta_s": 75.0, "memory_bytes": GIB,
+                                "peak_memory_bytes": 2 * GIB,
+                                "tokens_per_s": 12345.6}  # fmt: skip
+    return Progress(updated_at=now - age_s, started_at=now - 100, **(defaults | fields))
+
+
+def job_request(
+    cluster: Cluster, logs: Path, runs: list[Path], *, exclude: list[str] | None = None
+) -> JobRequest:
+    """Returns a job on two nodes of four ranks; an array if it is for several runs."""
+    layout = Layout(nodes=2, ranks_per_node=4, per_device_train_batch_size=1,
+                    gradient_accumulation_steps=4, gradient_checkpointing=True, zero_stage=3,
+                    offload_optimizer="none", offload_param="none")  # fmt: skip
+    plan = run_plan(layout=layout, cpus_per_task=12, mem_mib=49152, time_min=90, partition="gpu")
+    return JobRequest(cluster=cluster, plan=plan, name="made",
+                      token="hpcft-0123456789ab-0-89abcdef", runs=runs, logs=logs, entry=print,
+                      exclude=exclude or [])  # fmt: skip
 
 
 @dataclass
 class Runs:
-    """Writes run folders, and answers for Slurm in their stead."""
+    """A runs folder whose run folders the test writes, and the Slurm that is asked about them."""
 
     root: Path
     states: dict[str, JobState] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
     away: ClusterError | None = None
     asked: list[str] = field(default_factory=list)
+    """Job ids that Slurm was asked about; "tokens" for each search by token."""
 
     def add(self, run_id: str, *, job_id: str | None = "11", scheduler: str = "slurm",
             parts: tuple[Any, ...] = (), errors: tuple[tuple[str, str], ...] = (),
             log: str = "", **fields: Any) -> RunPaths:  # fmt: skip
-        """A run folder with these records, rank errors and this error log."""
+        """Writes a run folder with these records, rank errors and this error log."""
         paths = RunPaths(self.root / "made" / run_id)
         create_folder(paths.folder)
         paths.logs.mkdir()
@@ -360,9 +412,9 @@ class Runs:
             logs=str(paths.logs),
             host=os.uname().nodename,
         )
-        known: dict[str, Any] = {"run_id": run_id, "recipe": "made", "cluster": "site",
-                                 "scheduler": scheduler, "attempts": [attempt]}  # fmt: skip
-        write_record(paths.job, Job(**(known | fields)))
+        defaults: dict[str, Any] = {"run_id": run_id, "recipe": "made", "cluster": "site",
+                                    "scheduler": scheduler, "attempts": [attempt]}  # fmt: skip
+        write_record(paths.job, Job(**(defaults | fields)))
         files = {RunRecord: paths.result, Progress: paths.progress, Plan: paths.plan,
                  FullRecipe: paths.recipe}  # fmt: skip
         for part in parts:
@@ -371,43 +423,51 @@ class Runs:
                 os.utime(paths.progress, (part.updated_at, part.updated_at))
         for rank, (kind, message) in enumerate(errors):
             paths.errors.mkdir(exist_ok=True)
-            said = diagnosis.RankError(rank=rank, node=f"n{rank}", at=10.0 + rank, kind=kind,
-                                      message=message)  # fmt: skip
-            write_record(paths.errors / f"{rank}.json", said)
+            error = RankError(rank=rank, node=f"n{rank}", at=10.0 + rank, kind=kind,
+                              message=message)  # fmt: skip
+            write_record(paths.errors / f"{rank}.json", error)
         if log:
             (paths.logs / f"{job_id}_0_log.err").write_text(log)
         return paths
 
-    def view(self, run_id: str) -> status.RunStatus:
-        """What is known of a run."""
-        ((paths, job),) = run_index.find_runs(self.root, run_id)
-        return status.run_status(paths, job)
+    def find(self, run_id: str) -> run_index.FoundRun:
+        """Returns the run folder of a run."""
+        (run,) = run_index.find_runs(self.root, run_id)
+        return run
+
+    def status_of(self, run_id: str) -> status.RunStatus:
+        """Returns the status of a run."""
+        return status.run_status(self.find(run_id))
+
+    def statuses(self) -> list[status.RunStatus]:
+        """Returns the status of all runs."""
+        return status.run_statuses(run_index.list_runs(self.root))
 
     def rows(self) -> list[results.ResultRow]:
-        """The table of all runs."""
-        return results.result_rows(status.run_statuses(run_index.list_runs(self.root)))
+        """Returns the rows of results of all runs."""
+        return results.result_rows(self.statuses())
 
 
-def made_in(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """No runs yet, in a folder; from now on they are asked for the states of jobs."""
-    made = Runs(workplace / "runs")
-    (made.root / "made").mkdir(parents=True)
+def make_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Returns a runs folder without runs; from now on it answers instead of Slurm."""
+    runs = Runs(workplace / "runs")
+    (runs.root / "made").mkdir(parents=True)
 
-    def states(job_ids: list[str]) -> dict[str, JobState]:
-        made.asked += job_ids
-        unknown = JobState("UNKNOWN", str(made.away) if made.away else "nobody knows the job")
-        known = {} if made.away else made.states
+    def job_states(job_ids: list[str]) -> dict[str, JobState]:
+        runs.asked += job_ids
+        unknown = JobState("UNKNOWN", str(runs.away) if runs.away else "nobody knows the job")
+        known = {} if runs.away else runs.states
         return {job_id: known.get(job_id, unknown) for job_id in job_ids}
 
-    def by_token() -> dict[tuple[str, int | None], str]:
-        made.asked.append("tokens")
-        if made.away:
-            raise made.away
-        return {(token, None): job_id for token, job_id in made.tokens.items()}
+    def ids_by_token() -> dict[tuple[str, int | None], str]:
+        runs.asked.append("tokens")
+        if runs.away:
+            raise runs.away
+        return {(token, None): job_id for token, job_id in runs.tokens.items()}
 
-    monkeypatch.setattr(slurm, "job_states", states)
-    monkeypatch.setattr(slurm, "ids_by_token", by_token)
-    return made
+    monkeypatch.setattr(slurm_commands, "job_states", job_states)
+    monkeypatch.setattr(slurm_commands, "ids_by_token", ids_by_token)
+    return runs
 
 
 # ---------------------------------------------------------------- tiny models
@@ -455,7 +515,7 @@ def bert_folder(folder: Path, *, layers: int = 1, head: bool = True) -> Path:
 
     texts = [row["text"] for row in film_rows(24)]
     tokenizer = train_tokenizer(
-        TokenizerTraining(vocab_size=300), texts, causal=False, segments=True
+        TokenizerTraining(vocab_size=300), texts, causal=False, has_segments=True
     )
     tokenizer.save_pretrained(folder)
     set_seed(0)
@@ -523,3 +583,74 @@ def prompt_request(choices: tuple[int, ...] = (1, 2, 5), count: int = 7) -> list
         PromptRequest([*shots, 3 + i, *tokens(4 + 5 * (i % 4))], [tokens(n) for n in choices])
         for i in range(count)
     ]
+
+
+# ---------------------------------------------------------------- training processes
+
+
+def write_checkpoint(paths: RunPaths, step: int, **changes: Any) -> Path:
+    """Writes a complete checkpoint of ZeRO-3, with a shard of 100 bytes; returns its folder.
+
+    Args:
+        paths: the run's files.
+        step: optimizer step of the checkpoint.
+        changes: fields of its record that differ.
+    """
+    folder = paths.checkpoints / f"checkpoint-{step}"
+    (folder / f"global_step{step}").mkdir(parents=True)
+    (folder / f"global_step{step}/shard.pt").write_bytes(b"x" * 100)
+    (folder / LATEST_FILE).write_text(f"global_step{step}")
+    fields: dict[str, Any] = {
+        "step": step, "at": 1.0, "user_requested": False, "layout": layout(3), "precision": "bf16",
+        "files": {f"global_step{step}/shard.pt": 100}, "tag": f"global_step{step}",
+        "metrics_bytes": 0, "losses": [0.0], "logged_loss": 0.0, "logged_step": 0, "train_s": 1.0,
+    }  # fmt: skip
+    write_record(folder / MARKER_FILE, Checkpoint.model_validate(fields | changes))
+    return folder
+
+
+def worker_context(
+    folder: Path,
+    recipe: FullRecipe,
+    plan: Plan,
+    *,
+    profile: Cluster | None = None,
+    rank: RankInfo | None = None,
+    restart_index: int = 0,
+) -> WorkerContext:
+    """Returns the context of a training process, by default the only rank of a local run.
+
+    Args:
+        folder: the run folder, which needs no files.
+        recipe: the recipe of the run.
+        plan: the plan that the process runs.
+        profile: the cluster profile; by default the shipped profile `local`.
+        rank: the process among the ranks.
+        restart_index: number of recoveries before the process started.
+    """
+    # Imported here, because the reporter imports transformers, which most tests do without.
+    from hpcft.recovery.run import Run
+    from hpcft.training.context import WorkerContext
+    from hpcft.training.distributed.rank_env import RankInfo
+    from hpcft.training.telemetry.progress import ProgressReporter
+
+    run = Run(RunPaths(folder), recipe, profile or cluster("local"))
+    reporter = ProgressReporter(run.paths, rank or RankInfo(0, 1, 0, "here", "1"), restart_index)
+    return WorkerContext(run, plan, reporter, restart_index)
+
+
+def submitted_run(folder: Path, recipe: FullRecipe, profile: Cluster, plan: Plan) -> Run:
+    """Writes the files of a run that was submitted and has no recovery; returns the run.
+
+    Args:
+        folder: the run folder, which exists.
+        recipe: the recipe of the run.
+        profile: the cluster profile.
+        plan: the plan that it was submitted with.
+    """
+    from hpcft.recovery.run import Run
+
+    paths = RunPaths(folder)
+    for file, record in ((paths.recipe, recipe), (paths.cluster, profile), (paths.plan, plan)):
+        write_record(file, record)
+    return Run.open(folder)

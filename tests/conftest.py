@@ -1,4 +1,4 @@
-"""Shared fixtures: the command line in this process, data to vary, one Slurm a session."""
+"""Shared fixtures: the command line in this process, tiny recipes and models, one real Slurm."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 from builders import ASKED, RECIPE, Cli, Said, film_rows, write_rows
 
-# Of rouge_score: when logging is set up anew it closes the stream that it logs to, if that is not
-# the process's own; and in a test that is the one which pytest captures with.
+# rouge_score logs through absl. When logging is configured again, absl closes the stream that it
+# logs to unless that is the process's own; in a test it would be the stream that pytest captures.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the user's settings; plans are cached for the session only."""
+    """Hides the user's settings and Hugging Face cache from every test."""
     monkeypatch.delenv("HPCFT_CLUSTER", raising=False)
     monkeypatch.delenv("HPCFT_RUNS_DIR", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -33,7 +33,7 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def cache_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of a module's own: models are counted and traced once, by today's code."""
+    """A cache folder for the tests of one module: models are counted and traced once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -41,7 +41,9 @@ def cache_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs `hpcft …` in this process, as `main()` would, and returns what it said."""
+    """Returns a function that runs `hpcft …` in this process and returns what it printed."""
+    # With other versions than the tested ones (`make test-newest`) a test would get the note.
+    monkeypatch.setattr("hpcft.cli.app.untested_versions_note", lambda _: "")
 
     def run(*arguments: object) -> Said:
         from hpcft.cli.app import main
@@ -59,7 +61,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder."""
+    """An empty folder, which is the current one."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -68,7 +70,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tiny(workplace: Path) -> Path:
-    """A valid recipe of a tiny model with its data beside it; tests vary its text."""
+    """The file of a valid recipe of a tiny model, next to its data; tests vary its text."""
     rows = film_rows(12)
     write_rows(workplace / "train.jsonl", rows)
     write_rows(workplace / "test.jsonl", rows[:8])
@@ -77,12 +79,12 @@ def tiny(workplace: Path) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- a tiny model that is asked
+# ---------------------------------------------------------------- a tiny model for prompts
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny models wait for threads longer than they compute."""
+    """Uses one thread: tiny models would wait for threads longer than they compute."""
     import torch
 
     before = torch.get_num_threads()
@@ -93,7 +95,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose tokens are bytes."""
+    """The folder of a tiny Llama whose tokens are bytes."""
     from builders import llama_folder
 
     return llama_folder(tmp_path_factory.mktemp("llama") / "base")
@@ -115,7 +117,7 @@ def model(base: Path) -> Any:
 
 @pytest.fixture
 def asked(workplace: Path, base: Path) -> Path:
-    """A recipe of a tiny model that is asked, with its data beside it."""
+    """The file of a recipe that prompts a tiny model, next to its data."""
     (workplace / "base").symlink_to(base)
     splits = {"train": [("film", 24)], "test": [("play", 40)]}
     for split, ((noun, count),) in splits.items():
@@ -127,15 +129,15 @@ def asked(workplace: Path, base: Path) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- made-up runs
+# ---------------------------------------------------------------- fake runs
 
 
 @pytest.fixture
 def runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """Runs whose folders are written by the test, and whose scheduler answers as it says."""
-    from builders import made_in
+    """A runs folder that the test fills, with a fake Slurm that answers what the test says."""
+    from builders import make_runs
 
-    return made_in(workplace, monkeypatch)
+    return make_runs(workplace, monkeypatch)
 
 
 # ---------------------------------------------------------------- a real Slurm
@@ -146,7 +148,7 @@ SLURM_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "slurmdbd", "mariad
 
 @pytest.fixture(scope="session")
 def testbed() -> Iterator[Any]:
-    """A real Slurm of four nodes, one for the whole session; its environment is exported."""
+    """A real Slurm of four nodes for the whole session; its environment variables are set."""
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [name for name in SLURM_PROGRAMS if shutil.which(name, path=path) is None]
     if missing:

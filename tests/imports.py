@@ -1,4 +1,4 @@
-"""What a command imports, in a process of its own, as a user starts it."""
+"""Runs a command in a process of its own, and returns the modules that it has imported."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ print("IMPORTED", time.process_time(), *sorted(sys.modules))
 
 
 @dataclass(frozen=True)
-class Imported:
-    """A command that has ended well."""
+class ImportReport:
+    """What a command that ended with success had used."""
 
     cpu_s: float
-    """Seconds of processor time until then."""
+    """Seconds of processor time."""
 
     modules: set[str]
-    """What it had imported, submodules too."""
+    """Names of the imported modules, with submodules."""
 
     after: list[str]
-    """Lines that `then` has printed."""
+    """Lines that the further code has printed."""
 
 
-def imported_by(*arguments: str, cwd: Path, then: str = "", **environment: str) -> Imported:
-    """Runs a command of hpcft, and further Python in the same process."""
+def imported_by(*arguments: str, cwd: Path, then: str = "", **environment: str) -> ImportReport:
+    """Runs a command of hpcft, and then further Python code in the same process."""
     done = subprocess.run(
         [sys.executable, "-c", COMMAND + then, *arguments], cwd=cwd, capture_output=True,
         text=True, env={**os.environ, **environment}, timeout=120, check=True,
     )  # fmt: skip
     lines = done.stdout.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("IMPORTED "))
-    _, seconds, *modules = lines[at].split()
-    return Imported(float(seconds), set(modules), lines[at + 1 :])
+    index = next(i for i, line in enumerate(lines) if line.startswith("IMPORTED "))
+    _, seconds, *modules = lines[index].split()
+    return ImportReport(float(seconds), set(modules), lines[index + 1 :])

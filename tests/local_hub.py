@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on this machine: the few addresses that fetching a snapshot needs."""
+"""A small Hugging Face hub on this machine: only the addresses that a download needs."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class LocalHub:
         self.gated: set[str] = set()
         """Repositories that need a token."""
         self.failing: set[str] = set()
-        """File names whose content is answered with an error of the server."""
+        """File names for whose content the server returns an error."""
         self.stated: dict[str, int] = {}
-        """File names to a size that is told instead of the true one."""
+        """Sizes to report instead of the true ones, by file name."""
         self.garbled: set[str] = set()
-        """File names that arrive with other content of the same length."""
+        """File names to serve with other content of the same length."""
         self.down = False
         """Whether every connection is dropped."""
         self.sent: list[str] = []
-        """Files whose content was asked for."""
+        """Files whose content was sent."""
         self.authorised: list[str] = []
-        """Tokens that were sent along."""
+        """Authorization headers of the requests."""
         handler = type("Bound", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
 
     @property
     def url(self) -> str:
-        """What HF_ENDPOINT has to be."""
+        """Value for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> LocalHub:
@@ -60,13 +60,13 @@ class LocalHub:
         self.thread.join()
 
     def repository(self, kind: str, name: str) -> Path:
-        """Folder of a repository; `kind` is models or datasets."""
+        """Creates and returns the folder of a repository; `kind` is models or datasets."""
         folder = self.folder / kind / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def commit(self, repository: Path) -> str:
-        """Commit of what a repository holds now."""
+        """Returns the commit of a repository's present content."""
         digest = hashlib.sha1()
         for file in files_of(repository):
             digest.update(f"{file.relative_to(repository)}\0".encode() + file.read_bytes())
@@ -74,7 +74,7 @@ class LocalHub:
 
 
 def files_of(repository: Path) -> list[Path]:
-    """Files of a repository in order."""
+    """Returns the files of a repository, sorted."""
     return sorted(path for path in repository.rglob("*") if path.is_file())
 
 
@@ -95,18 +95,18 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keeps quiet."""
+        """Logs nothing."""
 
     def do_HEAD(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_POST(self) -> None:
-        self._answer()
+        self._respond()
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         if self.hub.down:
             self.close_connection = True
             return None
@@ -144,14 +144,14 @@ class _Handler(BaseHTTPRequestHandler):
             deep = "true" in parse_qs(address.query.lower()).get("recursive", [])
             return self._json(self._tree(repository, below, deep=deep))
         if verb == "paths-info":
-            asked = (
+            wanted = (
                 json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
             )
-            found = [_entry(repository, repository / path, self.hub.stated) for path in asked
+            entries = [_entry(repository, repository / path, self.hub.stated) for path in wanted
                      if (repository / path).is_file()]  # fmt: skip
-            found += [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
-                      for path in asked if (repository / path).is_dir()]  # fmt: skip
-            return self._json(found)
+            entries += [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
+                      for path in wanted if (repository / path).is_dir()]  # fmt: skip
+            return self._json(entries)
         return self._refuse(404, "EntryNotFound")
 
     def _tree(self, repository: Path, below: str, *, deep: bool = True) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Starts of a run's ranks without a supervisor, which are ended at a step that a test chooses."""
+"""Starts the ranks of a run without a supervisor, and signals them at a chosen step."""
 
 from __future__ import annotations
 
@@ -23,31 +23,35 @@ RANK = """
 import os, sys
 from hpcft.training import worker
 from hpcft.training.modes import answer_log
-from hpcft.training.trainer import checkpointing, save_callback
+from hpcft.training.trainer.checkpointing import CheckpointingTrainer
+from hpcft.training.trainer.save_callback import SaveCallback
 
-at, signum, who, moment = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+at, signum, ranks, moment = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 MOMENTS = {
-    "step": (save_callback.Boundary, "on_step_end", lambda self, args, state, *_: state.global_step),
-    "save": (checkpointing.SavingTrainer, "_complete", lambda self, underway: underway.record.step),
+    "step": (SaveCallback, "on_step_end", lambda self, args, state, *_: state.global_step),
+    "save": (CheckpointingTrainer, "_publish", lambda self, pending: pending.record.step),
     "answer": (answer_log.AnswerFile, "add", lambda self, *_: self._stream.tell()),
 }
-kind, name, reached = MOMENTS[moment]
-done = getattr(kind, name)
+cls, name, progress = MOMENTS[moment]
+original = getattr(cls, name)
 
-def method(*arguments, **rest):
-    if reached(*arguments) >= at >= 0 and who in ("all", os.environ["SUBMITIT_LOCAL_GLOBALID"]):
+def method(*arguments, **options):
+    if progress(*arguments) >= at >= 0 and ranks in ("all", os.environ["SUBMITIT_LOCAL_GLOBALID"]):
         os.kill(os.getpid(), signum)
-    return done(*arguments, **rest)
+    return original(*arguments, **options)
 
-setattr(kind, name, method)
+setattr(cls, name, method)
 worker.main(*sys.argv[5:])
 """
 
 
-def made(folder: Path, recipe: Path, *overrides: str) -> Path:
-    """A run folder as a submission leaves it, or with a new plan; nothing is started."""
-    with patch.object(os, "sched_getaffinity", return_value=range(4)):  # ranks may share a core
-        _, (item,) = prepare.prepare_runs(str(recipe), "local", list(overrides))
+def make_run(folder: Path, recipe: Path, *overrides: str) -> Path:
+    """Writes a run folder as a submission does, or its new plan; starts nothing."""
+    # On machines with fewer cores, ranks share them.
+    with patch.object(os, "sched_getaffinity", return_value=range(4)):
+        _, (item,) = prepare.prepare_runs(
+            str(recipe), cluster_name="local", overrides=list(overrides)
+        )
         site = cluster_profile.load_profile("local").cluster
     files.create_folder(folder)
     paths = RunPaths(folder)
@@ -59,9 +63,9 @@ def made(folder: Path, recipe: Path, *overrides: str) -> Path:
     return folder
 
 
-def copied(folder: Path, to: Path) -> Path:
-    """A run folder of its own, with all that another one holds."""
-    return Path(shutil.copytree(folder, to))
+def copy_run(folder: Path, target: Path) -> Path:
+    """Copies a run folder."""
+    return Path(shutil.copytree(folder, target))
 
 
 def start(
@@ -69,26 +73,27 @@ def start(
     *,
     at: int = -1,
     signum: signal.Signals = signal.SIGKILL,
-    who: str = "all",
+    ranks: str = "all",
     moment: str = "step",
     environment: dict[str, str] | None = None,
 ) -> list[int]:
-    """The exit codes of a run's ranks.
+    """Starts the ranks of a run, and returns their exit codes.
 
     Args:
-        folder: of the run.
-        at: step at which they get a signal: at its end, or when its checkpoint is about to be
-            published; of prompting the bytes that are answered by then.
-        signum: that signal.
-        who: the rank that gets it.
-        moment: `step`, `save` or `answer`.
-        environment: variables beside those of this process.
+        folder: the run folder.
+        at: when ranks get a signal; negative for never. At the moments `step` and `save` it is an
+            optimizer step, at `answer` the size of the answer file in bytes.
+        signum: the signal.
+        ranks: the rank that gets it, or `all`.
+        moment: `step` (at the end of a step), `save` (before a checkpoint is published), or
+            `answer` (before a batch of answers is written).
+        environment: more environment variables.
     """
     plan = json.loads((folder / "plan.json").read_text())
     count = plan["layout"]["nodes"] * plan["layout"]["ranks_per_node"]
     number = len([*(folder / "logs").glob("*.log")])
     (folder / "logs").mkdir(exist_ok=True)
-    ranks: list[subprocess.Popen[bytes]] = []
+    processes: list[subprocess.Popen[bytes]] = []
     for rank in range(count):
         variables = {
             **os.environ, **(environment or {}),
@@ -99,38 +104,39 @@ def start(
         }  # fmt: skip
         log = (folder / f"logs/{number + rank}.log").open("w")
         with log, open(os.devnull, "w") as pipe, open(os.devnull, "w") as stacks:
-            passed = (pipe.fileno(), stacks.fileno())  # no supervisor hears of beats or stacks
-            command = [at, int(signum), who, moment, folder, 0, os.getpid(), *passed]
-            ranks.append(
+            # There is no supervisor to read heartbeats and stacks.
+            child_fds = (pipe.fileno(), stacks.fileno())
+            command = [at, int(signum), ranks, moment, folder, 0, os.getpid(), *child_fds]
+            processes.append(
                 subprocess.Popen(
                     [sys.executable, "-c", RANK, *map(str, command)],
                     env=variables,
                     stdout=log,
                     stderr=log,
-                    pass_fds=passed,
+                    pass_fds=child_fds,
                 )
             )
     try:
-        while any(rank.poll() is None for rank in ranks):
-            if any(rank.poll() not in (None, 0, SAVED_EXIT) for rank in ranks):
-                for rank in ranks:  # as its supervisor would
-                    rank.kill()
+        while any(process.poll() is None for process in processes):
+            if any(process.poll() not in (None, 0, SAVED_EXIT) for process in processes):
+                for process in processes:  # A supervisor would end them too.
+                    process.kill()
             time.sleep(0.05)
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    return [rank.returncode for rank in ranks]
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [process.returncode for process in processes]
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without what is of the clock."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def logged_lines(folder: Path) -> list[dict[str, Any]]:
+    """Reads the lines of metrics.jsonl, without times and speeds."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
         {
             key: value
             for key, value in line.items()
             if key != "time" and not key.endswith(("_runtime", "_per_second"))
         }
-        for line in found
+        for line in lines
     ]

@@ -1,4 +1,4 @@
-"""What travels with hpcft: the wheel outside the checkout, and pages that are up to date."""
+"""The wheel works outside the checkout, and generated pages are up to date."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpcft.config import schema
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built wheel, installed into a folder of its own."""
+    """Folder into which the built wheel is installed."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True, timeout=120)
@@ -35,7 +35,9 @@ def _hpcft(installed: Path, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_wheel_finds_recipes_profiles_and_templates(installed: Path, tmp_path: Path) -> None:
+def test_wheel_finds_recipes_profiles_and_templates_outside_the_checkout(
+    installed: Path, tmp_path: Path
+) -> None:
     recipes = _hpcft(installed, tmp_path, "recipes").splitlines()
     shipped = sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
     assert [line.split("\t")[0] for line in recipes[1:]] == shipped

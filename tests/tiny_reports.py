@@ -1,7 +1,7 @@
-"""What the shipped recipes need, small: models of the same architecture, data of the same columns.
+"""Makes small models and data for the shipped recipes: same architectures, same columns.
 
-The data sets are written by a grammar, so that a right answer can be learnt and a held-out example
-is new. Columns and splits are those of the hub's data sets that the recipes name.
+A grammar writes the data sets, so that the right answer can be learnt, and held-out examples are
+new. Columns and splits are those of the hub's data sets that the recipes name.
 """
 
 from __future__ import annotations
@@ -26,68 +26,74 @@ BAD = ("dreadful", "boring", "clumsy", "tedious", "awful", "lifeless", "stupid",
 PARTS = ("plot", "cast", "music", "ending", "dialogue", "camera work", "first half", "pacing")
 
 
-def _opinion(chance: random.Random, good: bool, sentences: int) -> str:
+def _opinion(rng: random.Random, good: bool, sentences: int) -> str:
     words = GOOD if good else BAD
     return " ".join(
-        f"{chance.choice(('The', 'I found the', 'Sadly or not, the'))} {chance.choice(PARTS)} "
-        f"{chance.choice(('was', 'is', 'seemed'))} {chance.choice(words)}."
+        f"{rng.choice(('The', 'I found the', 'Sadly or not, the'))} {rng.choice(PARTS)} "
+        f"{rng.choice(('was', 'is', 'seemed'))} {rng.choice(words)}."
         for _ in range(sentences)
     )
 
 
-def imdb(chance: random.Random, count: int) -> Rows:
-    """Reviews of a few sentences; `label` 0 is negative, 1 positive."""
-    return [{"text": _opinion(chance, bool(i % 2), chance.randint(2, 6)), "label": i % 2}
+def imdb(rng: random.Random, count: int) -> Rows:
+    """Writes reviews of a few sentences; `label` 0 is negative, 1 positive."""
+    return [{"text": _opinion(rng, bool(i % 2), rng.randint(2, 6)), "label": i % 2}
             for i in range(count)]  # fmt: skip
 
 
-def sst2(chance: random.Random, count: int) -> Rows:
-    """Single sentences."""
-    return [{"sentence": _opinion(chance, bool(i % 2), 1), "label": i % 2, "idx": i}
+def sst2(rng: random.Random, count: int) -> Rows:
+    """Writes reviews of one sentence."""
+    return [{"sentence": _opinion(rng, bool(i % 2), 1), "label": i % 2, "idx": i}
             for i in range(count)]  # fmt: skip
 
 
-def mnli(chance: random.Random, count: int) -> Rows:
-    """0 the hypothesis follows, 1 it may be, 2 it cannot be."""
+def mnli(rng: random.Random, count: int) -> Rows:
+    """Writes pairs: the hypothesis follows (0), is neutral (1) or contradicts (2)."""
     rows: Rows = []
     for i in range(count):
-        name, verb, thing = (chance.choice(words) for words in (NAMES, VERBS, THINGS))
-        said = (
+        name, verb, thing = (rng.choice(words) for words in (NAMES, VERBS, THINGS))
+        hypotheses = (
             f"{name} {verb} a {thing}.",
-            f"{name} {verb} a {thing} because of {chance.choice(NAMES)}.",
+            f"{name} {verb} a {thing} because of {rng.choice(NAMES)}.",
             f"Nobody {verb} a {thing}.",
         )
-        premise = f"{name} {verb} a {thing} in {chance.choice(PLACES)}."
-        rows.append({"premise": premise, "hypothesis": said[i % 3], "label": i % 3, "idx": i})
+        premise = f"{name} {verb} a {thing} in {rng.choice(PLACES)}."
+        rows.append({"premise": premise, "hypothesis": hypotheses[i % 3], "label": i % 3, "idx": i})
     return rows
 
 
-def squad(chance: random.Random, count: int, *, unanswerable: bool = False) -> Rows:
-    """Who lives where; with `unanswerable`, every third question is about somebody else."""
+def squad(rng: random.Random, count: int, *, unanswerable: bool = False) -> Rows:
+    """Writes questions about who lives where.
+
+    Args:
+        rng: source of random numbers.
+        count: number of rows.
+        unanswerable: whether every third question is about a person whom the text does not name.
+    """
     rows: Rows = []
     for i in range(count):
-        *people, stranger = chance.sample(NAMES, 4)
-        homes = chance.sample(PLACES, 3)
+        *people, stranger = rng.sample(NAMES, 4)
+        homes = rng.sample(PLACES, 3)
         context = " ".join(
-            f"{who} lives in {where}." for who, where in zip(people, homes, strict=True)
+            f"{person} lives in {home}." for person, home in zip(people, homes, strict=True)
         )
-        at = chance.randrange(3)
+        at = rng.randrange(3)
         answers = {"text": [homes[at]], "answer_start": [context.index(homes[at])]}
-        who = people[at]
+        person = people[at]
         if unanswerable and i % 3 == 0:
-            who, answers = stranger, {"text": [], "answer_start": []}
-        question = f"Where does {who} live?"
+            person, answers = stranger, {"text": [], "answer_start": []}
+        question = f"Where does {person} live?"
         rows.append({"id": f"q{i}", "title": "Homes", "context": context, "question": question,
                      "answers": answers})  # fmt: skip
     return rows
 
 
-def winogrande(chance: random.Random, count: int) -> Rows:
-    """The one who has the thing is the one who can lend it."""
+def winogrande(rng: random.Random, count: int) -> Rows:
+    """Writes sentences about who lends a thing: the person who has it."""
     rows: Rows = []
     for i in range(count):
-        first, second = chance.sample(NAMES, 2)
-        thing = chance.choice(THINGS)
+        first, second = rng.sample(NAMES, 2)
+        thing = rng.choice(THINGS)
         owner = (first, second)[i % 2]
         sentence = f"{first} met {second}. {owner} has a {thing}, so the {thing} was lent by _ ."
         rows.append({"sentence": sentence, "option1": first, "option2": second,
@@ -95,16 +101,16 @@ def winogrande(chance: random.Random, count: int) -> Rows:
     return rows
 
 
-def wikitext(chance: random.Random, count: int) -> Rows:
-    """Articles as lines: a title, then paragraphs, with empty lines between."""
+def wikitext(rng: random.Random, count: int) -> Rows:
+    """Writes articles as lines: a title, then paragraphs, with empty lines between them."""
     lines = []
     for _ in range(count // 4):
-        thing = chance.choice(THINGS)
+        thing = rng.choice(THINGS)
         lines += [f" = The {thing} = \n", ""]
         for _ in range(2):
-            said = (f"{chance.choice(NAMES)} {chance.choice(VERBS)} the {thing} in "
-                    f"{chance.choice(PLACES)} ." for _ in range(chance.randint(3, 6)))  # fmt: skip
-            lines.append(" " + " ".join(said) + " \n")
+            sentences = (f"{rng.choice(NAMES)} {rng.choice(VERBS)} the {thing} in "
+                    f"{rng.choice(PLACES)} ." for _ in range(rng.randint(3, 6)))  # fmt: skip
+            lines.append(" " + " ".join(sentences) + " \n")
     return [{"text": line} for line in lines]
 
 
@@ -113,26 +119,26 @@ DATA: dict[str, Callable[[random.Random, int], Rows]] = {
     "nyu-mll/glue sst2": sst2,
     "nyu-mll/glue mnli": mnli,
     "rajpurkar/squad": squad,
-    "rajpurkar/squad_v2": lambda chance, count: squad(chance, count, unanswerable=True),
+    "rajpurkar/squad_v2": lambda rng, count: squad(rng, count, unanswerable=True),
     "allenai/winogrande winogrande_l": winogrande,
     "Salesforce/wikitext wikitext-2-raw-v1": wikitext,
 }
 
 
 def source_of(recipe: FullRecipe) -> str:
-    """The hub data set of a recipe, with its configuration."""
+    """Returns the name of a recipe's hub data set, with its configuration."""
     data = recipe.task.data
     return " ".join(part for part in (data.path, data.name) if part)
 
 
 def data_files(recipe: FullRecipe, folder: Path) -> dict[str, Path]:
-    """A local file for each split, with the columns of the recipe's data set."""
+    """Writes a local file for each split, with the columns of the recipe's data set."""
     name = source_of(recipe)
-    here = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
-    here.mkdir(parents=True, exist_ok=True)
+    target = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
+    target.mkdir(parents=True, exist_ok=True)
     return {
         split: write_rows(
-            here / f"{split}.jsonl",
+            target / f"{split}.jsonl",
             DATA[name](random.Random(f"{name} {split}"), 480 if split == "train" else 120),
         )
         for split in split_sources(recipe.task.data)
@@ -148,36 +154,37 @@ DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "a
 
 
 def model_folder(recipe: FullRecipe, folder: Path, texts: Iterator[str]) -> Path:
-    """A random model of the recipe's architecture, scaled down, with a tokenizer of its family."""
+    """Writes a small random model of the recipe's architecture, with a tokenizer of its family."""
     import transformers
 
     spec = recipe.model.config
     assert spec is not None
-    kind = str(spec["model_type"])
-    here = folder / str(recipe.model.path or recipe.model.tokenizer).replace("/", "--")
-    if (here / "config.json").is_file():
-        return here
-    tokenizer = FAMILIES[kind](texts)
+    model_type = str(spec["model_type"])
+    target = folder / str(recipe.model.path or recipe.model.tokenizer).replace("/", "--")
+    if (target / "config.json").is_file():
+        return target
+    tokenizer = FAMILIES[model_type](texts)
     fields = {key: SMALL.get(key, value) for key, value in spec.items()}
     if "num_key_value_heads" in fields:
         shared = int(spec["num_attention_heads"]) // int(spec["num_key_value_heads"])
         fields["num_key_value_heads"] = max(1, 4 // shared)
     fields["vocab_size"] = len(tokenizer)
     fields["pad_token_id"] = tokenizer.pad_token_id
-    # So small a model learns in few steps only if nothing is dropped.
+    # Such a small model learns within a few steps only without dropout.
     config = transformers.AutoConfig.for_model(**fields)
     for name in DROPOUTS:
         if isinstance(getattr(config, name, None), float):
             setattr(config, name, 0.0)
     transformers.set_seed(0)
-    kinds = transformers.AutoModelForMaskedLM, transformers.AutoModelForCausalLM
-    kinds[kind not in ENCODERS].from_config(config).save_pretrained(here)
-    tokenizer.save_pretrained(here)
-    return here
+    is_encoder = model_type in ENCODERS
+    auto = transformers.AutoModelForMaskedLM if is_encoder else transformers.AutoModelForCausalLM
+    auto.from_config(config).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
 
 
 def _word_piece(texts: Iterator[str]) -> Any:
-    """BERT's: lower case, WordPiece, [CLS] and [SEP]."""
+    """Trains a tokenizer like BERT's: lower case, WordPiece, [CLS] and [SEP]."""
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast
 
@@ -195,7 +202,7 @@ def _byte_level(texts: Iterator[str], special: list[str]) -> Any:
 
 
 def _roberta(texts: Iterator[str]) -> Any:
-    """RoBERTa's: byte-level BPE, `<s>` and `</s>`."""
+    """Trains a tokenizer like RoBERTa's: byte-level BPE, `<s>` and `</s>`."""
     from tokenizers.processors import RobertaProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -208,7 +215,7 @@ def _roberta(texts: Iterator[str]) -> Any:
 
 
 def _llama3(texts: Iterator[str]) -> Any:
-    """Llama 3's: byte-level BPE, a token before each text, none to pad with."""
+    """Trains a tokenizer like Llama 3's: byte-level BPE, a start token, no padding token."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -221,7 +228,7 @@ def _llama3(texts: Iterator[str]) -> Any:
 
 
 def _sentence_piece(texts: Iterator[str]) -> Any:
-    """Gemma's and Mistral's: BPE over text whose spaces are `▁`, with bytes to fall back on."""
+    """Trains a tokenizer like Gemma's and Mistral's: BPE with `▁` for spaces, byte fallback."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast

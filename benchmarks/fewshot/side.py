@@ -17,13 +17,13 @@ import torch
 from cases import CASES
 
 from hpcft.tasks.few_shot.batching import make_batches
-from hpcft.tasks.few_shot.requests import PromptRequest, common_prefix
+from hpcft.tasks.few_shot.requests import PromptRequest, common_prefix_length
 from hpcft.tasks.few_shot.scorer import Scorer
 
 
 def hpcft(model: Any, requests: list[PromptRequest], max_tokens: int) -> list[list[float]]:
     """All of it, from the tokens on: the common prefix found and run, the batches made and run."""
-    length = common_prefix(requests)
+    length = common_prefix_length(requests)
     scorer = Scorer(model, requests[0].tokens[:length])
     found: dict[int, list[float]] = {}
     for batch in make_batches(requests, scorer.shared_tokens, max_tokens):

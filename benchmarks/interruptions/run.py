@@ -29,13 +29,13 @@ for place in ("tests", "tests/faults", "slurm/testbed"):
 
 from interrupting import FAULTS, met  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
+from test_slurm_runs import QLORA  # noqa: E402
 
+from builders import llama_folder  # noqa: E402
 from conftest import ASKED, RECIPE, film_rows, write_rows  # noqa: E402
 from hpcft.training.modes import answer_log  # noqa: E402
-from real_runs import folder_of, losses, step, until  # noqa: E402
-from test_slurm_runs import QLORA  # noqa: E402
+from real_runs import current_step, folder_of, losses, until  # noqa: E402
 from testbed import Testbed  # noqa: E402
-from builders import llama_folder  # noqa: E402
 
 # Periodic checkpoints every few seconds: a run of hours has them every half hour.
 OFTEN = ["-o", "resources.checkpoint_min=0.05"]
@@ -62,7 +62,7 @@ class Interruption:
 
     cause: str
     """A function of `tests/faults/interrupting.py`."""
-    step: int
+    current_step: int
     """Step that the run had reached."""
     went_on_from: int = 0
     """Step that it went on from."""
@@ -107,11 +107,11 @@ def interrupted(kind: str, name: str, total: int, testbed: Any, dice: random.Ran
     steps = sorted(dice.sample(range(total // 20, total * 9 // 10), 5))
     found = []
     for cause, at in zip(causes, steps, strict=True):
-        until(lambda at=at: step(folder) >= at, 300.0, f"{name}: step {at}")
-        before, reached, begun = len(met(name)), step(folder), time.monotonic()
+        until(lambda at=at: current_step(folder) >= at, 300.0, f"{name}: step {at}")
+        before, reached, begun = len(met(name)), current_step(folder), time.monotonic()
         FAULTS[cause](name, testbed)
         until(lambda before=before: len(met(name)) > before, 120.0, f"{name}: {cause}")
-        until(lambda reached=reached: step(folder) > reached and training(folder), 300.0, cause)
+        until(lambda reached=reached: current_step(folder) > reached and training(folder), 300.0, cause)
         from_step = met(name)[before].step
         lost_s = time.monotonic() - begun
         found.append(Interruption(cause, reached, from_step, max(reached - from_step, 0), lost_s))
@@ -155,7 +155,7 @@ def report(kinds: list[str], seed: int) -> dict[str, Any]:
             calm = f"{name}-calm"
             hpcft("submit", recipe, "-c", "testbed", *overrides, "-o", f"name={calm}", "--watch")
             calm_s = time.monotonic() - begun
-            total = step(folder_of(calm))
+            total = current_step(folder_of(calm))
             begun = time.monotonic()
             met_with = interrupted(kind, name, total, testbed, random.Random(seed))
             found[kind] = {

@@ -1,4 +1,4 @@
-"""A case of the memory benchmark: a model, a task, a method and a layout, and the recipe of it."""
+"""Defines a case of the memory benchmark: model, task, method and layout, and its recipe."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ INSTRUCTION = {"name": "instruction", "prompt": "{text}", "completion": "{label}
 PROMPTING = {"name": "prompting", "prompt": "{text}", "shots": 8}
 
 PROMPT_PART = 4
-"""A prompt takes this part of a sequence: its labels are ignored."""
+"""One part in four of a sequence is prompt, whose labels are ignored."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run that is measured and predicted."""
+    """One run whose memory is measured and predicted."""
 
     name: str
-    """Says what is special; unique."""
+    """Unique name that says what is special about the case."""
     model: dict[str, Any]
-    """`transformers` configuration, `model_type` among its fields."""
+    """`transformers` configuration with its `model_type`."""
     method: dict[str, Any] = field(default_factory=lambda: {"name": "full"})
-    """The recipe's method."""
+    """Method section of the recipe."""
     task: str = "instruction"
-    """`instruction`, `classification` or `prompting`."""
+    """Name of the task: `instruction`, `classification` or `prompting`."""
     batch: int = 2
-    """Micro-batch, B; of prompts, those of S tokens that a batch has room for."""
+    """Examples of a micro-batch, B; in few-shot prompting, prompts of S tokens per batch."""
     sequence: int = 256
-    """Tokens of every example, S; of every prompt, with its shots and its answer."""
+    """Tokens of every example, S; in few-shot prompting, with its shots and its choice."""
     accumulation: int = 1
-    """Micro-batches of an optimizer step."""
+    """Number of micro-batches per optimizer step."""
     checkpointing: bool = False
-    """Whether activations are recomputed."""
+    """Whether activations are recomputed in the backward pass (gradient checkpointing)."""
     precision: str = "fp32"
-    """`fp32` or `bf16`."""
+    """Compute precision: `fp32` or `bf16`."""
     optim: str = "adamw_torch"
     """Optimizer, as in the recipe."""
     attention: str = "sdpa"
-    """`sdpa` or `eager`."""
+    """Attention implementation: `sdpa` or `eager`."""
     stage: int = 0
-    """ZeRO stage; 0 on several ranks is plain data parallelism."""
+    """ZeRO stage; 0 on several ranks is data parallelism without ZeRO."""
     ranks: int = 1
-    """Processes."""
+    """Number of ranks."""
     loss_chunks: int = 1
-    """Parts in which the loss is computed."""
+    """Number of chunks in which the loss is computed."""
     packed: bool = False
-    """Whether the examples of a micro-batch share a row."""
+    """Whether the examples of a micro-batch are packed into one row."""
     words: tuple[str, ...] = ()
-    """The choices of a prompt."""
+    """Choices of a few-shot prompt."""
 
     @property
     def digest(self) -> str:
-        """Changes when the case does: stored measurements of another case are not taken for it."""
+        """Hash of the case; measurements that were stored with another hash are of another case."""
         fields = asdict(self)
-        for name, default in LATER.items():
+        for name, default in NEW_FIELDS.items():
             if fields[name] == default:
                 del fields[name]
         text = json.dumps(fields, sort_keys=True)
@@ -66,16 +66,16 @@ class Case:
 
     @property
     def labelled_tokens(self) -> int:
-        """Tokens of an example that carry a loss; a quarter of it is prompt."""
+        """Number of tokens of an example that carry a loss; the rest is prompt."""
         return self.sequence - self.sequence // PROMPT_PART
 
     @property
     def threads(self) -> int:
-        """Threads of a rank: two cores are what such a measurement has."""
+        """Number of CPU threads per rank; the benchmark is made for two cores."""
         return 2 if self.ranks == 1 else 1
 
     def recipe(self) -> FullRecipe:
-        """The recipe of the case."""
+        """Returns the recipe of the case."""
         task = {
             "instruction": INSTRUCTION,
             "classification": CLASSIFICATION,
@@ -110,8 +110,8 @@ class Case:
         )
 
 
-LATER: dict[str, Any] = {"loss_chunks": 1, "packed": False, "words": ()}
-"""Fields that came later, and what older cases have: their measurements stay valid."""
+NEW_FIELDS: dict[str, Any] = {"loss_chunks": 1, "packed": False, "words": ()}
+"""Fields added after the first measurements, with the values of those cases, which stay valid."""
 
 STEPS = 3
-"""Optimizer steps of a measurement: Adam's states appear in the first, the third repeats."""
+"""Optimizer steps of a measurement. Adam creates its states in the first; the others repeat."""

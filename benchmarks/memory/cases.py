@@ -1,7 +1,6 @@
-"""The cases of the memory benchmark: small recipes, as data.
+"""Lists the cases of the memory benchmark as data.
 
-A case is in the recipe's own words; `case.py` makes the real recipe of it. Sizes are chosen so that
-a case runs in seconds on two cores.
+`case.py` makes the recipe of a case. Sizes are chosen so that a case runs in seconds on two cores.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from case import Case
 def decoder(
     model_type: str, hidden: int, layers: int, vocab: int = 8000, heads: int = 8, **more: Any
 ) -> dict[str, Any]:
-    """Llama's shape, which its kin share; they differ in the type and in what `more` says."""
+    """Returns a configuration of a model like Llama; `more` adds or replaces fields."""
     return {
         "model_type": model_type,
         "hidden_size": hidden,
@@ -33,7 +32,7 @@ def decoder(
 def encoder(
     model_type: str, hidden: int, layers: int, vocab: int = 12000, **more: Any
 ) -> dict[str, Any]:
-    """BERT's shape; dropout is the architecture's own 0.1 unless `more` says otherwise."""
+    """Returns a configuration of a model like BERT; dropout is 0.1 unless `more` replaces it."""
     return {
         "model_type": model_type,
         "hidden_size": hidden,
@@ -117,7 +116,7 @@ FROZEN_4BIT: dict[str, Any] = {"name": "frozen", "load_in_4bit": True}
 _LABEL = "classification"
 
 
-def _asked(
+def _few_shot(
     name: str,
     model: dict[str, Any],
     words: tuple[str, ...] = ("no", "yes"),
@@ -204,15 +203,16 @@ ONE_PROCESS = [
     Case("gemma3-deep-packed", GEMMA3, packed=True, batch=2, sequence=384),
     Case("llama-lora-packed", LLAMA_GQA, LORA, packed=True, precision="bf16", sequence=384),
     Case("llama-qlora-packed", LLAMA, QLORA, packed=True, batch=3, sequence=200),
-    _asked("llama-few-shot", LLAMA, batch=2, sequence=512),
-    _asked("gemma-few-shot-long-answers", GEMMA, words=("nope", "yes, it is"), batch=2),
-    _asked("llama-few-shot-4bit", LLAMA_120M, method=FROZEN_4BIT, precision="bf16"),
-    _asked("gemma3-few-shot-window", GEMMA3),
+    _few_shot("llama-few-shot", LLAMA, batch=2, sequence=512),
+    _few_shot("gemma-few-shot-long-answers", GEMMA, words=("nope", "yes, it is"), batch=2),
+    _few_shot("llama-few-shot-4bit", LLAMA_120M, method=FROZEN_4BIT, precision="bf16"),
+    _few_shot("gemma3-few-shot-window", GEMMA3),
 ]
 
 # ---------------------------------------------------------------- several ranks
 
-FUSED = "adamw_torch_fused"  # needs no memory of its own, so that the backward pass is the peak
+# The fused optimizer needs no memory of its own, so that the backward pass is the peak.
+FUSED = "adamw_torch_fused"
 
 
 def _sharded(name: str, model: dict[str, Any], ranks: int, stage: int, **more: Any) -> Case:
@@ -280,13 +280,13 @@ ON_GPU = [
 ]
 
 
-def named(name: str) -> Case:
-    """The case of that name.
+def find_case(name: str) -> Case:
+    """Returns the case of that name.
 
     Raises:
-        SystemExit: there is none.
+        SystemExit: no case has that name.
     """
     for case in CASES + ON_GPU:
         if case.name == name:
             return case
-    raise SystemExit(f"there is no case {name!r}; benchmarks/memory/cases.py lists them")
+    raise SystemExit(f"there is no case {name!r}; benchmarks/memory/cases.py lists all cases")

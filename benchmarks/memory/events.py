@@ -1,4 +1,4 @@
-"""The allocator's events of a profile, added up: peaks by phase, and what lived at the peak."""
+"""Adds up the allocator's events of a profile: peaks by phase, and live blocks at the peak."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 MARK = "hpcft: "
-"""Begins the names of the events that bound phases."""
+"""Prefix of the names of the events that begin phases."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Memory taken (or, with a negative size, given back) by the allocator."""
+    """Memory that the allocator allocates or, with a negative size, frees."""
 
     at_ns: int
+    """Time of the event in nanoseconds."""
     address: int
+    """Address of the block."""
     size: int
+    """Bytes; negative when the block is freed."""
     made_in: str
-    """The operation, and what called it, outermost first."""
+    """Operation that allocated the block, with its callers, outermost first."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of the profile."""
+    """One operation of the profile, with start and end in nanoseconds."""
 
     start_ns: int
     end_ns: int
@@ -32,16 +35,16 @@ class Operation:
 
 
 def read(profiler: Any) -> tuple[list[Block], list[Operation]]:
-    """Blocks and operations of a stopped `torch.profiler.profile`, in the order of time."""
+    """Returns the blocks and operations of a stopped `torch.profiler.profile`, ordered by time."""
     import torch
 
     allocation = torch._C._profiler._EventType.Allocation
     blocks: list[Block] = []
     operations: list[Operation] = []
     roots = profiler.profiler.kineto_results.experimental_event_tree()
-    waiting: list[tuple[Any, tuple[str, ...]]] = [(root, ()) for root in roots]
-    while waiting:
-        event, path = waiting.pop()
+    stack: list[tuple[Any, tuple[str, ...]]] = [(root, ()) for root in roots]
+    while stack:
+        event, path = stack.pop()
         if event.tag == allocation:
             fields = event.extra_fields
             blocks.append(
@@ -51,7 +54,7 @@ def read(profiler: Any) -> tuple[list[Block], list[Operation]]:
             operations.append(
                 Operation(event.start_time_ns, event.end_time_ns, event.name, len(path))
             )
-        waiting += [(child, (*path, event.name)) for child in event.children]
+        stack += [(inner, (*path, event.name)) for inner in event.children]
     blocks.sort(key=lambda block: block.at_ns)
     operations.sort(key=lambda operation: operation.start_ns)
     return blocks, operations
@@ -59,31 +62,30 @@ def read(profiler: Any) -> tuple[list[Block], list[Operation]]:
 
 @dataclass
 class Account:
-    """Live memory over the course of a profile."""
+    """Live memory during a profile."""
 
-    marks: list[tuple[str, int, int]]
-    """Each phase: its name, its peak, and what lives at its end."""
+    phases: list[tuple[str, int, int]]
+    """Name of each phase, its peak bytes, and the live bytes at its end."""
     peak_bytes: int
-    """The most that lived at once in the phases that count."""
+    """Peak of the phases that count."""
     peak_at_ns: int
-    """When."""
+    """Time of the peak in nanoseconds."""
     live: list[Block]
-    """What lived then."""
+    """Live blocks at the peak."""
     unseen_frees: int
-    """Blocks whose address was taken again without being seen given back."""
+    """Number of blocks whose address was allocated again although no free was recorded."""
 
 
 def account(blocks: list[Block], operations: list[Operation], counts: str) -> Account:
-    """Adds up the blocks; only phases whose name begins with `counts` can hold the peak."""
-    marks = [("loading", 0)] + [
+    """Adds up the blocks; only phases whose name begins with `counts` can have the peak."""
+    starts = [("loading", 0)] + [
         (o.name.removeprefix(MARK), o.start_ns) for o in operations if o.name.startswith(MARK)
     ]
-    phases = list(zip(marks, [at for _, at in marks[1:]] + [2**63], strict=True))
+    ends = [at for _, at in starts[1:]] + [2**63]
     live: dict[int, Block] = {}
     total = unseen = index = 0
-    found: list[tuple[str, int, int]] = []
-    best = Account(found, 0, 0, [], 0)
-    for (name, _), end in phases:
+    result = Account([], 0, 0, [], 0)
+    for (name, _), end in zip(starts, ends, strict=True):
         peak = total
         while index < len(blocks) and blocks[index].at_ns < end:
             block = blocks[index]
@@ -96,12 +98,12 @@ def account(blocks: list[Block], operations: list[Operation], counts: str) -> Ac
                 total -= before.size
                 unseen += block.size > 0
             peak = max(peak, total)
-            if name.startswith(counts) and total > best.peak_bytes:
-                best.peak_bytes, best.peak_at_ns = total, block.at_ns
-        found.append((name, peak, total))
-    best.unseen_frees = unseen
-    best.live = _live_at(blocks, best.peak_at_ns)
-    return best
+            if name.startswith(counts) and total > result.peak_bytes:
+                result.peak_bytes, result.peak_at_ns = total, block.at_ns
+        result.phases.append((name, peak, total))
+    result.unseen_frees = unseen
+    result.live = _live_at(blocks, result.peak_at_ns)
+    return result
 
 
 def _live_at(blocks: list[Block], at_ns: int) -> list[Block]:
@@ -116,7 +118,7 @@ def _live_at(blocks: list[Block], at_ns: int) -> list[Block]:
 
 
 def groups(live: list[Block]) -> list[dict[str, Any]]:
-    """Live blocks of the same size made in the same place, the largest groups first."""
+    """Returns live blocks grouped by size and operation, the largest groups first."""
     counted = Counter((block.size, block.made_in) for block in live)
     rows = [
         {"bytes": size * count, "count": count, "size": size, "made_in": made_in}
@@ -125,12 +127,18 @@ def groups(live: list[Block]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["bytes"])
 
 
-def around(operations: list[Operation], at_ns: int, most: int) -> list[str]:
-    """The operations that enclose a moment, and the nearest outermost ones before and after it."""
+def around(operations: list[Operation], at_ns: int, limit: int) -> list[str]:
+    """Returns the operations around a moment, as text.
+
+    Args:
+        operations: operations of the profile.
+        at_ns: time of the moment in nanoseconds.
+        limit: number of outer operations before and after it.
+    """
     enclosing = [o for o in operations if o.start_ns <= at_ns <= o.end_ns]
     outer = [o for o in operations if o.depth <= 2]
-    before = [o.name for o in outer if o.end_ns < at_ns][-most:]
-    after = [o.name for o in outer if o.start_ns > at_ns][:most]
+    before = [o.name for o in outer if o.end_ns < at_ns][-limit:]
+    after = [o.name for o in outer if o.start_ns > at_ns][:limit]
     inside = " > ".join(o.name for o in enclosing)
     return [*(f"before: {name}" for name in before), f"AT PEAK: {inside}",
             *(f"after: {name}" for name in after)]  # fmt: skip

@@ -1,7 +1,7 @@
-"""What others estimate for a case: DeepSpeed's and accelerate's own functions, as they stand.
+"""Estimates a case with DeepSpeed's and accelerate's own functions, for comparison.
 
-Neither knows batch, sequence, activations or logits; both answer for training with Adam. Of a model
-that is not trained accelerate tells the size.
+Neither takes batch, sequence, activations or logits into account; both assume training with Adam.
+For a model that is not trained accelerate gives its size.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from hpcft.config import hf_model
 
 
 def deepspeed_bytes(case: Case) -> int | None:
-    """DeepSpeed's estimate for a GPU: ZeRO-3's where the case has it, else ZeRO-2's; no offloading.
+    """Returns DeepSpeed's estimate per GPU without offloading, for ZeRO-3 or else for ZeRO-2.
 
-    It offers none for one process without ZeRO; that of ZeRO-2 on one GPU is the closest. For a
-    model that is not trained nothing is.
+    DeepSpeed has no estimate for one process without ZeRO; ZeRO-2 on one GPU is the closest. It has
+    none for a model that is not trained: the result is then None.
     """
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
@@ -42,7 +42,7 @@ def deepspeed_bytes(case: Case) -> int | None:
 
 
 def accelerate_bytes(case: Case) -> int:
-    """The «training using Adam» that accelerate prints, four times the model in its type."""
+    """Returns accelerate's «training using Adam»: four times the model in its type."""
     from accelerate.commands.estimate import estimate_training_usage
     from accelerate.utils import calculate_maximum_sizes
 

@@ -1,6 +1,6 @@
-"""One rank of a measured case: the product's own loading and Trainer, or asking, on made-up tokens.
+"""Runs one rank of a measured case: real training or few-shot scoring, on random tokens.
 
-Started by `measure.py`, in a process of its own: `rank.py CASE FOLDER RANK`.
+`measure.py` starts it in a process of its own: `rank.py CASE FOLDER RANK`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import cases
 import events
 from case import STEPS, Case
 
+from hpcft.config import cluster_profile
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.files import read_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Plan
@@ -26,20 +28,20 @@ from hpcft.training.distributed import rank_env
 
 
 def run(case: Case, folder: Path, rank: int) -> dict[str, Any]:
-    """Trains or asks as the case says, and returns what this rank needed."""
+    """Trains or prompts as the case says, and returns this rank's measurement."""
     plan = read_record(folder / "plan.json", Plan)
-    me = rank_env.RankInfo(rank, case.ranks, rank, "here", "0")
-    rank_env._set_environment(me, plan)
+    info = rank_env.RankInfo(rank, case.ranks, rank, "localhost", "0")
+    rank_env._set_environment(info, plan)
     if case.ranks > 1 and plan.accelerator == "cpu":
-        _let_gloo_go_first()
+        _wait_for_gloo_threads()
     recording = Recording(on_gpu=plan.accelerator == "cuda")
-    work = _ask if case.task == "prompting" else _train
-    work(case, plan, RunPaths(folder), recording)
+    run_case = _prompt if case.task == "prompting" else _train
+    run_case(case, plan, RunPaths(folder), recording)
     return recording.result()
 
 
 class Recording:
-    """The memory of a rank, by phase of its work."""
+    """Records the memory of a rank by phase: on a CPU with a profiler, on a GPU its counters."""
 
     def __init__(self, *, on_gpu: bool) -> None:
         from torch.profiler import ProfilerActivity, profile
@@ -50,22 +52,22 @@ class Recording:
         self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
 
     def begin(self) -> None:
-        """What follows is recorded."""
+        """Starts recording."""
         self.rss_before_bytes = _resident_bytes("VmRSS")
         if not self.on_gpu:
             self.profiler.start()
 
     def mark(self, name: str) -> None:
-        """The phase of that name begins."""
+        """Starts a phase of that name."""
         from torch.profiler import record_function
 
         with record_function(f"{events.MARK}{name}"):
             pass
 
-    def step(self, of: str = "") -> None:
-        """A step begins, or a part of it."""
-        if of:
-            self.mark(f"step {len(self.times)}, {of}")
+    def step(self, part: str = "") -> None:
+        """Starts a step, or a named part of the current step."""
+        if part:
+            self.mark(f"step {len(self.times)}, {part}")
             return
         if self.on_gpu and not self.times:
             import torch
@@ -75,15 +77,15 @@ class Recording:
         self.mark(f"step {len(self.times)}")
 
     def end(self) -> None:
-        """The last step has ended."""
+        """Ends the last step."""
         self.times.append(time.perf_counter())
         self.mark("end")
 
     def result(self) -> dict[str, Any]:
-        """What was needed."""
+        """Returns the measurement, in bytes and seconds."""
         import torch
 
-        found: dict[str, Any] = {
+        measured: dict[str, Any] = {
             "rss_bytes": _resident_bytes("VmHWM"),
             "rss_before_bytes": self.rss_before_bytes,
             "threads": torch.get_num_threads(),
@@ -91,13 +93,13 @@ class Recording:
         }
         if self.on_gpu:
             free, total = torch.cuda.mem_get_info()
-            return found | {
+            return measured | {
                 "peak_bytes": torch.cuda.max_memory_allocated(),
                 "reserved_bytes": torch.cuda.max_memory_reserved(),
                 "device_bytes": total - free,
             }
         self.profiler.stop()
-        return found | _added_up(self.profiler)
+        return measured | _account(self.profiler)
 
 
 # ---------------------------------------------------------------- training
@@ -112,7 +114,7 @@ def _train(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> Non
     from hpcft.training.trainer import model
 
     class Marks(TrainerCallback):  # type: ignore[misc]
-        """Bounds the phases of the profile."""
+        """Starts the phases of the profile."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             recording.mark("setup")
@@ -135,38 +137,45 @@ def _train(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> Non
     split = prepare.PreparedSplit(datasets.Dataset.from_list(rows), [])
     recording.begin()
     examples = batch_order.plan_batches(recipe, plan, split.lengths)
-    arguments = finetune.training_arguments(
-        paths, recipe, plan, examples.accumulation, has_validation=False
-    )
+    # The recording takes the place of the reporter, which would write into a run folder.
+    context = _context(paths, recipe, plan, reporter=Marks())
+    arguments = finetune.training_arguments(context, examples.accumulation, has_validation=False)
     rank_env.init_process_group(plan)
-    loaded = model.load_model(paths, recipe, plan, tokenizer)
+    loaded = model.load_model(context, tokenizer)
     _own_storage(loaded)
-    trainer = finetune.make_trainer(
-        recipe, plan, arguments, loaded, tokenizer, split, None, Marks()
-    )
-    trainer.order, trainer.max_length = examples, recipe.task.max_length
+    trainer = finetune.make_trainer(context, arguments, loaded, tokenizer, split, None)
+    trainer.batch_plan, trainer.max_length = examples, recipe.task.max_length
     recording.mark("trainer")
     trainer.train()
 
 
+def _context(paths: RunPaths, recipe: FullRecipe, plan: Plan, reporter: Any = None) -> Any:
+    """Returns the context of this rank, as a worker has it."""
+    from hpcft.recovery.run import Run
+    from hpcft.training.context import WorkerContext
+
+    site = cluster_profile.load_profile("local").cluster
+    return WorkerContext(Run(paths, recipe, site), plan, reporter)
+
+
 def _features(case: Case, vocab_size: int) -> list[dict[str, Any]]:
-    """Examples of exactly the sequence length, enough for every step of every rank."""
-    draw = random.Random(0)
+    """Returns examples of exactly the sequence length, enough for every step of every rank."""
+    generator = random.Random(0)
     count = STEPS * case.accumulation * case.batch * case.ranks
     rows = []
     for _ in range(count):
-        ids = [draw.randrange(3, min(vocab_size, 8000)) for _ in range(case.sequence)]
+        ids = [generator.randrange(3, min(vocab_size, 8000)) for _ in range(case.sequence)]
         labels: Any = [-100] * (case.sequence - case.labelled_tokens) + ids[-case.labelled_tokens :]
         if case.task == "classification":
-            labels = draw.randrange(2)
+            labels = generator.randrange(2)
         rows.append({"input_ids": ids, "attention_mask": [1] * case.sequence, "labels": labels})
     return rows
 
 
-# ---------------------------------------------------------------- asking
+# ---------------------------------------------------------------- few-shot prompting
 
 
-def _ask(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
+def _prompt(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
     from hpcft.tasks.few_shot.task import FewShot
     from hpcft.training.data import prepare
     from hpcft.training.modes.few_shot import PromptRunner
@@ -178,32 +187,32 @@ def _ask(case: Case, plan: Plan, paths: RunPaths, recording: Recording) -> None:
     tokenizer = prepare.load_tokenizer(paths)
     group = _prompts(case)
     recording.begin()
-    with model.inference_model(paths, recipe, plan, tokenizer) as loaded:
+    with model.inference_model(_context(paths, recipe, plan), tokenizer) as loaded:
         _own_storage(loaded)
         room = plan.per_device_eval_batch_size * task.max_length
         asker = PromptRunner(loaded, tokenizer, task, max_tokens=room, seed=0)
         recording.mark("trainer")
         recording.mark("setup")
         recording.step()
-        batches = asker.answers([group], {}, rank=0, ranks=1, together=False)
-        for number, (found, _) in enumerate(batches, 1):
-            assert len(found) == MAX_ROWS, f"a batch has {len(found)} prompts"
+        batches = asker.answer_batches([group], {}, rank=0, ranks=1, in_step=False)
+        for number, (answered, _) in enumerate(batches, 1):
+            assert len(answered) == MAX_ROWS, f"a batch has {len(answered)} prompts"
             if number < STEPS:
                 recording.step()
         recording.end()
 
 
 def _prompts(case: Case) -> Any:
-    """Prompts that fill the window and show the same shots, as many to a batch as may be."""
+    """Returns prompts that fill the window with the same shots, the most that a batch may hold."""
     from hpcft.tasks.few_shot.requests import PromptRequest
     from hpcft.training.data.few_shot_prompts import PromptGroup
 
-    draw = random.Random(0)
+    generator = random.Random(0)
 
     def tokens(count: int) -> list[int]:
-        return [draw.randrange(3, 8000) for _ in range(count)]
+        return [generator.randrange(3, 8000) for _ in range(count)]
 
-    # A tokenizer makes of a word no more tokens than it has bytes, and one for the blank before it.
+    # A tokenizer makes at most one token of a byte, and one of the space before the word.
     choices = [tokens(len(word.encode()) + 1) for word in case.words]
     own = case.batch * case.sequence // MAX_ROWS - sum(len(choice) - 1 for choice in choices)
     shots = tokens(case.sequence - own - max(map(len, choices)))
@@ -214,56 +223,56 @@ def _prompts(case: Case) -> Any:
 # ---------------------------------------------------------------- memory
 
 
-def _let_gloo_go_first() -> None:
-    """Makes every wait for a collective last until gloo's threads have let go of its tensors.
+def _wait_for_gloo_threads() -> None:
+    """Makes every wait for a collective last until gloo's threads have freed its tensors.
 
-    The profiler sees this thread only: what another one gives back last would seem to live on.
+    The profiler sees this thread only: a tensor freed by another thread would seem to stay live.
     """
     from torch.distributed import Work
 
     wait = Work.wait
 
-    def patiently(work: Any, *options: Any) -> Any:
+    def wait_longer(work: Any, *options: Any) -> Any:
         result = wait(work, *options)
         time.sleep(0.002)
         return result
 
-    Work.wait = patiently  # type: ignore[assignment, method-assign]
+    Work.wait = wait_longer  # type: ignore[assignment, method-assign]
 
 
 def _own_storage(model: Any) -> None:
-    """Gives weights that still lie in the mapped file their own memory, as on a GPU."""
+    """Copies weights that are still in the mapped file into memory of their own, as on a GPU."""
     for tensor in (*model.parameters(), *model.buffers()):
         if not hasattr(tensor, "ds_id") and getattr(tensor, "quant_state", None) is None:
             tensor.data = tensor.data.clone()
 
 
-def _added_up(profiler: Any) -> dict[str, Any]:
+def _account(profiler: Any) -> dict[str, Any]:
     blocks, operations = events.read(profiler)
-    found = events.account(blocks, operations, "step")
-    by_name = {name: (peak, end) for name, peak, end in found.marks}
+    account = events.account(blocks, operations, "step")
+    by_name = {name: (peak, end) for name, peak, end in account.phases}
     steps = [
-        max(peak for name, peak, _ in found.marks if name.split(",")[0] == f"step {number}")
+        max(peak for name, peak, _ in account.phases if name.split(",")[0] == f"step {number}")
         for number in range(1, STEPS + 1)
     ]
     return {
-        "peak_bytes": found.peak_bytes,
+        "peak_bytes": account.peak_bytes,
         "step_peaks_bytes": steps,
         "before_bytes": by_name["setup"][1],
         "setup_peak_bytes": max(by_name["trainer"][0], by_name["setup"][0]),
         "loading_peak_bytes": by_name["loading"][0],
-        "phases": found.marks,
-        "unseen_frees": found.unseen_frees,
-        "groups": events.groups(found.live),
-        "around": events.around(operations, found.peak_at_ns, 3),
-        "operations": events.around(operations, found.peak_at_ns, 30),
+        "phases": account.phases,
+        "unseen_frees": account.unseen_frees,
+        "groups": events.groups(account.live),
+        "around": events.around(operations, account.peak_at_ns, 3),
+        "operations": events.around(operations, account.peak_at_ns, 30),
     }
 
 
 def _resident_bytes(field: str) -> int:
-    """The resident set now (`VmRSS`) or at its peak (`VmHWM`); Linux counts both in KiB.
+    """Returns the resident set now (`VmRSS`) or at its peak (`VmHWM`), in bytes.
 
-    `getrusage` will not do: its peak begins with that of the process that started this one.
+    `getrusage` does not work here: its peak includes that of the process that started this one.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
@@ -271,7 +280,7 @@ def _resident_bytes(field: str) -> int:
 
 if __name__ == "__main__":
     name, folder, rank = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    result = run(cases.named(name), folder, rank)
+    result = run(cases.find_case(name), folder, rank)
     (folder / f"{rank}.json").write_text(json.dumps(result))
     sys.stdout.flush()
-    os._exit(0)  # gloo's threads may wait for peers that have already ended
+    os._exit(0)  # Gloo's threads may wait for peers that have already exited.

@@ -1,4 +1,4 @@
-"""The benchmark's rows, as text and as Markdown, and whether its bars hold."""
+"""Formats the benchmark's rows as text or Markdown, and checks errors against limits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from statistics import fmean
 
 MIB = 2**20
 
-# Mean and largest |error| in percent, and how far below its measurement a prediction may be.
-BARS = {
+# Largest mean of |error|, largest |error|, and how far a prediction may be too low; in percent.
+LIMITS = {
     ("cpu", "one process"): (0.1, 0.5, 0.5),
     ("cpu", "several ranks"): (1.0, 3.0, 0.5),
     ("cuda", "one process"): (5.0, 5.0, 1.0),
@@ -24,31 +24,31 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One case, measured and predicted, all in bytes."""
+    """One case with its measured and predicted memory."""
 
     case: str
     ranks: int
     stage: int
     measured_bytes: int
-    """What the prediction is held against: on a CPU the peak of the allocator's own events, on a
-    GPU the peak of what its allocator reserved."""
+    """Peak to compare the prediction with: on a CPU of the allocator's events, on a GPU of the
+    reserved memory."""
     predicted_bytes: int | None
     prediction_s: float
-    beside_bytes: dict[str, int]
-    """Other measurements, by the column's name: on a CPU how much the resident set grew."""
+    other_bytes: dict[str, int]
+    """Other measurements by the column's name, for example the growth of the resident set."""
     deepspeed_bytes: int | None
     accelerate_bytes: int
 
     @property
     def error_percent(self) -> float | None:
-        """Predicted over measured; negative where the prediction is too low."""
+        """Error of the prediction in percent; negative if it is too low."""
         if self.predicted_bytes is None:
             return None
         return 100 * (self.predicted_bytes / self.measured_bytes - 1)
 
 
 def cells(row: Row, device: str) -> list[str]:
-    """A row as text, sizes in MiB."""
+    """Returns the cells of a row, with sizes in MiB."""
     error = row.error_percent
     named = {
         "measured": _mib(row.measured_bytes),
@@ -58,7 +58,7 @@ def cells(row: Row, device: str) -> list[str]:
         "DeepSpeed": _mib(row.deepspeed_bytes),
         "accelerate": _mib(row.accelerate_bytes),
         "s": "" if error is None else f"{row.prediction_s:.1f}",
-        **{name: _mib(size) for name, size in row.beside_bytes.items()},
+        **{name: _mib(size) for name, size in row.other_bytes.items()},
     }
     stage = str(row.stage) if row.ranks > 1 else ""
     return [row.case, str(row.ranks), stage, *(named[name] for name in COLUMNS[device])]
@@ -74,7 +74,7 @@ def _mib(size_bytes: int | None) -> str:
 
 
 def text(rows: list[Row], device: str) -> str:
-    """The table in columns."""
+    """Returns the table as text in columns."""
     lines = _lines(rows, device)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -87,42 +87,43 @@ def text(rows: list[Row], device: str) -> str:
 
 
 def markdown(rows: list[Row], device: str) -> str:
-    """The table in Markdown; sizes are MiB."""
+    """Returns the table in Markdown, with sizes in MiB."""
     header, *rest = _lines(rows, device)
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rest))
 
 
 def summary(rows: list[Row], device: str) -> tuple[list[str], bool]:
-    """Errors of both kinds of cases in a line each, the peers' and ours; whether the bars hold."""
+    """Returns a line on the errors of each tool and kind of cases, and whether hpcft's pass."""
     lines: list[str] = []
-    holds = True
+    all_pass = True
     for kind in ("one process", "several ranks"):
-        some = [row for row in rows if (row.ranks == 1) == (kind == "one process")]
-        if not some:
+        of_kind = [row for row in rows if (row.ranks == 1) == (kind == "one process")]
+        if not of_kind:
             continue
         for name in ("deepspeed", "accelerate"):
             off = [
                 abs(100 * (estimate / row.measured_bytes - 1))
-                for row in some
+                for row in of_kind
                 if (estimate := getattr(row, f"{name}_bytes")) is not None
             ]
-            lines.append(f"{kind}, {name}: mean |error| {fmean(off):.1f} %, most {max(off):.1f} %")
-        errors = [(e, row.case) for row in some if (e := row.error_percent) is not None]
+            lines.append(f"{kind}, {name}: mean |error| {fmean(off):.1f} %, max {max(off):.1f} %")
+        errors = [(e, row.case) for row in of_kind if (e := row.error_percent) is not None]
         if not errors:
-            lines.append(f"{kind}, hpcft: {len(some)} cases, none predicted")
-            holds = False
+            lines.append(f"{kind}, hpcft: {len(of_kind)} cases, none predicted")
+            all_pass = False
             continue
-        mean_bar, most_bar, below_bar = BARS[device, kind]
+        mean_limit, max_limit, low_limit = LIMITS[device, kind]
         mean = fmean(abs(error) for error, _ in errors)
-        most, worst = max((abs(error), case) for error, case in errors)
+        highest, worst = max((abs(error), case) for error, case in errors)
         low, lowest = min(errors)
-        good = mean <= mean_bar and most <= most_bar and low >= -below_bar
-        holds = holds and good and len(errors) == len(some)
+        passes = mean <= mean_limit and highest <= max_limit and low >= -low_limit
+        all_pass = all_pass and passes and len(errors) == len(of_kind)
+        verdict = "passed" if passes else "FAILED"
         lines.append(
-            f"{kind}, hpcft: {len(errors)} of {len(some)} cases, "
-            f"mean |error| {mean:.4f} % (bar {mean_bar}), "
-            f"most {most:.3f} % (bar {most_bar}; {worst}), "
-            f"lowest {low:+.3f} % (bar -{below_bar}; {lowest}): {'holds' if good else 'MISSED'}"
+            f"{kind}, hpcft: {len(errors)} of {len(of_kind)} cases, "
+            f"mean |error| {mean:.4f} % (limit {mean_limit}), "
+            f"max {highest:.3f} % (limit {max_limit}; {worst}), "
+            f"lowest {low:+.3f} % (limit -{low_limit}; {lowest}): {verdict}"
         )
-    return lines, holds
+    return lines, all_pass

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from real_runs import children, supervisors
+from real_runs import supervisor_pids, worker_pids
 from testbed_folder import TestbedError
 
 # Shares of the runs. A time limit takes a minute of training: the least that Slurm takes.
@@ -76,12 +76,12 @@ def none(run: Run, testbed: Any) -> Steps:
 
 def kill_child(run: Run, testbed: Any) -> Steps:
     """The training process is killed."""
-    yield from _signal_once(run, children, signal.SIGKILL)
+    yield from _signal_once(run, worker_pids, signal.SIGKILL)
 
 
 def kill_supervisor(run: Run, testbed: Any) -> Steps:
     """The process that watches over the training is killed."""
-    yield from _signal_once(run, lambda folder: supervisors(folder).values(), signal.SIGKILL)
+    yield from _signal_once(run, lambda folder: supervisor_pids(folder).values(), signal.SIGKILL)
 
 
 def cancel(run: Run, testbed: Any) -> Steps:
@@ -111,10 +111,10 @@ def node_down(run: Run, testbed: Any) -> Steps:
 
 def stop(run: Run, testbed: Any) -> Steps:
     """The training process is stopped for some seconds: slow, not stuck."""
-    yield from _signal_once(run, children, signal.SIGSTOP)
+    yield from _signal_once(run, worker_pids, signal.SIGSTOP)
     if run.hit:
         yield STOPPED_S
-        _signalled(children(run.folder), signal.SIGCONT)
+        _signalled(worker_pids(run.folder), signal.SIGCONT)
 
 
 def time_limit(run: Run, testbed: Any) -> Steps:

@@ -1,4 +1,4 @@
-"""Trains with one contender, in a process of its own: `contender.py NAME FOLDER RESULT STEPS`."""
+"""Trains with one contender in this process: `contender.py NAME FOLDER RESULT STEPS`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data import GLOBAL_BATCH, MAX_LENGTH, MICRO_BATCH
 from meter import Meter, Watch
+from skewed_data import GLOBAL_BATCH, MAX_LENGTH, MICRO_BATCH
 
 ACCUMULATION = GLOBAL_BATCH // MICRO_BATCH
 LEARNING_RATE = 1e-4
 
 
 def common(folder: Path, steps: int) -> dict[str, Any]:
-    """Arguments that all Trainers share."""
+    """Returns the arguments that all Trainers share."""
     return {
         "output_dir": str(folder / "out"),
         "per_device_train_batch_size": MICRO_BATCH,
@@ -34,8 +34,8 @@ def common(folder: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def padded_to_the_maximum(folder: Path, watch: Watch, steps: int) -> None:
-    """The Trainer as in the example scripts of `transformers`: every row is as long as can be."""
+def train_padded(folder: Path, watch: Watch, steps: int) -> None:
+    """Trains as the example scripts of transformers do, with rows padded to the maximum."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -46,14 +46,14 @@ def padded_to_the_maximum(folder: Path, watch: Watch, steps: int) -> None:
         prompt = len(tokenizer(row["prompt"])["input_ids"])
         text = row["prompt"] + row["completion"] + tokenizer.eos_token
         text = text.replace(tokenizer.eos_token, " " + tokenizer.eos_token)
-        made = tokenizer(text, padding="max_length", max_length=MAX_LENGTH, truncation=True)
+        encoded = tokenizer(text, padding="max_length", max_length=MAX_LENGTH, truncation=True)
         labels = [
             token if place >= prompt and real else -100
             for place, (token, real) in enumerate(
-                zip(made["input_ids"], made["attention_mask"], strict=True)
+                zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
             )
         ]
-        return {**made, "labels": labels}
+        return {**encoded, "labels": labels}
 
     trainer = Trainer(
         model=AutoModelForCausalLM.from_pretrained(folder / "model"),
@@ -64,8 +64,8 @@ def padded_to_the_maximum(folder: Path, watch: Watch, steps: int) -> None:
     trainer.train()
 
 
-def trl(folder: Path, watch: Watch, steps: int, **options: Any) -> None:
-    """TRL's SFTTrainer with its defaults, but for precision and recomputation."""
+def train_trl(folder: Path, watch: Watch, steps: int, **options: Any) -> None:
+    """Trains with TRL's SFTTrainer and its defaults, except for precision and recomputation."""
     import datasets
     from trl import SFTConfig, SFTTrainer
 
@@ -83,8 +83,8 @@ def trl(folder: Path, watch: Watch, steps: int, **options: Any) -> None:
     trainer.train()
 
 
-def llama_factory(folder: Path, watch: Watch, steps: int, **options: Any) -> None:
-    """LLaMA-Factory's supervised fine-tuning, with its template that adds nothing."""
+def train_factory(folder: Path, watch: Watch, steps: int, **options: Any) -> None:
+    """Trains with LLaMA-Factory's supervised fine-tuning, and its template that adds no text."""
     from llamafactory.train.tuner import run_exp
 
     run_exp(
@@ -107,8 +107,8 @@ def llama_factory(folder: Path, watch: Watch, steps: int, **options: Any) -> Non
     )
 
 
-def bare(folder: Path, result: Path, steps: int) -> None:
-    """A loop of PyTorch's own over the very micro-batches of our run in `folder/runs`."""
+def train_bare(folder: Path, result: Path, steps: int) -> None:
+    """Trains with a plain PyTorch loop over the micro-batches of hpcft's run in `folder/runs`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -119,24 +119,26 @@ def bare(folder: Path, result: Path, steps: int) -> None:
     from hpcft.tasks import packing
     from hpcft.training.data import batch_order, prepare
 
-    (found,) = (folder / "runs").glob("*/*/plan.json")
-    paths = RunPaths(found.parent)
+    (plan_file,) = (folder / "runs").glob("*/*/plan.json")
+    paths = RunPaths(plan_file.parent)
     recipe, plan = read_record(paths.recipe, FullRecipe), read_record(paths.plan, Plan)
     split = prepare.load_split(paths, "train")
     assert split is not None
-    examples = batch_order.plan_batches(recipe, plan, split.lengths)
-    rows = batch_order.MicroBatchDataset(split)
-    turns = examples.micro_batches(0)
+    batch_plan = batch_order.plan_batches(recipe, plan, split.lengths)
+    dataset = batch_order.MicroBatchDataset(split)
+    micro_batches = batch_plan.micro_batches(0)
     attention = packing.register_attention()
     model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation=attention)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     meter = Meter()
     for _ in range(steps):
-        batches = [packing.pack(rows[next(turns)]) for _ in range(examples.accumulation)]
+        batches = [
+            packing.pack(dataset[next(micro_batches)]) for _ in range(batch_plan.accumulation)
+        ]
         items = sum(int((batch["labels"] != -100).sum()) for batch in batches)
         for batch in batches:
-            meter.batch(batch)
+            meter.count_batch(batch)
             labels = batch.pop("labels")
             logits = model(**batch, use_cache=False).logits
             targets = labels[:, 1:]
@@ -148,41 +150,42 @@ def bare(folder: Path, result: Path, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        meter.step()
-    result.write_text(json.dumps(meter.found()))
+        meter.end_step()
+    result.write_text(json.dumps(meter.result()))
 
 
-def ours(folder: Path, watch: Watch, steps: int) -> None:
-    """A rank of our run, as its supervisor starts it, with the meter among its callbacks."""
+def train_hpcft(folder: Path, watch: Watch) -> None:
+    """Trains as a rank of hpcft, started as its supervisor does, with the meter as a callback."""
     from transformers import trainer_callback
 
     from hpcft.training import worker
 
-    (found,) = (folder / "runs").glob("*/*/plan.json")
-    plain = trainer_callback.CallbackHandler.__init__
+    (plan_file,) = (folder / "runs").glob("*/*/plan.json")
+    original = trainer_callback.CallbackHandler.__init__
 
     def with_meter(handler: Any, callbacks: Any, *more: Any, **named: Any) -> None:
-        plain(handler, [*callbacks, watch], *more, **named)
+        original(handler, [*callbacks, watch], *more, **named)
 
     trainer_callback.CallbackHandler.__init__ = with_meter
-    pipe, stacks = os.open(os.devnull, os.O_WRONLY), os.memfd_create("stacks")  # a supervisor's
-    worker.main(str(found.parent), "0", *map(str, (os.getppid(), pipe, stacks)))
+    # There is no supervisor to read heartbeats and stacks.
+    pipe, stacks = os.open(os.devnull, os.O_WRONLY), os.memfd_create("stacks")
+    worker.main(str(plan_file.parent), "0", *map(str, (os.getppid(), pipe, stacks)))
 
 
 def main(name: str, folder: Path, result: Path, steps: int) -> None:
     """Trains with the contender of that name."""
     if name == "bare":
-        return bare(folder, result, steps)
+        return train_bare(folder, result, steps)
     watch = Watch(result)
-    # As many tokens a step as the others have: rows of a packing trainer hold several examples.
+    # These give as many tokens a step as the others have: a packed row holds several examples.
     rows = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
     contenders: dict[str, Any] = {
-        "ours": lambda: ours(folder, watch, steps),
-        "padded": lambda: padded_to_the_maximum(folder, watch, steps),
-        "trl": lambda: trl(folder, watch, steps),
-        "trl-packed": lambda: trl(folder, watch, steps, packing=True, **rows),
-        "factory": lambda: llama_factory(folder, watch, steps),
-        "factory-packed": lambda: llama_factory(folder, watch, steps, neat_packing=True, **rows),
+        "ours": lambda: train_hpcft(folder, watch),
+        "padded": lambda: train_padded(folder, watch, steps),
+        "trl": lambda: train_trl(folder, watch, steps),
+        "trl-packed": lambda: train_trl(folder, watch, steps, packing=True, **rows),
+        "factory": lambda: train_factory(folder, watch, steps),
+        "factory-packed": lambda: train_factory(folder, watch, steps, neat_packing=True, **rows),
     }
     return contenders[name]()
 

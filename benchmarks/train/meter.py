@@ -1,6 +1,6 @@
-"""What a contender needs: useful tokens, seconds and resident memory of the steps after warm-up.
+"""Measures a contender after warm-up: useful tokens, seconds and resident memory.
 
-All contenders but the bare loop are `transformers.Trainer`s, and are measured by the same hooks.
+All contenders but the bare loop are `transformers.Trainer`s, measured by the same hooks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 WARM_UP = 2
-"""Steps that are not counted."""
+"""Number of first steps that are not measured."""
 PAD = 0
-"""The token of padding; no text has it."""
+"""Token of padding, which no text has."""
 
 
 class Meter:
@@ -27,21 +27,23 @@ class Meter:
         self.steps = 0
         self._ends: list[float] = []
 
-    def batch(self, inputs: Any) -> None:
-        """A batch is about to be trained on."""
+    def count_batch(self, inputs: Any) -> None:
+        """Counts the tokens of a batch before it is trained on."""
         self.tokens += int((inputs["input_ids"] != PAD).sum())
 
-    def step(self) -> None:
-        """An optimizer step is done."""
+    def end_step(self) -> None:
+        """Takes the time at the end of an optimizer step."""
         self.steps += 1
         if self.steps == WARM_UP:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set anew
+            Path("/proc/self/clear_refs").write_text(
+                "5"
+            )  # This resets the peak of resident memory.
             self.tokens = 0
         if self.steps >= WARM_UP:
             self._ends.append(time.perf_counter())
 
-    def found(self) -> dict[str, Any]:
-        """What was measured, at the end of the last step."""
+    def result(self) -> dict[str, Any]:
+        """Returns the measurement up to the end of the last step."""
         seconds = [end - begin for begin, end in itertools.pairwise(self._ends)]
         steps = self.steps - WARM_UP
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -55,27 +57,27 @@ class Meter:
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Puts a meter into every Trainer of this process; writes what it found when it ends."""
+    """Puts a meter into every Trainer of this process, and writes its result at the last step."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.meter = Meter()
-        plain = Trainer.training_step
+        original = Trainer.training_step
 
         def counted(trainer: Any, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
-            self.meter.batch(inputs)
-            return plain(trainer, model, inputs, *more, **named)
+            self.meter.count_batch(inputs)
+            return original(trainer, model, inputs, *more, **named)
 
         Trainer.training_step = counted
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """All train the same: every weight, in fp32, without recomputation."""
+        """Checks that every contender trains all weights, in fp32, without recomputation."""
         assert all(p.requires_grad and str(p.dtype) == "torch.float32" for p in model.parameters())
         assert not args.gradient_checkpointing
         assert not args.bf16
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """An optimizer step is done; of the last one no log or evaluation is counted."""
-        self.meter.step()
+        """Ends the step, before the Trainer logs or evaluates."""
+        self.meter.end_step()
         if state.global_step == state.max_steps:
-            self.file.write_text(json.dumps(self.meter.found()))
+            self.file.write_text(json.dumps(self.meter.result()))

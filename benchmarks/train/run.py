@@ -1,24 +1,25 @@
-"""Training speed and memory beside the field's own tools, on the same model and skewed data.
+"""Compares training speed and memory with other tools, on the same model and skewed data.
 
     python benchmarks/train/run.py [--rounds N] [--steps N] [--only NAME,…] [--factory PYTHON]
                                    [--json FILE] [--markdown FILE]
 
-Contenders take turns, each in a process of its own, with the same threads. A useful token is one
-that is no padding. All train every weight in fp32, without recomputation, with attention by `sdpa`.
+Contenders take turns, each in its own process, with the same number of threads. A useful token is
+one that is not padding. All train every weight in fp32, without recomputation, with `sdpa`
+attention.
 
-- `ours`: a rank of a run that `hpcft submit` made, packed, micro-batch 8 × 2 in 16 examples a step
-- `bare`: PyTorch alone over the same micro-batches of the same run: what our Trainer costs beside
+- `ours`: the rank of a run of hpcft, packed, two micro-batches of 8 in a step of 16 examples
+- `bare`: a plain PyTorch loop over the same micro-batches, which shows the overhead of the Trainer
 - `padded`: `transformers.Trainer`, rows padded to the maximum, as the example scripts do by default
 - `trl`, `trl-packed`: TRL's SFTTrainer, without and with packing
 - `factory`, `factory-packed`: LLaMA-Factory, without and with packing that keeps examples apart
 
-TRL is the one in this environment (`pip install trl`). LLaMA-Factory asks for versions of its own:
-give it an environment that sees this one's packages (a `.pth` file naming its site-packages), and
-install into that, without dependencies, `llamafactory` and the versions of `transformers`,
-`accelerate`, `datasets`, `peft`, `trl`, `tokenizers`, `huggingface_hub`, … that
-`pip install --dry-run llamafactory` names, torch excepted. It imports torchaudio, which text does
-not use: where no build of it fits this torch, an empty module of that name will do. Then name that
-environment's Python with `--factory`.
+TRL is the one in this environment (`pip install trl`). LLaMA-Factory needs other versions: give it
+an environment that sees this one's packages (a `.pth` file with its site-packages). Install into
+it, without dependencies, `llamafactory` and the versions of `transformers`, `accelerate`,
+`datasets`, `peft`, `trl`, `tokenizers`, `huggingface_hub`, … that
+`pip install --dry-run llamafactory` lists, except torch. It imports torchaudio, which text does not
+use: if no build of it fits this torch, an empty module of that name will do. Then pass that
+environment's Python as `--factory`.
 """
 
 from __future__ import annotations
@@ -33,37 +34,36 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import data
+import skewed_data
 from meter import WARM_UP
 
 PAGE = """# Training speed
 
 Made by `python benchmarks/train/run.py --markdown docs/train.md`: a Llama of 20 million
 parameters on two CPU threads, fp32, examples of 8 to 512 tokens, half of them shorter than 64, 16
-a step; {rounds} turns of {steps} steps, each step at the quietest of its turns. A useful token is
-one that is no padding.
-`bare` is a plain PyTorch loop over our very micro-batches; what the others are stands in the
-benchmark's docstring.
+a step; {rounds} turns of {steps} steps; of each step the fastest turn counts. A useful token is one
+that is not padding. `bare` is a plain PyTorch loop over the same micro-batches; the benchmark's
+docstring describes the others.
 
 {table}
-How: the examples of a micro-batch stand one after another in a row without padding
-(`train.packing`), each attends to itself alone, and a micro-batch has room for `micro-batch ×
-max_length` tokens, as planned; so loss, gradients and global batch are those of padded batches
-(`tests/tasks/test_packing.py` compares them for each architecture), and the predicted memory bounds it.
-Where examples cannot share a row (encoders, virtual tokens, architectures that are not known to
-be right), a step's examples are sorted by length before they are cut into micro-batches. Which
-examples make up a step never depends on the number of ranks.
+With `train.packing`, the examples of a micro-batch follow each other in a row without padding, and
+each attends only to itself. A micro-batch has room for `micro-batch × max_length` tokens, as
+planned. So loss, gradients and global batch are those of padded batches
+(`tests/tasks/test_packing.py` compares them for each architecture), and memory stays within the
+prediction. Where examples cannot share a row (encoders, virtual tokens, architectures that were not
+tested), a step's examples are sorted by length before they are divided into micro-batches. The
+examples of a step never depend on the number of ranks.
 """
 HERE = Path(__file__).parent
 CONTENDERS = ("ours", "bare", "padded", "trl", "trl-packed", "factory", "factory-packed")
 THREADS = 2
 TIMEOUT_S = 600
-Found = dict[str, list[dict[str, Any]]]
+Turns = dict[str, list[dict[str, Any]]]
 
 
 def recipe(steps: int) -> str:
-    """Our recipe, beside the data."""
-    shape = json.dumps(
+    """Returns hpcft's recipe, which lies in the folder of the data."""
+    text = json.dumps(
         {
             "name": "skewed",
             "model": {"path": "./model"},
@@ -72,12 +72,12 @@ def recipe(steps: int) -> str:
                 "data": {"files": {"train": "train.jsonl", "test": "test.jsonl"}},
                 "prompt": "{prompt}",
                 "completion": "{completion}",
-                "max_length": data.MAX_LENGTH,
+                "max_length": skewed_data.MAX_LENGTH,
             },
             "method": {"name": "full"},
             "train": {
-                "global_batch_size": data.GLOBAL_BATCH,
-                "per_device_train_batch_size": data.MICRO_BATCH,
+                "global_batch_size": skewed_data.GLOBAL_BATCH,
+                "per_device_train_batch_size": skewed_data.MICRO_BATCH,
                 "max_steps": steps,
                 "learning_rate": 1e-4,
                 "gradient_checkpointing": False,
@@ -87,12 +87,12 @@ def recipe(steps: int) -> str:
             "resources": {"nodes": 1, "gpus_per_node": 1, "zero_stage": 0},
         }
     )
-    return shape  # YAML holds JSON
+    return text  # JSON is valid YAML.
 
 
 def prepare(folder: Path, steps: int) -> None:
-    """Model, data, and our run of it: submitted, trained and scored as a user's."""
-    data.write(folder, examples=data.GLOBAL_BATCH * (steps + 1))
+    """Writes model and data, and has hpcft train them as a user would."""
+    skewed_data.write(folder, examples=skewed_data.GLOBAL_BATCH * (steps + 1))
     (folder / "skewed.yaml").write_text(recipe(steps))
     command = ["-m", "hpcft", "submit", "skewed.yaml", "--cluster", "local", "--watch",
                "--runs-dir", str(folder / "runs")]  # fmt: skip
@@ -104,7 +104,7 @@ def prepare(folder: Path, steps: int) -> None:
 
 
 def measure(name: str, python: str, folder: Path, steps: int) -> dict[str, Any]:
-    """One turn of a contender."""
+    """Measures one turn of a contender."""
     result = folder / "result.json"
     result.unlink(missing_ok=True)
     environment = {
@@ -114,7 +114,7 @@ def measure(name: str, python: str, folder: Path, steps: int) -> dict[str, Any]:
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "cache"),
         "DISABLE_VERSION_CHECK": "1",
-        # As the launcher of a local run tells its only rank who it is.
+        # The launcher of a local run sets these variables for its only rank.
         "SUBMITIT_EXECUTOR": "local",
         "SUBMITIT_LOCAL_JOB_ID": "1",
         "SUBMITIT_LOCAL_NTASKS": "1",
@@ -131,24 +131,24 @@ def measure(name: str, python: str, folder: Path, steps: int) -> dict[str, Any]:
         raise SystemExit(
             f"{name} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
         )
-    found: dict[str, Any] = json.loads(result.read_text())
-    return found
+    measurement: dict[str, Any] = json.loads(result.read_text())
+    return measurement
 
 
 def step_s(turns: list[dict[str, Any]]) -> float:
-    """Mean seconds of a step, each at the quietest of its turns: all turns take the same steps."""
+    """Returns the mean seconds of a step, of each step the fastest turn: all turns do the same."""
     each = zip(*(turn["steps_s"] for turn in turns), strict=True)
     return statistics.mean(min(seconds) for seconds in each)
 
 
-def table(found: Found) -> str:
-    """A line for each contender, as Markdown."""
-    speeds = {name: turns[0]["tokens_per_step"] / step_s(turns) for name, turns in found.items()}
+def table(turns_of: Turns) -> str:
+    """Formats a row for each contender, as Markdown."""
+    speeds = {name: turns[0]["tokens_per_step"] / step_s(turns) for name, turns in turns_of.items()}
     lines = [
         "| contender | useful tokens/s | ours is | whole turns | seconds a step | peak MiB |",
         "| --- | ---: | ---: | --- | ---: | ---: |",
     ]
-    for name, turns in found.items():
+    for name, turns in turns_of.items():
         each = ", ".join(f"{turn['tokens_per_s']:.0f}" for turn in turns)
         ratio = f"{speeds['ours'] / speeds[name]:.2f} ×" if "ours" in speeds else ""
         figures = f"{step_s(turns):.3f} | {statistics.median(t['peak_mib'] for t in turns):.0f}"
@@ -169,7 +169,7 @@ def main() -> None:
     names = options.only.split(",") if options.only else list(CONTENDERS)
     if not options.factory:
         names = [name for name in names if not name.startswith("factory")]
-    found: Found = {name: [] for name in names}
+    turns_of: Turns = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="hpcft-train-") as made:
         folder = Path(made)
         prepare(folder, options.steps)
@@ -177,15 +177,15 @@ def main() -> None:
             for name in names:
                 python = options.factory if name.startswith("factory") else sys.executable
                 turn = measure(name, python, folder, options.steps)
-                found[name].append(turn)
+                turns_of[name].append(turn)
                 speed = f"{turn['tokens_per_s']:.0f} tokens/s, {turn['tokens_per_step']:.0f} a step"
                 print(f"{number + 1} {name}: {speed}", file=sys.stderr)
-    print(table(found))
+    print(table(turns_of))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(turns_of, indent=1) + "\n")
     if options.markdown:
         measured = {"rounds": options.rounds, "steps": options.steps - WARM_UP}
-        options.markdown.write_text(PAGE.format(table=table(found), **measured))
+        options.markdown.write_text(PAGE.format(table=table(turns_of), **measured))
 
 
 if __name__ == "__main__":

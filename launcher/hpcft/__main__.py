@@ -1,4 +1,4 @@
-"""`python -m hpcft` is `hpcft`."""
+"""Runs `hpcft` as `python -m hpcft`."""
 
 from hpcft.cli.app import main
 

@@ -1,4 +1,4 @@
-"""A real Slurm cluster on this machine, in one folder: start it, use it, stop it.
+"""Starts, stops and shows a real Slurm cluster on this machine, in one folder.
 
 python slurm/testbed/testbed.py start|stop|status|env
 """
@@ -19,7 +19,7 @@ __all__ = ["MissingProgramsError", "Testbed", "TestbedError", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command; returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
         testbed = Testbed(
@@ -60,32 +60,32 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="the cluster's folder (default: hpcft-testbed-UID in $XDG_RUNTIME_DIR or /tmp)",
     )
-    shape = parser.add_argument_group("start: what the cluster looks like")
-    for name, what in (
+    shape = parser.add_argument_group("start: size of the cluster")
+    for name, meaning in (
         ("nodes", "nodes"),
         ("gpus", "fake GPUs of each node"),
         ("cpus", "CPUs that each node claims"),
-        ("memory-mb", "memory that each node claims"),
+        ("memory-mb", "memory in MB that each node claims"),
     ):
         default = getattr(Shape, name.replace("-", "_"))
         shape.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{what} ({default})"
+            f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} ({default})"
         )
     shape.add_argument(
         "--no-accounting",
         dest="accounting",
         action="store_false",
-        help="no slurmdbd and database: starts faster, but has no sacct and accounts",
+        help="start no slurmdbd and no database: faster, but without sacct and accounts",
     )
     return parser
 
 
 def _start(testbed: Testbed) -> int:
-    asked = testbed.asked
+    requested = testbed.requested
     testbed.start()
-    if testbed.shape != asked:
-        _say(f"it runs with {testbed.shape}; to change that, stop it first")
-    _say("to use it, enter the following; to end it: testbed.py stop")
+    if testbed.shape != requested:
+        _say(f"the cluster runs with {testbed.shape}; to change that, stop it first")
+    _say("to use the cluster, enter the following; to end it: testbed.py stop")
     return _env(testbed)
 
 
@@ -102,13 +102,13 @@ def _status(testbed: Testbed) -> int:
         for name, state in testbed.node_states().items():
             print(name, state, sep="\t")
     if not any(states.values()):
-        _say(f"nothing runs in {testbed.layout.root}")
+        _say(f"no cluster runs in {testbed.layout.root}")
     return 0 if states and all(states.values()) else 1
 
 
 def _env(testbed: Testbed) -> int:
     if not testbed.running:
-        _say(f"nothing runs in {testbed.layout.root}; start it with: testbed.py start")
+        _say(f"no cluster runs in {testbed.layout.root}; start one with: testbed.py start")
         return 1
     for name, value in testbed.env.items():
         print(f"export {name}={shlex.quote(value)}")

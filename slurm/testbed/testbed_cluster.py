@@ -1,4 +1,4 @@
-"""The cluster itself: which daemon starts when, and what a test may do to it."""
+"""Testbed: starts and stops a cluster's daemons in order, and disturbs them for tests."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from testbed_record import Record, Supervisor
 
 
 class Testbed:
-    """A Slurm cluster whose keys, sockets, state, database and logs lie in one folder.
+    """A Slurm cluster whose keys, sockets, state, database and logs are in one folder.
 
-    As a context manager it starts the cluster and stops it again. Daemons outlive the process
+    As a context manager it starts the cluster and stops it again. The daemons outlive the process
     that started them; another `Testbed` on the same folder finds them.
     """
 
-    __test__ = False  # not a class of tests, whatever pytest makes of its name
+    __test__ = False  # pytest would take the name for a test class.
 
     def __init__(
         self,
@@ -40,25 +40,25 @@ class Testbed:
         accounting: bool = Shape.accounting,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        """Names a cluster; nothing starts before `start`.
+        """Describes a cluster; `start` starts it.
 
         Args:
-            directory: the cluster's folder, by default one for each user.
-            nodes: how many nodes, named `n1`, `n2` and on.
+            directory: folder of the cluster, by default one per user.
+            nodes: number of nodes, which are named `n1`, `n2` and so on.
             gpus: fake GPUs on each node.
             cpus: CPUs that each node claims.
-            memory_mb: memory that each node claims.
+            memory_mb: memory in MB that each node claims.
             accounting: whether slurmdbd and its database run.
-            progress: is told what happens, one line at a time.
+            progress: receives a line for each step.
 
         Raises:
-            TestbedError: such a cluster cannot be, or not in that folder.
+            TestbedError: a number is out of bounds, or the folder cannot hold a cluster.
         """
         root = Path(directory) if directory is not None else folder.default_folder()
         self.layout = Layout(root.absolute().resolve())
-        self.asked = Shape(nodes, gpus, cpus, memory_mb, accounting)
+        self.requested = Shape(nodes, gpus, cpus, memory_mb, accounting)
         self._say = progress or (lambda line: None)
-        if problem := self.asked.problem() or folder.folder_problem(self.layout.root):
+        if problem := self.requested.problem() or folder.folder_problem(self.layout.root):
             raise TestbedError(problem)
         self._daemons = Supervisor(self.layout)
 
@@ -78,7 +78,7 @@ class Testbed:
 
     @property
     def env(self) -> dict[str, str]:
-        """What Slurm's clients need in their environment to find this cluster."""
+        """Variables with which Slurm's clients find this cluster."""
         return self._daemons.env
 
     @property
@@ -88,27 +88,27 @@ class Testbed:
 
     @property
     def shape(self) -> Shape:
-        """What the cluster looks like: as it runs, else as it was asked for."""
-        return self._daemons.record.shape if self.running else self.asked
+        """Size of the running cluster; if none runs, the requested one."""
+        return self._daemons.record.shape if self.running else self.requested
 
     def daemons(self) -> dict[str, bool]:
-        """Every daemon that the cluster should have, and whether it runs."""
+        """Returns whether each daemon of the cluster runs."""
         return self._daemons.states()
 
     def node_states(self) -> dict[str, str]:
-        """The state of each node, in sinfo's long form."""
+        """Returns the state of each node, in sinfo's long form."""
         lines = self._daemons.call("sinfo", "-hN", "-p", "main", "-o", "%N %T").splitlines()
         return {name: state for name, state in (line.split() for line in lines)}
 
     def start(self) -> None:
-        """Starts what does not run yet, and returns when every node is idle.
+        """Starts the daemons that do not run yet, and waits until every node is idle.
 
-        On a cluster that runs whole it does nothing, whatever shape was asked for. On one that
-        runs in part it starts the rest.
+        It does nothing if all daemons run, even with another size. If some run, it starts the
+        others.
 
         Raises:
             MissingProgramsError: Slurm, munge or MariaDB is not installed.
-            TestbedError: it did not come up; what had started is stopped again.
+            TestbedError: the cluster did not start; its daemons are stopped again.
         """
         needed: tuple[str, ...] = daemons.SLURM_PROGRAMS
         needed += daemons.ACCOUNTING_PROGRAMS if self.shape.accounting else ()
@@ -117,66 +117,70 @@ class Testbed:
             if self.running and all(self.daemons().values()):
                 self._say(f"already running in {self.layout.root}")
                 return
-            began = time.monotonic()
-            fresh = not self.running
+            started = time.monotonic()
+            is_new = not self.running
             try:
-                if fresh:
+                if is_new:
                     self._configure()
                 self._start_daemons()
-                if fresh:  # else jobs may run, and they are the user's
-                    self._cancel_jobs()  # those that a crash left in the controller's state
+                if is_new:  # Otherwise the jobs are the user's.
+                    self._cancel_jobs()  # A crash may have left some in the controller's state.
                     self.wait_idle(30.0 + self.shape.nodes)
             except BaseException:
-                if fresh and self.running:
+                if is_new and self.running:
                     self._stop_daemons()
                 raise
-            self._say(f"ready after {time.monotonic() - began:.1f} s")
+            self._say(f"ready after {time.monotonic() - started:.1f} s")
 
     def stop(self) -> None:
-        """Cancels all jobs and ends every daemon; the folder keeps logs, state and database."""
+        """Cancels all jobs and ends every daemon; keeps logs, state and database."""
         if not self.layout.record.exists():
-            self._say(f"nothing runs in {self.layout.root}")
+            self._say(f"no cluster runs in {self.layout.root}")
             return
         with self._daemons.locked():
             self._stop_daemons()
 
     def set_node(self, name: str, state: str, reason: str = "testbed") -> None:
-        """Sets a node's state, such as `down`, `drain` or `resume`."""
+        """Sets the state of a node, such as `down`, `drain` or `resume`."""
         update = (f"NodeName={name}", f"State={state}", f"Reason={reason}")
         self._daemons.call("scontrol", "update", *update)
 
     def stop_controller(self) -> None:
-        """Ends slurmctld: clients get no answer, running jobs go on."""
+        """Ends slurmctld: clients get no answer, running jobs continue."""
         self._daemons.end("slurmctld")
 
     def start_controller(self) -> None:
-        """Starts slurmctld, which takes up the state it left, and waits until it answers."""
+        """Starts slurmctld with the state that it saved, and waits until it answers."""
         conf = str(self.layout.slurm_conf)
         self._daemons.launch("slurmctld", "slurmctld", "-D", "-f", conf)
         self._daemons.wait_ready("slurmctld", self._controller_answers, timeout_s=60.0)
 
     def stop_accounting(self) -> None:
-        """Ends slurmdbd: sacct and sacctmgr fail, the rest goes on."""
+        """Ends slurmdbd: sacct and sacctmgr fail, everything else works."""
         self._daemons.end("slurmdbd")
 
     def start_accounting(self) -> None:
-        """Starts slurmdbd and waits until it answers."""
+        """Starts slurmdbd, and waits until it answers.
+
+        Raises:
+            TestbedError: the cluster has no accounting, or slurmdbd did not start.
+        """
         if not self._daemons.record.shape.accounting:
             raise TestbedError("this cluster was started without accounting")
         self._daemons.launch("slurmdbd", "slurmdbd", "-D")
         self._daemons.wait_ready("slurmdbd", self._accounting_answers, timeout_s=60.0)
 
     def pause(self, daemon: str) -> None:
-        """Has a daemon (`slurmctld`, `slurmdbd`, `slurmd-n1`, …) stand still: clients wait."""
+        """Pauses a daemon (`slurmctld`, `slurmdbd`, `slurmd-n1`, …): its clients wait."""
         self._daemons.signal(daemon, signal.SIGSTOP)
 
-    def go_on(self, daemon: str) -> None:
-        """Has a paused daemon go on, with all that came in since."""
+    def resume(self, daemon: str) -> None:
+        """Resumes a paused daemon, which then answers the requests that wait."""
         self._daemons.signal(daemon, signal.SIGCONT)
 
     @contextlib.contextmanager
     def configured(self, **options: str) -> Iterator[None]:
-        """Has the controller run with other values of options of slurm.conf."""
+        """Runs the controller with other values of options in slurm.conf."""
         file = self.layout.slurm_conf
         before = file.read_text()
         lines = [line for line in before.splitlines() if line.partition("=")[0] not in options]
@@ -192,7 +196,7 @@ class Testbed:
         """Waits until every node is up and without jobs.
 
         Raises:
-            TestbedError: some were not in time; the message says their states.
+            TestbedError: time ran out; the message holds the states of the nodes.
         """
         states: dict[str, str] = {}
 
@@ -203,11 +207,11 @@ class Testbed:
             return len(states) == self.shape.nodes and set(states.values()) == {"idle"}
 
         if not daemons.wait_until(all_idle, timeout_s):
-            seen = ", ".join(f"{name} {state}" for name, state in states.items()) or "no answer"
-            raise TestbedError(f"nodes not idle within {timeout_s:g} s: {seen}")
+            shown = ", ".join(f"{name} {state}" for name, state in states.items()) or "no answer"
+            raise TestbedError(f"nodes not idle within {timeout_s:g} s: {shown}")
 
     def _restart_controller(self, conf: str) -> None:
-        """Starts slurmctld anew on another slurm.conf, and waits until the nodes are known."""
+        """Restarts slurmctld with another slurm.conf, and waits until it knows its nodes."""
         self.stop_controller()
         self.layout.slurm_conf.write_text(conf)
         self.start_controller()
@@ -216,8 +220,8 @@ class Testbed:
         )
 
     def _configure(self) -> None:
-        """Writes the files of a cluster that is not running, for ports that are free now."""
-        shape, layout = self.asked, self.layout
+        """Writes the configuration of a new cluster, with ports that are free now."""
+        shape, layout = self.requested, self.layout
         layout.make_folders()
         port = daemons.free_ports(3 + shape.nodes)
         self._daemons.replace(Record(shape, port))
@@ -235,7 +239,7 @@ class Testbed:
             folder.write_private(layout.database_setup, config.database_setup(password))
 
     def _start_daemons(self) -> None:
-        """Starts each daemon that does not run, in the order in which they need each other."""
+        """Starts each daemon that does not run, each one after those that it needs."""
         shape = self._daemons.record.shape
         self._say("starting munged")
         self._start_munged()
@@ -253,14 +257,14 @@ class Testbed:
 
     def _start_munged(self) -> None:
         run, layout = self.layout.root / "run", self.layout
-        # Whoever keeps a folder private, such as /run/user/1000, wants no other user to reach the
-        # socket; munged calls that an error unless forced.
-        private = any(not parent.stat().st_mode & 0o001 for parent in run.parents)
+        # In a private folder, such as /run/user/1000, other users cannot reach the socket. munged
+        # refuses to start there without --force.
+        is_private = any(not parent.stat().st_mode & 0o001 for parent in run.parents)
         self._daemons.launch(
             "munged",
             "munged",
             "--foreground",
-            *(["--force"] if private else []),
+            *(["--force"] if is_private else []),
             f"--key-file={layout.munge_key}",
             f"--socket={layout.munge_socket}",
             f"--pid-file={run}/munged.pid",
@@ -272,13 +276,14 @@ class Testbed:
 
     def _start_database(self) -> None:
         layout = self.layout
-        # In a shared folder of temporary tables, such as /tmp, each server that starts deletes
-        # those of the others, which then crash.
+        # If servers share a folder for temporary tables, such as /tmp, each one that starts deletes
+        # the tables of the others, which then crash.
         common = ["--no-defaults", f"--tmpdir={layout.database_temporary}"]
         common += ["--user=root"] if os.getuid() == 0 else []
         if not layout.database.exists():
             self._say("creating the database (the first time only)")
-            new = layout.root / "db.new"  # renamed when whole, so that a broken-off one is redone
+            # Renamed when it is complete, so that an interrupted one is created again.
+            new = layout.root / "db.new"
             shutil.rmtree(new, ignore_errors=True)
             self._daemons.call(
                 "mariadb-install-db",
@@ -300,18 +305,18 @@ class Testbed:
             f"--init-file={layout.database_setup}",
             "--bind-address=127.0.0.1",
             f"--port={self._daemons.record.port + 2}",
-            "--innodb-buffer-pool-size=256M",  # slurmdbd logs that it would like more
-            "--innodb-lock-wait-timeout=900",  # as Slurm's accounting guide says
-            "--innodb-flush-log-at-trx-commit=0",  # a testbed may lose a second of it
+            "--innodb-buffer-pool-size=256M",  # slurmdbd logs that it wants more.
+            "--innodb-lock-wait-timeout=900",  # From Slurm's accounting guide.
+            "--innodb-flush-log-at-trx-commit=0",  # A testbed may lose the last second.
             "--skip-log-bin",
             "--skip-name-resolve",
         )
-        # It greets only after it has run the set-up.
+        # It sends its greeting only after it has run the set-up.
         ready = functools.partial(daemons.listening, layout.database_socket, greets=True)
         self._daemons.wait_ready("mariadbd", ready, timeout_s=60.0)
 
     def _add_account(self) -> None:
-        """Gives the users of this cluster their default account, if they have none yet."""
+        """Gives the users of this cluster a default account, unless they have it."""
         call, cluster, account = self._daemons.call, config.CLUSTER, config.ACCOUNT
         users = {f"{user}|{account}": user for user in ("root", getpass.getuser())}
         rows = call("sacctmgr", "-nP", "list", "users", "format=User,DefaultAccount").split()
@@ -327,13 +332,13 @@ class Testbed:
         for user in sorted(users[row] for row in missing):
             if user not in known:
                 call("sacctmgr", "-i", "add", "user", user, f"account={account}")
-            if user == "root":  # a new cluster brings an account `root`, his default till now
+            if user == "root":  # A new cluster has an account `root`, which is root's default.
                 change = ("where", "name=root", "set", f"DefaultAccount={account}")
                 call("sacctmgr", "-i", "modify", "user", *change)
                 call("sacctmgr", "-i", "delete", "user", "root", "account=root")
 
     def _controller_answers(self) -> bool:
-        # A client alone would wait long for a controller that does not listen yet.
+        # A client would wait too long for a controller that does not listen yet.
         listens = daemons.listening(self._daemons.record.port)
         return listens and "is UP" in self._daemons.call("scontrol", "ping")
 
@@ -345,12 +350,12 @@ class Testbed:
 
     def _stop_daemons(self) -> None:
         if not self.running:
-            self._say(f"nothing runs in {self.layout.root}")
+            self._say(f"no cluster runs in {self.layout.root}")
         if self._daemons.alive("slurmctld"):
-            # Whatever fails here, the daemons below are still to be ended.
+            # If this fails, the daemons below have to be ended all the same.
             with contextlib.suppress(TestbedError):
                 self._cancel_jobs()
-        # Nodes before their controller: one that cannot register ignores TERM for minutes.
+        # Nodes before their controller: a slurmd that cannot register ignores SIGTERM for minutes.
         self._end_all([name for name in self.daemons() if name.startswith("slurmd-")])
         daemons.terminate(daemons.steps_of(self.layout.slurm_conf), timeout_s=2.0)
         for name in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
@@ -367,7 +372,7 @@ class Testbed:
         self._say("cancelling jobs")
         for first in range(0, len(jobs), 1000):
             self._daemons.call("scancel", *jobs[first : first + 1000])
-        daemons.wait_until(lambda: not self._jobs(), timeout_s=10.0)  # KillWait, and some more
+        daemons.wait_until(lambda: not self._jobs(), timeout_s=10.0)  # Twice KillWait.
 
     def _jobs(self) -> list[str]:
         return sorted(set(self._daemons.call("squeue", "-h", "-o", "%A").split()))

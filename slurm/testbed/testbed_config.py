@@ -1,4 +1,4 @@
-"""The texts of a testbed cluster's configuration files."""
+"""Writes the texts of a testbed cluster's configuration files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ DATABASE_USER = "slurm"
 
 
 def numbered(prefix: str, first: int, count: int) -> str:
-    """Slurm's short form for numbered names, such as `n[1-4]`."""
+    """Returns Slurm's short form of numbered names, such as `n[1-4]`."""
     return f"{prefix}{first}" if count == 1 else f"{prefix}[{first}-{first + count - 1}]"
 
 
 def slurm_conf(layout: Layout, shape: Shape, port: int) -> str:
-    """The text of slurm.conf: `port` is the first of the cluster's run of ports."""
+    """Returns the text of slurm.conf; `port` is the first of the cluster's ports."""
     root, user = layout.root, getpass.getuser()
     host = socket.gethostname().partition(".")[0]
     nodes = numbered("n", 1, shape.nodes)
     node_ports = f"{port + 3}" if shape.nodes == 1 else f"{port + 3}-{port + 2 + shape.nodes}"
     gres = f" Gres=gpu:{shape.gpus}" if shape.gpus else ""
     if shape.accounting:
-        # The socket must be named here too: without it clients of slurmdbd hang.
+        # Without the socket here too, clients of slurmdbd hang.
         accounting = f"""\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
@@ -35,9 +35,9 @@ AccountingStorageEnforce=associations,limits,qos
 AccountingStorageTRES=gres/gpu"""
     else:
         accounting = "AccountingStorageType=accounting_storage/none"
-    # cred_expire: a requeued job waits for its old credential to expire, by default two minutes.
+    # cred_expire: a requeued job waits until its old credential expires, by default two minutes.
     # config_overrides: nodes may claim more CPUs and memory than the machine has.
-    # DefMemPerCPU: small, so that a job must ask for the memory that it needs.
+    # DefMemPerCPU: small, so that a job has to request the memory that it needs.
     return f"""\
 ClusterName={CLUSTER}
 SlurmctldHost={host}(127.0.0.1)
@@ -93,7 +93,7 @@ PreemptMode=OFF
 
 
 def gres_conf(layout: Layout, shape: Shape) -> str:
-    """The text of gres.conf."""
+    """Returns the text of gres.conf."""
     if not shape.gpus:
         return ""
     files = numbered(f"{layout.root}/dev/fakegpu", 0, shape.gpus)
@@ -101,7 +101,7 @@ def gres_conf(layout: Layout, shape: Shape) -> str:
 
 
 def slurmdbd_conf(layout: Layout, port: int, password: str) -> str:
-    """The text of slurmdbd.conf."""
+    """Returns the text of slurmdbd.conf."""
     return f"""\
 AuthType=auth/munge
 AuthInfo=socket={layout.munge_socket}
@@ -121,7 +121,7 @@ StorageLoc=slurm_acct_db
 
 
 def database_setup(password: str) -> str:
-    """SQL that gives slurmdbd its database and its password; one statement a line."""
+    """Returns SQL that creates slurmdbd's database and user; one statement per line."""
     user = f"'{DATABASE_USER}'@'127.0.0.1'"
     return (
         "CREATE DATABASE IF NOT EXISTS slurm_acct_db;\n"

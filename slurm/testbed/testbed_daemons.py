@@ -1,4 +1,4 @@
-"""Processes of a testbed cluster: find, start, recognise, stop, and ask with a time limit."""
+"""Starts, recognises and ends the processes of a testbed cluster."""
 
 from __future__ import annotations
 
@@ -23,47 +23,49 @@ INSTALL = (
 SLURM_PROGRAMS = ("munged", "slurmctld", "slurmd", "scontrol", "sinfo", "squeue", "scancel")
 ACCOUNTING_PROGRAMS = ("mariadbd", "mariadb-install-db", "slurmdbd", "sacctmgr")
 
-# Variables that would point clients elsewhere or change what they print.
+# Variables with which clients would use another cluster or print something else.
 _CLIENT_PREFIXES = ("SLURM", "SBATCH", "SRUN", "SALLOC", "SQUEUE", "SINFO", "SACCT", "SCANCEL")
 
-# Below the ports that Linux hands to outgoing connections (32768 on, ip_local_port_range).
+# Below the ports that Linux uses for outgoing connections (from 32768, ip_local_port_range).
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
-# Started by this process: kept so that they can be reaped, or they would stay zombies.
+# Processes that this one started: unless it reaps them, they stay zombies.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 class MissingProgramsError(TestbedError):
-    """Programs that the cluster needs are not installed."""
+    """Error: programs that the cluster needs are not installed."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A daemon that was started, recognisable even after its pid went to another process."""
+    """A daemon; never mistaken for another process that gets its process id later."""
 
     program: str
+    """Name of the program."""
     pid: int
+    """Process id."""
     start_ticks: int
-    """Field 22 of /proc/PID/stat (proc(5)): when it started."""
+    """Start time in clock ticks: field 22 of /proc/PID/stat (proc(5))."""
 
     def alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
+        """Returns whether the process still runs; a zombie does not."""
         if child := _children.get(self.pid):
             child.poll()
-        seen = _stat(self.pid)
-        if seen is None:
+        stat = _stat(self.pid)
+        if stat is None:
             return False
         # The kernel keeps 15 characters of a name.
-        same = seen.program == self.program[:15] and seen.start_ticks == self.start_ticks
-        return same and seen.state not in "ZX"
+        is_same = stat.program == self.program[:15] and stat.start_ticks == self.start_ticks
+        return is_same and stat.state not in "ZX"
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal, if it still runs."""
+        """Sends a signal if the process still runs."""
         if self.alive():
             try:
                 os.kill(self.pid, number)
             except ProcessLookupError:
-                return  # ended just now
+                return  # It has just ended.
 
 
 class _Stat(NamedTuple):
@@ -76,7 +78,7 @@ class _Stat(NamedTuple):
 
 
 def _stat(pid: int) -> _Stat | None:
-    """What the kernel says of a process, or None when there is none."""
+    """Reads the kernel's status of a process; returns None if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -87,28 +89,28 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def find_programs(names: Iterable[str]) -> dict[str, str]:
-    """The path of each program.
+    """Finds the path of each program.
 
     Raises:
         MissingProgramsError: some are not installed; the message says how to install them.
     """
-    # Daemons live in sbin folders, which an ordinary user's PATH lacks on Debian.
+    # Daemons are in sbin folders, which a user's PATH lacks on Debian.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin:/usr/sbin:/sbin"])
-    found = {name: shutil.which(name, path=path) for name in names}
-    missing = [name for name, where in found.items() if where is None]
+    paths = {name: shutil.which(name, path=path) for name in names}
+    missing = [name for name, found in paths.items() if found is None]
     if missing:
         raise MissingProgramsError(f"not installed: {', '.join(missing)}; install with: {INSTALL}")
-    return {name: where for name, where in found.items() if where is not None}
+    return {name: found for name, found in paths.items() if found is not None}
 
 
 def client_env(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without what would mislead Slurm's programs, plus `extra`."""
+    """Returns this process's environment without Slurm's variables, plus `extra`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(_CLIENT_PREFIXES)}
     return {**kept, **extra}
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], output: Path, cwd: Path) -> Process:
-    """Starts a daemon that outlives this process; what it prints goes to `output`."""
+    """Starts a daemon that outlives this process; its output goes to a file."""
     with output.open("wb") as file:
         child = subprocess.Popen(
             argv,
@@ -121,12 +123,16 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], output: Path, cwd: Path) 
             umask=0o022,
         )
     _children[child.pid] = child
-    seen = _stat(child.pid)
-    return Process(Path(argv[0]).name, child.pid, seen.start_ticks if seen else 0)
+    stat = _stat(child.pid)
+    return Process(Path(argv[0]).name, child.pid, stat.start_ticks if stat else 0)
 
 
 def terminate(processes: Iterable[Process], timeout_s: float) -> None:
-    """Ends processes and waits for them: TERM first, KILL after `timeout_s`."""
+    """Ends processes and waits for them: SIGTERM first, SIGKILL after `timeout_s` seconds.
+
+    Raises:
+        TestbedError: a process still runs.
+    """
     left = list(processes)
     for number, limit_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, 5.0)):
         for process in left:
@@ -140,10 +146,10 @@ def terminate(processes: Iterable[Process], timeout_s: float) -> None:
 
 
 def call(argv: Sequence[str], env: Mapping[str, str], timeout_s: float = 20.0) -> str:
-    """What a command prints.
+    """Runs a command; returns its output.
 
     Raises:
-        TestbedError: it failed, or did not answer within `timeout_s`.
+        TestbedError: it failed, or did not answer within `timeout_s` seconds.
     """
     name = Path(argv[0]).name
     try:
@@ -160,13 +166,13 @@ def call(argv: Sequence[str], env: Mapping[str, str], timeout_s: float = 20.0) -
     except subprocess.TimeoutExpired:
         raise TestbedError(f"{name} did not answer within {timeout_s:g} s") from None
     if done.returncode:
-        words = (done.stderr or done.stdout).strip()
-        raise TestbedError(f"{name} {' '.join(argv[1:])} failed ({done.returncode}): {words}")
+        output = (done.stderr or done.stdout).strip()
+        raise TestbedError(f"{name} {' '.join(argv[1:])} failed ({done.returncode}): {output}")
     return done.stdout
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether a condition came true in time."""
+    """Waits until a condition is true; returns False at the timeout."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -176,18 +182,22 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` consecutive ports that nobody listens on."""
-    # A random place, so that two clusters started at once do not choose the same.
-    places = list(range(_FIRST_PORT, _LAST_PORT - count, count))
-    random.shuffle(places)
-    for first in places:
+    """Returns the first of `count` consecutive ports on which no process listens.
+
+    Raises:
+        TestbedError: there are none.
+    """
+    # In random order, so that two clusters that start at once choose different ports.
+    starts = list(range(_FIRST_PORT, _LAST_PORT - count, count))
+    random.shuffle(starts)
+    for first in starts:
         if all(_port_free(port) for port in range(first, first + count)):
             return first
     raise TestbedError(f"no {count} consecutive free ports from {_FIRST_PORT} to {_LAST_PORT}")
 
 
 def _port_free(port: int) -> bool:
-    """Whether one can listen on a port, on every interface."""
+    """Returns whether a process can listen on a port, on every interface."""
     with socket.socket() as probe:
         try:
             probe.bind(("", port))
@@ -197,7 +207,12 @@ def _port_free(port: int) -> bool:
 
 
 def listening(where: Path | int, greets: bool = False) -> bool:
-    """Whether a daemon listens on a socket or a local port, and if it should, greets."""
+    """Returns whether a daemon listens on a socket or a local port.
+
+    Args:
+        where: path of the socket, or the port.
+        greets: whether the daemon must also send its greeting.
+    """
     family = socket.AF_INET if isinstance(where, int) else socket.AF_UNIX
     address = ("127.0.0.1", where) if isinstance(where, int) else str(where)
     with socket.socket(family) as probe:
@@ -210,26 +225,26 @@ def listening(where: Path | int, greets: bool = False) -> bool:
 
 
 def steps_of(slurm_conf: Path) -> list[Process]:
-    """The job steps of one cluster that still run: their supervisors and all below these.
+    """Returns the processes of a cluster's job steps: each slurmstepd and its descendants.
 
-    They leave slurmd's process tree, so that no record of ours can name them; a supervisor
-    (slurmstepd) is known by the SLURM_CONF that it inherited.
+    They leave slurmd's process tree, so the record does not name them. A slurmstepd is recognised
+    by the SLURM_CONF that it inherited.
     """
-    seen = {int(p.name): _stat(int(p.name)) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    stats = {int(p.name): _stat(int(p.name)) for p in Path("/proc").iterdir() if p.name.isdigit()}
     wanted = f"SLURM_CONF={slurm_conf}".encode()
-    found: dict[int, Process] = {}
-    # A parent before its children, except where pids wrapped round: so twice.
+    steps: dict[int, Process] = {}
+    # A parent has the lower process id, unless the ids have wrapped around: hence two rounds.
     for _ in range(2):
-        for pid, stat in sorted(seen.items()):
-            if stat is None or pid in found:
+        for pid, stat in sorted(stats.items()):
+            if stat is None or pid in steps:
                 continue
-            if stat.parent in found or (stat.program == "slurmstepd" and wanted in _environ(pid)):
-                found[pid] = Process(stat.program, pid, stat.start_ticks)
-    return list(found.values())
+            if stat.parent in steps or (stat.program == "slurmstepd" and wanted in _environ(pid)):
+                steps[pid] = Process(stat.program, pid, stat.start_ticks)
+    return list(steps.values())
 
 
 def _environ(pid: int) -> list[bytes]:
-    """A process's environment, as far as we may see it."""
+    """Returns a process's environment; empty if it may not be read."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a folder remembers of its cluster, and the daemons started and ended by that record."""
+"""Records the daemons of a cluster in its folder, and starts and ends them by that record."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from testbed_folder import Layout, Shape, TestbedError
 
 @dataclass
 class Record:
-    """The content of `testbed.json`."""
+    """Content of `testbed.json`."""
 
     shape: Shape
+    """Size of the cluster."""
     port: int
-    """The first of the cluster's ports: controller, slurmdbd, database, then the nodes."""
+    """First of the cluster's ports: controller, slurmdbd, database, then the nodes."""
     processes: dict[str, Process] = field(default_factory=dict)
+    """Daemon to its process."""
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
-        """The record in a file, or None when there is none.
+        """Reads a record; returns None if there is no such file.
 
         Raises:
-            TestbedError: the file holds something else.
+            TestbedError: the file holds no record.
         """
         try:
             data = json.loads(path.read_text())
@@ -38,46 +40,46 @@ class Record:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise TestbedError(f"{path}: not a testbed's record ({error})") from error
+            raise TestbedError(f"{path}: is no record of a testbed ({error})") from error
 
     def write(self, path: Path) -> None:
-        """Writes the record so that a reader sees the old or the new one, never half of one."""
+        """Writes the record atomically: a reader sees the old or the new one."""
         new = path.with_suffix(".new")
         new.write_text(json.dumps(asdict(self), indent=1) + "\n")
         new.replace(path)
 
 
 class Supervisor:
-    """Starts, awaits and ends the daemons of one folder, by its record."""
+    """Starts and ends the daemons of one folder, by its record."""
 
     def __init__(self, layout: Layout) -> None:
-        """Reads what the folder remembers."""
+        """Reads the record of the folder."""
         self.layout = layout
         self._record = Record.read(layout.record)
 
     @property
     def env(self) -> dict[str, str]:
-        """What Slurm's clients need in their environment to find this cluster."""
+        """Variables with which Slurm's clients find this cluster."""
         return {"SLURM_CONF": str(self.layout.slurm_conf)}
 
     @property
     def record(self) -> Record:
-        """What the folder remembers.
+        """Record of the folder.
 
         Raises:
-            TestbedError: nothing; no cluster was started here.
+            TestbedError: no cluster was started here.
         """
         if self._record is None:
-            raise TestbedError(f"no cluster in {self.layout.root}")
+            raise TestbedError(f"there is no cluster in {self.layout.root}")
         return self._record
 
     def replace(self, record: Record) -> None:
-        """Remembers another cluster from now on."""
+        """Replaces the record by that of another cluster."""
         record.write(self.layout.record)
         self._record = record
 
     def states(self) -> dict[str, bool]:
-        """Every daemon that the cluster should have, in starting order, and whether it runs."""
+        """Returns whether each daemon of the cluster runs, in the order in which they start."""
         if self._record is None:
             return {}
         names = ["munged"]
@@ -86,12 +88,12 @@ class Supervisor:
         return {name: self.alive(name) for name in names}
 
     def alive(self, name: str) -> bool:
-        """Whether a daemon runs."""
+        """Returns whether a daemon runs."""
         process = self._record.processes.get(name) if self._record else None
         return process is not None and process.alive()
 
     def launch(self, name: str, program: str, *options: str) -> None:
-        """Starts a daemon, unless it runs, and records it at once."""
+        """Starts a daemon unless it runs, and records it at once."""
         if self.alive(name):
             return
         argv = [daemons.find_programs([program])[program], *options]
@@ -104,7 +106,7 @@ class Supervisor:
         """Sends a signal to a daemon.
 
         Raises:
-            TestbedError: it does not run.
+            TestbedError: the daemon does not run.
         """
         if not self.alive(name):
             raise TestbedError(f"{name} does not run")
@@ -114,46 +116,46 @@ class Supervisor:
         """Waits until a daemon is ready.
 
         Raises:
-            TestbedError: it ended, or the time ran out; the message holds its last words.
+            TestbedError: the daemon ended, or time ran out; the message holds the end of its log.
         """
-        up = False
+        is_ready = False
 
-        def settled() -> bool:
-            nonlocal up
-            with contextlib.suppress(TestbedError):  # a client that asked too early
-                up = ready()
-            return up or not self.alive(name)
+        def is_ready_or_dead() -> bool:
+            nonlocal is_ready
+            with contextlib.suppress(TestbedError):  # A client asked too early.
+                is_ready = ready()
+            return is_ready or not self.alive(name)
 
-        daemons.wait_until(settled, timeout_s)
-        if up:
+        daemons.wait_until(is_ready_or_dead, timeout_s)
+        if is_ready:
             return
         what = f"not ready within {timeout_s:g} s" if self.alive(name) else "ended at once"
         log = self.layout.log(name)
         if not log.exists() or not log.stat().st_size:
             log = log.with_suffix(".out")
-        words = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
-        raise TestbedError("\n  ".join([f"{name}: {what}; the end of {log}:", *words]))
+        lines = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
+        raise TestbedError("\n  ".join([f"{name}: {what}; the end of {log}:", *lines]))
 
     def end(self, *names: str, timeout_s: float = 20.0) -> None:
-        """Ends daemons, waits for them and forgets them."""
-        known = self.record.processes
-        daemons.terminate([known[name] for name in names if name in known], timeout_s)
+        """Ends daemons, waits for them, and removes them from the record."""
+        processes = self.record.processes
+        daemons.terminate([processes[name] for name in names if name in processes], timeout_s)
         for name in names:
-            known.pop(name, None)
+            processes.pop(name, None)
         self.record.write(self.layout.record)
 
     def call(self, program: str, *options: str, timeout_s: float = 20.0) -> str:
-        """What a client of this cluster prints.
+        """Runs a client of this cluster; returns its output.
 
         Raises:
-            TestbedError: it failed, or gave no answer in time.
+            TestbedError: it failed, or did not answer in time.
         """
         argv = [daemons.find_programs([program])[program], *options]
         return daemons.call(argv, daemons.client_env(self.env), timeout_s)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other starts and stops of this folder out, and reads what they left."""
+        """Holds the folder's lock, so that no other process starts or stops the cluster."""
         self.layout.root.mkdir(mode=0o755, parents=True, exist_ok=True)
         with self.layout.lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

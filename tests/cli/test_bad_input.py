@@ -1,4 +1,4 @@
-"""Bad and hostile input at the command line: told with file and line, nothing made, nothing run."""
+"""Tests of bad input at the command line: refused with file and line, nothing written or run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODES = pytest.mark.parametrize("mode", [["--dry-run"], []], ids=["dry", "real"]
 
 @pytest.fixture
 def refused(workplace: Path, cli: Cli) -> Callable[..., Said]:
-    """Submits, and asserts that it was refused properly and left nothing behind."""
+    """Submits, and asserts that it was refused with a message and wrote nothing."""
 
     def run(*arguments: str, cluster: str = "local", recipe: str = "tiny.yaml") -> Said:
         said = cli("submit", recipe, "-c", cluster, "--runs-dir", "runs", *arguments)
@@ -57,7 +57,7 @@ def refused(workplace: Path, cli: Cli) -> Callable[..., Said]:
         ("name: tiny", "name: '%j'", "characters that are not allowed"),
     ],
 )
-def test_a_wrong_recipe(
+def test_submit_of_a_wrong_recipe_names_the_line(
     tiny: Path, refused: Callable[..., Said], mode: list[str], old: str, new: str, what: str
 ) -> None:
     text = RECIPE.replace(old, new)
@@ -85,7 +85,7 @@ def test_a_wrong_recipe(
         (None, "tiny.yaml: expected at most 256 kB"),
     ],
 )
-def test_what_is_no_recipe(
+def test_submit_of_a_file_that_is_not_a_recipe_is_refused(
     tiny: Path, refused: Callable[..., Said], mode: list[str], content: bytes | None, what: str
 ) -> None:
     if content is None:
@@ -98,7 +98,9 @@ def test_what_is_no_recipe(
 
 @MODES
 @pytest.mark.parametrize("recipe", ["nosuch.yaml", "nosuch", ".", "x" * 5000, "a\nb.yaml"])
-def test_no_such_recipe(refused: Callable[..., Said], mode: list[str], recipe: str) -> None:
+def test_submit_of_a_missing_recipe_is_refused(
+    refused: Callable[..., Said], mode: list[str], recipe: str
+) -> None:
     assert recipe in refused(*mode, recipe=recipe).err
 
 
@@ -109,13 +111,17 @@ def test_no_such_recipe(refused: Callable[..., Said], mode: list[str], recipe: s
      "model.path=`touch canary`", "resources.partition=a b", "task.data.files={train: ../x}"],
 )  # fmt: skip
 @pytest.mark.usefixtures("tiny")
-def test_a_wrong_override(refused: Callable[..., Said], mode: list[str], override: str) -> None:
+def test_submit_with_a_wrong_override_names_the_option(
+    refused: Callable[..., Said], mode: list[str], override: str
+) -> None:
     assert f"-o {override}" in refused(*mode, "-o", override).err
 
 
 @MODES
 @pytest.mark.usefixtures("tiny")
-def test_all_problems_at_once(tiny: Path, refused: Callable[..., Said], mode: list[str]) -> None:
+def test_submit_lists_all_problems_at_once(
+    tiny: Path, refused: Callable[..., Said], mode: list[str]
+) -> None:
     tiny.write_text(RECIPE.replace("max_steps: 3", "max_steps: x").replace("method:", "methud:"))
     said = refused(*mode, "-o", "train.seed=y")
     for part in ("tiny.yaml:21 train.max_steps", "tiny.yaml:18 methud: unknown key; did you mean "
@@ -124,7 +130,7 @@ def test_all_problems_at_once(tiny: Path, refused: Callable[..., Said], mode: li
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_label_no_is_accepted_as_text(workplace: Path, cli: Cli) -> None:
+def test_submit_takes_the_label_no_as_text(workplace: Path, cli: Cli) -> None:
     rows = [{"text": "a", "label": "no"}, {"text": "b", "label": "yes"}] * 2
     write_rows(workplace / "train.jsonl", rows)
     write_rows(workplace / "test.jsonl", rows)
@@ -152,7 +158,7 @@ MODEL_FILES = {
         ("model.safetensors", "has no *.safetensors weights"),
     ],
 )
-def test_an_incomplete_model_folder(
+def test_submit_with_an_incomplete_model_folder_is_refused(
     tiny: Path, refused: Callable[..., Said], mode: list[str], absent: str, what: str
 ) -> None:
     folder = tiny.parent / "model"
@@ -177,7 +183,7 @@ def test_an_incomplete_model_folder(
         ("[1]", "expected an object"),
     ],
 )
-def test_wrong_data(
+def test_submit_with_wrong_data_names_the_row(
     tiny: Path, refused: Callable[..., Said], mode: list[str], line: str, what: str
 ) -> None:
     with (tiny.parent / "test.jsonl").open("a") as stream:
@@ -194,7 +200,11 @@ def test_wrong_data(
 @pytest.mark.parametrize(
     ("cluster", "what"),
     [
-        ("nosuch", "--cluster nosuch: there is no such profile; known: a100-40"),
+        (
+            "nosuch",
+            "--cluster nosuch: there is no such profile; give the path of a YAML file, or "
+            "one of a100-40",
+        ),
         ("nosuch.yaml", "--cluster nosuch.yaml: there is no such profile"),
         ("elsewhere/local.yaml", "--cluster elsewhere/local.yaml: there is no such profile"),
         ("../local", "--cluster ../local: there is no such profile"),
@@ -204,7 +214,7 @@ def test_wrong_data(
     ],
 )
 @pytest.mark.usefixtures("tiny")
-def test_no_such_profile(
+def test_submit_to_a_missing_profile_is_refused(
     refused: Callable[..., Said], mode: list[str], cluster: str, what: str
 ) -> None:
     assert what in refused(*mode, cluster=cluster).err
@@ -228,7 +238,7 @@ def test_no_such_profile(
         ("partition: main", 'setup: ["module load x\\ntouch canary"]', "control|not allowed"),
     ],
 )
-def test_a_wrong_profile(
+def test_submit_to_a_wrong_profile_names_the_line(
     tiny: Path, refused: Callable[..., Said], mode: list[str], old: str, new: str, what: str
 ) -> None:
     text = SITE.replace(old, new)
@@ -248,7 +258,7 @@ def test_a_wrong_profile(
         ("resources.partition=low", "site has no partition 'low'; its profile lists: main, high"),
     ],
 )
-def test_more_than_the_cluster_has(
+def test_submit_of_more_than_the_cluster_has_is_refused(
     tiny: Path, refused: Callable[..., Said], mode: list[str], override: str, what: str
 ) -> None:
     (tiny.parent / "site.yaml").write_text(SITE)
@@ -262,7 +272,9 @@ def test_more_than_the_cluster_has(
 
 @pytest.mark.parametrize("runs", ["runs%j", "a\nb", "50%/runs"])
 @pytest.mark.usefixtures("tiny")
-def test_a_runs_folder_that_slurm_would_misread(workplace: Path, cli: Cli, runs: str) -> None:
+def test_submit_into_a_folder_whose_name_slurm_would_change_is_refused(
+    workplace: Path, cli: Cli, runs: str
+) -> None:
     before = {path.name for path in workplace.iterdir()}
     said = cli("submit", "tiny.yaml", "-c", "local", "--runs-dir", runs)
     assert said.code == 2
@@ -272,7 +284,9 @@ def test_a_runs_folder_that_slurm_would_misread(workplace: Path, cli: Cli, runs:
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o722])
 @pytest.mark.usefixtures("tiny")
-def test_a_run_folder_that_others_may_write_to(workplace: Path, cli: Cli, mode: int) -> None:
+def test_submit_into_a_folder_that_others_may_write_to_is_refused(
+    workplace: Path, cli: Cli, mode: int
+) -> None:
     folder = workplace / "runs" / "tiny"
     folder.mkdir(parents=True)
     folder.chmod(mode)
@@ -283,15 +297,15 @@ def test_a_run_folder_that_others_may_write_to(workplace: Path, cli: Cli, mode: 
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_runs_folder_that_is_a_file(workplace: Path, cli: Cli) -> None:
+def test_submit_into_a_file_is_refused(workplace: Path, cli: Cli) -> None:
     (workplace / "runs").write_text("mine")
     said = cli("submit", "tiny.yaml", "-c", "local", "--runs-dir", "runs")
     assert said.code == 2
-    assert "cannot be made" in said.err
+    assert "cannot be created" in said.err
     assert (workplace / "runs").read_text() == "mine"
 
 
-# ---------------------------------------------------------------- what Slurm itself refuses
+# ---------------------------------------------------------------- refused by Slurm itself
 
 
 @pytest.mark.slurm
@@ -306,7 +320,7 @@ def test_a_runs_folder_that_is_a_file(workplace: Path, cli: Cli) -> None:
     ],
 )
 @pytest.mark.usefixtures("testbed")
-def test_what_slurm_does_not_know(
+def test_submit_of_names_that_slurm_does_not_know_names_the_line(
     tiny: Path, cli: Cli, mode: list[str], old: str, new: str, key: str
 ) -> None:
     text = (ROOT / "slurm" / "testbed.yaml").read_text().replace(old, new, 1)
@@ -315,14 +329,14 @@ def test_what_slurm_does_not_know(
     tiny.write_text(RECIPE.replace("name: tiny", "name: never-queued"))
     said = cli("submit", "tiny.yaml", "-c", "mine.yaml", "--runs-dir", "runs", *mode)
     if mode:
-        assert said.code == 0, "a dry run asks nobody"
+        assert said.code == 0, "a dry run does not ask Slurm"
         assert f"#SBATCH --{key}=nosuch" in said.out
     else:
         assert said.code == 2, said.err
         assert f"mine.yaml:{line_of(text, f'{key}: nosuch')} {key}: Slurm refuses" in said.err
         assert f"--{key}=nosuch" in said.err
     assert "Traceback" not in said.err
-    assert not any((tiny.parent / "runs").glob("[!.]*")), "no run, at most a lock"
+    assert not any((tiny.parent / "runs").glob("[!.]*")), "there is no run, at most a lock"
     queue = subprocess.run(
         ["squeue", "-h", "-t", "all", "-o", "%j"], capture_output=True, text=True, check=True,
         env=os.environ,

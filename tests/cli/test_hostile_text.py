@@ -1,4 +1,4 @@
-"""Hostile text at the command line: it is refused, or reaches neither shell nor sbatch."""
+"""Tests of hostile text in input: it is refused, or reaches neither shell nor sbatch."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ PROFILE_FIELDS = [
     "name", "description", "partition", "partitions.0", "account", "qos", "constraint",
     "gpu.name", "gpu.type", "node_disk_path", "python", "srun_args.0", "environment.VALUE",
 ]  # fmt: skip
-# Fields that take one of a few words, or a number: one text stands for all.
+# Fields that take one of a few words, or a number: they are tested with one hostile text.
 RECIPE_WORDS = [
     "model.attn_implementation", "task.name", "method.name", "train.optim",
     "train.seed", "evaluation.split", "resources.nodes", "resources.offload_optimizer",
 ]  # fmt: skip
 PROFILE_WORDS = ["scheduler", "accelerator", "gpu_request", "master_address", "max_nodes"]
-# Text for people, and columns and labels: they may hold anything that can be printed.
+# Text for people, and columns and labels: they may hold anything printable.
 FREE = {"description", "task.text", "task.label", "task.labels.1", "task.data.splits.test",
         "baseline.source", "baseline.outcome"}  # fmt: skip
 MANY_LINES = {"description", "task.text", "task.label"}
@@ -54,7 +54,7 @@ GPU = {"name": "T4", "type": "t4", "memory_gib": 14.5, "compute_capability": 7.5
 
 
 def put(value: Any, keys: list[str], text: str) -> Any:
-    """The value with a text set below; a number is a place in a list."""
+    """Returns a value with a text set at a place; a number is an index of a list."""
     if not keys:
         return text
     key, *rest = keys
@@ -67,7 +67,7 @@ def put(value: Any, keys: list[str], text: str) -> Any:
 
 
 def write_value(path: Path, value: Any) -> None:
-    """JSON is YAML: each value on a line of its own."""
+    """Writes a value as JSON, which is YAML too, with each field on its own line."""
     path.write_text(json.dumps(value, indent=1))
 
 
@@ -78,7 +78,7 @@ def value_of(text: str) -> dict[str, Any]:
 
 
 def run_script(script: str, folder: Path) -> dict[str, Any]:
-    """Runs an sbatch script with bash, srun being a stub; returns what the stub was given."""
+    """Runs an sbatch script with bash and a stub of srun; returns the stub's arguments."""
     bare, stubs = folder / "bare", folder / "stubs"
     shutil.rmtree(bare, ignore_errors=True)
     bare.mkdir()
@@ -106,7 +106,7 @@ def dry_script(cli: Cli, *arguments: str) -> tuple[Said, str]:
 
 
 def check_directives(script: str) -> None:
-    """Every line before the first command is one of ours."""
+    """Asserts that hpcft wrote every line before the first command."""
     known = ("#!/bin/bash", "# Parameters", "# setup", "# command", "#SBATCH --")
     head = script[: script.index("\nexport ")].splitlines()
     for line in head:
@@ -114,12 +114,14 @@ def check_directives(script: str) -> None:
 
 
 def cases(fields: list[str], words: list[str]) -> list[tuple[str, str]]:
-    """Every field with every kind of hostile text."""
+    """Returns every field with every kind of hostile text."""
     return [(f, kind) for f in fields for kind in HOSTILE] + [(f, "dollar") for f in words]
 
 
 @pytest.mark.parametrize(("field", "kind"), cases(RECIPE_FIELDS, RECIPE_WORDS))
-def test_hostile_text_in_a_recipe(tiny: Path, cli: Cli, field: str, kind: str) -> None:
+def test_dry_run_with_hostile_text_in_a_recipe_runs_none_of_it(
+    tiny: Path, cli: Cli, field: str, kind: str
+) -> None:
     text = HOSTILE[kind]
     (tiny.parent / "site.yaml").write_text(SITE)
     rows = [{"text": "a", text: "b", "label": "bad"}, {"text": "c", text: "d", "label": 1}]
@@ -146,7 +148,9 @@ def test_hostile_text_in_a_recipe(tiny: Path, cli: Cli, field: str, kind: str) -
 
 @pytest.mark.parametrize(("field", "kind"), cases(PROFILE_FIELDS, PROFILE_WORDS))
 @pytest.mark.usefixtures("tiny")
-def test_hostile_text_in_a_profile(workplace: Path, cli: Cli, field: str, kind: str) -> None:
+def test_dry_run_with_hostile_text_in_a_profile_runs_none_of_it(
+    workplace: Path, cli: Cli, field: str, kind: str
+) -> None:
     text = HOSTILE[kind]
     value = value_of(SITE) | ({"gpu": GPU} if field.startswith("gpu.") else {})
     write_value(workplace / "site.yaml", put(value, field.split("."), text))
@@ -171,7 +175,9 @@ def test_hostile_text_in_a_profile(workplace: Path, cli: Cli, field: str, kind: 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), "A B", "A=B", "1A", ""])
 @pytest.mark.usefixtures("tiny")
-def test_hostile_names_of_variables(workplace: Path, cli: Cli, text: str) -> None:
+def test_dry_run_with_hostile_variable_names_is_refused(
+    workplace: Path, cli: Cli, text: str
+) -> None:
     write_value(workplace / "site.yaml", {**value_of(SITE), "environment": {text: "x"}})
     said, _ = dry_script(cli)
     assert said.code == 2
@@ -183,7 +189,9 @@ def test_hostile_names_of_variables(workplace: Path, cli: Cli, text: str) -> Non
     "text", ["x\ntouch canary", "x\rtouch canary", "x\0", "\x1b[31m", "", "\n"]
 )
 @pytest.mark.usefixtures("tiny")
-def test_a_setup_line_is_one_line(workplace: Path, cli: Cli, text: str) -> None:
+def test_dry_run_with_a_setup_line_of_several_lines_is_refused(
+    workplace: Path, cli: Cli, text: str
+) -> None:
     write_value(workplace / "site.yaml", {**value_of(SITE), "setup": ["true", text]})
     said, _ = dry_script(cli)
     assert said.code == 2
@@ -192,7 +200,9 @@ def test_a_setup_line_is_one_line(workplace: Path, cli: Cli, text: str) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_what_a_site_writes_reaches_the_ranks_unchanged(workplace: Path, cli: Cli) -> None:
+def test_dry_run_passes_the_text_of_a_profile_to_the_ranks_unchanged(
+    workplace: Path, cli: Cli
+) -> None:
     site = value_of(SITE) | {
         "setup": ["greeting='hello there'", 'export SEEN="$greeting"', "#SBATCH --mem=1"],
         "environment": {"A": "it's \"$HOME\" `x` \\ %j  two", "B": "ü"},
@@ -222,7 +232,7 @@ def test_what_a_site_writes_reaches_the_ranks_unchanged(workplace: Path, cli: Cl
     assert "#SBATCH --constraint='[a100|h100]&ib'" in lines
 
 
-def test_hostile_names_of_files_are_harmless(tiny: Path, cli: Cli) -> None:
+def test_dry_run_with_hostile_file_names_runs_none_of_them(tiny: Path, cli: Cli) -> None:
     (tiny.parent / "site.yaml").write_text(SITE)
     odd = tiny.parent / "$(touch canary); `touch canary` 'x' %j"
     odd.mkdir()

@@ -1,4 +1,4 @@
-"""`hpcft plan` as it is used: matrix, all layouts, scale, shared GPUs, nonsense, and its speed."""
+"""Tests of `hpcft plan`: tables, all layouts, scale, shared GPUs, wrong input, and its speed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 import pytest
 
 from builders import ROOT, Cli
-from hpcft.core.units import parse_bytes
 from imports import imported_by
 
 GEMMA, QLORA = "gemma7b_full", "llama3_8b_winogrande_qlora"
@@ -19,21 +18,22 @@ pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 # ---------------------------------------------------------------- one plan
 
 
-def test_a_plan_tells_time_disk_and_its_neighbours(cli: Cli) -> None:
+def test_plan_shows_time_disk_and_other_layouts(cli: Cli) -> None:
     said = cli("plan", GEMMA, "-c", "a100-80")
     assert said.code == 0, said.err
     lines = {line.split()[0]: line for line in said.err.splitlines()}
     assert "s a step: compute" in said.err
     assert "GPU hours per 1,000 steps" in said.err
-    assert "number of examples not known before it starts; limit 24:00:00" in lines["time"]
+    assert "number of examples is not known before the run starts" in lines["time"]
+    assert lines["time"].endswith("; time limit 24:00:00")
     assert "finished model 15.9 GiB" in lines["disk"]
     partly = cli("plan", QLORA, "-c", "a100-80").err
-    assert "of training for 500 steps, size of the scored split not known" in partly
+    assert "of training for 500 steps; the size of the scored split is not known" in partly
     assert "GPU h per 1,000 steps" in lines["next"]
     assert "of 79.2 GiB a GPU" in lines["not"]
 
 
-def test_a_plan_as_json_has_all_numbers(cli: Cli) -> None:
+def test_plan_as_json_has_all_numbers(cli: Cli) -> None:
     shown = cli("plan", "quickstart", "-c", "testbed", "--json").json
     assert shown["time"]["steps"] == 600, "20 epochs of 480 rows, 16 at a time"
     step = shown["time"]["step"]
@@ -45,7 +45,7 @@ def test_a_plan_as_json_has_all_numbers(cli: Cli) -> None:
     assert freed.json["time_min"] == 15, "twice two minutes, and ten"
 
 
-def test_what_runs_have_measured_can_be_left_out(cli: Cli, workplace: Path) -> None:
+def test_plan_uncalibrated_ignores_measurements(cli: Cli, workplace: Path) -> None:
     text = (ROOT / "slurm" / "a100-80.yaml").read_text()
     (workplace / "mine.yaml").write_text(text + "calibration: { efficiency: 0.7 }\n")
     calibrated, pure = (
@@ -58,8 +58,8 @@ def test_what_runs_have_measured_can_be_left_out(cli: Cli, workplace: Path) -> N
 # ---------------------------------------------------------------- tables
 
 
-def test_matrix(cli: Cli, tiny: Path) -> None:
-    """Rows are recipes, columns profiles; a recipe that is wrong is told in its row."""
+def test_plan_of_several_recipes_shows_problems_in_the_cells(cli: Cli, tiny: Path) -> None:
+    """Rows are recipes and columns profiles; the problem of a wrong recipe stands in its row."""
     broken = tiny.parent / "broken.yaml"
     broken.write_text("name: broken\n")
     unknown = tiny.parent / "unknown.yaml"
@@ -79,7 +79,7 @@ def test_matrix(cli: Cli, tiny: Path) -> None:
     assert "planning 5 of 5: gone" in said.err
 
 
-def test_matrix_as_json(cli: Cli) -> None:
+def test_plan_with_clusters_as_json_has_a_plan_or_a_reason(cli: Cli) -> None:
     said = cli("plan", GEMMA, "--clusters", "a100-80,t4-16", "--json").json
     assert said[GEMMA]["a100-80"]["fits"] is True
     assert said[GEMMA]["a100-80"]["plan"]["gpu_peak_bytes"] > 60 * 2**30
@@ -90,7 +90,7 @@ def test_matrix_as_json(cli: Cli) -> None:
 @pytest.mark.parametrize(
     "names", ["*_sst2", pytest.param("*", marks=pytest.mark.slow)], ids=["some", "all"]
 )
-def test_recipes_on_all_profiles(cli: Cli, names: str) -> None:
+def test_plan_with_all_clusters_has_a_column_for_each(cli: Cli, names: str) -> None:
     recipes = sorted((ROOT / "recipes").glob(f"{names}.yaml"))
     said = cli("plan", *recipes, "--clusters", "all")
     assert said.code == 0, said.err
@@ -101,13 +101,13 @@ def test_recipes_on_all_profiles(cli: Cli, names: str) -> None:
     assert all("×, " in cell or cell.startswith("no: ") for line in lines for cell in line[1:])
 
 
-def test_a_sweep_has_a_row_for_each_point(cli: Cli) -> None:
+def test_plan_of_a_sweep_has_a_row_for_each_point(cli: Cli) -> None:
     said = cli("plan", "quickstart", "--clusters", "testbed", "-o", "sweep.seeds=[1,2]")
     rows = [line.split("\t")[0] for line in said.out.splitlines()[1:]]
     assert rows == ["quickstart train.seed=1", "quickstart train.seed=2"]
 
 
-def test_all_layouts(cli: Cli) -> None:
+def test_plan_all_lists_the_cheapest_layout_first(cli: Cli) -> None:
     said = cli("plan", GEMMA, "-c", "a100-80", "--all")
     header, *lines = (line.split("\t") for line in said.out.splitlines())
     hours = [float(line[-1].replace(",", "")) for line in lines]
@@ -121,7 +121,7 @@ def test_all_layouts(cli: Cli) -> None:
     assert len(listed) == len(lines)
 
 
-def test_scale(cli: Cli) -> None:
+def test_plan_scale_shows_time_by_number_of_gpus(cli: Cli) -> None:
     recipe = ROOT / "docs" / "scale" / "llama3_8b.yaml"
     said = cli("plan", recipe, "-c", "h100-80", "--scale", "8,64,512,1024")
     assert said.code == 0, said.err
@@ -138,13 +138,13 @@ def test_scale(cli: Cli) -> None:
     assert step["offload_s"] == 0
 
 
-def test_scale_beyond_what_the_batch_gives(cli: Cli) -> None:
+def test_plan_scale_with_too_many_gpus_says_why(cli: Cli) -> None:
     said = cli("plan", GEMMA, "-c", "h100-80", "--scale", "8,64")
     rows = [line.split("\t") for line in said.out.splitlines()[1:]]
     assert rows[1][1] == "no: the global batch cannot be split"
 
 
-def test_pages_have_every_recipe_and_their_figure() -> None:
+def test_pages_of_plans_have_every_recipe_and_a_figure() -> None:
     page = (ROOT / "docs" / "fits.md").read_text()
     names = [file.stem for file in (ROOT / "recipes").glob("*.yaml")]
     assert [name for name in names if f"| {name}" not in page] == [], "run `make docs`"
@@ -155,10 +155,10 @@ def test_pages_have_every_recipe_and_their_figure() -> None:
     assert "](scale.svg)" in (ROOT / "docs" / "scale.md").read_text()
 
 
-# ---------------------------------------------------------------- a GPU that others use
+# ---------------------------------------------------------------- a shared GPU
 
 
-def test_a_shared_gpu_is_explained(cli: Cli) -> None:
+def test_plan_on_a_shared_gpu_explains_the_memory(cli: Cli) -> None:
     shared = ("--gpu-memory", "14.74GiB", "--other-processes", "14.69GiB")
     said = cli("plan", QLORA, "-c", "t4-16", *shared)
     assert said.code == 2
@@ -170,17 +170,7 @@ def test_a_shared_gpu_is_explained(cli: Cli) -> None:
     assert "of 34.4 GiB per GPU" in some.err
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("14.74GiB", 14.74 * 2**30), ("15 GB", 15e9), ("512MiB", 2**29), ("1TiB", 2**40),
-     ("banana", None), ("-5GiB", None), ("15", None), ("GiB", None), ("1e3GiB", None), ("", None),
-     ("nanGiB", None)],
-)  # fmt: skip
-def test_sizes(text: str, size: float | None) -> None:
-    assert parse_bytes(text) == size
-
-
-# ---------------------------------------------------------------- nonsense
+# ---------------------------------------------------------------- wrong input
 
 
 @pytest.mark.parametrize(
@@ -208,38 +198,41 @@ def test_sizes(text: str, size: float | None) -> None:
         (("-o", "model.config.model_type=fooo"), "Unrecognized model identifier"),
     ],
 )  # fmt: skip
-def test_nonsense_on_the_command_line(cli: Cli, arguments: tuple[str, ...], says: str) -> None:
+def test_plan_with_wrong_options_is_refused(
+    cli: Cli, arguments: tuple[str, ...], says: str
+) -> None:
     said = cli("plan", GEMMA, *(() if "--clusters" in arguments else ("-c", "a100-80")), *arguments)
     assert said.code == 2
     assert says in said.err
     assert "Traceback" not in said.err
 
 
-def test_no_gpu_has_no_gpu_memory(cli: Cli) -> None:
+def test_plan_with_gpu_memory_but_without_gpus_is_refused(cli: Cli) -> None:
     said = cli("plan", "quickstart", "-c", "cpu", "--gpu-memory", "16GiB")
     assert said.code == 2
-    assert "--gpu-memory: cpu has no GPUs; use --cluster" in said.err
+    assert "--gpu-memory: the cluster cpu has no GPUs; choose one that has" in said.err
 
 
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ("memory_gib: 79.2", "memory_gib: -1", "input should be greater than 0, got"),
-        ("memory_gib: 79.2", "memory_gib: 0", "input should be greater than 0, got"),
+        ("memory_gib: 79.2", "memory_gib: -1", "expected a number greater than 0, got"),
+        ("memory_gib: 79.2", "memory_gib: 0", "expected a number greater than 0, got"),
         ("  memory_gib: 79.2\n", "", "gpu.memory_gib"),
         ("gpus_per_node: 4", "gpus_per_node: 0", "needs `gpu` and `gpus_per_node`"),
-        ("gpus_per_node: 4", "gpus_per_node: -4", "should be greater than or equal to 0, got -4"),
+        ("gpus_per_node: 4", "gpus_per_node: -4",
+         "expected a number greater than or equal to 0, got -4"),
         ("host_memory_gib: 960\n", "", "host_memory_gib"),
-        ("host_memory_gib: 960", "host_memory_gib: -5", "input should be greater than 0, got -5"),
-        ("network_gb_s: 100.0", "network_gb_s: 0", "input should be greater than 0, got 0"),
-        ("max_nodes: 16", "max_nodes: 0", "input should be greater than 0, got 0"),
+        ("host_memory_gib: 960", "host_memory_gib: -5", "expected a number greater than 0, got -5"),
+        ("network_gb_s: 100.0", "network_gb_s: 0", "expected a number greater than 0, got 0"),
+        ("max_nodes: 16", "max_nodes: 0", "expected a number greater than 0, got 0"),
         ("memory_gib: 79.2", "memory_gib: 79.2\n  other_processes_gib: 90",
          "mine.yaml:15 gpu.other_processes_gib: expected less than the GPU's 79.2 GiB, got 90"),
         ("max_nodes: 16", "max_nodes: 16\ncalibration: { efficiency: 3 }",
-         "input should be less than or equal to 0.9, got 3"),
+         "expected a number less than or equal to 0.9, got 3"),
     ],
 )  # fmt: skip
-def test_a_profile_of_nonsense(
+def test_plan_on_a_wrong_profile_is_refused(
     cli: Cli, workplace: Path, before: str, after: str, says: str
 ) -> None:
     text = (ROOT / "slurm" / "a100-80.yaml").read_text()
@@ -252,7 +245,7 @@ def test_a_profile_of_nonsense(
     assert "Traceback" not in said.err
 
 
-# ---------------------------------------------------------------- quick
+# ---------------------------------------------------------------- speed
 
 HEAVY = {"torch", "transformers", "deepspeed", "peft", "datasets", "submitit", "numpy"}
 
@@ -260,10 +253,10 @@ HEAVY = {"torch", "transformers", "deepspeed", "peft", "datasets", "submitit", "
 @pytest.mark.parametrize(
     "arguments", [(GEMMA, "-c", "a100-80"), (GEMMA, "--clusters", "a100-80,t4-16,cpu")]
 )
-def test_a_plan_with_a_counted_model_loads_nothing_heavy(
+def test_plan_of_a_cached_model_loads_nothing_heavy(
     cli: Cli, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     cli("plan", *arguments)
     planned = imported_by("plan", *arguments, cwd=tmp_path)
     assert HEAVY & planned.modules == set()
-    assert planned.cpu_s < 1.5, "half a second of processor time on an idle machine"
+    assert planned.cpu_s < 1.5, "it takes half a second on an idle machine"

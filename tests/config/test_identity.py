@@ -1,4 +1,4 @@
-"""A run's identity: what decides the result is in it, and nothing else."""
+"""The id of a run depends on everything that decides its result, and on nothing else."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def run_id(*overrides: str, name: str = "tiny.yaml", cluster: str = "local") -> str:
-    found = load_one(*overrides, name=name)
-    return identity.compute_run_id(found, cluster, identity.compute_fingerprints(found))
+    loaded = load_one(*overrides, name=name)
+    return identity.compute_run_id(loaded, cluster, identity.compute_fingerprints(loaded))
 
 
-def test_the_same_content_is_the_same_run_wherever_it_lies(tiny: Path, tmp_path: Path) -> None:
+def test_run_id_is_the_same_for_equal_content_in_another_folder(tiny: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in tiny.parent.iterdir():
@@ -35,12 +35,12 @@ def test_the_same_content_is_the_same_run_wherever_it_lies(tiny: Path, tmp_path:
     ["description=other", "baseline={source: a paper, metrics: {accuracy: 0.5}}", "train.seed=42"],
 )
 @pytest.mark.usefixtures("tiny")
-def test_what_does_not_decide_the_result_is_not_in_the_identity(override: str) -> None:
+def test_run_id_ignores_fields_that_do_not_change_the_result(override: str) -> None:
     assert run_id(override) == run_id()
 
 
 @pytest.mark.usefixtures("tiny")
-def test_all_else_is_in_the_identity(tiny: Path) -> None:
+def test_run_id_changes_with_every_field_that_can_change_the_result(tiny: Path) -> None:
     changed = [
         run_id("train.seed=1"),
         run_id("name=other"),
@@ -58,7 +58,7 @@ def test_all_else_is_in_the_identity(tiny: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_model_folder_counts_by_content() -> None:
+def test_run_id_depends_on_the_content_of_a_model_folder_not_on_its_name() -> None:
     folder = Path("tok")
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{}")
@@ -70,13 +70,13 @@ def test_a_model_folder_counts_by_content() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_resolved_recipe_validates_again(path: Path) -> None:
+def test_stored_recipe_is_read_back_with_the_same_run_id(path: Path) -> None:
     for point in recipe.load_recipe(str(path)):
         dumped = point.recipe.model_dump_json()
         again = FullRecipe.model_validate_json(dumped)
         assert again == point.recipe
         assert again.model_dump_json() == dumped
-        prints = identity.compute_fingerprints(again)
-        assert identity.compute_run_id(again, "c", prints) == identity.compute_run_id(
-            point.recipe, "c", prints
+        fingerprints = identity.compute_fingerprints(again)
+        assert identity.compute_run_id(again, "c", fingerprints) == identity.compute_run_id(
+            point.recipe, "c", fingerprints
         )

@@ -1,4 +1,4 @@
-"""Recipes: extends, overrides, paths and problems."""
+"""Recipes are loaded with extends, overrides and paths, and every problem is reported."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from builders import RECIPE, Cli, load_one, recipe_problems, write_file, write_r
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_chain_of_recipes_is_laid_one_over_another() -> None:
+def test_extends_lays_a_chain_of_recipes_over_one_another() -> None:
     write_file("a.yaml", "extends: tiny.yaml\nname: a\ntrain: {seed: 1, learning_rate: 1e-3}\n")
     write_file("deep/b.yaml", "extends: ../a.yaml\nname: b\ntrain:\n  seed: 2\n")
-    found = load_one(name="deep/b.yaml")
-    assert (found.name, found.train.seed, found.train.learning_rate) == ("b", 2, 1e-3)
-    assert found.train.max_steps == 3
-    assert found.task.data.files == {
+    recipe = load_one(name="deep/b.yaml")
+    assert (recipe.name, recipe.train.seed, recipe.train.learning_rate) == ("b", 2, 1e-3)
+    assert recipe.train.max_steps == 3
+    assert recipe.task.data.files == {
         "train": str(Path("train.jsonl").resolve()),  # from the folder that says so
         "test": str(Path("test.jsonl").resolve()),
     }
 
 
 @pytest.mark.usefixtures("tiny")
-def test_another_task_or_method_takes_no_option_of_the_old_one() -> None:
+def test_extends_with_another_method_drops_the_options_of_the_old_one() -> None:
     write_file("a.yaml", "extends: tiny.yaml\nmethod: {name: lora, r: 4}\n")
     write_file("b.yaml", "extends: a.yaml\nmethod: {name: qlora}\n")
     assert load_one(name="b.yaml").method.model_dump()["r"] == 16
@@ -37,10 +37,10 @@ def test_another_task_or_method_takes_no_option_of_the_old_one() -> None:
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_shipped_recipe_is_extended_by_name() -> None:
+def test_extends_finds_a_shipped_recipe_by_name() -> None:
     write_file("mine.yaml", "extends: quickstart\ntrain: {seed: 3}\n")
-    found = load_one(name="mine.yaml")
-    assert (found.name, found.train.seed) == ("quickstart", 3)
+    recipe = load_one(name="mine.yaml")
+    assert (recipe.name, recipe.train.seed) == ("quickstart", 3)
 
 
 @pytest.mark.parametrize(
@@ -63,20 +63,22 @@ def test_a_shipped_recipe_is_extended_by_name() -> None:
     ],
 )
 @pytest.mark.usefixtures("workplace")
-def test_what_cannot_be_extended(files: dict[str, str], where: str, what: str) -> None:
+def test_extends_of_something_else_is_refused_with_its_line(
+    files: dict[str, str], where: str, what: str
+) -> None:
     for name, text in files.items():
         write_file(f"{name}.yaml", text)
-    (said,) = recipe_problems("train.seed=1", name="a.yaml")
-    assert said.startswith(where), said
-    assert what in said
+    (problem,) = recipe_problems("train.seed=1", name="a.yaml")
+    assert problem.startswith(where), problem
+    assert what in problem
 
 
 @pytest.mark.usefixtures("workplace")
 def test_extends_does_not_look_in_the_current_folder() -> None:
     write_file("base.yaml", RECIPE)
     write_file("deep/a.yaml", "extends: base.yaml")
-    (said,) = recipe_problems(name="deep/a.yaml")
-    assert "no recipe 'base.yaml'" in said
+    (problem,) = recipe_problems(name="deep/a.yaml")
+    assert "no recipe 'base.yaml'" in problem
 
 
 # ---------------------------------------------------------------- overrides
@@ -99,7 +101,9 @@ def test_extends_does_not_look_in_the_current_folder() -> None:
     ],
 )
 @pytest.mark.usefixtures("tiny")
-def test_an_override_is_yaml(override: str, section: tuple[str, ...] | None, meant: Any) -> None:
+def test_override_value_is_parsed_as_yaml(
+    override: str, section: tuple[str, ...] | None, meant: Any
+) -> None:
     if section is None:
         assert recipe_problems(override) == [f"-o {override} description: expected text, got null"]
         return
@@ -110,9 +114,9 @@ def test_an_override_is_yaml(override: str, section: tuple[str, ...] | None, mea
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_last_override_wins_and_all_of_them_hold() -> None:
-    found = load_one("train.seed=1", "train={seed: 2}", "train.max_steps=7", "train.seed=3")
-    assert (found.train.seed, found.train.max_steps) == (3, 7)
+def test_later_overrides_win_and_earlier_ones_are_kept() -> None:
+    recipe = load_one("train.seed=1", "train={seed: 2}", "train.max_steps=7", "train.seed=3")
+    assert (recipe.train.seed, recipe.train.max_steps) == (3, 7)
 
 
 @pytest.mark.parametrize(
@@ -135,21 +139,21 @@ def test_the_last_override_wins_and_all_of_them_hold() -> None:
     ],
 )
 @pytest.mark.usefixtures("tiny")
-def test_a_wrong_override_names_itself(override: str, what: str) -> None:
-    (said,) = recipe_problems(override)
-    assert said.startswith(f"-o {override}")
-    assert what in said
+def test_wrong_override_is_named_in_its_error(override: str, what: str) -> None:
+    (problem,) = recipe_problems(override)
+    assert problem.startswith(f"-o {override}")
+    assert what in problem
 
 
 @pytest.mark.usefixtures("tiny")
-def test_an_override_with_line_breaks_is_told_in_one_line() -> None:
-    (said,) = recipe_problems("train.seed=\n\x1b[31m\n")
-    assert said.startswith("-o 'train.seed=\\n\\x1b[31m\\n'")
-    assert said.isprintable()
+def test_override_with_line_breaks_is_shown_in_one_line() -> None:
+    (problem,) = recipe_problems("train.seed=\n\x1b[31m\n")
+    assert problem.startswith("-o 'train.seed=\\n\\x1b[31m\\n'")
+    assert problem.isprintable()
 
 
 @pytest.mark.usefixtures("tiny")
-def test_an_override_does_not_take_the_blame_for_its_section() -> None:
+def test_missing_field_names_the_section_of_the_file_not_an_override() -> None:
     text = RECIPE.replace("  labels: [bad, good]\n", "")
     write_file("tiny.yaml", text)
     assert recipe_problems("task.max_length=16") == [
@@ -160,7 +164,7 @@ def test_an_override_does_not_take_the_blame_for_its_section() -> None:
 # ---------------------------------------------------------------- paths
 
 
-def test_paths_start_at_the_file_or_at_the_current_folder(
+def test_relative_path_starts_at_its_file_or_for_an_override_at_the_current_folder(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     other = tmp_path / "elsewhere"
@@ -170,18 +174,18 @@ def test_paths_start_at_the_file_or_at_the_current_folder(
     files = load_one("task.data.files.test=mine.jsonl", name=str(tiny)).task.data.files
     assert files == {"train": str(tiny.parent / "train.jsonl"), "test": str(other / "mine.jsonl")}
     assert load_one("task.data.files={test: mine.jsonl}", name=str(tiny)).task.data.files == files
-    (said,) = recipe_problems("task.data.files.test=test.jsonl", name=str(tiny))
-    assert f"there is no file {other}/test.jsonl" in said
+    (problem,) = recipe_problems("task.data.files.test=test.jsonl", name=str(tiny))
+    assert f"there is no file {other}/test.jsonl" in problem
 
 
-def test_home_is_known_in_paths(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_in_a_path_is_the_home_folder(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tiny.parent))
     files = load_one("task.data.files.test=~/train.jsonl").task.data.files
     assert files is not None
     assert files["test"] == str(tiny.parent / "train.jsonl")
 
 
-def test_a_model_is_a_folder_if_there_is_one_and_a_hub_name_else(tiny: Path) -> None:
+def test_model_name_is_a_folder_if_it_exists_else_a_hub_name(tiny: Path) -> None:
     assert load_one("model.tokenizer=org/name").model.tokenizer == "org/name"
     folder = tiny.parent / "org" / "name"
     folder.mkdir(parents=True)
@@ -211,21 +215,21 @@ def test_a_model_is_a_folder_if_there_is_one_and_a_hub_name_else(tiny: Path) -> 
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("tiny")
-def test_an_unknown_key_names_the_nearest_valid_one(override: str, suggested: str) -> None:
-    (said,) = recipe_problems(override)
-    assert "unknown key; did you mean " in said
-    assert suggested in said.split("did you mean")[1]
+def test_unknown_key_suggests_the_nearest_valid_one(override: str, suggested: str) -> None:
+    (problem,) = recipe_problems(override)
+    assert "unknown key; did you mean " in problem
+    assert suggested in problem.split("did you mean")[1]
 
 
 @pytest.mark.usefixtures("tiny")
-def test_without_a_near_key_the_known_ones_are_listed() -> None:
-    (said,) = recipe_problems("evaluation.zzzz=1")
-    assert said.endswith("known here: before, per_device_eval_batch_size, split")
-    (said,) = recipe_problems("method.r=1")  # `full` has no rank; `lora` has
-    assert said.endswith("known here: name")
+def test_unknown_key_without_a_near_one_lists_the_known_keys() -> None:
+    (problem,) = recipe_problems("evaluation.zzzz=1")
+    assert problem.endswith("known here: before, per_device_eval_batch_size, split")
+    (problem,) = recipe_problems("method.r=1")  # `full` has no rank; `lora` has
+    assert problem.endswith("known here: name")
 
 
-def test_all_problems_are_told_at_once_each_with_its_line(tiny: Path) -> None:
+def test_all_problems_are_reported_at_once_each_with_its_line(tiny: Path) -> None:
     tiny.write_text(
         """\
 name: Tiny Model
@@ -262,16 +266,16 @@ resources: { nodes: two }
         "tiny.yaml:11 task.labels.2: expected text",
         "tiny.yaml:14 train.learning_rate: expected a number",
         "tiny.yaml:15 train.bf16: expected true or false or 'auto'",
-        "tiny.yaml:16 train.num_train_epochs: input should be greater than 0",
+        "tiny.yaml:16 train.num_train_epochs: expected a number greater than 0",
         "tiny.yaml:17 train.sed: unknown key",
         "tiny.yaml:18 resources.nodes: expected a whole number or 'auto'",
     ]
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_label_no_is_text() -> None:
-    found = load_one("task.labels=[no, yes]")
-    assert found.task.model_dump()["labels"] == ["no", "yes"]
+def test_label_no_is_read_as_text() -> None:
+    recipe = load_one("task.labels=[no, yes]")
+    assert recipe.task.model_dump()["labels"] == ["no", "yes"]
 
 
 @pytest.mark.parametrize(
@@ -282,42 +286,56 @@ def test_the_label_no_is_text() -> None:
         ("model.tokenizer=null", "model.tokenizer", "is required for a new model"),
         ("model.tokenizer='a b'", "model.tokenizer", "expected a hub name or a folder"),
         ("model.tokenizer=./nosuch", "model.tokenizer", "there is no folder"),
-        ("task.data.path=imdb", "task.data", "needs either `path`"),
+        (
+            "task.data.path=imdb",
+            "task.data",
+            "needs either `path` (a hub data set or a folder) or `files`, got both",
+        ),
         ("task.data={files: null, path: a b}", "task.data.path", "expected a hub name"),
         ("task.data.files.test=tiny.yaml", "task.data.files.test", "expected .csv"),
         ("task.data.fractions={train: 0.9, test: 0.2}", "task.data.fractions", "sum of at most 1"),
         ("task.data.fractions={test: 0.5}", "task.data", "no train split"),
         ("task.data.fractions={train: 0}", "task.data.fractions.train", "greater than 0"),
-        ("task.data.limits={validation: 5}", "task.data.limits.validation", "no such split"),
-        ("task.data.sample={validation: 0.5}", "task.data.sample.validation", "no such split"),
+        (
+            "task.data.limits={validation: 5}",
+            "task.data.limits.validation",
+            "no such split; use one of test, train",
+        ),
+        (
+            "task.data.sample={validation: 0.5}",
+            "task.data.sample.validation",
+            "no such split; use one of test, train",
+        ),
         ("evaluation.split=validation", "evaluation.split", "no validation split"),
         ("train={bf16: true, fp16: true}", "train.fp16", "exclude each other"),
         ("train.per_device_train_batch_size=3", "train.per_device_train_batch_size", "divide"),
         ("train.load_best_model_at_end=true", "train.load_best_model_at_end", "validation split"),
-        ("task.labels=[a]", "task.labels", "at least 2"),
-        ("task.labels=[a, b, a]", "task.labels", "a stands there more than once"),
+        ("task.labels=[a]", "task.labels", "expected at least 2 items, got"),
+        ("task.labels=[a, b, a]", "task.labels", "a is listed more than once"),
     ],
 )
 @pytest.mark.usefixtures("tiny")
-def test_checks_across_fields(override: str, field: str, what: str) -> None:
-    found = recipe_problems(override)
-    assert any(f" {field}: " in said and what in said for said in found), found
+def test_fields_that_contradict_each_other_are_refused(
+    override: str, field: str, what: str
+) -> None:
+    problems = recipe_problems(override)
+    assert any(f" {field}: " in line and what in line for line in problems), problems
 
 
 @pytest.mark.usefixtures("tiny")
-def test_resources_may_be_the_word_auto() -> None:
-    found = load_one("resources=auto").resources
-    assert found.model_dump(exclude_none=True, exclude_defaults=True) == {}
+def test_resources_auto_stands_for_all_defaults() -> None:
+    resources = load_one("resources=auto").resources
+    assert resources.model_dump(exclude_none=True, exclude_defaults=True) == {}
     assert load_one("resources=auto", "resources.nodes=2").resources.nodes == 2
 
 
-def test_what_is_no_recipe(workplace: Path) -> None:
+def test_name_that_is_no_recipe_is_refused(workplace: Path) -> None:
     for name in ("nosuch", "nosuch.yaml", "x" * 5000, "~nosuchuser/x", str(workplace), "local"):
-        (said,) = recipe_problems(name=name)
-        assert "there is no such file" in said or "cannot be read" in said
+        (problem,) = recipe_problems(name=name)
+        assert "there is no such file" in problem or "cannot be read" in problem
 
 
-def test_best_metric_has_to_be_one_of_the_tasks(tiny: Path, cli: Cli) -> None:
+def test_metric_for_best_model_must_be_one_of_the_task(tiny: Path, cli: Cli) -> None:
     refused = cli("plan", tiny, "-c", "local", "-o", "train.metric_for_best_model=acuracy")
     assert refused.code == 2
     assert "train.metric_for_best_model: the task has no metric 'acuracy'" in refused.err
@@ -338,7 +356,9 @@ def test_best_metric_has_to_be_one_of_the_tasks(tiny: Path, cli: Cli) -> None:
         ({"files": {"test": "t.csv", "train": "x.csv"}}, {"train": "x.csv", "test": "t.csv"}),
     ],
 )
-def test_sources_of_the_splits(data: dict[str, Any], expected: dict[str, str]) -> None:
+def test_split_sources_follow_files_splits_and_fractions(
+    data: dict[str, Any], expected: dict[str, str]
+) -> None:
     from hpcft.core.records import DataSpec
     from hpcft.tasks.data.examples import split_sources
 

@@ -1,4 +1,4 @@
-"""Sweeps: points of a recipe, and what is said of a wrong one."""
+"""Sweeps are expanded to points, and wrong ones are refused with their line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hpcft.config import recipe
     ],
 )
 @pytest.mark.usefixtures("tiny")
-def test_a_sweep_is_the_product_of_its_axes(sweep: str, count: int) -> None:
+def test_sweep_has_the_product_of_its_axes_as_points(sweep: str, count: int) -> None:
     points = recipe.load_recipe("tiny.yaml", [f"sweep={sweep}"])
     assert len(points) == count
     assert len({json.dumps(point.values, sort_keys=True) for point in points}) == count
@@ -40,7 +40,7 @@ def test_a_sweep_is_the_product_of_its_axes(sweep: str, count: int) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_each_point_has_its_values_and_the_rest_of_the_recipe() -> None:
+def test_point_has_its_values_and_the_rest_of_the_recipe() -> None:
     sweep = "{zip: {train.seed: [1, 2], method: [{name: full}, {name: lora, r: 4}]}}"
     first, second = recipe.load_recipe("tiny.yaml", [f"sweep={sweep}"])
     assert first.values == {"train.seed": 1, "method": {"name": "full"}}
@@ -49,32 +49,35 @@ def test_each_point_has_its_values_and_the_rest_of_the_recipe() -> None:
     assert first.recipe.train.max_steps == second.recipe.train.max_steps == 3
 
 
-def test_swept_files_start_at_the_recipe(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swept_relative_paths_start_at_the_recipe_file(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny.write_text(
         RECIPE + "sweep:\n  grid:\n    task.data.files.train: [train.jsonl, test.jsonl]\n"
     )
     monkeypatch.chdir(tiny.parent.parent)
     points = recipe.load_recipe(str(tiny))
-    found = [(p.recipe.task.data.files or {})["train"] for p in points]
-    assert found == [str(tiny.parent / "train.jsonl"), str(tiny.parent / "test.jsonl")]
-    assert (
-        points[1].where(("task", "data", "files", "train")) == f"{tiny}:{RECIPE.count(chr(10)) + 3}"
-    )
+    files = [(p.recipe.task.data.files or {})["train"] for p in points]
+    assert files == [str(tiny.parent / "train.jsonl"), str(tiny.parent / "test.jsonl")]
+    assert points[1].location_of("task.data.files.train") == f"{tiny}:{RECIPE.count(chr(10)) + 3}"
 
 
 @pytest.mark.parametrize(
-    ("sweep", "said"),
+    ("sweep", "patterns"),
     [
         (
             "  zip: {train.seed: [1, 2], train.max_steps: [1]}",
-            ["@0 sweep.zip: .*train.seed: 2, train.max_steps: 1"],
+            [
+                "@1 sweep.zip: expected lists of equal length, got train.seed: 2, "
+                "train.max_steps: 1; give each"
+            ],
         ),
         ("  grid: {}", ["@0 sweep: expected 1 to 5000 points, got 0"]),
         ("  grid: {train.seed: []}", ["@0 sweep: .* got 0"]),
         ("  grid:\n    train.sed: [1, 2]", ["@2 train.sed: unknown key; .*seed"]),
         ("  grid:\n    trian.seed: [1]", ["@2 trian: unknown key; .*train"]),
-        ("  grid:\n    sweep.seeds: [1]", ["@2 sweep: sweep.seeds: expected a dotted"]),
-        ("  grid:\n    'a b': [1]", ["@2 sweep: a b: expected a dotted"]),
+        ("  grid:\n    sweep.seeds: [1]", ["@2 sweep.seeds: expected a field of the recipe"]),
+        ("  grid:\n    'a b': [1]", ["@2 a b: expected a field of the recipe .* got 'a b'"]),
         (
             "  grid:\n    train.seed: [1, x, y]\n    train.max_steps: [z, 4]",
             [
@@ -93,11 +96,11 @@ def test_swept_files_start_at_the_recipe(tiny: Path, monkeypatch: pytest.MonkeyP
         ),
     ],
 )
-def test_a_wrong_sweep(tiny: Path, sweep: str, said: list[str]) -> None:
+def test_wrong_sweep_is_refused_with_its_line(tiny: Path, sweep: str, patterns: list[str]) -> None:
     tiny.write_text(RECIPE + "sweep:\n" + sweep + "\n")
     first = RECIPE.count("\n") + 1
-    found = recipe_problems()
-    for pattern in said:
+    problems = recipe_problems()
+    for pattern in patterns:
         line = re.sub(r"@(\d)", lambda match: f"tiny.yaml:{first + int(match[1])}", pattern)
-        assert any(re.match(line, text) for text in found), found
-    assert len(found) == len(said)
+        assert any(re.match(line, text) for text in problems), problems
+    assert len(problems) == len(patterns)

@@ -1,4 +1,4 @@
-"""The YAML door: what values mean, where they stand, and what is refused."""
+"""YAML documents: values, their lines, what is refused, and overlaying."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hpcft.config import yaml_document
 from hpcft.config.yaml_document import MAX_BYTES, MAX_DEPTH, MAX_NODES, Document, Origin
 from hpcft.core.errors import InputError, Problem
 
-HERE = Origin("f.yaml", 1, Path("/f"))
+ORIGIN = Origin("f.yaml", 1, Path("/f"))
 
 
 def parsed(text: str) -> Document:
-    return yaml_document.parse_document(text, HERE)
+    return yaml_document.parse_document(text, ORIGIN)
 
 
 def refused(text: str) -> list[Problem]:
@@ -68,18 +68,18 @@ def refused(text: str) -> list[Problem]:
         ("العربية 🎓", "العربية 🎓"),
     ],
 )
-def test_scalars_mean_what_yaml_1_2_says(written: str, meant: Any) -> None:
+def test_parse_document_reads_scalars_by_yaml_1_2(written: str, meant: Any) -> None:
     value = parsed(f"a: {written}").value["a"]
     assert (value, type(value)) == (meant, type(meant))
 
 
-def test_keys_are_text_whatever_they_look_like() -> None:
+def test_keys_are_always_text() -> None:
     assert parsed("no: 1\n1: 2\nnull: 3\n<<: {a: 4}").value == {
         "no": 1, "1": 2, "null": 3, "<<": {"a": 4},
     }  # fmt: skip
 
 
-def test_every_value_knows_its_line_and_folder() -> None:
+def test_origin_of_every_value_has_its_line_and_folder() -> None:
     doc = parsed(
         "# head\na: 1\n\nb:\n  c: |\n    x\n    y\n  d:\n    - 1\n    - {e: 2,\n       f: 3}\n"
     )
@@ -95,13 +95,13 @@ def test_every_value_knows_its_line_and_folder() -> None:
     assert doc.origin_of(("b", "missing", "deeper")).line == 4
 
 
-def test_an_empty_text_is_an_empty_document() -> None:
+def test_empty_text_is_an_empty_document() -> None:
     for text in ("", "\n", "# only a remark\n", "---\n", "---\n...\n"):
         assert parsed(text).value is None
         assert str(parsed(text).origin_of(("a",))).startswith("f.yaml:")
 
 
-def test_every_duplicate_key_is_named_with_both_lines() -> None:
+def test_duplicate_keys_are_refused_with_both_lines() -> None:
     problems = refused("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\na: 2\n")
     assert [(p.where, p.key) for p in problems] == [("f.yaml:5", "b.c"), ("f.yaml:6", "a")]
     assert "first on line 3" in problems[0].what
@@ -145,19 +145,21 @@ def test_every_duplicate_key_is_named_with_both_lines() -> None:
         ("- 1\n" * (MAX_NODES + 5), MAX_NODES, "values"),
     ],
 )  # fmt: skip
-def test_what_is_refused_names_file_and_line(text: str, line: int, what: str) -> None:
+def test_yaml_that_is_not_accepted_is_refused_with_file_and_line(
+    text: str, line: int, what: str
+) -> None:
     (problem,) = refused(text)
     assert problem.where == f"f.yaml:{line}"
     assert what in problem.what
     assert "\n" not in str(problem)
 
 
-def test_the_limits_themselves_are_accepted() -> None:
+def test_documents_at_the_limits_are_accepted() -> None:
     assert parsed("[" * MAX_DEPTH + "]" * MAX_DEPTH).value
     assert len(parsed("- 1\n" * (MAX_NODES - 1)).value) == MAX_NODES - 1
 
 
-def test_text_from_the_command_line_has_no_line() -> None:
+def test_text_from_the_command_line_is_named_without_a_line() -> None:
     option = Origin("-o a={b: 1, b: 2}")
     with pytest.raises(InputError, match=r"^-o a={b: 1, b: 2} b: duplicate key; keep one"):
         yaml_document.parse_document("{b: 1, b: 2}", option)
@@ -181,13 +183,13 @@ def test_any_text_is_a_document_or_an_input_error(text: str) -> None:
 # ---------------------------------------------------------------- files
 
 
-def failing(path: Path) -> str:
+def error_of(path: Path) -> str:
     with pytest.raises(InputError) as error:
         yaml_document.load_document(path)
     return str(error.value)
 
 
-def test_a_file_is_loaded_with_its_folder(tmp_path: Path) -> None:
+def test_load_document_keeps_the_folder_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "süß: $(x).yaml"
     path.write_bytes("\ufeffa: ü\r\nb: 2\r\n".encode())
     doc = yaml_document.load_document(path)
@@ -195,37 +197,37 @@ def test_a_file_is_loaded_with_its_folder(tmp_path: Path) -> None:
     assert doc.origin_of(("b",)) == Origin(str(path), 2, tmp_path)
 
 
-def test_a_huge_file_is_refused_without_being_read(tmp_path: Path) -> None:
+def test_huge_file_is_refused_without_being_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.yaml"
     with path.open("wb") as stream:
         stream.truncate(100_000_000)
     started = time.perf_counter()
-    said = failing(path)
+    error = error_of(path)
     assert time.perf_counter() - started < 0.2
-    assert said.startswith(f"{path}: expected at most 256 kB")
+    assert error.startswith(f"{path}: expected at most 256 kB")
 
 
-def test_a_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
+def test_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
     path = tmp_path / "big.yaml"
     path.write_text("a: " + "x" * (MAX_BYTES - 3))
     assert len(yaml_document.load_document(path).value["a"]) == MAX_BYTES - 3
     path.write_text("a: " + "x" * (MAX_BYTES - 2))
-    assert "expected at most 256 kB" in failing(path)
+    assert "expected at most 256 kB" in error_of(path)
 
 
-def test_bytes_that_are_not_utf8_name_their_line(tmp_path: Path) -> None:
+def test_file_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"a: 1\nb: caf\xe9\n")
-    assert failing(path).startswith(f"{path}:2: expected UTF-8")
+    assert error_of(path).startswith(f"{path}:2: expected UTF-8")
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.yaml", Path("/dev/zero"), Path("a\0b.yaml")):
-        assert failing(path).startswith(f"{path}: there is no such file")
-    assert "cannot be read" in failing(tmp_path / ("x" * 5000))
+        assert error_of(path).startswith(f"{path}: there is no such file")
+    assert "cannot be read" in error_of(tmp_path / ("x" * 5000))
 
 
-# ---------------------------------------------------------------- laying one over another
+# ---------------------------------------------------------------- overlaying
 
 
 BASE = """\
@@ -244,10 +246,10 @@ train:
 
 def over(text: str) -> Document:
     other = yaml_document.parse_document(text, Origin("g.yaml", 1, Path("/g")))
-    return parsed(BASE).merged(other)
+    return parsed(BASE).overlaid_with(other)
 
 
-def test_mappings_merge_and_all_else_is_replaced() -> None:
+def test_overlaid_with_merges_mappings_and_replaces_all_else() -> None:
     doc = over("name: over\ntask:\n  labels: [c]\ntrain: {seed: 2}\n")
     assert doc.value == {
         "name": "over",
@@ -262,14 +264,14 @@ def test_mappings_merge_and_all_else_is_replaced() -> None:
         "task": "f.yaml:2",
         "task.labels": "g.yaml:3",
         "task.labels.0": "g.yaml:3",
-        "task.labels.1": "g.yaml:3",  # it was on line 4 of f.yaml, and is no more
+        "task.labels.1": "g.yaml:3",  # base's second label, on f.yaml:4, is replaced
         "task.data.path": "f.yaml:7",
         "train.seed": "g.yaml:4",
         "train.steps": "f.yaml:10",
     }
 
 
-def test_a_section_whose_name_changes_is_replaced_whole() -> None:
+def test_overlaid_with_replaces_a_section_whose_name_changes() -> None:
     doc = over("\ntask: {name: instruction, prompt: x}")
     assert doc.value["task"] == {"name": "instruction", "prompt": "x"}
     assert str(doc.origin_of(("task", "labels"))) == "g.yaml:2"
@@ -277,17 +279,17 @@ def test_a_section_whose_name_changes_is_replaced_whole() -> None:
     assert same.value["task"]["labels"] == ["a", "b"]
 
 
-def test_a_name_below_a_section_does_not_replace_its_neighbours() -> None:
+def test_overlaid_with_keeps_neighbours_of_a_name_below_a_section() -> None:
     doc = over("task: {data: {name: large}}")
     assert doc.value["task"]["data"] == {"name": "large", "path": "p"}
 
 
-def test_a_part_is_placed_in_a_larger_document() -> None:
-    part = yaml_document.parse_document("{a: 1, b: [2]}", Origin("-o x", None, Path("/w"))).placed(
-        ("train", "z")
-    )
+def test_nested_at_keeps_origins_in_a_larger_document() -> None:
+    part = yaml_document.parse_document(
+        "{a: 1, b: [2]}", Origin("-o x", None, Path("/w"))
+    ).nested_at(("train", "z"))
     assert part.value == {"train": {"z": {"a": 1, "b": [2]}}}
-    doc = parsed(BASE).merged(part)
+    doc = parsed(BASE).overlaid_with(part)
     assert doc.value["train"] == {"seed": 1, "steps": 5, "z": {"a": 1, "b": [2]}}
     assert str(doc.origin_of(("train", "z", "b", 0))) == "-o x"
     assert str(doc.origin_of(("train", "seed"))) == "f.yaml:9"

@@ -1,4 +1,4 @@
-"""Run folders: private, written whole, read with care, locked, and found by any of their names."""
+"""Tests of run folders: private, written atomically, read with checks, and locked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from builders import Cli
 from hpcft.core import files, run_index
 from hpcft.core.errors import StoreError
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Attempt, Job, Progress
+from hpcft.core.records import Job, Progress
 
 ODD_NAMES = [
     "plain",
@@ -34,10 +34,6 @@ def job(run_id: str = "0123456789ab", **changes: Any) -> Job:
     return Job(**(fields | changes))
 
 
-def attempt(job_id: str | None, at: float = 0.0) -> Attempt:
-    return Attempt(job_id=job_id, token="t", submitted_at=at, logs="/logs", host="h")
-
-
 def write_run(root: Path, record: Job) -> RunPaths:
     paths = RunPaths(root / record.recipe / record.run_id)
     files.create_folder(paths.folder.parent)
@@ -50,25 +46,25 @@ def write_run(root: Path, record: Job) -> RunPaths:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_record_survives_a_folder_of_any_name(name: str, workplace: Path) -> None:
+def test_write_record_in_a_folder_of_any_name_reads_back(name: str, workplace: Path) -> None:
     folder = workplace / name / "runs"
     files.create_folder(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
     paths = write_run(folder, job(point={"text": name}))
     assert files.read_record(paths.job, Job).point == {"text": name}
-    assert [found.folder for found, _ in run_index.list_runs(folder)] == [paths.folder]
+    assert [run.paths.folder for run in run_index.list_runs(folder)] == [paths.folder]
     assert run_index.find_runs(folder, str(paths.folder))
     assert sorted(path.name for path in workplace.iterdir()) == [name]
 
 
 @pytest.mark.parametrize("name", ["50%", "two\nlines", "%j"])
-def test_a_folder_whose_name_slurm_would_rewrite_is_refused(name: str, tmp_path: Path) -> None:
+def test_create_folder_whose_name_slurm_would_change_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="may not have % or line breaks"):
         files.create_folder(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_private_whatever_the_umask(tmp_path: Path) -> None:
+def test_create_folder_is_private_with_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         files.create_folder(tmp_path / "a" / "b")
@@ -78,7 +74,7 @@ def test_a_folder_is_private_whatever_the_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
-def test_a_folder_that_others_may_write_to_is_refused(mode: int, tmp_path: Path) -> None:
+def test_create_folder_that_others_may_write_to_is_refused(mode: int, tmp_path: Path) -> None:
     folder = tmp_path / "open"
     folder.mkdir()
     folder.chmod(mode)
@@ -88,7 +84,7 @@ def test_a_folder_that_others_may_write_to_is_refused(mode: int, tmp_path: Path)
     files.check_private(folder)
 
 
-def test_a_folder_of_somebody_else_is_refused(
+def test_check_private_folder_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = tmp_path.stat().st_uid
@@ -99,9 +95,9 @@ def test_a_folder_of_somebody_else_is_refused(
         files.check_private(tmp_path)
 
 
-def test_what_cannot_be_a_folder_is_told(tmp_path: Path) -> None:
+def test_create_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be created"):
         files.create_folder(tmp_path / "file" / "below")
     with pytest.raises(StoreError, match="No such file"):
         files.check_private(tmp_path / "absent")
@@ -114,8 +110,8 @@ def progress(step: int) -> Progress:
     return Progress(phase="training", updated_at=1.0, started_at=0.0, step=step, node="n" * 50_000)
 
 
-def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
-    """A writer rewrites 50 kB again and again; every reading is whole and one of those written."""
+def test_write_record_while_reading_is_never_read_in_part(tmp_path: Path) -> None:
+    """A writer rewrites 50 kB again and again; every record that is read is a written one."""
     file = tmp_path / "progress.json"
     files.write_record(file, progress(0))
     stop = threading.Event()
@@ -129,21 +125,21 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     writer = threading.Thread(target=rewrite)
     writer.start()
     try:
-        last, readings, deadline = 0, 0, time.monotonic() + 10
-        while (readings < 200 or written[0] < 20) and time.monotonic() < deadline:
-            seen = files.read_record(file, Progress).step
-            assert last <= seen <= written[0]
-            last, readings = seen, readings + 1
+        last, reads, deadline = 0, 0, time.monotonic() + 10
+        while (reads < 200 or written[0] < 20) and time.monotonic() < deadline:
+            step = files.read_record(file, Progress).step
+            assert last <= step <= written[0]
+            last, reads = step, reads + 1
     finally:
         stop.set()
         writer.join()
-    assert readings >= 200
+    assert reads >= 200
     assert written[0] >= 20
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_text_and_no_litter(
+def test_write_text_that_fails_leaves_the_old_text_and_no_other_file(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.json"
@@ -153,14 +149,14 @@ def test_a_write_that_fails_leaves_the_old_text_and_no_litter(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, failing, full)
-    with pytest.raises(OSError, match="No space left on device") as failed:
+    with pytest.raises(OSError, match="No space left on device") as caught:
         files.write_text(file, "new")
-    assert failed.value.filename == str(file)
+    assert caught.value.filename == str(file)
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_an_interrupted_write_leaves_no_litter(
+def test_write_text_that_is_interrupted_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> None:
@@ -172,13 +168,13 @@ def test_an_interrupted_write_leaves_no_litter(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_write_into_an_absent_folder_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as failed:
+def test_write_json_into_a_missing_folder_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
         files.write_json(tmp_path / "absent" / "a.json", {})
-    assert failed.value.filename == str(tmp_path / "absent" / "a.json")
+    assert caught.value.filename == str(tmp_path / "absent" / "a.json")
 
 
-def test_a_full_disk_is_told_in_a_sentence(
+def test_submit_on_a_full_disk_prints_one_sentence(
     tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -187,11 +183,11 @@ def test_a_full_disk_is_told_in_a_sentence(
     monkeypatch.setattr(os, "fsync", full)
     said = cli("submit", tiny, "-c", "local")
     assert said.code == 2
-    assert "recipe.json: Disk quota exceeded" in said.err
+    assert "current_plan.json: Disk quota exceeded" in said.err
     assert "Traceback" not in said.err
 
 
-def test_json_for_people_keeps_their_letters(tmp_path: Path) -> None:
+def test_write_json_keeps_unicode_letters(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"näme": "日本"})
     text = (tmp_path / "a.json").read_text()
     assert "日本" in text
@@ -202,7 +198,7 @@ def test_json_for_people_keeps_their_letters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "is damaged"),
         (b'{"run_id": "0123', "is damaged"),
@@ -210,28 +206,63 @@ def test_json_for_people_keeps_their_letters(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "is damaged"),
         (b"[" * 100_000, "is damaged"),
         (b'{"run_id": 7}', r"is damaged \(run_id: Input should be a valid string\)"),
-        (b'{"run_id": "a", "recipe": "r", "cluster": "c", "scheduler": "slurm", "new": 1}',
-         r"is damaged \(new: Extra inputs are not permitted\)"),
     ],
 )  # fmt: skip
-def test_a_damaged_record_is_told(content: bytes, says: str, tmp_path: Path) -> None:
+def test_read_record_that_is_damaged_names_the_problem(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
     file = tmp_path / "job.json"
     file.write_bytes(content)
-    with pytest.raises(StoreError, match=says) as told:
+    with pytest.raises(StoreError, match=message) as caught:
         files.read_record(file, Job)
-    assert str(told.value).startswith(str(file))
-    assert len(str(told.value).splitlines()) == 1
+    assert str(caught.value).startswith(str(file))
+    assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_huge_record_is_not_read(tmp_path: Path) -> None:
+def test_read_record_with_an_unknown_field_ignores_it(tmp_path: Path) -> None:
+    files.write_record(tmp_path / "job.json", job())
+    fields = json.loads((tmp_path / "job.json").read_text())
+    files.write_json(tmp_path / "job.json", fields | {"new": 1})
+    assert files.read_record(tmp_path / "job.json", Job) == job()
+
+
+def test_read_record_of_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
+    fields = job().model_dump() | {"schema_version": 2, "scheduler": "another"}
+    files.write_json(tmp_path / "job.json", fields)
+    with pytest.raises(StoreError, match=r"a newer hpcft wrote it .* or upgrade this one"):
+        files.read_record(tmp_path / "job.json", Job)
+
+
+def test_read_record_of_a_pipe_does_not_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "job.json")
+    with pytest.raises(StoreError, match="cannot be read: is not a regular file"):
+        files.read_record(tmp_path / "job.json", Job)
+
+
+def test_write_record_once_keeps_the_first(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    assert files.write_record_once(file, job())
+    assert not files.write_record_once(file, job("fedcba987654"))
+    assert files.read_record(file, Job) == job()
+    assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
+
+
+def test_is_locked_while_another_command_holds_the_lock(tmp_path: Path) -> None:
+    assert not files.is_locked(tmp_path)
+    with files.lock_folder(tmp_path):
+        assert files.is_locked(tmp_path)
+    assert not files.is_locked(tmp_path)
+
+
+def test_read_record_that_is_huge_is_refused_unread(tmp_path: Path) -> None:
     file = tmp_path / "job.json"
     with file.open("wb") as stream:
-        stream.truncate(10 * 2**40)  # sparse: it takes no room, and no machine could read it
+        stream.truncate(10 * 2**40)  # Sparse: it takes no space, and no machine could read it.
     with pytest.raises(StoreError, match="too large for a record"):
         files.read_record(file, Job)
 
 
-def test_a_missing_record(tmp_path: Path) -> None:
+def test_read_record_that_is_missing_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be read: No such file"):
         files.read_record(tmp_path / "job.json", Job)
     assert files.read_record_if_exists(tmp_path / "job.json", Job) is None
@@ -247,11 +278,13 @@ def _add_one(folder: str, times: int) -> None:
     for _ in range(times):
         with files.lock_folder(paths.folder):
             count = int(paths.job.read_text())
-            time.sleep(0.001)  # whoever does not wait reads what is about to be replaced
+            time.sleep(
+                0.001
+            )  # A process that does not wait reads a number that is about to be replaced.
             files.write_text(paths.job, str(count + 1))
 
 
-def test_of_two_processes_one_waits(tmp_path: Path) -> None:
+def test_lock_folder_makes_a_second_process_wait(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     paths.job.write_text("0")
     context = multiprocessing.get_context("spawn")
@@ -264,63 +297,9 @@ def test_of_two_processes_one_waits(tmp_path: Path) -> None:
     assert paths.job.read_text() == "100"
 
 
-def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
+def test_lock_folder_is_released_after_an_error(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     with pytest.raises(ValueError, match="inside"), files.lock_folder(paths.folder):
         raise ValueError("inside")
     with files.lock_folder(paths.folder):
         pass
-
-
-# ---------------------------------------------------------------- finding runs
-
-
-@pytest.fixture
-def runs(workplace: Path) -> Path:
-    """Four runs: two points of a sweep, one alone, and one whose id begins like a job number."""
-    root = workplace / "runs"
-    sweep = {"recipe": "swept", "sweep_id": "sweep-11112222"}
-    write_run(root, job("aaaa11112222", attempts=[attempt("900_0", 2.0)], **sweep))
-    write_run(root, job("aaaa33334444", attempts=[attempt("900_1", 3.0)], **sweep))
-    write_run(root, job("bbbb55556666", attempts=[attempt("899", 1.0), attempt("901", 5.0)]))
-    write_run(root, job("901900000000", attempts=[attempt(None, 4.0)]))
-    return root
-
-
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("aaaa11112222", ["aaaa11112222"]),
-        ("aaaa1", ["aaaa11112222"]),
-        ("aaaa", ["aaaa11112222", "aaaa33334444"]),
-        ("swept", ["aaaa11112222", "aaaa33334444"]),
-        ("swept/aaaa33334444", ["aaaa33334444"]),
-        ("sweep-11112222", ["aaaa11112222", "aaaa33334444"]),
-        ("made", ["bbbb55556666", "901900000000"]),
-        ("900_1", ["aaaa33334444"]),
-        ("900", ["aaaa11112222", "aaaa33334444"]),
-        ("899", ["bbbb55556666"]),  # an earlier attempt
-        ("901", ["bbbb55556666"]),  # not the run whose id begins so
-        ("9019", ["901900000000"]),
-        ("runs/made/bbbb55556666", ["bbbb55556666"]),
-        ("./runs/../runs/made/bbbb55556666/", ["bbbb55556666"]),
-        ("b", []),
-        ("", []),
-        ("nope", []),
-        ("a\0b", []),
-        ("*", []),
-    ],
-)
-def test_a_run_is_found_by_its_names(name: str, found: list[str], runs: Path) -> None:
-    assert [record.run_id for _, record in run_index.find_runs(Path("runs"), name)] == found
-    assert [record.run_id for _, record in run_index.find_runs(runs, name)] == found
-
-
-def test_runs_come_oldest_first_and_damaged_ones_are_left_out(runs: Path) -> None:
-    broken = RunPaths(runs / "made" / "cccc00000000")
-    files.create_folder(broken.folder)
-    broken.job.write_text("{")
-    (runs / "made" / "dddd00000000").mkdir()
-    found = [record.run_id for _, record in run_index.list_runs(runs)]
-    assert found == ["bbbb55556666", "aaaa11112222", "aaaa33334444", "901900000000"]
-    assert list(run_index.list_runs(runs / "absent")) == []

@@ -15,7 +15,7 @@ from hpcft.core import files
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Job, Recovery
 from hpcft.recovery import log
-from real_runs import children, folder_of, supervisors, until
+from real_runs import folder_of, supervisor_pids, until, worker_pids
 
 
 def job(name: str) -> Job:
@@ -47,12 +47,12 @@ def by_hand(name: str, testbed: Any) -> None:
 
 def killed_child(name: str, testbed: Any) -> None:
     """The training process of one rank is killed."""
-    _kill(children(folder_of(name)))
+    _kill(worker_pids(folder_of(name)))
 
 
 def killed_supervisor(name: str, testbed: Any) -> None:
     """The process that watches over one rank is killed."""
-    _kill(supervisors(folder_of(name)).values())
+    _kill(supervisor_pids(folder_of(name)).values())
 
 
 def preempted(name: str, testbed: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from builders import RECIPE, Cli, film_rows, write_rows
 from hpcft.core.errors import HpcftError
-from real_runs import folder_of, gone, until
+from real_runs import folder_of, is_gone, until
 
 NODES = ("n1", "n2", "n3", "n4")
 
@@ -82,7 +82,7 @@ def job_ids(name: str) -> list[str | None]:
 
 def nothing_left(folder: Path) -> bool:
     """Whether no process of a run is alive, waiting a moment for those that are ending."""
-    until(lambda: gone(folder), 20.0, "the end of all processes")
+    until(lambda: is_gone(folder), 20.0, "the end of all processes")
     return True
 
 

@@ -27,8 +27,8 @@ from on_slurm import (
 
 from builders import Cli
 from hpcft.jobs import status
-from hpcft.scheduler import slurm
-from real_runs import children, executing, losses, step, until
+from hpcft.scheduler import slurm_commands
+from real_runs import current_step, find_processes, losses, until, worker_pids
 
 pytestmark = pytest.mark.slurm
 
@@ -48,10 +48,10 @@ def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.Mon
     result, held_back = folder / "result.json", folder / "held-back"
     until(result.exists)
     result.rename(held_back)
-    until(lambda: slurm.job_states([job_id])[job_id].state == "COMPLETED", 30)
+    until(lambda: slurm_commands.job_states([job_id])[job_id].state == "COMPLETED", 30)
     seen = view(cli, "late")
     assert (seen["state"], seen["note"]) == (
-        "RUNNING", "has ended; its result may still be on its way",
+        "RUNNING", "its job has ended; the result is not visible here yet",
     )  # fmt: skip
     assert "is already queued or running" in cli("submit", "tiny.yaml", "-o", "name=late").err
     monkeypatch.setattr(status, "RESULT_GRACE_S", 0.0)
@@ -64,7 +64,7 @@ def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.Mon
 def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
     """The job ends by itself, and the run can be submitted anew."""
     running = submit(cli, "removed", "-o", "train.max_steps=300")
-    until(lambda: step(running) > 0)
+    until(lambda: current_step(running) > 0)
     (first,) = jobs("removed")
     with hpcft("status", "removed", "--watch") as watching:
         with closed(testbed):
@@ -79,8 +79,8 @@ def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
     for name in ("removed", "unstarted"):
         until(lambda name=name: not live_jobs(name), 90, name)
     for folder in (running, pending):
-        assert not children(folder)
-        assert not executing("submitit.core._submit", folder / "logs")
+        assert not worker_pids(folder)
+        assert not find_processes("submitit.core._submit", folder / "logs")
     assert jobs("removed") == [first]
     assert len(jobs("unstarted")) == 1
 
@@ -94,7 +94,7 @@ def test_the_disk_fills_up_while_a_run_trains(place: Path, cli: Cli, tmp_path: P
                        "-o", "train.max_steps=300")  # fmt: skip
             assert said.code == 0, said.err
             (folder,) = disk.glob("filled/*")
-            until(lambda: step(folder) > 0)
+            until(lambda: current_step(folder) > 0)
             subprocess.run(["sh", "-c", f"cat /dev/zero > {disk}/other"], check=False,
                            stderr=subprocess.DEVNULL)  # fmt: skip
             until(lambda: not live_jobs("filled"), 120, "the end of the job")
@@ -118,16 +118,16 @@ def test_the_file_system_stands_still_while_a_run_trains(
                        "-o", "train.max_steps=300", "-o", "train.logging_steps=10")  # fmt: skip
             assert said.code == 0, said.err
             (folder,) = disk.glob("slow/*")
-            until(lambda: step(folder) > 0)
+            until(lambda: current_step(folder) > 0)
             for seconds in (3, 8):
                 with standing_still(disk):
-                    begun, reached = time.monotonic(), step(folder)
+                    begun, reached = time.monotonic(), current_step(folder)
                     while time.monotonic() - begun < seconds:
                         seen = cli("status", "slow", "--json", *common).json[0]
                         assert seen["state"] == "RUNNING", seen
                         time.sleep(1)
-                    assert step(folder) == reached
-                until(lambda reached=reached: step(folder) > reached, 30, "it goes on")
+                    assert current_step(folder) == reached
+                until(lambda reached=reached: current_step(folder) > reached, 30, "it goes on")
             assert cli("status", "slow", "--watch", *common).code == 0
             seen = cli("status", "slow", "--json", *common).json[0]
             assert (seen["state"], seen["recoveries"]) == ("COMPLETED", []), seen
@@ -156,7 +156,7 @@ def test_a_run_folder_becomes_read_only_while_a_run_trains(place: Path, cli: Cli
     """The first checkpoint that cannot be written ends it; what it had goes on later."""
     folder = submit(cli, "locked", "-o", "train.max_steps=400",
                     "-o", "train.save_strategy=steps", "-o", "train.save_steps=100")  # fmt: skip
-    until(lambda: step(folder) > 0)
+    until(lambda: current_step(folder) > 0)
     try:
         unchangeable(folder, whether=True)
     except PermissionError as refused:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from hpcft.core import files
 from hpcft.core.records import RunRecord
-from real_runs import folder_of, gone, losses, step, until
+from real_runs import current_step, folder_of, is_gone, losses, until
 
 pytestmark = pytest.mark.slurm
 
@@ -52,7 +52,7 @@ def site(
         for name in ("calm", *faults):
             said("submit", "tiny.yaml", *COMMON, "-o", f"name={name}")
         for name, inject in faults.items():
-            until(lambda name=name: step(folder_of(name)) > 5, 120.0, name)
+            until(lambda name=name: current_step(folder_of(name)) > 5, 120.0, name)
             inject(name, testbed)
         said("status", "--watch")
         yield
@@ -75,7 +75,7 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_nothing_is_left_and_nothing_runs_twice(site: None, name: str) -> None:
-    until(lambda: gone(folder_of(name)), 20.0)
+    until(lambda: is_gone(folder_of(name)), 20.0)
     (attempt,) = job(name).attempts
     known = slurm("squeue", "-h", "-t", "all", "-o", "%i %j").splitlines()
     assert [line for line in known if line.endswith(f" {name}")] == [f"{attempt.job_id} {name}"]

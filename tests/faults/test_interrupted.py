@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from hpcft.core import files
 from hpcft.core.records import Job, RunRecord
-from real_runs import children, folder_of, losses, step, supervisors, until
+from real_runs import current_step, folder_of, losses, supervisor_pids, until, worker_pids
 
 pytestmark = pytest.mark.slurm
 
@@ -35,7 +35,7 @@ if step == 1: os.fsync = lambda _: time.sleep(0.3)
 
 def running(name: str) -> bool:
     """It has saved, and gone on."""
-    return step(folder_of(name)) > 25
+    return current_step(folder_of(name)) > 25
 
 
 def saving(name: str) -> bool:
@@ -49,7 +49,7 @@ def told(name: str) -> None:
 
 
 def killed(name: str) -> None:
-    (child,) = children(folder_of(name))
+    (child,) = worker_pids(folder_of(name))
     os.kill(child, signal.SIGKILL)
 
 
@@ -190,7 +190,7 @@ def ended(name: str) -> list[RunRecord]:
 @pytest.mark.slow
 def test_one_element_of_an_array_starts_again_alone(place: Path) -> None:
     first, other = submitted("elements", "-o", "sweep={grid: {train.seed: [1, 2]}}")
-    until(lambda: step(first) > 25)
+    until(lambda: current_step(first) > 25)
     element = files.read_record(first / "job.json", Job).attempts[-1].job_id
     assert element
     slurm("scontrol", "requeue", element)
@@ -206,16 +206,16 @@ def test_one_element_of_an_array_starts_again_alone(place: Path) -> None:
 def test_of_a_node_that_slurm_lost_the_run_goes_on_elsewhere(place: Path, testbed: Any) -> None:
     """What still runs there ends as soon as it sees that it has a successor."""
     (folder,) = submitted("lost", "-o", "train.max_steps=600")
-    until(lambda: step(folder) > 25)
-    before = supervisors(folder)[0]
+    until(lambda: current_step(folder) > 25)
+    before = supervisor_pids(folder)[0]
     (node,) = slurm("squeue", "-h", "-j", job_id("lost"), "-o", "%N").split()
     testbed.pause(f"slurmd-{node}")
     try:
         until(lambda: met("lost"), 180.0, "another start")
-        until(lambda: before not in supervisors(folder).values(), 20.0, "the end of the first one")
+        until(lambda: before not in supervisor_pids(folder).values(), 20.0, "the end of the first one")
         (result,) = ended("lost")
     finally:
-        testbed.go_on(f"slurmd-{node}")
+        testbed.resume(f"slurmd-{node}")
     (recovery,) = result.recoveries
     assert (recovery.cause, recovery.action) == ("interrupted", "requeue")
     assert recovery.node != node

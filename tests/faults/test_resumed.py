@@ -12,7 +12,7 @@ from misbehaving import profile
 from builders import Cli
 from hpcft.core import files
 from hpcft.core.records import RunRecord
-from real_runs import folder_of, gone, losses, step, until
+from real_runs import current_step, folder_of, is_gone, losses, until
 
 # A step takes long enough to be met.
 SLOW = "import time; time.sleep(0.05)"
@@ -42,10 +42,10 @@ def interrupted(tiny: Path, cli: Cli, *options: object) -> Path:
     said = cli("submit", tiny, *COMMON, *options)
     assert said.code == 0, said.err
     folder = folder_of("tiny")
-    until(lambda: step(folder) > 25)
+    until(lambda: current_step(folder) > 25)
     said = cli("cancel", "tiny")
     assert "tiny" in said.err
-    assert gone(folder)
+    assert is_gone(folder)
     return folder
 
 
@@ -129,7 +129,7 @@ def test_a_longer_training_is_a_run_of_its_own(tiny: Path, cli: Cli) -> None:
     assert (first / "result.json").read_bytes() == before
     (recovery,) = result(second).recoveries
     assert recovery.step == 30
-    assert recovery.evidence.startswith(f"goes on from run {first.name} at step 30, ")
+    assert recovery.evidence.startswith(f"it continues run {first.name} at step 30, ")
     finished(cli, "submit", tiny, *COMMON, *steady, "-o", "train.num_train_epochs=8",
              "-o", "name=calm")  # fmt: skip
     assert losses(second) == losses(folder_of("calm")), "not the same digits"

@@ -30,10 +30,10 @@ from on_slurm import (
 
 from builders import ROOT, Cli
 from hpcft.jobs import status
-from hpcft.scheduler import slurm as scheduler
+from hpcft.scheduler import slurm_commands
 from hpcft.scheduler.job_state import PENDING
 from hpcft.scheduler.pending_reasons import explain_reason
-from real_runs import children, folder_of, gone, step, supervisors, until
+from real_runs import current_step, folder_of, is_gone, supervisor_pids, until, worker_pids
 
 pytestmark = pytest.mark.slurm
 
@@ -81,7 +81,7 @@ def test_the_controller_is_away_while_watching(
     place: Path, cli: Cli, testbed: Any, tmp_path: Path
 ) -> None:
     folder = submit(cli, "watched", "-o", "train.max_steps=500")
-    until(lambda: step(folder) > 0)
+    until(lambda: current_step(folder) > 0)
     with impatient(tmp_path), hpcft("status", "watched", "--watch") as watching:
         testbed.stop_controller()
         try:
@@ -136,12 +136,12 @@ def test_accounting_that_stands_still(
     """slurmdbd takes questions and answers none: what is not known is said, and soon."""
     with closed(testbed):
         forgotten(cli, "frozen", "4000001")
-        monkeypatch.setattr(scheduler, "TIMEOUT_S", 2)
+        monkeypatch.setattr(slurm_commands, "TIMEOUT_S", 2)
         testbed.pause("slurmdbd")
         try:
             seen = view(cli, "frozen")
         finally:
-            testbed.go_on("slurmdbd")
+            testbed.resume("slurmdbd")
     assert seen["state"] == "UNKNOWN"
     assert "sacct did not answer within 2 s" in seen["note"]
 
@@ -159,7 +159,7 @@ def test_an_earlier_start_in_the_accounts_is_not_the_end(
         try:
             seen = view(cli, "again")
         finally:
-            testbed.go_on("slurmctld")
+            testbed.resume("slurmctld")
         assert seen["state"] == "UNKNOWN"
         assert "PREEMPTED, but it may be queued again" in seen["note"]
         cli("cancel", "again")
@@ -193,7 +193,7 @@ def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
     failed = batch(command="false")
     full = batch("-N4", "--exclusive", "--mem=0")
     try:
-        until(lambda: scheduler.job_states([full])[full].state == "RUNNING", 20)
+        until(lambda: slurm_commands.job_states([full])[full].state == "RUNNING", 20)
         slurm("scontrol", "update", "partitionname=high", "state=DOWN")
         testbed.set_node("n4", "drain", "a test")
         held = batch("--hold")
@@ -214,7 +214,7 @@ def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
         wanted[batch("--account=poor", "-n", "4")] = "AssocGrpCpuLimit"
 
         def shown() -> dict[str, str]:
-            states = scheduler.job_states(list(wanted))
+            states = slurm_commands.job_states(list(wanted))
             assert {state.state for state in states.values()} == {"PENDING"}
             words = [re.search(r"\((\w+)[^()]*(\(.*\))?\)$", s.reason) for s in states.values()]
             return {
@@ -233,7 +233,7 @@ def test_a_job_that_is_held_or_stopped_is_alive(place: Path, testbed: Any) -> No
     job_id = batch("--requeue")
 
     def state() -> Any:
-        return scheduler.job_states([job_id])[job_id]
+        return slurm_commands.job_states([job_id])[job_id]
 
     try:
         until(lambda: state().state == "RUNNING", 20)
@@ -256,7 +256,7 @@ def test_cancelled_while_it_waits_and_while_it_runs(place: Path, cli: Cli, testb
         slurm("scancel", *jobs("waits"))
         assert view(cli, "waits")["state"] == "CANCELLED"
     folder = submit(cli, "runs", *LONG)
-    until(lambda: step(folder) > 0)
+    until(lambda: current_step(folder) > 0)
     slurm("scancel", *jobs("runs"))
     until(lambda: view(cli, "runs")["state"] == "CANCELLED", 30)
     for name in ("waits", "runs"):
@@ -274,7 +274,7 @@ def test_a_line_of_the_profile_fails(place: Path, cli: Cli) -> None:
     assert seen["failure"]["class"] == "module"
     assert "module" in seen["note"]
     assert len(jobs("module")) == 1
-    assert gone(folder_of("module"))
+    assert is_gone(folder_of("module"))
 
 
 # ---------------------------------------------------------------- clocks
@@ -302,7 +302,7 @@ def test_clocks_of_nodes_that_are_wrong(
         (place / f"{name}.yaml").write_text(lines)
         submit(cli, name, *LONG, cluster=place / f"{name}.yaml")
     for name in skews:
-        until(lambda name=name: step(folder_of(name)) > 0)
+        until(lambda name=name: current_step(folder_of(name)) > 0)
     monkeypatch.setenv("PATH", answering(tmp_path / "bin", "sacct", "exit 1"))
     with impatient(tmp_path):
         testbed.pause("slurmctld")
@@ -315,15 +315,15 @@ def test_clocks_of_nodes_that_are_wrong(
             assert {view["state"] for view in seen.values()} == {"RUNNING"}
             for name in skews:
                 folder = folder_of(name)
-                for pid in (*supervisors(folder).values(), *children(folder)):
+                for pid in (*supervisor_pids(folder).values(), *worker_pids(folder)):
                     psutil.Process(pid).kill()
-                until(lambda folder=folder: gone(folder), 10)
+                until(lambda folder=folder: is_gone(folder), 10)
                 file = folder / "progress.json"
                 long_ago = file.stat().st_mtime - 2 * status.HEARTBEAT_FRESH_S
                 os.utime(file, (long_ago, long_ago))
             seen = {view["recipe"]: view for view in cli("status", *skews, "--json").json}
             assert {view["state"] for view in seen.values()} == {"UNKNOWN"}
         finally:
-            testbed.go_on("slurmctld")
+            testbed.resume("slurmctld")
     for name in skews:
         cancelled(cli, name)

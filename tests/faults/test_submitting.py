@@ -36,7 +36,7 @@ from hpcft.core.errors import ClusterError
 from hpcft.core.units import parse_slurm_duration_s
 from hpcft.jobs import prepare
 from hpcft.jobs.submit import submit_runs
-from hpcft.scheduler import slurm as scheduler
+from hpcft.scheduler import slurm as slurm_scheduler
 from real_runs import folder_of, until
 
 pytestmark = pytest.mark.slurm
@@ -98,7 +98,9 @@ def test_killed_at_any_instant_of_a_submission(waiting: Path, cli: Cli, instants
     for instant in range(1 + instants):
         name = f"killed{instants}-{instant}"
         overrides = [f"name={name}", "sweep.seeds=[1, 2]"]
-        site, prepared = prepare.prepare_runs("tiny.yaml", "testbed", overrides)
+        site, prepared = prepare.prepare_runs(
+            "tiny.yaml", cluster_name="testbed", overrides=overrides
+        )
         submit = partial(submit_runs, site, prepared, Path("runs"), again=False)
         if not instant:  # nothing is done to the first, which says how long it takes
             begun = time.monotonic()
@@ -158,17 +160,19 @@ def test_the_controller_is_away_while_submitting(
             assert "Traceback" not in said.err
             assert not list(Path("runs").glob("away/*"))
         finally:
-            testbed.go_on("slurmctld")
-        site, prepared = prepare.prepare_runs("tiny.yaml", "testbed", ["name=away"])
+            testbed.resume("slurmctld")
+        site, prepared = prepare.prepare_runs(
+            "tiny.yaml", cluster_name="testbed", overrides=["name=away"]
+        )
 
-        real = scheduler.check_script
+        real = slurm_scheduler.check_script
 
         def check(script: str) -> None:
-            monkeypatch.setattr(scheduler, "check_script", real)
+            monkeypatch.setattr(slurm_scheduler, "check_script", real)
             real(script)
             testbed.pause("slurmctld")
 
-        monkeypatch.setattr(scheduler, "check_script", check)
+        monkeypatch.setattr(slurm_scheduler, "check_script", check)
         try:
             with pytest.raises(ClusterError, match="may have queued it or not"):
                 submit_runs(site, prepared, Path("runs"), again=False)
@@ -177,7 +181,7 @@ def test_the_controller_is_away_while_submitting(
             assert again.code == 2
             assert "an earlier job of this run may still be alive" in again.err
         finally:
-            testbed.go_on("slurmctld")
+            testbed.resume("slurmctld")
         until(lambda: jobs("away"), 20)
         said = cli(*arguments)
         assert "is already queued or running" in said.err

@@ -1,4 +1,4 @@
-"""Mutations of documents and files: by a seed, so that a case that fails can be made again."""
+"""Mutates documents and files by a seed, so that a case that fails can be repeated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-# What a value becomes, as it is written in YAML.
+# Replacements for a value, as they are written in YAML.
 SCALARS = (
     "", "~", "null", "yes", "no", "true", "0", "-1", "1", "2", "0.5", "-0.0", "1e308", "1e309",
     "1e-400", ".nan", "-.inf", "0x10", "0o17", "9" * 19, "9" * 99, "-" + "9" * 101, "1_000",
@@ -40,7 +40,7 @@ MARKS = (
 
 
 def places(value: Any, loc: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where a value has parts."""
+    """Returns the paths of all parts of a value."""
     if not isinstance(value, dict | list):
         return []
     found = []
@@ -50,7 +50,7 @@ def places(value: Any, loc: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def changed(value: Any, loc: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Any:
-    """A copy of a value in which `change(parent, key)` was done at a place."""
+    """Returns a copy of a value, after `change(parent, key)` at one path."""
     copy = json.loads(json.dumps(value))
     parent = copy
     for key in loc[:-1]:
@@ -60,7 +60,7 @@ def changed(value: Any, loc: tuple[Any, ...], change: Callable[[Any, Any], None]
 
 
 def written(value: Any, depth: int = 0) -> str:
-    """A value in block style."""
+    """Returns a value as YAML in block style."""
     indent = "  " * depth
     if isinstance(value, dict) and value:
         return "\n" + "".join(f"{indent}{key}:{written(v, depth + 1)}" for key, v in value.items())
@@ -70,7 +70,7 @@ def written(value: Any, depth: int = 0) -> str:
 
 
 def structure(rng: random.Random, value: Any) -> str:
-    """A document with parts replaced, removed, renamed, exchanged, wrapped or multiplied."""
+    """Returns a document with parts replaced, removed, renamed, wrapped or repeated."""
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         found = places(value)
         if not found:
@@ -105,7 +105,7 @@ def structure(rng: random.Random, value: Any) -> str:
 
 
 def lines(rng: random.Random, text: str) -> str:
-    """A text with lines put in, taken out, repeated, exchanged, indented or marked."""
+    """Returns a text with lines inserted, removed, repeated, exchanged or indented."""
     rows = text.splitlines()
     for _ in range(rng.choice((1, 1, 2, 4))):
         at, to = rng.randrange(len(rows)), rng.randrange(len(rows))
@@ -133,7 +133,7 @@ def lines(rng: random.Random, text: str) -> str:
 
 
 def content(rng: random.Random, data: bytes) -> bytes:
-    """Bytes with some flipped, cut off, put in, taken out, repeated or moved."""
+    """Returns bytes with some flipped, cut off, inserted, removed, repeated or moved."""
     for _ in range(rng.choice((1, 1, 2, 8))):
         at, to = (rng.randrange(len(data) + 1) for _ in range(2))
         kind = rng.randrange(7)
@@ -156,7 +156,7 @@ def content(rng: random.Random, data: bytes) -> bytes:
 
 
 def document(seed: int, text: str, value: Any) -> bytes:
-    """The mutation of a document that belongs to a seed."""
+    """Returns the mutation of a document that belongs to a seed."""
     rng = random.Random(seed)
     kind = rng.randrange(10)
     if kind < 5:

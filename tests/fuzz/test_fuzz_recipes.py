@@ -1,4 +1,4 @@
-"""Ten thousand mutated recipes and profiles: refused in a sentence, in time, nothing written."""
+"""Ten thousand mutated recipes and profiles: each is read, or refused in a sentence, in time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hpcft.core.errors import HpcftError
 HANG_S = 5.0
 SECRET = "hf_thisIsNobodysToken"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-DOORS: dict[str, tuple[Callable[[], list[Path]], Callable[[str], Any]]] = {
+LOADERS: dict[str, tuple[Callable[[], list[Path]], Callable[[str], Any]]] = {
     "recipe": (recipe.list_recipes, recipe.load_recipe),
     "cluster": (cluster_profile.list_profiles, cluster_profile.load_profile),
 }
@@ -27,7 +27,7 @@ DOORS: dict[str, tuple[Callable[[], list[Path]], Callable[[str], Any]]] = {
 
 @pytest.fixture
 def shipped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with all that a shipped recipe names, and a secret in the environment."""
+    """A folder with the files that shipped recipes name, and a secret in the environment."""
     monkeypatch.setenv("HF_TOKEN", SECRET)
     shutil.copytree(ROOT / "recipes", workplace / "recipes")
     (workplace / "slurm").mkdir()
@@ -38,16 +38,17 @@ def contents(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def check(said: str, took_s: float) -> None:
+def check_text(text: str, took_s: float) -> None:
+    """Checks what a user reads: in time, without control characters, secrets and tracebacks."""
     assert took_s < HANG_S
-    assert not CONTROL.search(said)
-    assert SECRET not in said
-    assert "Traceback" not in said
+    assert not CONTROL.search(text)
+    assert SECRET not in text
+    assert "Traceback" not in text
 
 
-def knock(kind: str, seeds: range, folder: Path) -> int:
-    """Loads the mutations of these seeds; how many of them were accepted."""
-    available, load = DOORS[kind]
+def load_mutations(kind: str, seeds: range, folder: Path) -> int:
+    """Loads the mutations of these seeds; returns how many of them were accepted."""
+    available, load = LOADERS[kind]
     known = [(path.read_text(), yaml_document.load_document(path).value) for path in available()]
     case = folder / ("recipes" if kind == "recipe" else "slurm") / "case.yaml"
     case.touch()
@@ -55,37 +56,37 @@ def knock(kind: str, seeds: range, folder: Path) -> int:
     for seed in seeds:
         content = mutations.document(seed, *known[seed % len(known)])
         case.write_bytes(content)
-        started, said = time.monotonic(), ""
+        started, message = time.monotonic(), ""
         try:
             load(str(case))
             accepted += 1
         except HpcftError as error:
-            said = str(error) if error.exit_code == 2 else "Traceback"
+            message = str(error) if error.exit_code == 2 else "Traceback"
         except BaseException as error:
             raise AssertionError(f"seed {seed}: {content!r}") from error
         try:
-            check(said, time.monotonic() - started)
+            check_text(message, time.monotonic() - started)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {content!r}") from error
     assert contents(folder).keys() == before.keys()
     return accepted
 
 
-@pytest.mark.parametrize("kind", DOORS)
-def test_a_few_mutated(kind: str, shipped: Path) -> None:
-    assert 0 < knock(kind, range(50), shipped) < 25
+@pytest.mark.parametrize("kind", LOADERS)
+def test_load_of_a_few_mutations_accepts_some(kind: str, shipped: Path) -> None:
+    assert 0 < load_mutations(kind, range(50), shipped) < 25
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
-@pytest.mark.parametrize("kind", DOORS)
-def test_many_mutated(kind: str, part: int, shipped: Path) -> None:
-    """With those above 10,000 in all."""
-    knock(kind, range(1000 * part, 1000 * (part + 1)), shipped)
+@pytest.mark.parametrize("kind", LOADERS)
+def test_load_of_many_mutations_ends_in_time(kind: str, part: int, shipped: Path) -> None:
+    """In all there are 10,000 of them."""
+    load_mutations(kind, range(1000 * part, 1000 * (part + 1)), shipped)
 
 
-def whole_commands(seeds: range, folder: Path, cli: Cli) -> None:
-    """`hpcft plan` and `submit --dry-run` of mutations, one after the other."""
+def plan_and_submit(seeds: range, folder: Path, cli: Cli) -> None:
+    """Runs `hpcft plan` or `hpcft submit --dry-run` on the mutation of each seed."""
     small = (ROOT / "recipes" / "quickstart.yaml").read_text()
     sites = [
         (path.read_text(), yaml_document.load_document(path).value)
@@ -107,49 +108,51 @@ def whole_commands(seeds: range, folder: Path, cli: Cli) -> None:
         try:
             assert said.code in (0, 2)
             assert (said.out != "") == (said.code == 0)
-            check(said.out.replace("\t", "") + said.err, time.monotonic() - started)
+            check_text(said.out.replace("\t", "") + said.err, time.monotonic() - started)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {content!r}: {said.err[-500:]}") from error
     assert not (folder / "runs").exists()
 
 
-def test_a_few_whole_commands(shipped: Path, cli: Cli) -> None:
-    cli("plan", shipped / "recipes" / "quickstart.yaml", "-c", "cpu")  # imports what is heavy
-    whole_commands(range(8), shipped, cli)
+def test_plan_and_submit_survive_a_few_mutations(shipped: Path, cli: Cli) -> None:
+    cli(
+        "plan", shipped / "recipes" / "quickstart.yaml", "-c", "cpu"
+    )  # The first plan imports the heavy libraries.
+    plan_and_submit(range(8), shipped, cli)
 
 
 @pytest.mark.slow
-def test_many_whole_commands(shipped: Path, cli: Cli) -> None:
+def test_plan_and_submit_survive_many_mutations(shipped: Path, cli: Cli) -> None:
     cli("plan", shipped / "recipes" / "quickstart.yaml", "-c", "cpu")
-    whole_commands(range(8, 400), shipped, cli)
+    plan_and_submit(range(8, 400), shipped, cli)
 
 
-# ---------------------------------------------------------------- what mutations have found
+# ---------------------------------------------------------------- faults that fuzzing has found
 
 
 @pytest.mark.parametrize("text", ["!", "|\n", "["])
-def test_as_much_as_is_accepted_is_refused_or_read_in_time(text: str) -> None:
+def test_parse_document_of_the_largest_size_ends_in_time(text: str) -> None:
     size = yaml_document.MAX_BYTES
     started = time.monotonic()
     try:
         yaml_document.parse_document((text * size)[:size], yaml_document.Origin("here", 1))
     except HpcftError as error:
-        check(str(error), 0)
+        check_text(str(error), 0)
     assert time.monotonic() - started < HANG_S
 
 
-def test_a_written_out_sweep_takes_time_with_its_points_not_with_their_square(
+def test_load_recipe_with_a_long_sweep_takes_linear_time(
     shipped: Path,
 ) -> None:
     case = shipped / "recipes" / "quickstart.yaml"
     points = "".join(f"  - {{train.seed: {seed}}}\n" for seed in range(300))
     case.write_text(case.read_text() + f"sweep:\n  list:\n{points}")
     started = time.monotonic()
-    found = recipe.load_recipe(str(case))
+    points_read = recipe.load_recipe(str(case))
     assert time.monotonic() - started < HANG_S
-    assert [point.recipe.train.seed for point in found] == list(range(300))
-    assert all(point.recipe.sweep is None for point in found)
-    assert found[0].where(("sweep",)).endswith("quickstart.yaml:44")
+    assert [point.recipe.train.seed for point in points_read] == list(range(300))
+    assert all(point.recipe.sweep is None for point in points_read)
+    assert points_read[0].location_of("sweep").endswith("quickstart.yaml:44")
 
 
 @pytest.mark.parametrize(
@@ -160,15 +163,15 @@ def test_a_written_out_sweep_takes_time_with_its_points_not_with_their_square(
         ("model.config.num_hidden_layers=100000", "num_hidden_layers: expected at most 1000"),
     ],
 )
-def test_what_no_plan_can_be_made_of(override: str, says: str) -> None:
+def test_load_recipe_refuses_numbers_beyond_any_plan(override: str, says: str) -> None:
     with pytest.raises(HpcftError, match=re.escape(says)):
         recipe.load_recipe("quickstart", [override])
 
 
 @pytest.mark.parametrize("field", ["host_memory_gib: ", "memory_gib: "])
-def test_memory_beyond_all_measure(field: str, shipped: Path) -> None:
+def test_load_profile_refuses_memory_beyond_any_machine(field: str, shipped: Path) -> None:
     case = shipped / "slurm" / "case.yaml"
     text = (ROOT / "slurm" / "a100-40.yaml").read_text()
     case.write_text(re.sub(rf"\b{field}[0-9.]+", f"{field}1e308", text))
-    with pytest.raises(HpcftError, match="memory_gib: input should be less than or equal to"):
+    with pytest.raises(HpcftError, match="memory_gib: expected a number less than or equal to"):
         cluster_profile.load_profile(str(case))

@@ -1,4 +1,4 @@
-"""A thousand damaged runs folders: no traceback, no hang, and the healthy run beside is shown."""
+"""A thousand damaged run folders: no traceback, no hang, and no run is left out."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ import pytest
 from builders import Cli, run_plan, run_progress, run_recipe, run_record
 from hpcft.core.files import create_folder, write_record
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Attempt, Fingerprints, Job, Recovery
-from hpcft.recovery.diagnosis import RankError
+from hpcft.core.records import Attempt, Fingerprints, Job, RankError, Recovery
 
 HANG_S = 5.0
 GOOD, BAD, OTHER = "a" * 12, "b" * 12, "c" * 12
@@ -29,7 +28,7 @@ VALUES = (None, True, 0, -1, 1.5, 10**18, 10**99, 10**400, 1e308, -1e308, "", "x
 
 
 def write_run(root: Path, run_id: str, *, done: bool) -> RunPaths:
-    """A run with everything that the commands read."""
+    """Writes a run with everything that the commands read."""
     paths = RunPaths(root / "made" / run_id)
     create_folder(paths.folder)
     for folder in (paths.logs, paths.errors, paths.recoveries, paths.model, paths.checkpoints):
@@ -60,8 +59,8 @@ def write_run(root: Path, run_id: str, *, done: bool) -> RunPaths:
     return paths
 
 
-def put_in_place(rng: random.Random, file: Path, others: list[Path]) -> None:
-    """Something else where a file was."""
+def replace_file(rng: random.Random, file: Path, others: list[Path]) -> None:
+    """Puts something else in a file's place, or removes the file."""
     data = file.read_bytes()
     file.unlink()
     kind = rng.randrange(10)
@@ -89,7 +88,7 @@ def put_in_place(rng: random.Random, file: Path, others: list[Path]) -> None:
 
 
 def change_values(rng: random.Random, file: Path) -> None:
-    """A record with some values replaced by others."""
+    """Replaces some values of a record."""
     value = json.loads(file.read_text())
     for _ in range(rng.choice((1, 1, 2))):
         places = mutations.places(value)
@@ -103,7 +102,7 @@ def change_values(rng: random.Random, file: Path) -> None:
 
 
 def damage(seed: int, paths: RunPaths) -> str:
-    """Damages a run folder in the way that belongs to a seed; what was hit."""
+    """Damages a run folder in the way that belongs to a seed; returns the damaged path."""
     rng = random.Random(seed)
     files = sorted(path for path in paths.folder.rglob("*") if path.is_file())
     file = rng.choice(files)
@@ -116,7 +115,7 @@ def damage(seed: int, paths: RunPaths) -> str:
     if file.suffix == ".json" and rng.random() < 0.5:
         change_values(rng, file)
     else:
-        put_in_place(rng, file, files)
+        replace_file(rng, file, files)
     return str(file)
 
 
@@ -125,7 +124,7 @@ VERBS = (("status",), ("status", "--json"), ("collect",), ("collect", "--json"),
 
 
 def survive(seeds: range, workplace: Path, cli: Cli) -> None:
-    """All commands on a damaged run beside a healthy one."""
+    """Runs all commands on a damaged run next to a healthy one."""
     for seed in seeds:
         root = workplace / "runs"
         write_run(root, GOOD, done=True)
@@ -142,7 +141,7 @@ def survive(seeds: range, workplace: Path, cli: Cli) -> None:
                 assert "\x1b" not in said.out + said.err
                 if verb[0] == "status":
                     assert GOOD in said.out
-                    assert BAD in said.out + said.err or "job.json" in hit
+                    assert BAD in said.out
                 if verb[0] == "collect":
                     assert "0.5" in said.out, "the healthy run is in the table"
             except BaseException as error:
@@ -151,30 +150,32 @@ def survive(seeds: range, workplace: Path, cli: Cli) -> None:
         shutil.rmtree(root)
 
 
-def test_a_few_damaged(workplace: Path, cli: Cli) -> None:
+def test_commands_survive_a_few_damaged_folders(workplace: Path, cli: Cli) -> None:
     survive(range(12), workplace, cli)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
-def test_many_damaged(part: int, workplace: Path, cli: Cli) -> None:
+def test_commands_survive_many_damaged_folders(part: int, workplace: Path, cli: Cli) -> None:
     survive(range(200 * part, 200 * (part + 1)), workplace, cli)
 
 
-# ---------------------------------------------------------------- what they have found
+# ---------------------------------------------------------------- faults that fuzzing has found
 
 
 @pytest.mark.parametrize("how", ["empty", "fifo", "loop", "another's", "hostile id", "folder"])
-def test_a_damaged_job_is_told_and_hides_nothing(how: str, workplace: Path, cli: Cli) -> None:
+def test_commands_with_a_damaged_job_record_say_why_and_list_both_runs(
+    how: str, workplace: Path, cli: Cli
+) -> None:
     write_run(workplace / "runs", GOOD, done=True)
     job = write_run(workplace / "runs", BAD, done=False).job
     text = job.read_text()
     job.unlink()
     says = {
         "empty": "is damaged",
-        "fifo": "is no file",
+        "fifo": "is not a regular file",
         "loop": "Too many levels",
-        "another's": f"is that of the run {OTHER}",
+        "another's": f"belongs to the run {OTHER}",
         "hostile id": "attempts.0.job_id",
         "folder": "Is a directory",
     }
@@ -190,23 +191,26 @@ def test_a_damaged_job_is_told_and_hides_nothing(how: str, workplace: Path, cli:
     for verb in VERBS:
         said = cli(*verb)
         assert said.code == 0
-        assert said.err.count("warning: a run is left out: ") == 1
-        assert says[how] in said.err
+        assert "UNKNOWN" in said.out
+        assert says[how] in said.out
         assert GOOD in said.out or "0.5" in said.out
-    assert cli("cancel", BAD).code == 2
+    said = cli("cancel", BAD)
+    assert says[how] in said.err
 
 
-def test_a_result_of_another_run_is_no_result(workplace: Path, cli: Cli) -> None:
+def test_status_with_the_result_of_another_run_is_unknown(workplace: Path, cli: Cli) -> None:
     good = write_run(workplace / "runs", GOOD, done=True)
     shutil.copy(good.result, write_run(workplace / "runs", BAD, done=False).result)
     views = {view["run_id"]: view for view in cli("status", "--json").json}
     assert views[GOOD]["state"] == "COMPLETED"
-    assert views[BAD]["state"] == "FAILED"
-    assert f"is that of the run {GOOD}" in views[BAD]["note"]
+    assert views[BAD]["state"] == "UNKNOWN"
+    assert f"belongs to the run {GOOD}" in views[BAD]["note"]
 
 
 @pytest.mark.parametrize(("step", "says"), [(10**400, "step is beyond 1e+100"), (10**18, "100%")])
-def test_a_step_beyond_all_measure(step: int, says: str, workplace: Path, cli: Cli) -> None:
+def test_status_survives_a_step_number_without_bounds(
+    step: int, says: str, workplace: Path, cli: Cli
+) -> None:
     paths = write_run(workplace / "runs", BAD, done=False)
     value = json.loads(paths.progress.read_text()) | {"step": step, "total_steps": 1}
     paths.progress.write_text(json.dumps(value))
@@ -216,7 +220,9 @@ def test_a_step_beyond_all_measure(step: int, says: str, workplace: Path, cli: C
 
 
 @pytest.mark.parametrize("cluster", ["../../canary", "/canary", "a\0b"])
-def test_a_record_names_no_path(cluster: str, workplace: Path, cli: Cli) -> None:
+def test_collect_writes_no_file_that_a_record_names(
+    cluster: str, workplace: Path, cli: Cli
+) -> None:
     paths = write_run(workplace / "runs", GOOD, done=True)
     value = json.loads(paths.result.read_text()) | {"cluster": cluster}
     paths.result.write_text(json.dumps(value))
@@ -227,13 +233,13 @@ def test_a_record_names_no_path(cluster: str, workplace: Path, cli: Cli) -> None
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """Makes a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("canary"),)
 
 
-def test_no_pickle_of_a_run_folder_is_loaded(workplace: Path, cli: Cli) -> None:
+def test_commands_load_no_pickle_of_a_run_folder(workplace: Path, cli: Cli) -> None:
     paths = write_run(workplace / "runs", BAD, done=False)
     planted = pickle.dumps(Touch())
     pickle.loads(planted)
@@ -256,10 +262,10 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e[bold red]x[/bold red] :warning: 
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_text_of_a_run_does_not_move_the_terminal(
+def test_commands_print_no_control_characters_of_a_run(
     terminal: bool, workplace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a pipe neither: what it is piped to may be a terminal's pager."""
+    """Nor into a pipe, because a pager may read it."""
     from hpcft.cli import console
 
     paths = write_run(workplace / "runs", BAD, done=False)
@@ -273,6 +279,6 @@ def test_text_of_a_run_does_not_move_the_terminal(
         for mark in ("\x1b", "\x07", "\x9b", "\u202e"):
             assert mark not in said.out
         assert "[bold red]x[/bold red] :warning: [/]\\" in said.out.replace("\n", "")
-    told = cli("status", "--json").json[0]["note"]
-    assert told.isprintable()
-    assert "[bold red]x[/bold red] :warning: [/]\\" in told, "nothing that can be read is lost"
+    note = cli("status", "--json").json[0]["note"]
+    assert note.isprintable()
+    assert "[bold red]x[/bold red] :warning: [/]\\" in note, "readable text is kept"

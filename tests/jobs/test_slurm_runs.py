@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from builders import RECIPE, Cli, film_rows, write_rows
-from real_runs import folder_of, losses, step, supervisors, until
+from real_runs import current_step, folder_of, losses, supervisor_pids, until
 
 pytestmark = pytest.mark.slurm
 
 STEPS = 6
-# Losses of one rank and of four at the same global batch. They differ in the order in which fp32
-# sums are taken (padding, micro-batches, reduction), about 1e-6 of the loss in a step, and Adam
-# multiplies what is left of it: its update has the size of the learning rate even where a gradient
-# is all rounding. At 1e-4 and six steps that stays below this.
+# Largest difference between the losses of one rank and of four at the same global batch. They sum
+# in another order in fp32 (padding, micro-batches, reduction), which changes the loss of a step by
+# about 1e-6. Adam multiplies that: its update has the size of the learning rate even if a gradient
+# is only rounding. At a rate of 1e-4 and six steps the difference stays below this.
 TOLERANCE = 2e-5
 
 QLORA = """\
@@ -46,7 +46,7 @@ baseline: { source: made up, metrics: { accuracy: 0.5 } }
 
 
 def hpcft(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command as a user types it, in a process of its own."""
+    """Runs the command as a user does, in a process of its own."""
     command = [sys.executable, "-m", "hpcft", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
@@ -87,7 +87,7 @@ def campus(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.chdir(before)
 
 
-def test_zero3_over_two_nodes_of_two_ranks(campus: Path) -> None:
+def test_submit_of_zero3_on_two_nodes_starts_two_ranks_on_each(campus: Path) -> None:
     (folder,) = campus.glob("runs/four/*")
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["ds_config"]["zero_optimization"]["stage"] == 3
@@ -99,34 +99,34 @@ def test_zero3_over_two_nodes_of_two_ranks(campus: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["four", "accumulated"])
-def test_losses_agree_at_the_same_global_batch(campus: Path, other: str) -> None:
+def test_losses_at_the_same_global_batch_agree(campus: Path, other: str) -> None:
     ours, theirs = losses(folder_of("one")), losses(folder_of(other))
     assert len(ours) == STEPS
     assert ours == pytest.approx(theirs, abs=TOLERANCE)
     assert ours[0] != ours[-1]
 
 
-def test_sweep_is_one_array(campus: Path) -> None:
+def test_submit_of_a_sweep_is_one_job_array(campus: Path) -> None:
     jobs = [json.loads(file.read_text()) for file in campus.glob("runs/sweep/*/job.json")]
     ids = [job["attempts"][0]["job_id"] for job in jobs]
     assert len({job_id.split("_")[0] for job_id in ids}) == 1
     assert sorted(int(job_id.split("_")[1]) for job_id in ids) == list(range(6))
 
 
-def test_one_table_of_all(campus: Path) -> None:
-    found = json.loads(hpcft("collect", "--json").stdout)
-    assert {row["state"] for row in found} == {"COMPLETED"}
-    sweep = [row for row in found if row["recipe"] == "sweep"]
+def test_collect_of_all_recipes_is_one_table(campus: Path) -> None:
+    rows = json.loads(hpcft("collect", "--json").stdout)
+    assert {row["state"] for row in rows} == {"COMPLETED"}
+    sweep = [row for row in rows if row["recipe"] == "sweep"]
     assert [len(row["run_ids"]) for row in sweep] == [3, 3]
     assert all(row["metrics"]["accuracy"]["stdev"] is not None for row in sweep)
     table = hpcft("collect", "--format", "md").stdout
     assert "(n=3)" in table
     (line,) = [line for line in table.splitlines() if "| qlora |" in line]
-    assert "0.5000" in line, "the baseline stands beside ours"
+    assert "0.5000" in line, "the reported number is in the same row"
     assert "made up" in line
 
 
-def test_same_recipe_finds_its_run(campus: Path) -> None:
+def test_submit_of_the_same_recipe_finds_its_run(campus: Path) -> None:
     before = subprocess.run(["squeue", "-h", "-t", "all", "-r"], capture_output=True, text=True)
     said = hpcft("submit", "qlora.yaml")
     assert said.returncode == 0
@@ -135,7 +135,7 @@ def test_same_recipe_finds_its_run(campus: Path) -> None:
     assert after.stdout.count("\n") == before.stdout.count("\n")
 
 
-def test_dry_run_is_what_was_submitted(campus: Path) -> None:
+def test_dry_run_shows_the_script_that_is_submitted(campus: Path) -> None:
     shown = json.loads(
         hpcft("submit", "qlora.yaml", "-o", "name=dry", "--dry-run", "--json").stdout
     )
@@ -146,47 +146,48 @@ def test_dry_run_is_what_was_submitted(campus: Path) -> None:
     assert hpcft("cancel", "dry").returncode == 0
 
 
-def test_status_without_accounting(campus: Path, testbed: Any) -> None:
-    """With the accounting daemon gone, status and collect still tell what is true."""
+def test_status_without_accounting_is_right(campus: Path, testbed: Any) -> None:
+    """Recent jobs are still in squeue."""
     testbed.stop_accounting()
     try:
         said = hpcft("status", "--json")
         assert said.returncode == 0
         states = {view["recipe"]: view["state"] for view in json.loads(said.stdout)}
-        states.pop("dry", None)  # cancelled a moment ago by another test
+        states.pop("dry", None)  # Another test has just cancelled it.
         assert set(states.values()) == {"COMPLETED"}
     finally:
         testbed.start_accounting()
 
 
-def _view(cli: Cli, name: str) -> Any:
+def _status(cli: Cli, name: str) -> Any:
+    """Returns the status of a recipe's only run."""
     return cli("status", name, "--json").json[0]
 
 
-def test_one_dead_rank_ends_all_and_the_job_starts_again(campus: Path, cli: Cli) -> None:
+def test_a_dead_rank_ends_all_ranks_and_the_job_is_requeued(campus: Path, cli: Cli) -> None:
     said = hpcft("submit", "tiny.yaml", "-o", "name=dead", "-o", "train.max_steps=100000",
                  "-o", "resources.nodes=2")  # fmt: skip
     assert said.returncode == 0, said.stderr
-    until(lambda: step(folder_of("dead")) > 0)
-    os.kill(supervisors(folder_of("dead"))[1], signal.SIGKILL)
-    until(lambda: _view(cli, "dead")["recoveries"], 60)
-    (recovery,) = _view(cli, "dead")["recoveries"]
+    until(lambda: current_step(folder_of("dead")) > 0)
+    os.kill(supervisor_pids(folder_of("dead"))[1], signal.SIGKILL)
+    until(lambda: _status(cli, "dead")["recoveries"], 60)
+    (recovery,) = _status(cli, "dead")["recoveries"]
     cli("cancel", "dead")
-    # Which is noted first: that it died, or that srun then told the other to end.
+    # Either is recorded first: that the rank died, or that srun then ended the other one.
     assert recovery["cause"] in ("rank_died", "preempted")
     assert recovery["action"] == "requeue"
-    until(lambda: _view(cli, "dead")["state"] == "CANCELLED", 30)
+    until(lambda: _status(cli, "dead")["state"] == "CANCELLED", 30)
 
 
-def test_pending_reason_in_words(campus: Path, cli: Cli, testbed: Any) -> None:
+def test_status_explains_why_a_job_waits(campus: Path, cli: Cli, testbed: Any) -> None:
     for node in ("n1", "n2", "n3", "n4"):
         testbed.set_node(node, "drain", "test")
     try:
         assert hpcft("submit", "tiny.yaml", "-o", "name=waits").returncode == 0
-        until(lambda: "nodes" in _view(cli, "waits")["note"], 30)
-        assert _view(cli, "waits")["state"] == "PENDING"
+        until(lambda: "nodes" in _status(cli, "waits")["note"], 30)
+        assert _status(cli, "waits")["state"] == "PENDING"
         assert "cancelled" in cli("cancel", "waits").err
-        until(lambda: _view(cli, "waits")["state"] == "CANCELLED", 30)
+        until(lambda: _status(cli, "waits")["state"] == "CANCELLED", 30)
     finally:
         for node in ("n1", "n2", "n3", "n4"):
             testbed.set_node(node, "resume", "")

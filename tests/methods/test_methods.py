@@ -1,4 +1,4 @@
-"""Methods: what they train, to the parameter; prompts where tokens stand; features by hand."""
+"""Methods: exact parameter counts, prompts beside padding, and runs of adapters and features."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def table(name: str, overrides: list[str]) -> dict[str, parameter_table.ModuleGr
     (point,) = load_recipe(name, overrides)
     recipe = point.recipe
     groups = parameter_table.module_groups(recipe.model, recipe.task, recipe.method)
-    return {group.name: group for group in [*groups, parameter_table.total(groups)]}
+    return {group.name: group for group in [*groups, parameter_table.sum_groups(groups)]}
 
 
 @pytest.mark.parametrize(
     ("name", "overrides", "total", "trainable", "added"),
     [
-        # R2: the bare model has 109,482,240; the head for pairs and words comes on top.
+        # R2: the bare model has 109,482,240; the head for pairs and words adds the rest.
         ("bert_wikitext2_pretrain", [], 110_106_428, 110_106_428, 0),
         ("bert_sst2", [], 109_483_778, 109_483_778, 1_538),
         ("bert_squadv2", [], 108_893_186, 108_893_186, 1_538),
@@ -43,7 +43,7 @@ def table(name: str, overrides: list[str]) -> dict[str, parameter_table.ModuleGr
         ("gemma7b_full", [], 8_537_680_896, 8_537_680_896, 0),
         ("gemma2b_full", [], 2_506_172_416, 2_506_172_416, 0),
         ("mistral7b_imdb_sft", FULL, 7_241_732_096, 7_241_732_096, 0),
-        # R3: 4.6 million is LoRA on all linear layers; on PEFT's own choice it is 1,839,107.
+        # R3's 4.6 million are LoRA on all linear layers; PEFT's own choice has 1,839,107.
         ("roberta_mnli_full", [], 355_362_819, 355_362_819, 1_052_675),
         ("roberta_mnli_full", LORA8, 355_362_819 + 1_839_107, 1_839_107, 1_839_107),
         ("roberta_mnli_lora", [], 355_362_819 + 4_591_619, 4_591_619, 4_591_619),
@@ -57,15 +57,15 @@ def table(name: str, overrides: list[str]) -> dict[str, parameter_table.ModuleGr
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_parameters_of_the_reports(
+def test_parameter_counts_equal_those_of_the_reports(
     name: str, overrides: list[str], total: int, trainable: int, added: int
 ) -> None:
-    every = table(name, overrides)["all"]
-    assert (every.total, every.trainable, every.added) == (total, trainable, added)
-    assert every.frozen == total - trainable
+    all_ = table(name, overrides)["all"]
+    assert (all_.total, all_.trainable, all_.added) == (total, trainable, added)
+    assert all_.frozen == total - trainable
 
 
-def test_table_by_module() -> None:
+def test_module_groups_counts_parameters_by_module() -> None:
     bert = table("bert_wikitext2_pretrain", [])
     base = [group for name, group in bert.items() if name.startswith("bert.")]
     assert sum(group.total for group in base) == 109_482_240
@@ -80,7 +80,7 @@ def test_table_by_module() -> None:
     assert prompts["roberta.encoder.layer × 24"].trainable == 0
 
 
-def test_params_prints_a_table(tiny: Path, cli: Cli) -> None:
+def test_params_prints_a_row_for_each_module(tiny: Path, cli: Cli) -> None:
     said = cli("params", tiny, "-o", "method.name=head_only")
     assert said.code == 0, said.err
     header, *lines = [line.split("\t") for line in said.out.splitlines()]
@@ -94,11 +94,11 @@ def test_params_prints_a_table(tiny: Path, cli: Cli) -> None:
     assert cli("params", tiny, "-o", "model.config.hidden_sise=1").code == 2
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- refused combinations
 
 
-def test_head_only_needs_a_head(cli: Cli) -> None:
-    """The output layer of a language model may be tied, and is then no parameter of its own."""
+def test_head_only_refuses_a_model_without_head(cli: Cli) -> None:
+    """A tied output layer is not a parameter of its own, so that nothing would be trained."""
     said = cli("params", "gemma7b_full", "-o", "method.name=head_only")
     assert said.code == 2
     assert "GemmaForCausalLM has no head beside the pretrained model" in said.err
@@ -106,15 +106,15 @@ def test_head_only_needs_a_head(cli: Cli) -> None:
     assert "Traceback" not in said.err
 
 
-def test_features_need_an_encoder(cli: Cli) -> None:
+def test_features_refuses_a_decoder(cli: Cli) -> None:
     said = cli("params", "llama32_1b_sst2_head", "-o", "method.name=features")
-    assert "LlamaForSequenceClassification is no encoder with a classifier" in said.err
+    assert "LlamaForSequenceClassification is not an encoder with a classifier" in said.err
 
 
 @pytest.mark.parametrize("change", ["save_strategy=epoch", "load_best_model_at_end=true"])
-def test_features_keep_no_checkpoints(change: str) -> None:
+def test_features_refuses_options_that_need_checkpoints(change: str) -> None:
     overrides = ["method.name=features", f"train.{change}"]
-    with pytest.raises(InputError, match="features cannot go on from a checkpoint"):
+    with pytest.raises(InputError, match="the method features saves no checkpoints to resume from"):
         load_recipe("distilbert_imdb_trainer", overrides)
 
 
@@ -143,7 +143,7 @@ def small(kind: str, auto_class: str, **fields: Any) -> Any:
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """Two texts, the second padded from its seventh token on."""
+    """Returns two texts, the second padded after six tokens."""
     torch.manual_seed(1)
     ids = torch.randint(3, 50, (2, 10))
     mask = torch.ones_like(ids)
@@ -156,21 +156,21 @@ CLASSIFIER, SPANS = "AutoModelForSequenceClassification", "AutoModelForQuestionA
 
 @pytest.mark.parametrize("method", PROMPTS, ids=lambda m: f"{m.name}")
 @pytest.mark.parametrize("kind", KINDS)
-def test_prompts_do_not_see_padding(kind: str, method: Any) -> None:
-    """As PEFT's own forward pass answers; but there a decoder judges a batch by its padding."""
+def test_prompt_outputs_do_not_depend_on_padding(kind: str, method: Any) -> None:
+    """PEFT's own forward pass agrees, except that a decoder there depends on the padding."""
     model = method.wrap(small(kind, CLASSIFIER), causal=False, checkpointing=False).eval()
     padded = batch()
     alone = {name: value[1:, :6] for name, value in padded.items()}
-    found = model(**padded).logits
-    assert torch.allclose(found[1], model(**alone).logits[0], atol=1e-6)
+    logits = model(**padded).logits
+    assert torch.allclose(logits[1], model(**alone).logits[0], atol=1e-6)
     if kind != "llama":
-        assert torch.allclose(found, type(model).forward(model, **padded).logits, atol=1e-6)
+        assert torch.allclose(logits, type(model).forward(model, **padded).logits, atol=1e-6)
     else:
         single = type(model).forward(model, **alone).logits
-        assert torch.allclose(found[1], single[0], atol=1e-6)
+        assert torch.allclose(logits[1], single[0], atol=1e-6)
 
 
-def test_outputs_are_as_long_as_the_text() -> None:
+def test_prompt_outputs_per_token_are_as_long_as_the_text() -> None:
     method = PROMPTS[0]
     spans = method.wrap(small("bert", SPANS), causal=False, checkpointing=False)(**batch())
     assert spans.start_logits.shape == spans.end_logits.shape == (2, 10)
@@ -189,7 +189,7 @@ def test_outputs_are_as_long_as_the_text() -> None:
     ids=lambda m: m.name + ("-dora" if getattr(m, "use_dora", False) else ""),
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_that_is_trained_moves_and_nothing_else(kind: str, method: Any) -> None:
+def test_training_changes_the_trainable_parameters_and_no_others(kind: str, method: Any) -> None:
     model = method.wrap(
         small(kind, CLASSIFIER).to(torch.bfloat16), causal=False, checkpointing=False
     )
@@ -235,7 +235,7 @@ resources: {json.dumps(layout)}
 
 
 def _trained_bert(folder: Path) -> None:
-    """A BERT that tells good from bad, and its tokenizer."""
+    """Writes a BERT that is trained to tell good from bad, and its tokenizer."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     bert_folder(folder, layers=2)
@@ -265,8 +265,8 @@ def _encoded(run: Path) -> tuple[dict[str, torch.Tensor], list[int]]:
     return dict(encoded), [["bad", "good"].index(row["label"]) for row in rows]
 
 
-def test_prompts_come_back_from_the_adapter(workplace: Path, cli: Cli) -> None:
-    """P-tuning on two ranks with ZeRO-2; PEFT alone then answers as the run did."""
+def test_saved_p_tuning_adapter_scores_as_the_run_did(workplace: Path, cli: Cli) -> None:
+    """Trains P-tuning on two ranks with ZeRO-2, then loads the adapter with PEFT alone."""
     from peft import AutoPeftModelForSequenceClassification
 
     _trained_bert(workplace / "base")
@@ -282,8 +282,8 @@ def test_prompts_come_back_from_the_adapter(workplace: Path, cli: Cli) -> None:
     assert right / len(truth) == pytest.approx(record["metrics"]["accuracy"], abs=1e-6)
 
 
-def test_features_are_those_of_the_first_token(workplace: Path, cli: Cli) -> None:
-    """On two ranks; the same regression fitted here has the same coefficients."""
+def test_features_fits_the_regression_on_the_first_token(workplace: Path, cli: Cli) -> None:
+    """A run on two ranks has the coefficients of the same regression fitted here."""
     from safetensors.numpy import load_file
     from sklearn.linear_model import LogisticRegression
     from transformers import AutoModel

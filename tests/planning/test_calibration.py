@@ -1,4 +1,4 @@
-"""What runs teach the planner: fitted within bounds, kept beside them, told where it is used."""
+"""Tests calibration: fitted from runs, stored in the runs folder, used by plans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from builders import ROOT, Cli, cluster, facts, layout, plan_of, recipe
+from builders import ROOT, Cli, cluster, facts, layout, plan_inputs, plan_of, recipe
 from hpcft.core.errors import StoreError
 from hpcft.core.paths import RunPaths, calibration_file
 from hpcft.core.records import (
@@ -26,9 +26,10 @@ from hpcft.core.units import GIB, MIB
 from hpcft.jobs import learn
 from hpcft.jobs.status import RunStatus
 from hpcft.planning import calibration
-from hpcft.planning.calibration import MOST_RUNS, fit_calibration
+from hpcft.planning.calibration import MAX_RUNS, fit_calibration
 from hpcft.planning.feasibility import with_calibration
-from hpcft.planning.memory.model_states import COMMUNICATOR_BYTES, host_memory_items, tensor_bytes
+from hpcft.planning.memory.host_memory import host_memory_items
+from hpcft.planning.memory.model_states import COMMUNICATOR_BYTES, tensor_bytes
 
 pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 
@@ -40,7 +41,7 @@ PREDICTED: dict[str, Any] = {
 
 
 def on_gpu(reserved_bytes: int = 10 * GIB, context_bytes: int = GIB // 2) -> PhasePeaks:
-    """Peaks of a phase on a GPU."""
+    """Returns the peaks of a phase on a GPU."""
     return PhasePeaks(resident_bytes=GIB, allocated_bytes=reserved_bytes - MIB,
                       reserved_bytes=reserved_bytes,
                       device_bytes=reserved_bytes + context_bytes)  # fmt: skip
@@ -49,7 +50,7 @@ def on_gpu(reserved_bytes: int = 10 * GIB, context_bytes: int = GIB // 2) -> Pha
 def record(
     peaks: PhasePeaks | None = None, predicted: dict[str, Any] | None = None, **changes: Any
 ) -> RunRecord:
-    """A finished run, by default as it was predicted."""
+    """Returns a finished run, by default one that went as predicted."""
     phases = {"model": peaks, "training": peaks} if peaks else {}
     timed = {"step_s": 1.25, "timed_steps": 20, "tokens_per_step": 1000.0}
     measured = Measurement(wall_s=1.0, gpu_hours=1.0, peak_memory_bytes=1, peak_host_bytes=1,
@@ -60,7 +61,8 @@ def record(
     return RunRecord(measured=measured, predicted=prediction, **fields)
 
 
-def rung(micro: int, *, checkpointing: bool = False) -> Recovery:
+def fallback(micro: int, *, checkpointing: bool = False) -> Recovery:
+    """Returns an out-of-memory fallback to a micro-batch."""
     changed = layout(0, per_device_train_batch_size=micro, gradient_checkpointing=checkpointing)
     return Recovery(number=1, at=1.0, cause="out_of_memory", job_id="1", rank=0, node="n1",
                 change="less", evidence="oom",
@@ -70,7 +72,7 @@ def rung(micro: int, *, checkpointing: bool = False) -> Recovery:
 # ---------------------------------------------------------------- the fit
 
 
-def test_nothing_is_made_of_nothing() -> None:
+def test_fit_calibration_without_measurements_is_empty() -> None:
     assert fit_calibration([], "site") == Calibration()
     old = RunRecord(run_id="a", recipe="made", cluster="site", finished_at=1.0)
     assert fit_calibration([old], "site") == Calibration(), (
@@ -79,16 +81,16 @@ def test_nothing_is_made_of_nothing() -> None:
     assert fit_calibration([record(on_gpu())] * 3, "elsewhere") == Calibration()
 
 
-def test_one_run_tells_memory_and_three_tell_time() -> None:
+def test_fit_calibration_takes_memory_from_one_run_and_efficiency_from_three() -> None:
     one = fit_calibration([record(on_gpu(11 * GIB))], "site")
     assert one.context_bytes == GIB // 2
     assert one.fragmentation == pytest.approx(0.1)
     assert (one.efficiency, one.process_bytes, one.runs) == (None, None, 1)
     three = fit_calibration([record(on_gpu())] * 3, "site")
-    assert three.efficiency == pytest.approx(0.35), "as predicted: as it was"
+    assert three.efficiency == pytest.approx(0.35), "the step took as long as predicted"
 
 
-def test_the_most_memory_counts_and_the_median_of_efficiency() -> None:
+def test_fit_calibration_takes_largest_memory_and_median_efficiency() -> None:
     runs = [
         record(on_gpu(int(10 * GIB * (1 + share)), context), measured={"step_s": 0.25 + step})
         for share, context, step in ((0.05, 400, 0.5), (0.08, 300, 1.0), (0.03, 450, 4.0))
@@ -97,22 +99,22 @@ def test_the_most_memory_counts_and_the_median_of_efficiency() -> None:
     known = fit_calibration(runs, "site")
     assert known.fragmentation == pytest.approx(0.08)
     assert known.context_bytes == 450 * MIB
-    assert known.efficiency == pytest.approx(0.35), "of 0.7, 0.35 and 0.0875"
+    assert known.efficiency == pytest.approx(0.35), "median of 0.7, 0.35 and 0.0875"
     assert known.runs == 3
     assert known.notes == []
 
 
-def test_efficiency_is_what_would_have_predicted_the_step() -> None:
-    """It divides the time of FLOPs alone, which the rest of a predicted step is not."""
+def test_fitted_efficiency_would_have_predicted_the_step() -> None:
+    """Efficiency divides the time of FLOPs, and not the rest of a predicted step."""
     slow = fit_calibration([record(measured={"step_s": 2.25})] * 3, "site")
-    assert slow.efficiency == pytest.approx(0.35 / 2), "2 s in the place of 1 s"
+    assert slow.efficiency == pytest.approx(0.35 / 2), "2 s instead of 1 s"
     short = fit_calibration([record(measured={"tokens_per_step": 500.0})] * 3, "site")
     assert short.efficiency == pytest.approx(0.35 / 2), "half as much was computed in that time"
     for useless in ({"timed_steps": 19}, {"step_s": 0.4}, {"step_s": None}):
         assert fit_calibration([record(measured=useless)] * 3, "site").efficiency is None, useless
 
 
-def test_communicators_and_small_runs_do_not_count_as_overhead() -> None:
+def test_fit_calibration_leaves_out_communicators_and_small_runs() -> None:
     peaks = on_gpu(context_bytes=GIB // 2 + COMMUNICATOR_BYTES)
     shared = record(peaks, {"communicator_bytes": COMMUNICATOR_BYTES})
     assert fit_calibration([shared], "site").context_bytes == GIB // 2
@@ -120,7 +122,7 @@ def test_communicators_and_small_runs_do_not_count_as_overhead() -> None:
     assert fit_calibration([small], "site").fragmentation is None
 
 
-def test_a_rank_on_a_cpu_has_a_process() -> None:
+def test_fit_calibration_on_a_cpu_gives_process_bytes() -> None:
     known = fit_calibration([record(PhasePeaks(resident_bytes=11 * GIB))], "site")
     assert known.process_bytes == GIB
     assert (known.context_bytes, known.fragmentation) == (None, None)
@@ -137,18 +139,18 @@ def test_a_rank_on_a_cpu_has_a_process() -> None:
         ("process_bytes", PhasePeaks(resident_bytes=90 * GIB), 1),
     ],
 )
-def test_beyond_its_bounds_the_bound_is_taken_and_told(
+def test_fit_calibration_beyond_bounds_takes_the_bound_with_a_note(
     field: str, peaks: PhasePeaks, bound: int
 ) -> None:
     known = fit_calibration([record(peaks)], "site")
     assert getattr(known, field) == CALIBRATION_BOUNDS[field][bound]
     (note,) = (note for note in known.notes if note.startswith(field.removesuffix("_bytes")))
-    assert f"the {('least', 'most')[bound]} that is taken" in note
+    assert f"the {('lowest', 'highest')[bound]} value that is accepted" in note
     assert note in calibration.describe_calibration(known)
 
 
 @pytest.mark.parametrize(("step_s", "bound"), [(0.5001, 1), (1000.0, 0)])
-def test_efficiency_has_bounds_too(step_s: float, bound: int) -> None:
+def test_fitted_efficiency_stays_within_bounds(step_s: float, bound: int) -> None:
     known = fit_calibration(
         [record(predicted={"efficiency": 0.8}, measured={"step_s": step_s})] * 3, "site"
     )
@@ -156,16 +158,16 @@ def test_efficiency_has_bounds_too(step_s: float, bound: int) -> None:
     assert known.notes
 
 
-def test_the_latest_runs_count() -> None:
+def test_fit_calibration_takes_the_latest_runs() -> None:
     old = record(on_gpu(context_bytes=GIB), finished_at=0.5)
-    new = [record(on_gpu(), finished_at=float(n)) for n in range(1, MOST_RUNS + 1)]
+    new = [record(on_gpu(), finished_at=float(n)) for n in range(1, MAX_RUNS + 1)]
     assert fit_calibration([*new[1:], old], "site").context_bytes == GIB
     assert fit_calibration([*new, old], "site").context_bytes == GIB // 2
-    assert fit_calibration([*new, old], "site").runs == MOST_RUNS
+    assert fit_calibration([*new, old], "site").runs == MAX_RUNS
 
 
-def test_runs_that_came_down_teach_a_cap_and_no_values() -> None:
-    down = record(on_gpu(context_bytes=GIB), recoveries=[rung(2)])
+def test_fit_calibration_of_runs_with_fallbacks_gives_caps_only() -> None:
+    down = record(on_gpu(context_bytes=GIB), recoveries=[fallback(2)])
     known = fit_calibration([down, record(on_gpu(), recipe="other")], "site")
     assert known.context_bytes == GIB // 2
     cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False)
@@ -173,14 +175,14 @@ def test_runs_that_came_down_teach_a_cap_and_no_values() -> None:
     assert known.runs == 1
 
 
-# ---------------------------------------------------------------- what the planner makes of it
+# ---------------------------------------------------------------- calibrated plans
 
 
 KNOWN = Calibration(context_bytes=300 * MIB, fragmentation=0.1, process_bytes=GIB, efficiency=0.7,
                     runs=3, notes=["a note"])  # fmt: skip
 
 
-def test_a_plan_on_gpus_goes_by_it() -> None:
+def test_plan_on_gpus_uses_the_calibration() -> None:
     made = recipe(resources={"nodes": 1, "gpus_per_node": 2, "zero_stage": 2})
     stated = plan_of(made, cluster("a100-80"), facts(100_000_000))
     known = plan_of(made, cluster("a100-80", calibration=KNOWN), facts(100_000_000))
@@ -199,7 +201,7 @@ def test_a_plan_on_gpus_goes_by_it() -> None:
     assert not [item for item in stated.gpu_memory if "calibrated" in item.rule]
 
 
-def test_a_plan_on_cpus_goes_by_it() -> None:
+def test_plan_on_cpus_uses_the_calibration() -> None:
     made = recipe(resources={"nodes": 1, "gpus_per_node": 2})
     plan = plan_of(made, cluster("cpu", calibration=KNOWN), facts(100_000_000))
     process = next(item for item in plan.gpu_memory if item.name == "process")
@@ -207,11 +209,12 @@ def test_a_plan_on_cpus_goes_by_it() -> None:
     processes = next(item for item in plan.host_memory if item.name == "processes")
     assert processes.bytes == 2 * GIB
     assert tensor_bytes(plan) == plan.gpu_peak_bytes - GIB
-    stated = host_memory_items(plan.facts, made.method, plan.layout, "fp32", load_bytes=0)
+    uncalibrated = plan_inputs(made, cluster("cpu"), plan.facts)
+    stated = host_memory_items(uncalibrated, plan.layout, 0)
     assert stated[0].bytes == 3 * GIB
 
 
-def test_a_recipe_that_came_down_is_planned_lower() -> None:
+def test_plan_stays_within_caps_of_earlier_runs() -> None:
     wanted = {"global_batch_size": 16}
     one = {"nodes": 1, "gpus_per_node": 1}
     cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=True)
@@ -228,33 +231,38 @@ def test_a_recipe_that_came_down_is_planned_lower() -> None:
     other = plan_of(recipe(name="other", train=wanted, resources=one), site, SMALL)
     assert other.layout == before
     fixed = wanted | {"per_device_train_batch_size": 8, "gradient_checkpointing": False}
-    asked = plan_of(recipe(train=fixed, resources=one), site, SMALL)
-    assert asked.layout.per_device_train_batch_size == 8, "a person may know better"
-    assert not any("earlier runs" in reason for reason in asked.reasons)
+    requested = plan_of(recipe(train=fixed, resources=one), site, SMALL)
+    assert requested.layout.per_device_train_batch_size == 8, "a person may know better"
+    assert not any("earlier runs" in reason for reason in requested.reasons)
 
 
 SMALL = facts(100_000_000)
 
 
-# ---------------------------------------------------------------- the file
+# ---------------------------------------------------------------- the stored calibration
 
 
 def views(root: Path, *records: RunRecord) -> list[RunStatus]:
+    """Returns completed runs with these results."""
     return [
-        RunStatus(RunPaths(root / r.recipe / r.run_id),
-             Job(run_id=r.run_id, recipe=r.recipe, cluster=r.cluster, scheduler="slurm"),
-             "COMPLETED", record=r)
+        RunStatus(
+            paths=RunPaths(root / r.recipe / r.run_id),
+            job=Job(run_id=r.run_id, recipe=r.recipe, cluster=r.cluster, scheduler="slurm"),
+            state="COMPLETED", record=r)
         for r in records
     ]  # fmt: skip
 
 
-def test_collecting_keeps_what_was_measured(tmp_path: Path) -> None:
-    found = [record(on_gpu()), record(recoveries=[rung(4, checkpointing=True)], cluster="other")]
-    told = learn.update_calibration(views(tmp_path, *found), tmp_path)
-    assert told == [
-        "calibration of other by 0 runs: made came down to micro-batch 4, checkpointing",
-        "calibration of site by 1 run: context 512 MiB, fragmentation 2.0%; "
-        "fragmentation measured as 0.0%: set to 2.0%, the least that is taken",
+def test_update_calibration_writes_what_was_measured(tmp_path: Path) -> None:
+    found = [
+        record(on_gpu()),
+        record(recoveries=[fallback(4, checkpointing=True)], cluster="other"),
+    ]
+    changes = learn.update_calibration(views(tmp_path, *found), tmp_path)
+    assert changes == [
+        "calibration of other from 0 runs: plans of made use micro-batch at most 4, checkpointing",
+        "calibration of site from 1 run: context 512 MiB, fragmentation 2.0%; "
+        "fragmentation measured as 0.0%: set to 2.0%, the lowest value that is accepted",
     ]
     file = calibration_file(tmp_path, "site")
     assert (file.parent.stat().st_mode & 0o777) == 0o700
@@ -265,6 +273,7 @@ def test_collecting_keeps_what_was_measured(tmp_path: Path) -> None:
 
 
 def profile_of(shipped: str, name: str) -> Any:
+    """Returns a shipped profile under another name."""
     from dataclasses import replace
 
     from hpcft.config import cluster_profile
@@ -273,36 +282,44 @@ def profile_of(shipped: str, name: str) -> Any:
     return replace(site, cluster=site.cluster.model_copy(update={"name": name}))
 
 
-def test_what_runs_measured_goes_before_what_the_profile_states(tmp_path: Path) -> None:
+def test_override_prefers_measured_to_stated_values(tmp_path: Path) -> None:
     stated = Calibration(efficiency=0.5, context_bytes=GIB)
     known = calibration.override(stated, fit_calibration([record(on_gpu())], "site"))
     assert (known.efficiency, known.context_bytes) == (0.5, GIB // 2)
 
 
-@pytest.mark.parametrize("damage", ["{", '{"context_bytes": 1}', '{"unknown": 1}', "null"])
-def test_a_damaged_calibration_is_told_ignored_and_mended(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["{", '{"context_bytes": 1}', '{"runs": "three"}', "null"])
+def test_damaged_calibration_is_reported_ignored_and_replaced(tmp_path: Path, damage: str) -> None:
     file = calibration_file(tmp_path, "site")
     file.parent.mkdir(mode=0o700)
     file.write_text(damage)
-    said: list[str] = []
-    site = with_calibration(profile_of("a100-80", "site"), tmp_path, said.append)
+    warnings: list[str] = []
+    site = with_calibration(profile_of("a100-80", "site"), tmp_path, warnings.append)
     assert site.cluster.calibration == Calibration()
-    assert len(said) == 1
-    assert str(file) in said[0]
-    assert "planned without it" in said[0]
+    (warning,) = warnings
+    assert str(file) in warning
+    assert "planned without it" in warning
     assert learn.update_calibration(views(tmp_path, record(on_gpu())), tmp_path)
     assert with_calibration(site, tmp_path, pytest.fail).cluster.calibration.runs == 1
 
 
-def test_a_calibration_that_others_may_write_is_neither_read_nor_written(tmp_path: Path) -> None:
+def test_calibration_of_a_newer_release_is_read_without_its_new_fields(tmp_path: Path) -> None:
+    file = calibration_file(tmp_path, "site")
+    file.parent.mkdir(mode=0o700)
+    file.write_text(json.dumps(KNOWN.model_dump(mode="json") | {"new": 1}))
+    site = with_calibration(profile_of("a100-80", "site"), tmp_path, pytest.fail)
+    assert site.cluster.calibration == KNOWN
+
+
+def test_calibration_that_others_may_write_is_not_used(tmp_path: Path) -> None:
     file = calibration_file(tmp_path, "site")
     file.parent.mkdir()
     file.write_text(KNOWN.model_dump_json())
     file.parent.chmod(0o777)
-    said: list[str] = []
-    site = with_calibration(profile_of("a100-80", "site"), tmp_path, said.append)
+    warnings: list[str] = []
+    site = with_calibration(profile_of("a100-80", "site"), tmp_path, warnings.append)
     assert site.cluster.calibration == Calibration()
-    assert "others may write to it" in said[0]
+    assert "others may write to it" in warnings[0]
     with pytest.raises(StoreError, match="others may write"):
         learn.update_calibration(views(tmp_path, record(on_gpu())), tmp_path)
 
@@ -310,7 +327,7 @@ def test_a_calibration_that_others_may_write_is_neither_read_nor_written(tmp_pat
 # ---------------------------------------------------------------- the command line
 
 
-def test_plan_and_submit_go_by_the_runs_folder(cli: Cli, tiny: Path) -> None:
+def test_plan_and_submit_use_the_calibration_of_the_runs_folder(cli: Cli, tiny: Path) -> None:
     cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False)
     known = Calibration(process_bytes=2 * GIB, runs=2, oom_caps={"tiny": cap})
     file = calibration_file(tiny.parent / "runs", "cpu")
@@ -326,7 +343,7 @@ def test_plan_and_submit_go_by_the_runs_folder(cli: Cli, tiny: Path) -> None:
     assert pure == elsewhere
     shown = cli("plan", tiny, "-c", "cpu").err
     assert "calibrated by 2 runs: process 2 GiB" in shown
-    assert "earlier runs of tiny were out of memory and came down to it" in shown
+    assert "earlier runs of tiny ran out of memory and fell back to it" in shown
     (run,) = cli("submit", tiny, "-c", "local", "--dry-run", "--json").json["runs"]
     assert run["plan"]["layout"]["per_device_train_batch_size"] == 4, "of another cluster"
     (tiny.parent / "runs/calibration/local.json").write_text(known.model_dump_json())
@@ -338,7 +355,7 @@ def test_plan_and_submit_go_by_the_runs_folder(cli: Cli, tiny: Path) -> None:
     assert lowered["cluster"]["calibration"]["runs"] == 2
     assert stated["runs"][0]["plan"]["layout"]["per_device_train_batch_size"] == 4
     ids = {shown["runs"][0]["run_id"] for shown in (lowered, stated)}
-    assert ids == {run["run_id"]}, "what was learnt is no part of a run's identity"
+    assert ids == {run["run_id"]}, "calibration is no part of a run's identity"
     (tiny.parent / "runs/calibration/local.json").write_text("{")
     damaged = cli("submit", tiny, "-c", "local", "--dry-run", "--json")
     assert damaged.code == 0
@@ -356,9 +373,9 @@ def test_collect_shows_prediction_and_measurement(cli: Cli, tiny: Path) -> None:
         json.dumps(job.model_dump(mode="json") | {"attempts": [attempt]})
     )
     assert cli("collect", "made").err == "", "of some runs nothing is learnt"
-    said = cli("collect")
-    assert said.err.startswith("calibration of site by 1 run: context 512 MiB")
-    header, cells = (line.split("\t") for line in said.out.splitlines())
+    result = cli("collect")
+    assert result.err.startswith("calibration of site from 1 run: context 512 MiB")
+    header, cells = (line.split("\t") for line in result.out.splitlines())
     row = dict(zip(header, cells, strict=True))
     assert row["memory predicted"] == "11 GiB"
     assert row["memory measured"] == "10.5 GiB", "context included, as in the prediction"
@@ -368,7 +385,7 @@ def test_collect_shows_prediction_and_measurement(cli: Cli, tiny: Path) -> None:
 
 
 def test_shipped_profiles_state_no_calibration() -> None:
-    """Measurements are kept beside runs; a profile that has none goes by what is stated."""
+    """Measurements belong to a runs folder, not to shipped profiles."""
     from hpcft.config import cluster_profile
 
     for file in (ROOT / "slurm").glob("*.yaml"):

@@ -1,4 +1,4 @@
-"""Exact counts from a configuration: of published models, of 4-bit weights, and their cache."""
+"""Tests exact parameter counts from configurations, their cache, and sizes of weight files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ROBERTA_HEAD = 1024 * 1024 + 1024 + 3 * 1024 + 3
                      66_362_880 + 592_130, 592_130, id="distilbert"),
         pytest.param(ROBERTA, THREE, {"name": "full"}, 355_362_819, 355_362_819, ROBERTA_HEAD,
                      id="roberta-large"),
-        # PEFT trains a copy of the head; the first one stays, frozen, and is counted as PEFT does.
+        # PEFT trains a copy of the head. The first one stays, frozen, and PEFT counts it too.
         pytest.param(ROBERTA, THREE, {"name": "lora", "r": 8, "target_modules": ["query", "value"]},
                      355_362_819 + 1_839_107, 1_839_107, 1_839_107, id="roberta-large-lora"),
         pytest.param(LLAMA_1B, COMPLETE, {"name": "full"}, 1_235_814_400, 1_235_814_400, 0,
@@ -68,7 +68,7 @@ ROBERTA_HEAD = 1024 * 1024 + 1024 + 3 * 1024 + 3
                      id="llama-8b-qlora"),
     ],
 )  # fmt: skip
-def test_exact_parameters(
+def test_model_facts_count_parameters_exactly(
     config: dict[str, Any], task: dict[str, Any], method: dict[str, Any], total: int,
     trainable: int, added: int,
 ) -> None:  # fmt: skip
@@ -85,7 +85,7 @@ def test_exact_parameters(
         pytest.param(BERT, CLASSIFY, (30522 + 512 + 2) * 768, id="bert: words, positions, types"),
     ],
 )
-def test_tables_that_are_looked_up(
+def test_model_facts_count_embedding_tables(
     config: dict[str, Any], task: Any, embedding_parameters: int
 ) -> None:
     made = recipe(model={"path": "x/y", "config": config}, task=task)
@@ -107,7 +107,9 @@ def test_tables_that_are_looked_up(
         pytest.param(DISTIL, CLASSIFY, 6 * (4 * 768**2 + 2 * 768 * 3072), id="distilbert"),
     ],
 )  # fmt: skip
-def test_quantised_weights(config: dict[str, Any], task: dict[str, Any], quantised: int) -> None:
+def test_model_facts_count_4_bit_weights(
+    config: dict[str, Any], task: dict[str, Any], quantised: int
+) -> None:
     method = {"name": "qlora", "target_modules": ["q_proj", "query", "q_lin"]}
     made = recipe(model={"path": "x/y", "config": config}, task=task, method=method)
     assert (
@@ -116,8 +118,8 @@ def test_quantised_weights(config: dict[str, Any], task: dict[str, Any], quantis
     )
 
 
-def test_heads_are_kept_out_of_4_bits(tmp_path: Path) -> None:
-    """What transformers quantises with our options is what was counted, for an encoder too."""
+def test_model_facts_count_no_head_as_4_bit(tmp_path: Path) -> None:
+    """With the method's options, transformers quantises exactly the weights that were counted."""
     import torch
     from transformers import AutoModelForSequenceClassification, RobertaConfig
 
@@ -146,15 +148,17 @@ def test_heads_are_kept_out_of_4_bits(tmp_path: Path) -> None:
         ({"model_type": "bert", "num_attention_heads": 0}, "expected a positive number"),
     ],
 )
-def test_an_impossible_architecture_is_told(config: dict[str, Any], says: str) -> None:
+def test_model_facts_of_an_impossible_architecture_name_the_problem(
+    config: dict[str, Any], says: str
+) -> None:
     made = recipe(model={"path": "x/y", "config": config})
-    with pytest.raises(DataError, match=r"^model") as told:
+    with pytest.raises(DataError, match=r"^model") as refused:
         model_facts.compute_model_facts(made.model, made.task, made.method)
-    assert says in str(told.value)
-    assert len(str(told.value).splitlines()) <= 2
+    assert says in str(refused.value)
+    assert len(str(refused.value).splitlines()) <= 2
 
 
-def test_modules_that_the_model_lacks_are_told() -> None:
+def test_model_facts_with_missing_target_modules_name_the_method() -> None:
     made = recipe(model={"path": "x/y", "config": BERT},
                   method={"name": "lora", "target_modules": ["q_proj"]})  # fmt: skip
     with pytest.raises(DataError, match=r"^method\.lora: No modules were targeted"):
@@ -174,7 +178,7 @@ print("torch" in sys.modules, "transformers" in sys.modules, "peft" in sys.modul
 """
 
 
-def test_counts_are_read_from_the_cache_without_torch(
+def test_model_facts_are_read_from_the_cache_without_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -190,18 +194,18 @@ def test_counts_are_read_from_the_cache_without_torch(
 
     marked = first.model_copy(update={"layers": 77})
     file.write_text(marked.model_dump_json())
-    disk_cache._read.clear()  # as in a new process
+    disk_cache._in_memory.clear()  # as in a new process
     assert model_facts.compute_model_facts(made.model, made.task, made.method) == marked, (
         "the file is read"
     )
     for damage in ("", "{", '{"model_type": "bert"}', "\x00\xff"):
         file.write_bytes(damage.encode("latin-1"))
-        disk_cache._read.clear()
+        disk_cache._in_memory.clear()
         assert model_facts.compute_model_facts(made.model, made.task, made.method) == first
         assert ModelFacts.model_validate_json(file.read_text()) == first
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_else(
+def test_model_facts_are_computed_where_the_cache_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hpcft").write_text("a file where the folder should be")
@@ -210,10 +214,10 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     assert model_facts.compute_model_facts(made.model, made.task, made.method).layers == 1
 
 
-# ---------------------------------------------------------------- weights that are read
+# ---------------------------------------------------------------- weight files
 
 
-def test_the_largest_weight_file_counts(tmp_path: Path) -> None:
+def test_largest_weight_file_bytes_of_a_folder_and_of_a_hub_model(tmp_path: Path) -> None:
     for name, size in (("model-1.safetensors", 10), ("model-2.safetensors", 30)):
         (tmp_path / name).write_bytes(bytes(size))
     local = recipe(model={"path": str(tmp_path)}).model
@@ -224,23 +228,23 @@ def test_the_largest_weight_file_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "text"),
     [
         ("hidden_sizee=64", "model.config.hidden_sizee: unknown key of a bert model; did you mean"),
         ("num_hidden_layers=-1", "model.config.num_hidden_layers: expected a positive number"),
         ("model_type=fooo", "Unrecognized model identifier"),
     ],
 )
-def test_described_architecture_is_checked(cli: Cli, tiny: Path, change: str, said: str) -> None:
-    """`transformers` takes a misspelt field in silence, and a model of another size is trained."""
+def test_plan_checks_a_described_architecture(cli: Cli, tiny: Path, change: str, text: str) -> None:
+    """`transformers` ignores a misspelt field, and a model of another size would be trained."""
     refused = cli("plan", tiny, "-c", "local", "-o", f"model.config.{change}")
     assert refused.code == 2
-    assert said in refused.err
+    assert text in refused.err
     assert "Traceback" not in refused.err
 
 
-def test_run_never_trains_a_hub_model_by_its_description() -> None:
-    """What a recipe tells of a hub model is for planning; what it leaves out would be defaults."""
+def test_run_does_not_build_a_hub_model_from_its_description() -> None:
+    """A recipe describes a hub model for planning only; fields that it omits would be defaults."""
     described = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
     spec = ModelSpec(path="nobody/not-in-the-cache", config=described)
     task = Instruction(

@@ -1,4 +1,4 @@
-"""Plans: every shipped recipe on shipped profiles, precision, nonsense, and the layouts."""
+"""Tests plans of shipped recipes, precision, checks of resources, and allowed layouts."""
 
 from __future__ import annotations
 
@@ -6,28 +6,42 @@ from typing import Any
 
 import pytest
 
-from builders import BILLION, CLASSIFY, COMPLETE, NVME, ROOT, Cli, cluster, facts, plan_of, recipe
+from builders import (
+    BILLION,
+    CLASSIFY,
+    COMPLETE,
+    NVME,
+    ROOT,
+    Cli,
+    cluster,
+    facts,
+    plan_inputs,
+    plan_of,
+    recipe,
+)
 from hpcft.config import cluster_profile
 from hpcft.config.recipe import load_recipe
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.errors import DoesNotFit, InputError
+from hpcft.core.errors import DoesNotFit, InputError, Problem
 from hpcft.core.records import Cluster
 from hpcft.jobs.what_fits import plan_run
 from hpcft.planning import model_facts
-from hpcft.planning.layouts import allowed_layouts, choose_precision, powers_of_two
+from hpcft.planning.hardware import choose_precision
+from hpcft.planning.inputs import PlanInputs
+from hpcft.planning.layouts import allowed_layouts, powers_of_two
 from hpcft.planning.resource_checks import check_resources
 
 RECIPES = sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
 pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 
 
-# ---------------------------------------------------------------- what ships
+# ---------------------------------------------------------------- shipped recipes
 
 
-# One of each kind: with bfloat16 and without. `docs/fits.md` has the rest.
+# One profile with bfloat16 and one without; `docs/fits.md` has the others.
 @pytest.mark.parametrize("site", ["a100-80", "t4-16"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_fits_or_is_refused_with_a_change_that_would(name: str, site: str) -> None:
+def test_shipped_recipe_fits_or_error_names_a_change_that_would(name: str, site: str) -> None:
     (point,) = load_recipe(str(ROOT / "recipes" / f"{name}.yaml"))
     known = cluster_profile.load_profile(site)
     try:
@@ -36,27 +50,29 @@ def test_every_recipe_fits_or_is_refused_with_a_change_that_would(name: str, sit
         refused = error
     else:
         refused = None
-    asked = point.recipe.resources.gpus_per_node
-    if asked != "auto" and asked > (known.cluster.gpus_per_node or known.cluster.cores_per_node):
+    requested = point.recipe.resources.gpus_per_node
+    if requested != "auto" and requested > (
+        known.cluster.gpus_per_node or known.cluster.cores_per_node
+    ):
         assert "resources.gpus_per_node: expected at most" in str(refused)
         return
     if refused is not None:
         assert str(refused).partition("smallest change: ")[2].strip()
         return
-    found = plan.layout
+    layout = plan.layout
     assert 0 < plan.gpu_peak_bytes <= plan.gpu_capacity_bytes
     assert 0 < plan.host_peak_bytes <= plan.host_capacity_bytes
     assert plan.mem_mib * 2**20 <= plan.host_capacity_bytes
-    assert plan.cpus_per_task * found.ranks_per_node <= known.cluster.cores_per_node
-    batch = found.per_device_train_batch_size * found.gradient_accumulation_steps
+    assert plan.cpus_per_task * layout.ranks_per_node <= known.cluster.cores_per_node
+    batch = layout.per_device_train_batch_size * layout.gradient_accumulation_steps
     if point.recipe.method.trains:
-        assert batch * found.world_size == point.recipe.train.global_batch_size
+        assert batch * layout.world_size == point.recipe.train.global_batch_size
     if plan.ds_config is not None:
-        assert plan.ds_config["train_batch_size"] == batch * found.world_size
-    assert (plan.ds_config is None) == (found.zero_stage == 0)
+        assert plan.ds_config["train_batch_size"] == batch * layout.world_size
+    assert (plan.ds_config is None) == (layout.zero_stage == 0)
 
 
-def test_gemma_in_full_is_refused_on_a_t4() -> None:
+def test_full_gemma_does_not_fit_a_t4() -> None:
     (point,) = load_recipe("gemma7b_full")
     with pytest.raises(DoesNotFit) as refused:
         plan_run(point, cluster_profile.load_profile("t4-16"))
@@ -67,8 +83,8 @@ def test_gemma_in_full_is_refused_on_a_t4() -> None:
     assert "nodes (t4-16 allows 1)" in lines[3] or "each, or a smaller method" in lines[3]
 
 
-def test_the_change_that_a_refusal_names_does_fit() -> None:
-    """A layout that the recipe fixes too tightly: what is said to help is tried."""
+def test_smallest_change_of_error_does_fit() -> None:
+    """The recipe fixes a layout that is too large; the change that the error names is tried."""
     tight = {"resources": {"nodes": 1, "gpus_per_node": 1, "zero_stage": 0},
              "train": {"gradient_checkpointing": False}}  # fmt: skip
     made, site = recipe(task=COMPLETE, **tight), cluster("a100-40")
@@ -79,9 +95,9 @@ def test_the_change_that_a_refusal_names_does_fit() -> None:
 
 
 def test_quickstart_fits_this_machine(cli: Cli) -> None:
-    said = cli("plan", "quickstart", "-c", "local", "--json")
-    assert said.code == 0, said.err
-    shown = said.json
+    result = cli("plan", "quickstart", "-c", "local", "--json")
+    assert result.code == 0, result.err
+    shown = result.json
     assert shown["layout"]["zero_stage"] == 3
     assert shown["facts"]["parameters"]["total"] == 240_901
     assert shown["gpu_peak_bytes"] == sum(item["bytes"] for item in shown["gpu_memory"])
@@ -106,13 +122,15 @@ def test_quickstart_fits_this_machine(cli: Cli) -> None:
         ("cpu", {"bf16": True}, "bf16"),
     ],
 )
-def test_precision(site: str, train: dict[str, bool], expected: str) -> None:
+def test_choose_precision_follows_recipe_then_hardware(
+    site: str, train: dict[str, bool], expected: str
+) -> None:
     made = recipe(train=train)
-    assert check_resources(made, cluster(site), facts()) == []
-    assert choose_precision(made, cluster(site)) == expected
+    assert problems_of(plan_inputs(made, cluster(site))) == []
+    assert choose_precision(made.train, cluster(site)) == expected
 
 
-def test_gemma_in_float16_is_warned_of() -> None:
+def test_plan_warns_of_gemma_in_float16() -> None:
     small = facts(100_000_000, model_type="gemma")
     (warning,) = plan_of(recipe(), cluster("v100-16"), small).warnings
     assert "gemma overflows in float16 and V100-SXM2-16GB has no bfloat16" in warning
@@ -120,7 +138,16 @@ def test_gemma_in_float16_is_warned_of() -> None:
     assert plan_of(recipe(), cluster("v100-16"), facts(100_000_000)).warnings == []
 
 
-# ---------------------------------------------------------------- nonsense
+# ---------------------------------------------------------------- checks of resources
+
+
+def problems_of(inputs: PlanInputs) -> list[Problem]:
+    """Returns what the checks of resources find."""
+    try:
+        check_resources(inputs, lambda key: f"recipe.yaml of {key}")
+    except InputError as error:
+        return error.problems
+    return []
 
 
 @pytest.mark.parametrize(
@@ -150,38 +177,41 @@ def test_gemma_in_float16_is_warned_of() -> None:
          "resources", "no layout of full"),
     ],
 )  # fmt: skip
-def test_nonsense_is_refused(site: str, sections: dict[str, Any], field: str, what: str) -> None:
-    found = check_resources(recipe(**sections), cluster(site), facts())
-    assert [".".join(map(str, loc)) for loc, _, _ in found] == [field]
-    assert what in found[0][1]
-    assert found[0][2], "every problem says how to mend it"
+def test_check_resources_finds_what_is_not_there(
+    site: str, sections: dict[str, Any], field: str, what: str
+) -> None:
+    problems = problems_of(plan_inputs(recipe(**sections), cluster(site)))
+    assert [problem.key for problem in problems] == [field]
+    assert problems[0].where == f"recipe.yaml of {field}"
+    assert what in problems[0].what
+    assert problems[0].fix, "every problem says how to correct it"
 
 
-def test_nvme_is_accepted_where_there_is_a_disk() -> None:
-    asked = recipe(resources={"offload_optimizer": "nvme", "offload_param": "nvme"})
-    assert check_resources(asked, cluster("a100-80", **NVME), facts()) == []
+def test_check_resources_accepts_nvme_with_a_disk() -> None:
+    requested = recipe(resources={"offload_optimizer": "nvme", "offload_param": "nvme"})
+    assert problems_of(plan_inputs(requested, cluster("a100-80", **NVME))) == []
 
 
-def test_too_long_for_roberta_counts_its_reserved_positions() -> None:
-    """514 rows of position embeddings take 512 tokens: counting starts behind the padding's."""
+def test_check_resources_counts_reserved_positions_of_roberta() -> None:
+    """514 rows of position embeddings take 512 tokens: counting starts after the padding's row."""
     (point,) = load_recipe("roberta_mnli_full", ["task.max_length=513"])
     model, task, method = point.recipe.model, point.recipe.task, point.recipe.method
     counted = model_facts.compute_model_facts(model, task, method)
     assert counted.max_positions == 512
-    (found,) = check_resources(point.recipe, cluster("a100-80"), counted)
-    assert "at most 512 tokens, got 513" in found[1]
+    (problem,) = problems_of(plan_inputs(point.recipe, known=counted))
+    assert "at most 512 tokens, got 513" in problem.what
 
 
 # ---------------------------------------------------------------- layouts
 
 
 def combinations(made: FullRecipe, site: Cluster) -> set[tuple[int, int, str, str]]:
-    """World size, stage and offloading of all layouts."""
+    """Returns world size, ZeRO stage and offloading of all layouts."""
     return {(x.world_size, x.zero_stage, x.offload_optimizer, x.offload_param)
             for x in allowed_layouts(made, site)}  # fmt: skip
 
 
-def test_zero3_fixed_on_one_rank_is_kept() -> None:
+def test_allowed_layouts_keep_zero_3_on_one_rank_if_requested() -> None:
     one = {"nodes": 1, "gpus_per_node": 1, "zero_stage": 3}
     assert combinations(recipe(resources=one), cluster("cpu")) == {(1, 3, "none", "none")}
     assert (1, 3, "cpu", "none") in combinations(recipe(resources=one), cluster("a100-80"))
@@ -190,7 +220,7 @@ def test_zero3_fixed_on_one_rank_is_kept() -> None:
     assert plan.ds_config is not None
 
 
-def test_a_fixed_stage_leaves_offloading_to_the_plan() -> None:
+def test_allowed_layouts_with_fixed_stage_leave_offloading_open() -> None:
     fixed = recipe(resources={"nodes": 1, "gpus_per_node": 4, "zero_stage": 2})
     assert combinations(fixed, cluster("a100-80")) == {
         (4, 2, "none", "none"),
@@ -200,14 +230,14 @@ def test_a_fixed_stage_leaves_offloading_to_the_plan() -> None:
     assert fits.layout.offload_optimizer == "cpu", "2 + 18 / 4 bytes each are 42 GiB"
 
 
-def test_offloading_on_a_cpu_only_where_asked() -> None:
+def test_allowed_layouts_on_a_cpu_offload_only_if_requested() -> None:
     shape = {"nodes": 1, "gpus_per_node": 2, "zero_stage": 3}
     assert combinations(recipe(resources=shape), cluster("cpu")) == {(2, 3, "none", "none")}
-    asked = recipe(resources=shape | {"offload_optimizer": "cpu"})
-    assert combinations(asked, cluster("cpu")) == {(2, 3, "cpu", "none")}
+    requested = recipe(resources=shape | {"offload_optimizer": "cpu"})
+    assert combinations(requested, cluster("cpu")) == {(2, 3, "cpu", "none")}
 
 
-def test_sharding_one_rank_is_not_tried_unasked() -> None:
+def test_allowed_layouts_do_not_shard_one_rank_unless_requested() -> None:
     for world, stage, optimizer, _ in combinations(recipe(), cluster("t4-16")):
         assert world == 1
         assert stage == 0 or optimizer != "none"
@@ -216,7 +246,7 @@ def test_sharding_one_rank_is_not_tried_unasked() -> None:
 @pytest.mark.parametrize(
     ("batch", "worlds"), [(6, {1, 2}), (7, {1}), (64, {1, 2, 4, 8, 16, 32, 64})]
 )
-def test_the_global_batch_is_split_exactly(batch: int, worlds: set[int]) -> None:
+def test_allowed_layouts_split_the_global_batch_exactly(batch: int, worlds: set[int]) -> None:
     made = recipe(train={"global_batch_size": batch})
     found = list(allowed_layouts(made, cluster("a100-80")))
     assert {x.world_size for x in found} == worlds
@@ -231,15 +261,15 @@ def test_the_global_batch_is_split_exactly(batch: int, worlds: set[int]) -> None
      {"resources": {"nodes": 1, "gpus_per_node": 4},
       "train": {"global_batch_size": 16, "per_device_train_batch_size": 8}}],
 )  # fmt: skip
-def test_a_global_batch_that_cannot_be_split_says_so(fixed: dict[str, Any]) -> None:
+def test_make_plan_with_indivisible_global_batch_says_so(fixed: dict[str, Any]) -> None:
     with pytest.raises(DoesNotFit, match=r"global_batch_size 16 cannot be split.*a multiple of"):
         plan_of(recipe(**fixed), cluster("a100-80"), facts(100_000_000))
 
 
-def test_fewest_gpu_hours_then_least_offloading() -> None:
-    """3 billion × 18 bytes on 39 GiB cards: one takes it with the optimizer on the CPU.
+def test_make_plan_prefers_fewer_gpu_hours_to_fewer_gpus() -> None:
+    """3 billion × 18 bytes fit one card of 39 GiB with the optimizer on the CPU.
 
-    But two without take less than half the time, which is fewer GPU hours.
+    Two cards without offloading take less than half the time, which is fewer GPU hours.
     """
     made, site = recipe(), cluster("a100-40")
     small = plan_of(made, site, facts(1_500_000_000)).layout
@@ -251,12 +281,12 @@ def test_fewest_gpu_hours_then_least_offloading() -> None:
 
 
 @pytest.mark.parametrize(("most", "steps"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
-def test_doubling(most: int, steps: list[int]) -> None:
+def test_powers_of_two_end_with_the_limit(most: int, steps: list[int]) -> None:
     assert powers_of_two(most) == steps
 
 
-def test_host_memory_binds_too() -> None:
-    asked = recipe(resources={"nodes": 1, "gpus_per_node": 4, "zero_stage": 3,
+def test_make_plan_respects_host_memory() -> None:
+    fixed = recipe(resources={"nodes": 1, "gpus_per_node": 4, "zero_stage": 3,
                               "offload_optimizer": "cpu", "offload_param": "cpu"})  # fmt: skip
     with pytest.raises(DoesNotFit, match="of host memory of a node"):
-        plan_of(asked, cluster("a100-80", host_memory_gib=64), facts(7 * BILLION))
+        plan_of(fixed, cluster("a100-80", host_memory_gib=64), facts(7 * BILLION))

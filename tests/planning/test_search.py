@@ -1,4 +1,4 @@
-"""The search: it finds what trying everything finds, asks little, and behaves as people expect."""
+"""Tests the search: equal to an exhaustive one, with few predictions, and monotonous."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from builders import (
     cluster,
     facts,
     layouts_of,
-    linear_trace,
+    plan_inputs,
     plan_of,
     recipe,
 )
@@ -27,7 +27,6 @@ from hpcft.core.records import Cluster, ModelFacts, Plan
 from hpcft.core.units import GIB
 from hpcft.planning import planner
 from hpcft.planning.infeasible import plan_excess
-from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.layouts import describe_layout
 from hpcft.planning.search import NEAR_TIE
 
@@ -38,7 +37,7 @@ sites = st.sampled_from(SITES)
 
 
 def planned(made: FullRecipe, site: Cluster, known: ModelFacts) -> Plan | None:
-    """The plan, or None where nothing fits."""
+    """Returns the plan; None if nothing fits."""
     try:
         return plan_of(made, site, known, brief=True)
     except DoesNotFit:
@@ -46,6 +45,7 @@ def planned(made: FullRecipe, site: Cluster, known: ModelFacts) -> Plan | None:
 
 
 def with_gpu(site: Cluster, **changes: Any) -> Cluster:
+    """Returns the profile with fields of its GPU changed."""
     assert site.gpu is not None
     return site.model_copy(update={"gpu": site.gpu.model_copy(update=changes)})
 
@@ -55,7 +55,7 @@ def with_gpu(site: Cluster, **changes: Any) -> Cluster:
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, batches, sites)
-def test_it_finds_what_trying_everything_finds(size: int, batch: int, name: str) -> None:
+def test_search_finds_the_cheapest_of_all_layouts(size: int, batch: int, name: str) -> None:
     made, known = recipe(task=COMPLETE, train={"global_batch_size": batch}), facts(size)
     site = cluster(name, max_nodes=2, **NVME)
     every = layouts_of(made, site, known)
@@ -76,7 +76,9 @@ def test_it_finds_what_trying_everything_finds(size: int, batch: int, name: str)
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, batches, sites, st.floats(min_value=1, max_value=4))
-def test_more_memory_never_makes_it_unfit(size: int, batch: int, name: str, factor: float) -> None:
+def test_more_memory_never_makes_a_run_infeasible(
+    size: int, batch: int, name: str, factor: float
+) -> None:
     made, known = recipe(train={"global_batch_size": batch}), facts(size)
     site = cluster(name, max_nodes=2)
     assert site.gpu is not None
@@ -93,7 +95,7 @@ def test_more_memory_never_makes_it_unfit(size: int, batch: int, name: str, fact
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, st.sampled_from([1, 2, 4, 8]), st.booleans())
-def test_more_gpus_never_raise_what_zero3_takes(size: int, micro: int, recompute: bool) -> None:
+def test_more_gpus_never_raise_the_peak_of_zero_3(size: int, micro: int, recompute: bool) -> None:
     fixed = {"per_device_train_batch_size": micro, "global_batch_size": 512,
              "gradient_checkpointing": recompute}  # fmt: skip
     peaks = []
@@ -109,25 +111,25 @@ def test_more_gpus_never_raise_what_zero3_takes(size: int, micro: int, recompute
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, sites)
-def test_a_larger_micro_batch_never_takes_less(size: int, name: str) -> None:
-    """What the search leaves out by: of a kind that does not fit, larger ones do not either."""
+def test_larger_micro_batch_never_takes_less(size: int, name: str) -> None:
+    """The search relies on this: if a micro-batch does not fit, larger ones do not either."""
     kinds: dict[str, list[tuple[int, int]]] = {}
     for a in layouts_of(recipe(), cluster(name, max_nodes=1), facts(size)):
         if a.layout.gradient_accumulation_steps == 1:
-            continue  # without gradients of an earlier micro-batch; the search tries it apart
+            continue  # It holds no earlier gradients; the search tries it separately.
         kind = describe_layout(a.layout.model_copy(update={"per_device_train_batch_size": 1}))
         assert a.gpu_peak_bytes is not None
         kinds.setdefault(kind, []).append((a.layout.per_device_train_batch_size, a.gpu_peak_bytes))
-    for found in kinds.values():
-        peaks = [peak for _, peak in sorted(found)]
+    for sizes_and_peaks in kinds.values():
+        peaks = [peak for _, peak in sorted(sizes_and_peaks)]
         rounding = 4096  # components are rounded, and shares of them
         assert all(b >= a - rounding for a, b in itertools.pairwise(peaks))
 
 
-# ---------------------------------------------------------------- what decides
+# ---------------------------------------------------------------- choices
 
 
-def test_gpu_hours_decide_and_the_neighbours_are_told() -> None:
+def test_plan_has_fewest_gpu_hours_and_lists_other_layouts() -> None:
     plan = plan_of(recipe(), cluster("a100-40"), facts(3 * BILLION))
     assert plan.layout.world_size == 2
     assert plan.reasons[0] == "2 GPUs: the fewest GPU hours of what fits"
@@ -143,7 +145,7 @@ def test_gpu_hours_decide_and_the_neighbours_are_told() -> None:
     assert dearer > plan.gpu_hours_per_1000_steps / (1 + NEAR_TIE)
 
 
-def test_a_run_that_would_be_late_takes_more_gpus() -> None:
+def test_run_beyond_its_time_limit_takes_more_gpus() -> None:
     """500,000 steps of a third of a second are two days on one GPU; the profile allows one."""
     made = recipe(train={"max_steps": 500_000, "global_batch_size": 64})
     known = {"test": 10}
@@ -158,22 +160,22 @@ def test_a_run_that_would_be_late_takes_more_gpus() -> None:
     assert late.time.run_s <= 1440 * 60
     assert late.warnings == []
     never = plan_of(made, cluster("a100-80", time_limit_min=5), small, examples=known)
-    assert never.layout.world_size == 64, "the fastest there is"
+    assert never.layout.world_size == 64, "the fastest layout"
     assert "its time limit is 5:00, and no layout is faster" in never.warnings[0]
 
 
-def test_offloading_to_a_disk_takes_room_on_it() -> None:
-    asked = recipe(resources={"nodes": 1, "gpus_per_node": 1, "offload_optimizer": "nvme"})
+def test_offloading_to_nvme_needs_disk_space() -> None:
+    fixed = recipe(resources={"nodes": 1, "gpus_per_node": 1, "offload_optimizer": "nvme"})
     site = cluster("a100-80", **NVME)
-    plan = plan_of(asked, site, facts(3 * BILLION))
+    plan = plan_of(fixed, site, facts(3 * BILLION))
     assert plan.node_disk_bytes == 16 * 3 * BILLION
     assert plan.node_disk_capacity_bytes == 1000 * GIB
     with pytest.raises(DoesNotFit, match=r"44.7 GiB needed, 10 GiB of disk of a node"):
-        plan_of(asked, cluster("a100-80", **(NVME | {"node_disk_gib": 10.0})),
+        plan_of(fixed, cluster("a100-80", **(NVME | {"node_disk_gib": 10.0})),
                      facts(3 * BILLION))  # fmt: skip
 
 
-def test_a_margin_is_left() -> None:
+def test_plan_leaves_a_margin_of_gpu_memory() -> None:
     site = cluster("a100-80", max_nodes=1)
     plan = plan_of(recipe(), site, facts())
     assert site.gpu is not None
@@ -183,30 +185,30 @@ def test_a_margin_is_left() -> None:
     assert other.gpu_peak_bytes <= 0.98 * other.gpu_capacity_bytes
 
 
-# ---------------------------------------------------------------- what others hold
+# ---------------------------------------------------------------- shared GPUs
 
 
-def test_a_gpu_that_others_hold_is_explained_by_number() -> None:
-    """R5: 14.69 of 14.74 GiB were taken; no batch is small enough."""
+def test_error_explains_gpu_memory_of_other_processes() -> None:
+    """Report R5: other processes held 14.69 of 14.74 GiB; no batch is small enough."""
     shared = with_gpu(cluster("t4-16"), memory_gib=14.74, other_processes_gib=14.69)
     small = facts(10_000_000)
     with pytest.raises(DoesNotFit) as refused:
         plan_of(recipe(), shared, small)
-    said = str(refused.value)
-    assert "they hold 14.69 of 14.74 GiB and leave 51.2 MiB" in said
-    assert "a smaller batch cannot help" in said
-    assert "on a T4 of its own it fits: 1 node × 1" in said
-    assert "smallest change" not in said
+    text = str(refused.value)
+    assert "they hold 14.69 of 14.74 GiB and leave 51.2 MiB" in text
+    assert "a smaller batch cannot help" in text
+    assert "on a T4 of its own it fits: 1 node × 1" in text
+    assert "smallest change" not in text
     half = with_gpu(cluster("t4-16"), memory_gib=14.74, other_processes_gib=4.65)
     plan = plan_of(recipe(), half, small)
     assert plan.gpu_capacity_bytes == int(10.09 * GIB)
     assert plan.other_processes_bytes == int(4.65 * GIB)
 
 
-# ---------------------------------------------------------------- the loss in parts
+# ---------------------------------------------------------------- chunked loss
 
 
-def test_the_loss_in_parts_is_taken_where_the_whole_does_not_fit() -> None:
+def test_plan_chunks_the_loss_only_where_needed() -> None:
     """2048 tokens of 256 thousand words are 4.9 GiB of logits for each example."""
     made = recipe(task=COMPLETE | {"max_length": 2048}, train={"global_batch_size": 4},
                   resources={"nodes": 1, "gpus_per_node": 1, "zero_stage": 0},
@@ -223,21 +225,20 @@ def test_the_loss_in_parts_is_taken_where_the_whole_does_not_fit() -> None:
     assert plan_of(made, large, able).layout.loss_chunks == 1, "it costs time"
 
 
-# ---------------------------------------------------------------- how much it asks
+# ---------------------------------------------------------------- effort
 
 
-def test_memory_is_asked_for_only_where_it_decides() -> None:
+def test_search_predicts_memory_of_few_layouts() -> None:
     made = recipe(task=COMPLETE, train={"global_batch_size": 2048})
     known = facts(8 * BILLION)
     site = cluster("h100-80", max_nodes=128, **NVME)
-    case = PlanInputs(made, site, known, trace=linear_trace(known))
-    search = planner._search(case)
+    search = planner._search(plan_inputs(made, site, known))
     assert len(search.ordered) > 1000
     assert search.best() is not None
-    assert len(search._priced) < len(search.ordered) / 4
+    assert len(search._plans) < len(search.ordered) / 4
 
 
-def test_thousands_of_layouts_take_no_time() -> None:
+def test_make_plan_searches_thousands_of_layouts_in_two_seconds() -> None:
     made = recipe(task=COMPLETE, train={"global_batch_size": 2048})
     site = cluster("h100-80", max_nodes=128, **NVME)
     begun = time.process_time()

@@ -1,4 +1,4 @@
-"""Time and disk: formulas by hand, whole runs, time limits, and how many examples are known."""
+"""Tests predicted time and disk space against formulas by hand, and time limits."""
 
 from __future__ import annotations
 
@@ -8,21 +8,34 @@ from typing import Any
 
 import pytest
 
-from builders import BILLION, CLASSIFY, COMPLETE, cluster, facts, layout, recipe
-from hpcft.core.records import Calibration, Layout, StepTime
+from builders import BILLION, CLASSIFY, COMPLETE, cluster, facts, layout, plan_inputs, recipe
+from hpcft.core.records import Calibration, Layout, ModelFacts, RunTime, StepTime
 from hpcft.planning import disk, run_time, step_time
 from hpcft.planning.dataset_size import count_examples
 from hpcft.planning.hardware import Rates, hardware_rates
+from hpcft.planning.inputs import PlanInputs
 
 HOP = step_time.HOP_S
 # One number for everything, so that a time is a count of bytes or FLOPs.
 UNIT = Rates(flops=1e12, link=1e9, network=1e9, host_link=1e9, host_memory=1e9, disk=1e9)
-FULL, LORA, QLORA = (recipe(method={"name": name}).method for name in ("full", "lora", "qlora"))
 STEP = StepTime(compute_s=1.0, communication_s=0.5, offload_s=0.5)
 
 
-def laid(stage: int, nodes: int = 1, ranks: int = 1, **changes: Any) -> Layout:
+def on_nodes(stage: int, nodes: int = 1, ranks: int = 1, **changes: Any) -> Layout:
+    """Returns a layout of so many nodes with so many ranks each."""
     return layout(stage, ranks, nodes=nodes, **changes)
+
+
+def inputs_of(
+    known: ModelFacts | None = None,
+    *,
+    method: str = "full",
+    length: int = 64,
+    site: str = "a100-80",
+) -> PlanInputs:
+    """Returns the inputs of a made-up model with a method and a sequence length."""
+    made = recipe(method={"name": method}, task=CLASSIFY | {"max_length": length})
+    return plan_inputs(made, cluster(site), known)
 
 
 # ---------------------------------------------------------------- compute
@@ -30,56 +43,68 @@ def laid(stage: int, nodes: int = 1, ranks: int = 1, **changes: Any) -> Layout:
 
 @pytest.mark.parametrize(
     ("method", "trainable", "checkpointing", "per_parameter"),
-    [(FULL, BILLION, False, 6), (FULL, BILLION, True, 8), (LORA, 0, False, 4), (LORA, 0, True, 6)],
+    [
+        ("full", BILLION, False, 6),
+        ("full", BILLION, True, 8),
+        ("lora", 0, False, 4),
+        ("lora", 0, True, 6),
+    ],
 )
-def test_flops_by_hand(
-    method: Any, trainable: int, checkpointing: bool, per_parameter: int
+def test_micro_batch_flops_equals_formula(
+    method: str, trainable: int, checkpointing: bool, per_parameter: int
 ) -> None:
     """6·P for a token, 8·P recomputed, 4·P without gradients; attention 4, 8 and 12·L·S·H."""
-    known = facts(trainable=trainable)
-    attention = {6: 12, 8: 16, 4: 12}[per_parameter] if method is FULL else 12 + 4 * checkpointing
-    found = step_time.step_flops(known, method, laid(0, gradient_checkpointing=checkpointing), 100)
-    assert found == 100 * (per_parameter * BILLION + attention * 16 * 100 * 2048)
+    inputs = inputs_of(facts(trainable=trainable), method=method, length=100)
+    full = {6: 12, 8: 16, 4: 12}[per_parameter]
+    attention = full if method == "full" else 12 + 4 * checkpointing
+    flops = step_time.micro_batch_flops(inputs, on_nodes(0, gradient_checkpointing=checkpointing))
+    assert flops == 100 * (per_parameter * BILLION + attention * 16 * 100 * 2048)
 
 
-def test_tables_are_looked_up_not_multiplied() -> None:
+def test_flops_leave_embedding_tables_out() -> None:
     known = facts(embedding_parameters=BILLION // 4)
     assert step_time.forward_flops(known, 1, 0) == 2 * (BILLION - BILLION // 4)
-    assert step_time.step_flops(known, FULL, laid(0), 0) == 0
+    flops = step_time.micro_batch_flops(inputs_of(known, length=10), on_nodes(0))
+    assert flops == 10 * (6 * (BILLION - BILLION // 4) + 12 * 16 * 10 * 2048)
 
 
-def test_nothing_passes_back_through_a_frozen_base() -> None:
-    """A trained head on a frozen base: forward, and the head's own gradient."""
+def test_micro_batch_flops_with_frozen_base_has_no_backward_pass_through_it() -> None:
+    """A trained head on a frozen base takes a forward pass and the head's own gradient."""
     known = facts(trainable=1000)
     forward = step_time.forward_flops(known, 10, 10)
-    assert step_time.step_flops(known, FULL, laid(0), 10) == forward + 10 * 2 * 1000
+    inputs = inputs_of(known, length=10)
+    assert step_time.micro_batch_flops(inputs, on_nodes(0)) == forward + 10 * 2 * 1000
 
 
-def test_logits_in_parts_are_made_twice() -> None:
-    whole, parts = (step_time.step_flops(facts(), FULL, laid(0, loss_chunks=n), 10) for n in (1, 8))
-    assert parts - whole == 10 * 2 * 2048 * 32000
+def test_micro_batch_flops_with_chunked_loss_computes_logits_twice() -> None:
+    inputs = inputs_of(length=10)
+    at_once, chunked = (
+        step_time.micro_batch_flops(inputs, on_nodes(0, loss_chunks=n)) for n in (1, 8)
+    )
+    assert chunked - at_once == 10 * 2 * 2048 * 32000
 
 
-def test_efficiency_falls_for_tiny_micro_batches() -> None:
-    site = cluster("a100-80")
+def test_step_time_is_less_efficient_for_tiny_micro_batches() -> None:
+    inputs = inputs_of()
     shares = []
     for size in (1, 8, 64):
-        x = laid(0, per_device_train_batch_size=size, gradient_accumulation_steps=64 // size)
-        step = step_time.predict_step_time(facts(), FULL, x, "bf16", 64, site)
-        flops = 64 // size * step_time.step_flops(facts(), FULL, x, 64)
+        accumulation = 64 // size
+        x = on_nodes(0, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
+        step = step_time.predict_step_time(inputs, x)
+        flops = accumulation * step_time.micro_batch_flops(inputs, x)
         shares.append(flops / step.compute_s / 312e12)
     assert shares == sorted(shares)
     assert shares[0] < 0.1
     assert 0.3 < shares[-1] < 0.35
 
 
-def test_4_bit_weights_cost_time() -> None:
-    site = cluster("a100-80")
-    lora = step_time.predict_step_time(facts(trainable=0), LORA, laid(0), "bf16", 1024, site)
-    qlora = step_time.predict_step_time(
-        facts(trainable=0, quantised=1), QLORA, laid(0), "bf16", 1024, site
+def test_step_time_is_longer_with_4_bit_weights() -> None:
+    lora = inputs_of(facts(trainable=0), method="lora", length=1024)
+    qlora = inputs_of(facts(trainable=0, quantised=1), method="qlora", length=1024)
+    lora_s, qlora_s = (
+        step_time.predict_step_time(inputs, on_nodes(0)).total_s for inputs in (lora, qlora)
     )
-    assert 1.2 < qlora.total_s / lora.total_s < 1.39
+    assert 1.2 < qlora_s / lora_s < 1.39
 
 
 # ---------------------------------------------------------------- communication
@@ -96,28 +121,29 @@ def test_4_bit_weights_cost_time() -> None:
         (3, 4, 4 * 3 * 2),
     ],
 )
-def test_bytes_between_ranks_by_hand(stage: int, accumulated: int, gigabytes: int) -> None:
+def test_communication_equals_formula(stage: int, accumulated: int, gigabytes: int) -> None:
     """In 16 bits a billion parameters are 2 · 10⁹ bytes, 3/4 of which come from other ranks."""
-    x = laid(stage, ranks=4, gradient_accumulation_steps=accumulated)
-    found = step_time._communication_s(facts(), x, "bf16", UNIT)
+    x = on_nodes(stage, ranks=4, gradient_accumulation_steps=accumulated)
+    seconds = step_time._communication_s(inputs_of(), x, UNIT)
     passes = {0: 2, 1: 2, 2: accumulated + 1, 3: 3 * accumulated}[stage]
-    assert found == pytest.approx(gigabytes * 3 / 4 + passes * 16 * 3 * HOP)
+    assert seconds == pytest.approx(gigabytes * 3 / 4 + passes * 16 * 3 * HOP)
 
 
-def test_between_nodes_the_gpus_share_the_network() -> None:
+def test_communication_between_nodes_shares_the_network() -> None:
     """8 GB to all of 2 × 4 GPUs: half through each node's network, 3/4 over each GPU's link."""
     slow = Rates(**{**vars(UNIT), "network": 0.5e9})
-    found = step_time._spread_s(8e9, 0, laid(3, nodes=2, ranks=4), slow)
-    assert found == pytest.approx(8 * (1 / 2) / 0.5 + 8 * (3 / 4))
+    seconds = step_time._collectives_s(8e9, 0, on_nodes(3, nodes=2, ranks=4), slow)
+    assert seconds == pytest.approx(8 * (1 / 2) / 0.5 + 8 * (3 / 4))
 
 
-def test_frozen_weights_are_gathered_but_have_no_gradients() -> None:
-    frozen = step_time._communication_s(facts(trainable=0), laid(3, ranks=2), "bf16", UNIT)
-    assert frozen == pytest.approx(2 * 2 / 2 + 3 * 16 * HOP)
+def test_communication_of_frozen_weights_has_no_gradients() -> None:
+    frozen = inputs_of(facts(trainable=0))
+    seconds = step_time._communication_s(frozen, on_nodes(3, ranks=2), UNIT)
+    assert seconds == pytest.approx(2 * 2 / 2 + 3 * 16 * HOP)
 
 
-def test_one_rank_talks_to_nobody() -> None:
-    assert step_time._communication_s(facts(), laid(3), "bf16", UNIT) == 0
+def test_communication_of_one_rank_is_zero() -> None:
+    assert step_time._communication_s(inputs_of(), on_nodes(3), UNIT) == 0
 
 
 # ---------------------------------------------------------------- offload
@@ -133,21 +159,22 @@ def test_one_rank_talks_to_nobody() -> None:
         (("nvme", "nvme"), 3 * 2 / 4 + 30 + 24 + 4 * 2 / 4 + 5 * 2),
     ],
 )
-def test_offloading_by_hand(places: tuple[str, str], seconds: float) -> None:
-    x = laid(3, ranks=4, gradient_accumulation_steps=2, offload_optimizer=places[0],
-             offload_param=places[1])  # fmt: skip
-    assert step_time._offload_s(facts(), x, "bf16", UNIT) == pytest.approx(seconds)
+def test_offloading_time_equals_formula(places: tuple[str, str], seconds: float) -> None:
+    optimizer, param = places
+    x = on_nodes(3, ranks=4, gradient_accumulation_steps=2, offload_optimizer=optimizer,
+                 offload_param=param)  # fmt: skip
+    assert step_time._offload_s(inputs_of(), x, UNIT) == pytest.approx(seconds)
 
 
-def test_on_a_cpu_offloading_moves_nothing() -> None:
-    x = laid(3, ranks=2, offload_optimizer="cpu")
-    assert step_time.predict_step_time(facts(), FULL, x, "fp32", 8, cluster("cpu")).offload_s == 0
+def test_offloading_on_a_cpu_takes_no_time() -> None:
+    x = on_nodes(3, ranks=2, offload_optimizer="cpu")
+    assert step_time.predict_step_time(inputs_of(site="cpu"), x).offload_s == 0
 
 
 # ---------------------------------------------------------------- rates
 
 
-def test_rates_come_from_the_profile_or_from_the_class_of_hardware() -> None:
+def test_hardware_rates_come_from_the_profile_or_from_the_generation() -> None:
     a100 = hardware_rates(cluster("a100-80"), "bf16", 4)
     assert a100.flops == pytest.approx(0.35 * 312e12)
     assert a100.link == pytest.approx(0.75 * 300e9)
@@ -155,42 +182,40 @@ def test_rates_come_from_the_profile_or_from_the_class_of_hardware() -> None:
     gpu = cluster("a100-80").gpu
     assert gpu is not None
     bare = gpu.model_copy(update={"peak_tflops": None, "link_gb_s": None, "host_link_gb_s": None})
-    unknown = hardware_rates(cluster("a100-80", gpu=bare, network_gb_s=None), "bf16", 4)
-    assert unknown.flops < a100.flops, "what is not stated is that of a slow card"
-    assert unknown.link == unknown.host_link == a100.host_link, "without NVLink over PCIe"
-    assert unknown.network == pytest.approx(0.75 * 1.25e9)
+    unstated = hardware_rates(cluster("a100-80", gpu=bare, network_gb_s=None), "bf16", 4)
+    assert unstated.flops < a100.flops, "without stated values a slow card is assumed"
+    assert unstated.link == unstated.host_link == a100.host_link, "without NVLink over PCIe"
+    assert unstated.network == pytest.approx(0.75 * 1.25e9)
 
 
-def test_fp32_does_without_tensor_cores() -> None:
+def test_hardware_rates_in_fp32_use_no_tensor_cores() -> None:
     t4, p100 = cluster("t4-16"), cluster("p100-16")
     assert hardware_rates(t4, "fp32", 1).flops == hardware_rates(t4, "fp16", 1).flops / 8
     assert hardware_rates(p100, "fp32", 1).flops == hardware_rates(p100, "fp16", 1).flops / 2
 
 
-def test_calibration_replaces_the_stated_efficiency() -> None:
+def test_hardware_rates_use_the_calibrated_efficiency() -> None:
     known = cluster("a100-80", calibration=Calibration(efficiency=0.5))
     assert hardware_rates(known, "bf16", 4).flops == pytest.approx(0.5 * 312e12)
 
 
-def test_ranks_on_a_cpu_share_its_cores() -> None:
-    assert (
-        hardware_rates(cluster("cpu"), "fp32", 2).flops
-        == 32 * hardware_rates(cluster("cpu"), "fp32", 64).flops
-    )
+def test_hardware_rates_divide_cores_among_ranks_on_a_cpu() -> None:
+    two, many = (hardware_rates(cluster("cpu"), "fp32", ranks).flops for ranks in (2, 64))
+    assert two == 32 * many
 
 
 # ---------------------------------------------------------------- whole runs
 
 
-def run(site: str = "a100-80", examples: dict[Any, int] | None = None, **sections: Any) -> Any:
-    made = recipe(**sections)
-    time = run_time.predict_run_time(
-        STEP, made, facts(), laid(0), "bf16", cluster(site), examples or {}
-    )
-    return made, time
+def run(
+    site: str = "a100-80", examples: dict[Any, int] | None = None, **sections: Any
+) -> tuple[PlanInputs, RunTime]:
+    """Returns the inputs of a run whose step takes 2 seconds, and its predicted time."""
+    inputs = plan_inputs(recipe(**sections), cluster(site), examples=examples or {})
+    return inputs, run_time.predict_run_time(inputs, on_nodes(0), STEP)
 
 
-def test_steps_of_a_run() -> None:
+def test_total_steps_follow_from_examples_or_max_steps() -> None:
     known = {"train": 1001, "test": 10}
     assert run(examples=known, train={"global_batch_size": 10})[1].steps == 3 * 101
     assert run(examples=known, train={"max_steps": 7})[1].steps == 7
@@ -198,88 +223,90 @@ def test_steps_of_a_run() -> None:
     assert run()[1].run_s is None
 
 
-def test_a_run_is_its_parts() -> None:
-    made, time = run(examples={"train": 160, "test": 100}, train={"max_steps": 50})
+def test_run_time_is_the_sum_of_its_parts() -> None:
+    inputs, time = run(examples={"train": 160, "test": 100}, train={"max_steps": 50})
     flops = 100 * step_time.forward_flops(facts(), 512, 512)
     assert time.evaluation_s == pytest.approx(flops / (0.35 * 312e12))
     assert time.start_s == pytest.approx(run_time.START_S + 2 * BILLION / 0.5e9)
     assert time.saving_s == pytest.approx(4 * BILLION / 0.5e9)
     parts = time.start_s + 50 * 2.0 + time.evaluation_s + time.saving_s
     assert time.run_s == pytest.approx(parts)
-    limit = run_time.time_limit_min(time, made, cluster("a100-80"))
+    limit = run_time.time_limit_min(inputs, time)
     assert limit % 5 == 0
     assert 2 * parts / 60 + 10 <= limit < 2 * parts / 60 + 15
 
 
-def test_choices_and_scoring_before_count() -> None:
+def test_evaluation_time_counts_choices_and_scoring_before_training() -> None:
     sized = {"train": 10, "test": 100}
     once = run(examples=sized, task=COMPLETE)[1].evaluation_s
     choices = COMPLETE | {"choices": ["1", "2"]}
     twice = run(examples=sized, task=choices, evaluation={"before": True})[1].evaluation_s
+    assert once is not None
     assert twice == pytest.approx(4 * once)
 
 
-def test_where_sizes_are_unknown_the_limit_is_the_most_that_is_allowed() -> None:
-    made, time = run(train={"max_steps": 5})
-    assert time.run_s is None, "how many examples are scored is not known"
-    assert run_time.time_limit_min(time, made, cluster("a100-80")) == 1440
+def test_time_limit_with_unknown_sizes_is_the_longest_allowed() -> None:
+    inputs, time = run(train={"max_steps": 5})
+    assert time.run_s is None, "the number of scored examples is unknown"
+    assert run_time.time_limit_min(inputs, time) == 1440
 
 
-def test_limits() -> None:
+def test_time_limit_of_a_short_run() -> None:
     short = {"examples": {"train": 16, "test": 1}, "train": {"max_steps": 1}}
-    made, time = run(**short)
-    assert run_time.time_limit_min(time, made, cluster("a100-80")) == 15
-    assert run_time.time_limit_min(time, made, cluster("a100-80", time_limit_min=12)) == 12
-    assert run_time.time_limit_min(time, made, cluster("local")) == 10080, "nobody queues here"
-    asked, time = run(**short, resources={"time_min": 77})
-    assert run_time.time_limit_min(time, asked, cluster("a100-80")) == 77
+    inputs, time = run(**short)
+    assert run_time.time_limit_min(inputs, time) == 15
+    assert run_time.time_limit_min(inputs.with_cluster(time_limit_min=12), time) == 12
+    local, _ = run("local", **short)
+    assert run_time.time_limit_min(local, time) == 10080, "nobody waits for a local run to end"
+    requested, time = run(**short, resources={"time_min": 77})
+    assert run_time.time_limit_min(requested, time) == 77
 
 
 # ---------------------------------------------------------------- disk
 
 
-def test_checkpoints_by_hand() -> None:
+def test_checkpoint_bytes_equals_formula() -> None:
     """16-bit weights, once as a model and once in DeepSpeed's shards, and 12 bytes of states."""
-    made = recipe()
-    assert disk.checkpoint_bytes(facts(), made, laid(3), "bf16") == (2 + 2 + 12) * BILLION
-    assert disk.checkpoint_bytes(facts(), made, laid(0), "bf16") == (4 + 8) * BILLION
-    adapter = recipe(method={"name": "lora"})
-    small = facts(8 * BILLION, trainable=1_000_000)
-    assert disk.checkpoint_bytes(small, adapter, laid(0), "bf16") == (4 + 8) * 1_000_000
+    assert disk.checkpoint_bytes(inputs_of(), on_nodes(3)) == (2 + 2 + 12) * BILLION
+    assert disk.checkpoint_bytes(inputs_of(), on_nodes(0)) == (4 + 8) * BILLION
+    adapter = inputs_of(facts(8 * BILLION, trainable=1_000_000), method="lora")
+    assert disk.checkpoint_bytes(adapter, on_nodes(0)) == (4 + 8) * 1_000_000
 
 
 @pytest.mark.parametrize(
     ("train", "written", "count"),
     [
-        ({}, 0, 2),  # to go on from; and the new one before the old one goes
+        ({}, 0, 2),  # one to resume from; and the new one before the old one goes
         ({"save_strategy": "epoch"}, 3, 2),
         ({"save_strategy": "epoch", "save_total_limit": 5}, 3, 5),
         ({"save_strategy": "steps", "save_total_limit": 3}, None, 4),
         ({"save_strategy": "epoch", "load_best_model_at_end": True}, 3, 3),
     ],
 )
-def test_checkpoints_at_a_time(train: dict[str, Any], written: int | None, count: int) -> None:
-    made = recipe(train=train)
-    items = disk.run_folder_items(facts(), made, laid(3), "bf16", written)
+def test_run_folder_items_count_checkpoints_at_a_time(
+    train: dict[str, Any], written: int | None, count: int
+) -> None:
+    items = disk.run_folder_items(plan_inputs(recipe(train=train)), on_nodes(3), written)
     held = {item.name: item.bytes for item in items}
     assert held["finished model"] == 2 * BILLION
     assert held.get("checkpoints", 0) == count * 16 * BILLION
 
 
-def test_room_on_the_nodes_disks() -> None:
-    both = laid(3, nodes=2, offload_optimizer="nvme", offload_param="nvme")
-    assert disk.node_disk_bytes(facts(), both, "bf16") == (16 + 2) * BILLION // 2
-    assert disk.node_disk_bytes(facts(), laid(3, offload_optimizer="cpu"), "bf16") == 0
+def test_node_disk_bytes_equals_formula() -> None:
+    both = on_nodes(3, nodes=2, offload_optimizer="nvme", offload_param="nvme")
+    assert disk.node_disk_bytes(inputs_of(), both) == (16 + 2) * BILLION // 2
+    assert disk.node_disk_bytes(inputs_of(), on_nodes(3, offload_optimizer="cpu")) == 0
 
 
 # ---------------------------------------------------------------- examples
 
 
 def data(**fields: Any) -> Any:
+    """Returns the data section of a recipe."""
     return recipe(task=CLASSIFY | {"data": fields}).task.data
 
 
-def test_local_files_are_counted(tmp_path: Path) -> None:
+def test_count_examples_counts_local_files(tmp_path: Path) -> None:
     rows = [json.dumps({"text": "a", "label": "b"})] * 100
     (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
     (tmp_path / "b.csv").write_text("text,label\n" + "x,y\n" * 30)
@@ -293,12 +320,12 @@ def test_local_files_are_counted(tmp_path: Path) -> None:
     assert count_examples(cut) == {"train": 70, "test": 30}
 
 
-def test_what_is_not_local_is_known_by_its_limits_only(tmp_path: Path) -> None:
+def test_count_examples_of_hub_data_gives_limits_only(tmp_path: Path) -> None:
     assert count_examples(data(path="x/y", limits={"test": 2500})) == {"test": 2500}
     assert count_examples(data(files={"train": str(tmp_path / "gone.jsonl")})) == {}
 
 
-def test_parquet_is_counted_by_its_footer(tmp_path: Path) -> None:
+def test_count_examples_reads_the_footer_of_parquet(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -307,7 +334,9 @@ def test_parquet_is_counted_by_its_footer(tmp_path: Path) -> None:
     assert count_examples(data(files={"train": str(file)})) == {"train": 12}
 
 
-def test_of_a_large_file_a_part_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_examples_estimates_from_part_of_a_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "0123456789"}\n' * 1000)
     monkeypatch.setattr("hpcft.planning.dataset_size.COUNTED_BYTES", 2300)

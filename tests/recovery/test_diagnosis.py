@@ -1,4 +1,4 @@
-"""From what a failed run left behind to the class of its failure, a sentence and what to do."""
+"""Tests of the diagnosis: from error files, logs and states to a failure class and advice."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from builders import Runs, recovered_from, run_progress
-from hpcft.core import run_index
-from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
+from builders import Runs, run_progress, write_recovery
+from hpcft.core.log_markers import RESTART_LINE, SETUP_BEGIN_LINE, SETUP_END_LINE
 from hpcft.core.paths import RunPaths
+from hpcft.core.rank_errors import read_rank_errors, write_rank_error
+from hpcft.core.records import RankError
 from hpcft.recovery import diagnosis
 from hpcft.recovery.log import read_recoveries
 from hpcft.scheduler.job_state import JobState
@@ -30,8 +31,8 @@ def oom(who: str, *, own: str = "13.01 GiB", kept: str = "102.51 MiB", wanted: s
     return OOM.format(who=who, own=own, kept=kept, wanted=wanted)
 
 
-# Class, what a rank or its libraries say.
-SAID = [
+# Failure class, and the error of a rank or a library that is evidence of it.
+ERRORS = [
     ("foreign_memory", oom(OTHER + SMALL, own="3.90 GiB")),
     ("foreign_memory", oom(SMALL + OTHER, own="3.90 GiB")),
     ("foreign_memory", oom(OTHER + "Process 4712 has 4.00 GiB memory in use. ", own="3.10 GiB")),
@@ -81,8 +82,8 @@ SAID = [
      "operator is still held by process 7 on n1"),
 ]  # fmt: skip
 
-# Class, rank and node that are named, what Slurm or a driver prints into the log of the first rank.
-PRINTED = [
+# Failure class, rank and node that it names, and a line that Slurm or a driver prints into a log.
+LOG_LINES = [
     ("host_oom", None, "n1", "slurmstepd-n1: error: StepId=4.0 exceeded memory limit (2708549632 > "
      "2013265920), being killed"),
     ("host_oom", None, "", "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of "
@@ -109,46 +110,48 @@ PRINTED = [
      "operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 600012 milliseconds"),
     ("user", 0, "", "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
 ]  # fmt: skip
-AROUND = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n{}\n'
+TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n{}\n'
 
 
-def judge(runs: Runs, state: str = "FAILED", **given: Any) -> diagnosis.Failure:
-    """The explanation of a run of this evidence."""
-    paths = runs.add("aaaa0000", **given)
-    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+def explain(runs: Runs, state: str = "FAILED", **evidence: Any) -> diagnosis.Failure:
+    """Adds a run with this evidence, and explains its failure."""
+    paths = runs.add("aaaa0000", **evidence)
+    job = runs.find("aaaa0000").job
     return diagnosis.explain_failure(
         paths, job.attempts[-1], JobState(state), read_recoveries(paths)
     )
 
 
 @pytest.mark.parametrize("by", ["log", "errors"])
-@pytest.mark.parametrize(("name", "text"), SAID)
-def test_what_a_rank_says_names_the_class(name: str, text: str, by: str, runs: Runs) -> None:
+@pytest.mark.parametrize(("name", "text"), ERRORS)
+def test_explain_failure_finds_the_class_of_an_error(
+    name: str, text: str, by: str, runs: Runs
+) -> None:
     kind, _, message = text.partition(": ")
-    given: Any = {"log": AROUND.format(text)} if by == "log" else {"errors": ((kind, message),)}
-    failure = judge(runs, **given)
+    in_log = {"log": TRACEBACK.format(text)}
+    failure = explain(runs, **in_log if by == "log" else {"errors": ((kind, message),)})
     assert failure.name == name
     assert failure.evidence[:60] in text, "the decisive line is shown"
     assert (failure.rank, failure.node) == (0, "n0" if by == "errors" else "")
     assert failure.source.endswith("11_0_log.err" if by == "log" else "errors/0.json")
     assert failure.policy in diagnosis.POLICIES
     runs.states = {"11": JobState("FAILED")}
-    note = runs.view("aaaa0000").note
+    note = runs.status_of("aaaa0000").note
     assert note == str(failure) == f"{name}: {failure.sentence}; {failure.next_step}"
 
 
-@pytest.mark.parametrize(("name", "rank", "node", "text"), PRINTED)
-def test_what_stands_in_a_log_names_class_and_place(
+@pytest.mark.parametrize(("name", "rank", "node", "text"), LOG_LINES)
+def test_explain_failure_finds_class_and_place_of_a_log_line(
     name: str, rank: int | None, node: str, text: str, runs: Runs
 ) -> None:
-    failure = judge(runs, log=AROUND.format(text))
+    failure = explain(runs, log=TRACEBACK.format(text))
     assert (failure.name, failure.rank, failure.node) == (name, rank, node)
     assert failure.evidence[:60] in text
 
 
-def test_every_class_with_a_pattern_has_evidence_here() -> None:
+def test_every_class_with_patterns_is_tested() -> None:
     known = {name for name, row in diagnosis.KNOWN.items() if row.patterns}
-    shown = {name for name, _ in SAID} | {name for name, *_ in PRINTED}
+    shown = {name for name, _ in ERRORS} | {name for name, *_ in LOG_LINES}
     assert known <= shown <= set(diagnosis.KNOWN)
 
 
@@ -170,10 +173,10 @@ def test_every_class_with_a_pattern_has_evidence_here() -> None:
         "job 12 was oom-killed last week",
     ],
 )
-def test_chatter_and_quoted_text_are_no_evidence(text: str, runs: Runs) -> None:
-    failure = judge(runs, log=f"{text}\n", errors=(("ValueError", "the real one"),))
+def test_explain_failure_ignores_warnings_and_quoted_text(text: str, runs: Runs) -> None:
+    failure = explain(runs, log=f"{text}\n", errors=(("ValueError", "the real one"),))
     assert (failure.name, failure.evidence) == ("user", "ValueError: the real one")
-    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    job = runs.find("aaaa0000").job
     (RunPaths(runs.root / "made/aaaa0000").errors / "0.json").unlink()
     left = diagnosis.explain_failure(
         RunPaths(runs.root / "made/aaaa0000"), job.attempts[-1], JobState("?")
@@ -191,32 +194,32 @@ KERNEL = "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0"
 @pytest.mark.parametrize(
     ("errors", "log", "state", "name", "says"),
     [
-        # The rank that died silently is told of by Slurm; the others only lost their peer.
+        # Only Slurm reports a rank that died silently; the others lost their peer.
         ((CLOSED,), KERNEL, "FAILED", "host_oom", "oom_kill"),
         ((CLOSED,), "srun: error: n2: task 1: Killed", "FAILED", "nccl", "rank 0 on n0"),
         ((), "srun: error: n2: task 1: Killed", "FAILED", "rank_died", "rank 1 on n2"),
         ((CLOSED,), "", "OUT_OF_MEMORY", "host_oom", "more host memory than --mem"),
         ((CLOSED,), "", "TIMEOUT", "timeout", "time limit"),
         ((CLOSED,), "", "FAILED", "nccl", "Connection closed by peer"),
-        # A rank's own error explains more than what its peers say, or a warning in the log.
+        # A rank's own error explains more than the errors of its peers.
         ((CLOSED, ("KeyError", "'x'")), "", "FAILED", "user", "rank 1 on n1: KeyError: 'x'"),
         ((("DataError", "label: no such"),), "", "FAILED", "user", "rank 0 on n0: label: no such"),
         # The earliest of several counts.
         ((("ValueError", "first"), ("ValueError", "second")), "", "FAILED", "user", "first"),
-        # An error on the way out does not hide who ended it.
+        # An error while the job is being cancelled does not hide the cancellation.
         ((("KeyboardInterrupt", "told to end"),), "", "CANCELLED", "cancelled", "cancelled"),
-        ((), "", "FAILED", "rank_died", "without a word"),
+        ((), "", "FAILED", "rank_died", "without an error message"),
     ],
 )
-def test_the_cause_comes_before_what_follows_from_it(
+def test_explain_failure_prefers_the_cause_to_its_consequences(
     errors: tuple[tuple[str, str], ...], log: str, state: str, name: str, says: str, runs: Runs
 ) -> None:
-    failure = judge(runs, state, errors=errors, log=log)
+    failure = explain(runs, state, errors=errors, log=log)
     assert (failure.name, says in failure.sentence) == (name, True), failure
 
 
 @pytest.mark.parametrize(
-    ("word", "name", "policy"),
+    ("state", "name", "policy"),
     [
         ("PREEMPTED", "preempted", "requeue"), ("NODE_FAIL", "node_failed", "requeue"),
         ("BOOT_FAIL", "node_failed", "requeue"), ("OUT_OF_MEMORY", "host_oom", "change"),
@@ -224,78 +227,80 @@ def test_the_cause_comes_before_what_follows_from_it(
         ("SPECIAL_EXIT", "requeue_held", "stop"),
     ],
 )  # fmt: skip
-def test_slurms_word_names_the_class_where_nobody_said_anything(
-    word: str, name: str, policy: str, runs: Runs
+def test_explain_failure_without_evidence_uses_the_state_of_the_job(
+    state: str, name: str, policy: str, runs: Runs
 ) -> None:
-    failure = judge(runs, word)
+    failure = explain(runs, state)
     assert (failure.name, failure.policy, failure.source) == (name, policy, "")
 
 
-def test_a_time_limit_with_and_without_progress(runs: Runs) -> None:
-    further = judge(runs, "TIMEOUT", parts=(run_progress(step=30, total_steps=120),))
+def test_explain_failure_of_a_time_limit_without_progress_is_stuck(runs: Runs) -> None:
+    further = explain(runs, "TIMEOUT", parts=(run_progress(step=30, total_steps=120),))
     assert (further.name, further.policy) == ("timeout", "requeue")
     assert further.evidence == "the time limit was reached at step 30 of 120"
     paths = RunPaths(runs.root / "made/aaaa0000")
-    recovered_from(paths, step=30)
-    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
-    taken = read_recoveries(paths)
-    again = diagnosis.explain_failure(paths, job.attempts[-1], JobState("TIMEOUT"), taken)
+    write_recovery(paths, step=30)
+    job = runs.find("aaaa0000").job
+    recoveries = read_recoveries(paths)
+    again = diagnosis.explain_failure(paths, job.attempts[-1], JobState("TIMEOUT"), recoveries)
     assert (again.name, again.policy) == ("stuck", "stop")
     assert again.evidence == "the time limit was reached before step 31 (training)"
 
 
-def test_what_an_earlier_start_or_attempt_said_is_dealt_with(runs: Runs) -> None:
-    log = f"OSError: [Errno 28] No space left on device\n{STARTS_AGAIN} with less\nAborted\n"
+def test_explain_failure_ignores_evidence_of_earlier_starts_and_attempts(runs: Runs) -> None:
+    log = f"OSError: [Errno 28] No space left on device\n{RESTART_LINE} with less\nAborted\n"
     paths = runs.add("aaaa0000", errors=(("KeyError", "'x'"),), log=log)
-    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    job = runs.find("aaaa0000").job
     attempt, failed = job.attempts[-1], JobState("FAILED")
     assert diagnosis.explain_failure(paths, attempt, failed).name == "user"
-    recovered_from(paths, step=3, at=time.time())  # the error was written before
+    write_recovery(paths, step=3, at=time.time())  # The error was written before.
     left = diagnosis.explain_failure(paths, attempt, failed, read_recoveries(paths))
-    assert (left.name, left.evidence) == ("rank_died", "a rank ended without a word")
+    assert (left.name, left.evidence) == ("rank_died", "a rank ended without an error message")
     other = attempt.model_copy(update={"job_id": "12"})
-    error = diagnosis.read_rank_errors(paths)[0].model_copy(update={"job_id": "11"})
-    diagnosis.write_rank_error(paths, error)
+    error = read_rank_errors(paths)[0].model_copy(update={"job_id": "11"})
+    write_rank_error(paths, error)
     assert diagnosis.explain_failure(paths, other, failed).name == "rank_died"
 
 
-def test_a_rank_that_knows_more_than_its_text_is_believed(runs: Runs) -> None:
+def test_explain_failure_uses_the_class_that_a_rank_reported(runs: Runs) -> None:
     paths = runs.add("aaaa0000", errors=(CLOSED, ("TimeoutError", "no step for 312 s")))
-    error = diagnosis.read_rank_errors(paths)[1].model_copy(update={"failure": "stuck"})
-    diagnosis.write_rank_error(paths, error)
-    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    error = read_rank_errors(paths)[1].model_copy(update={"failure": "stuck"})
+    write_rank_error(paths, error)
+    job = runs.find("aaaa0000").job
     failure = diagnosis.explain_failure(paths, job.attempts[-1], JobState("FAILED"))
     assert (failure.name, failure.sentence) == ("stuck", "rank 1 on n1: no step for 312 s")
     assert failure.next_step == diagnosis.KNOWN["stuck"].next_step
-    told = error.model_copy(update={"next_step": "look at it", "failure": "of_another_version"})
-    assert str(diagnosis.classify(told)).endswith("no step for 312 s; look at it")
+    update = {"next_step": "look at it", "failure": "of_another_version"}
+    classified = diagnosis.classify(error.model_copy(update=update))
+    assert str(classified).endswith("no step for 312 s; look at it")
 
 
 @pytest.mark.parametrize(
-    ("said", "name", "rank"),
+    ("errors", "name", "rank"),
     [
-        # When one rank fails srun tells the others to end, which then say so.
-        ([("", "KeyError", "'x'"), ("preempted", "Ended", "told to end (SIGTERM)")], "user", 0),
-        ([("preempted", "Ended", "told to end"), ("", "KeyError", "'x'")], "user", 1),
-        ([("", "Died", "ended by SIGKILL"), ("preempted", "Ended", "told")], "rank_died", 0),
-        ([("preempted", "Ended", "told"), ("", "RuntimeError", "Connection closed by peer")],
+        # When one rank fails, srun stops the others, and each of them reports that.
+        ([("", "KeyError", "'x'"), ("preempted", "Ended", "stopped (SIGTERM)")], "user", 0),
+        ([("preempted", "Ended", "stopped"), ("", "KeyError", "'x'")], "user", 1),
+        ([("", "Died", "ended by SIGKILL"), ("preempted", "Ended", "stopped")], "rank_died", 0),
+        ([("preempted", "Ended", "stopped"), ("", "RuntimeError", "Connection closed by peer")],
          "preempted", 0),
         ([("timeout", "Ended", "near"), ("timeout", "Ended", "near")], "timeout", 0),
-        # What was tried in vain is the last word.
-        ([("preempted", "Ended", "told"), ("stuck", "Ended", "told; it came no further")],
+        # A report that all restarts have failed comes first.
+        ([("preempted", "Ended", "stopped"), ("stuck", "Ended", "no progress past step 4")],
          "stuck", 1),
-        ([("foreign_memory", "OutOfMemoryError", "x"), ("preempted", "Ended", "told")],
+        ([("foreign_memory", "OutOfMemoryError", "x"), ("preempted", "Ended", "stopped")],
          "foreign_memory", 0),
     ],
 )  # fmt: skip
-def test_a_rank_that_was_told_to_end_is_not_the_cause(
-    said: list[tuple[str, str, str]], name: str, rank: int, runs: Runs
+def test_explain_failure_does_not_blame_a_rank_that_was_stopped(
+    errors: list[tuple[str, str, str]], name: str, rank: int, runs: Runs
 ) -> None:
     paths = runs.add("aaaa0000")
-    for number, (judged, kind, message) in enumerate(said):
-        diagnosis.write_rank_error(paths, diagnosis.RankError(rank=number, node="n1", at=1.0 + number, kind=kind,
-                                                message=message, failure=judged))  # fmt: skip
-    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    for number, (failure_class, kind, message) in enumerate(errors):
+        error = RankError(rank=number, node="n1", at=1.0 + number, kind=kind, message=message,
+                          failure=failure_class)  # fmt: skip
+        write_rank_error(paths, error)
+    job = runs.find("aaaa0000").job
     failure = diagnosis.explain_failure(paths, job.attempts[-1], JobState("RUNNING"))
     assert (failure.name, failure.rank) == (name, rank), failure
 
@@ -303,36 +308,38 @@ def test_a_rank_that_was_told_to_end_is_not_the_cause(
 # ---------------------------------------------------------------- setup, disk, logs
 
 
-def test_a_setup_line_that_fails_is_told(runs: Runs) -> None:
+def test_explain_failure_shows_the_setup_line_that_failed(runs: Runs) -> None:
     says = "Lmod has detected the following error: The following module(s) are unknown: cuda/99"
-    failure = judge(runs, log=f"{SETUP_BEGINS}\n{says}\n")
+    failure = explain(runs, log=f"{SETUP_BEGIN_LINE}\n{says}\n")
     assert (failure.name, failure.policy) == ("module", "stop")
     assert failure.evidence == f"the profile's setup failed: {says}"
     log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
-    ((paths, job),) = run_index.find_runs(runs.root, "aaaa0000")
-    # Done, it is no cause; and of a job that starts again the latest start counts.
-    for text, name in (
-        (f"{SETUP_BEGINS}\n{says}\n{SETUP_ENDS}\nOSError: [Errno 28] No space left on device\n",
-         "disk"),
-        (f"{SETUP_BEGINS}\n{SETUP_ENDS}\nKeyError: 1\n{SETUP_BEGINS}\nfalse: no\n", "module"),
-        (f"{SETUP_BEGINS}\n", "module"),
-    ):  # fmt: skip
-        log.write_text(text)
+    run = runs.find("aaaa0000")
+    paths, job = run.paths, run.job
+    full_disk = "OSError: [Errno 28] No space left on device"
+    for lines, name in (
+        # A setup that succeeded is no cause.
+        ([SETUP_BEGIN_LINE, says, SETUP_END_LINE, full_disk], "disk"),
+        # After a restart only the latest start counts.
+        ([SETUP_BEGIN_LINE, SETUP_END_LINE, "KeyError: 1", SETUP_BEGIN_LINE, "false"], "module"),
+        ([SETUP_BEGIN_LINE], "module"),
+    ):
+        log.write_text("".join(f"{line}\n" for line in lines))
         failure = diagnosis.explain_failure(
             paths, job.attempts[-1], JobState("FAILED", exit_code="1:0")
         )
         assert failure.name == name
-    assert "failed without a word (exit code 1:0)" in failure.sentence
+    assert "failed without an error message (exit code 1:0)" in failure.sentence
 
 
-def test_a_disk_that_has_room_again_is_not_said_to_be_full(runs: Runs) -> None:
+def test_explain_failure_of_a_full_disk_with_inodes_left_keeps_its_advice(runs: Runs) -> None:
     text = "No space left on device: '/none/u/model.part'"
-    failure = judge(runs, errors=(("OSError", f"[Errno 28] {text}"),))
+    failure = explain(runs, errors=(("OSError", f"[Errno 28] {text}"),))
     assert failure.next_step == diagnosis.KNOWN["disk"].next_step
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
-def test_a_file_system_without_inodes_is_told_from_one_without_bytes(
+def test_explain_failure_names_a_file_system_without_inodes(
     runs: Runs, tmp_path: Path
 ) -> None:
     small = tmp_path / "small"
@@ -345,26 +352,27 @@ def test_a_file_system_without_inodes_is_told_from_one_without_bytes(
             (small / name).touch()
         with pytest.raises(OSError, match="No space left on device") as full:
             (small / "d").touch()
-        failure = judge(runs, errors=(("OSError", str(full.value)),))
+        failure = explain(runs, errors=(("OSError", str(full.value)),))
     finally:
         subprocess.run(["umount", str(small)], check=True)
     assert failure.name == "disk"
-    assert failure.next_step.startswith(f"{small}: no more files can be made (inodes)")
+    assert failure.next_step.startswith(f"{small} has no inodes left: remove some files")
 
 
-def test_only_the_end_of_a_long_log_is_read(runs: Runs) -> None:
+def test_explain_failure_reads_only_the_end_of_a_long_log(runs: Runs) -> None:
     text = oom(LARGE) + "\n" + "x" * 60_000 + "\nOSError: No space left on device\n"
-    assert judge(runs, log=text).name == "disk"
+    assert explain(runs, log=text).name == "disk"
 
 
-def test_hostile_logs_are_bounded_and_escaped(runs: Runs) -> None:
+def test_explain_failure_bounds_and_escapes_hostile_logs(runs: Runs) -> None:
     escape = "RuntimeError: [Errno 28]\x1b[2J\u202e No space left on device" + "é" * 5_000
-    failure = judge(runs, log=escape, errors=((CLOSED[0], CLOSED[1]),))
+    failure = explain(runs, log=escape, errors=((CLOSED[0], CLOSED[1]),))
     assert failure.name == "disk"
     assert failure.evidence.isprintable()
     assert len(failure.evidence) == 300
     log = RunPaths(runs.root / "made/aaaa0000").logs / "11_0_log.err"
-    ((paths, job),) = run_index.find_runs(runs.root, "aaaa0000")
+    run = runs.find("aaaa0000")
+    paths, job = run.paths, run.job
     for unit in ("RuntimeError: ", "Error", "srun: error: n1: tasks ", "exceeded ", "x: ", "a."):
         log.write_text(unit * (40_000 // len(unit)))
         started = time.perf_counter()
@@ -372,10 +380,11 @@ def test_hostile_logs_are_bounded_and_escaped(runs: Runs) -> None:
         assert time.perf_counter() - started < 1.0, unit
 
 
-def test_damaged_rank_errors_and_odd_bytes_are_no_trouble(runs: Runs) -> None:
-    paths = runs.add("aaaa0000", errors=(("ValueError", "told"),))
+def test_explain_failure_skips_damaged_errors_and_binary_logs(runs: Runs) -> None:
+    paths = runs.add("aaaa0000", errors=(("ValueError", "the reason"),))
     (paths.errors / "7.json").write_text("{")
     (paths.logs / "11_1_log.err").write_bytes(b"\xff\xfe\x00" * 100)
     (paths.logs / "11_99999999999_log.err").write_text("KeyError: 1")
-    ((_, job),) = run_index.find_runs(runs.root, "aaaa0000")
-    assert "told" in diagnosis.explain_failure(paths, job.attempts[-1], JobState("FAILED")).sentence
+    job = runs.find("aaaa0000").job
+    failure = diagnosis.explain_failure(paths, job.attempts[-1], JobState("FAILED"))
+    assert "the reason" in failure.sentence

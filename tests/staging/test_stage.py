@@ -1,4 +1,4 @@
-"""`hpcft stage` against a hub on this machine: fetched, checked, refused, run without network."""
+"""`hpcft stage` against a local hub: downloads, checks, refusals, and runs without network."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from hpcft.staging import staged_inputs
 from hpcft.staging.hub_inputs import HubInput
 from local_hub import LocalHub
 
-# Runs command lines one after the other: the Hugging Face libraries are imported once, with the
-# environment of this process.
+# Runs command lines one after the other in one process, which imports the Hugging Face libraries
+# once, with its own environment.
 SHELL = """
 import io, json, os, sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -81,7 +81,7 @@ resources: {{ nodes: 1, gpus_per_node: 1, time_min: 10 }}
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    """A hub with a model, and a data set of two configurations."""
+    """A local hub with a model, and a data set of two configurations."""
     import pyarrow
     import pyarrow.parquet
 
@@ -103,7 +103,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def variables(hub: LocalHub, home: Path) -> dict[str, str]:
-    """Environment of a login node whose hub is ours."""
+    """Environment of a login node that uses the local hub."""
     ours = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     return {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | ours
 
@@ -113,7 +113,7 @@ Shell = Callable[..., Said]
 
 @pytest.fixture(scope="module")
 def shell(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Runs `hpcft …` on that login node."""
+    """Runs `hpcft …` in that environment."""
     process = subprocess.Popen(
         [sys.executable, "-c", SHELL], env=variables, text=True,
         cwd=tmp_path_factory.mktemp("shell"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -142,12 +142,12 @@ def recipe(workplace: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, int]:
-    """Every file below a folder with the time of its last change."""
+    """Returns every file below a folder with the time of its last change."""
     return {str(p): p.lstat().st_mtime_ns for p in folder.rglob("*") if not p.is_dir()}
 
 
 def small_model(hub: LocalHub, name: str, **files: bytes) -> Path:
-    """A repository with the tiny model's files, some of them replaced (`_` for the dot)."""
+    """Writes a repository with the tiny model's files, some replaced (`_` for the last dot)."""
     folder = hub.repository("models", name)
     for file in hub.repository("models", "acme/tiny").iterdir():
         shutil.copy(file, folder / file.name)
@@ -157,7 +157,7 @@ def small_model(hub: LocalHub, name: str, **files: bytes) -> Path:
     return folder
 
 
-def test_staged_then_submitted_then_run_without_network(
+def test_stage_then_submit_runs_without_network(
     hub: LocalHub, home: Path, shell: Shell, recipe: Path
 ) -> None:
     runs = recipe.parent / "runs"
@@ -174,7 +174,9 @@ def test_staged_then_submitted_then_run_without_network(
     assert model["commit"] == hub.commit(hub.repository("models", "acme/tiny"))
     assert data["commit"] == hub.commit(hub.repository("datasets", "acme/films"))
     assert data["splits"] == {"train": 16, "validation_matched": 16}
-    assert not [file for file in hub.sent if file.startswith("other/")], "only what is needed"
+    assert not [file for file in hub.sent if file.startswith("other/")], (
+        "only the configuration that the recipe uses"
+    )
     assert "5 files, 42" in said.err
     assert "\n\n" not in said.err
 
@@ -185,16 +187,16 @@ def test_staged_then_submitted_then_run_without_network(
     finally:
         hub.down = False
     assert done.code == 0, done.err
-    assert contents(home) == before, "the cache may be one that jobs can only read"
+    assert contents(home) == before, "the cache may be read-only for jobs"
     (run,) = (runs / "staged").iterdir()
-    prints = json.loads((run / "fingerprints.json").read_text())["files"]
-    assert prints["model.revision"] == model["commit"]
-    assert prints["task.data.revision"] == data["commit"]
+    fingerprints = json.loads((run / "fingerprints.json").read_text())["files"]
+    assert fingerprints["model.revision"] == model["commit"]
+    assert fingerprints["task.data.revision"] == data["commit"]
     assert json.loads((run / "recipe.json").read_text())["model"]["path"] == "acme/tiny"
     assert json.loads((run / "result.json").read_text())["examples"] == {"train": 16, "test": 16}
 
 
-def test_another_stage_fetches_nothing_and_needs_no_hub(
+def test_stage_again_downloads_nothing_and_needs_no_hub(
     hub: LocalHub, shell: Shell, recipe: Path
 ) -> None:
     assert shell("stage", recipe).code == 0
@@ -206,22 +208,22 @@ def test_another_stage_fetches_nothing_and_needs_no_hub(
     try:
         kept = shell("stage", recipe)
         assert kept.code == 0
-        assert "kept as it was staged before" in kept.err
+        assert "using what was staged before, at commit" in kept.err
         lost = shell("stage", recipe, "-o", "model.path=acme/never")
         assert lost.code == 3
-        assert "run this where there is a network" in lost.err
+        assert "try again on a node with network, such as a login node" in lost.err
     finally:
         hub.down = False
 
 
-def test_jobs_stay_with_the_commit_that_was_staged(
+def test_run_id_depends_on_the_staged_commit_not_on_the_branch(
     hub: LocalHub, shell: Shell, recipe: Path
 ) -> None:
     folder = small_model(hub, "acme/moving")
     change = ["-c", "local", "-o", "model.path=acme/moving"]
     dry = ["submit", recipe, *change, "--dry-run", "--json"]
     unstaged = shell(*dry)
-    assert unstaged.code == 0, "a dry run shows what would be, and says what is missing"
+    assert unstaged.code == 0, "a dry run shows the plan, and says what is missing"
     assert "model acme/moving: has not been staged" in unstaged.err
     assert shell("stage", recipe, *change).code == 0
     shown = shell(*dry).json["runs"][0]
@@ -236,7 +238,7 @@ def test_jobs_stay_with_the_commit_that_was_staged(
     assert pinned.json[0]["commit"] == moved["commit"]
 
 
-def test_what_is_gone_is_told_before_anything_is_queued_and_fetched_again(
+def test_deleted_files_are_refused_by_submit_and_downloaded_again_by_stage(
     hub: LocalHub, home: Path, shell: Shell, recipe: Path
 ) -> None:
     small_model(hub, "acme/purged")
@@ -246,16 +248,18 @@ def test_what_is_gone_is_told_before_anything_is_queued_and_fetched_again(
     weights.resolve().unlink()
     table = Path(data["folder"]) / "films-train.arrow"
     table.unlink()
-    note = staged_inputs.read_staged(HubInput("model", "acme/purged"), home / "hub")
-    assert note is not None
+    record = staged_inputs.read_staged(HubInput("model", "acme/purged"), home / "hub")
+    assert record is not None
     paths = RunPaths(recipe.parent)
-    write_record(paths.staged, StagedInputs(inputs={"model.path": note}))
-    with pytest.raises(DataError, match=r"model\.safetensors is gone since it was staged, as"):
-        staged_inputs.check_staged_of_run(paths)  # what rank 0 does first
+    write_record(paths.staged, StagedInputs(inputs={"model.path": record}))
+    with pytest.raises(
+        DataError, match=r"model\.safetensors was deleted after it was staged \(seen on node"
+    ):
+        staged_inputs.check_staged_of_run(paths)  # rank 0 does this first
     refused = shell("submit", recipe, *change)
     assert refused.code == 2
-    assert f"{weights} is gone since it was staged" in refused.err
-    assert f"{table} is gone since it was staged" in refused.err
+    assert f"{weights} was deleted after it was staged" in refused.err
+    assert f"{table} was deleted after it was staged" in refused.err
     assert "-o model.path=acme/purged" in refused.err
     hub.sent.clear()
     assert shell("stage", recipe, *change).code == 0
@@ -263,7 +267,7 @@ def test_what_is_gone_is_told_before_anything_is_queued_and_fetched_again(
     assert table.is_file()
 
 
-def test_an_interrupted_fetch_goes_on(hub: LocalHub, shell: Shell, recipe: Path) -> None:
+def test_stage_continues_an_interrupted_download(hub: LocalHub, shell: Shell, recipe: Path) -> None:
     small_model(hub, "acme/slow")
     hub.failing.add("model.safetensors")
     change = ["-o", "model.path=acme/slow"]
@@ -276,7 +280,7 @@ def test_an_interrupted_fetch_goes_on(hub: LocalHub, shell: Shell, recipe: Path)
     assert hub.sent == ["model.safetensors"]
 
 
-def test_content_is_compared_with_the_hash_of_the_hub(
+def test_file_with_another_hash_than_on_the_hub_is_refused(
     hub: LocalHub, shell: Shell, recipe: Path, home: Path
 ) -> None:
     small_model(hub, "acme/garbled", model_safetensors=b"x" * 1000)
@@ -284,13 +288,13 @@ def test_content_is_compared_with_the_hash_of_the_hub(
     said = shell("stage", recipe, "-o", "model.path=acme/garbled")
     hub.garbled.clear()
     assert said.code == 2
-    assert "fetching it again" in said.err
-    assert "model.safetensors has other content than the hub's" in said.err
+    assert "downloading it again" in said.err
+    assert "model.safetensors has other content than on the hub" in said.err
     left = home / "hub/models--acme--garbled/snapshots"
     assert not [*left.rglob("model.safetensors")]
 
 
-def test_a_token_goes_to_the_hub_and_nowhere_else(
+def test_token_is_sent_to_the_hub_and_written_nowhere(
     hub: LocalHub, shell: Shell, recipe: Path, home: Path
 ) -> None:
     small_model(hub, "acme/gated")
@@ -298,7 +302,7 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(
     change = ["-o", "model.path=acme/gated"]
     refused = shell("stage", recipe, *change)
     assert refused.code == 2
-    assert "model acme/gated: is gated; accept its terms" in refused.err
+    assert "model acme/gated: is gated; accept the terms" in refused.err
     said = shell("stage", recipe, *change, "--json", HF_TOKEN="hf_secretsecret")
     assert said.code == 0, said.err
     assert "Bearer hf_secretsecret" in hub.authorised
@@ -313,27 +317,27 @@ BIG = json.dumps({"weight_map": {"lm_head.weight": "model-00002-of-00002.safeten
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["model.path=acme/tinny"], "model acme/tinny: the hub has none of that name"),
+        (["model.path=acme/tinny"], "model acme/tinny: the hub has no repository of that name"),
         (["model.revision=v9"], "model acme/tiny at v9: there is no revision v9"),
         (["model.path=acme/pickled"], "only pickled weights (pytorch_model.bin), which can run"),
-        (["model.path=acme/adapter"], "has no config.json, so it is an adapter, not a model"),
+        (["model.path=acme/adapter"], "is an adapter, not a model: it has no config.json; set"),
         (["model.path=acme/index"], "names model-00002-of-00002.safetensors, which the hub does"),
-        (["model.path=acme/cut"], "is not whole"),
-        (["model.path=acme/huge"], "are to be fetched"),
+        (["model.path=acme/cut"], "is damaged"),
+        (["model.path=acme/huge"], "are to be downloaded, but only"),
         (["model.config={model_type: llama, hidden_size: 128}"],
          "model.config.hidden_size: the recipe says 128, acme/tiny has 64"),
         (["model.config={model_type: bert}"], "model_type: the recipe says 'bert'"),
         (["model.tokenizer=acme/bare"], "has no usable tokenizer"),
         (["task.data.name=movies"], "data set acme/films (movies): configuration 'movies' not"),
         (["task.data.splits.test=test"], "-o task.data.splits.test=test task.data.splits.test: "
-         "data set acme/films (films) has no split test; it has train, validation_matched"),
+         "data set acme/films (films) has no split test; use one of train, validation_matched"),
         (["task.text=review"], "review: there is no such column; the row has: text, label"),
         (["task.labels=[no, yes]"], "[train]:1 label: expected one of no, yes"),
         (["model.path=acme/tinny", "task.data.path=acme/flims"], "data set acme/flims (films): "),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )  # fmt: skip
-def test_what_cannot_be_used_is_told(
+def test_unusable_input_is_refused_with_its_reason(
     hub: LocalHub, shell: Shell, recipe: Path, changes: list[str], said: str
 ) -> None:
     if not (hub.folder / "models/acme/pickled").exists():
@@ -354,17 +358,17 @@ def test_what_cannot_be_used_is_told(
     assert "Traceback" not in found.err
 
 
-def test_local_recipes_have_nothing_to_stage(tiny: Path, shell: Shell) -> None:
+def test_recipe_with_local_files_has_nothing_to_stage(tiny: Path, shell: Shell) -> None:
     said = shell("stage", tiny)
     assert (said.code, said.out) == (0, "")
-    assert "nothing comes from the hub" in said.err
+    assert "nothing to download" in said.err
 
 
-def test_the_cache_is_that_of_the_profile_else_that_of_the_environment() -> None:
-    assert str(staged_inputs.hub_folder({"HF_HOME": "/x"})) == "/x/hub"
-    assert str(staged_inputs.hub_folder({"HF_HOME": "/x", "HF_HUB_CACHE": "/y"})) == "/y"
-    assert str(staged_inputs.hub_folder({"XDG_CACHE_HOME": "/z"})) == "/z/huggingface/hub"
+def test_cache_folder_follows_the_profile_then_the_environment() -> None:
+    assert str(staged_inputs.hub_cache_folder({"HF_HOME": "/x"})) == "/x/hub"
+    assert str(staged_inputs.hub_cache_folder({"HF_HOME": "/x", "HF_HUB_CACHE": "/y"})) == "/y"
+    assert str(staged_inputs.hub_cache_folder({"XDG_CACHE_HOME": "/z"})) == "/z/huggingface/hub"
     site = cluster_profile.load_profile("local").cluster.model_copy(
         update={"environment": {"HF_HOME": "/p"}}
     )
-    assert staged_inputs.environment(site)["HF_HOME"] == "/p"
+    assert staged_inputs.job_environment(site)["HF_HOME"] == "/p"

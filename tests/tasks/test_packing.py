@@ -1,4 +1,4 @@
-"""Packing and the order of examples: the same steps on any layout, the same loss and gradients."""
+"""Compares packed with padded batches, and the steps of a run on different layouts."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import builders
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
+import builders
 from builders import llama_folder
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.paths import RunPaths
+from hpcft.core.errors import InputError, Problem
 from hpcft.core.records import Cluster, ModelFacts
 from hpcft.planning import model_facts
+from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.resource_checks import check_resources
 from hpcft.tasks import packing
-from hpcft.tasks.base import IGNORED, ModelInputs
+from hpcft.tasks.base import IGNORE_INDEX, ModelInputs
 from hpcft.tasks.chunked_loss import make_loss
 from hpcft.training.data.batch_order import BatchPlan, MicroBatchDataset, plan_batches
 from hpcft.training.data.prepare import PreparedSplit
 from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.modes import finetune
-from hpcft.training.telemetry.progress import ProgressReporter
 from hpcft.training.trainer.model import load_model
 
 LENGTHS = (9, 3, 14, 1, 6)
-WINDOW = 4  # less than most examples have
+WINDOW = 4  # shorter than most examples
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 211,
          "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
          "max_position_embeddings": 128, "sliding_window": WINDOW}  # fmt: skip
@@ -52,7 +52,7 @@ OWN: dict[str, dict[str, Any]] = {
     "smollm3": {"use_sliding_window": True},
 }  # fmt: skip
 WINDOWED = {"gemma3_text", "mistral", "mixtral", "olmo3", "phi3", "qwen2", "qwen3", "starcoder2"}
-# Each mixes the tokens of a row in a way of its own.
+# These types mix the tokens of a row in their own ways.
 NOT_PACKED: dict[str, dict[str, Any]] = {
     "falcon": {"alibi": True, "num_kv_heads": 2},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
@@ -73,14 +73,14 @@ def examples(lengths: tuple[int, ...] = LENGTHS) -> list[ModelInputs]:
     rows = []
     for length in lengths:
         ids = torch.randint(1, 200, (length,), generator=draw).tolist()
-        labels = [IGNORED] * (length // 3) + ids[length // 3 :]
+        labels = [IGNORE_INDEX] * (length // 3) + ids[length // 3 :]
         rows.append({"input_ids": ids, "attention_mask": [1] * length, "labels": labels})
     return rows
 
 
 def padded(rows: list[ModelInputs]) -> dict[str, Any]:
     widest = max(len(row["input_ids"]) for row in rows)
-    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX}
     return {
         name: torch.tensor([row[name] + [value] * (widest - len(row[name])) for row in rows])
         for name, value in fill.items()
@@ -96,9 +96,9 @@ def model_of(model_type: str, **more: Any) -> Any:
 def losses_and_gradients(
     model: Any, batches: list[dict[str, Any]], chunks: int = 1
 ) -> tuple[float, dict[str, Any]]:
-    """The loss of a global batch that comes in these micro-batches, and its gradients."""
+    """Returns loss and gradients of a global batch that is split into these micro-batches."""
     model.zero_grad()
-    items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+    items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
     task_loss = make_loss(recipe().task, model, chunks)
     total = 0.0
     for batch in batches:
@@ -109,8 +109,8 @@ def losses_and_gradients(
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def farthest(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    """The largest relative difference of a gradient."""
+def max_difference(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Returns the largest relative difference of a gradient."""
     assert found.keys() == expected.keys()
     return max(
         float(torch.norm(found[name] - gradient) / (torch.norm(gradient) + 1e-9))
@@ -122,7 +122,7 @@ def farthest(found: dict[str, Any], expected: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("model_type", sorted(packing.MODEL_TYPES))
-def test_packed_and_padded_are_the_same(model_type: str) -> None:
+def test_pack_gives_loss_and_gradients_of_padded_batch(model_type: str) -> None:
     model, rows = model_of(model_type), examples()
     loss, gradients = losses_and_gradients(model, [padded(rows)])
     model.set_attn_implementation(packing.register_attention())
@@ -130,14 +130,14 @@ def test_packed_and_padded_are_the_same(model_type: str) -> None:
     assert row["input_ids"].shape == (1, sum(LENGTHS))
     packed_loss, found = losses_and_gradients(model, [row])
     assert packed_loss == pytest.approx(loss, rel=1e-5)
-    assert farthest(found, gradients) < 1e-4
+    assert max_difference(found, gradients) < 1e-4
     again, found = losses_and_gradients(model, [padded(rows)])
-    assert again == pytest.approx(loss, rel=1e-6), "the same attention scores padded batches"
+    assert again == pytest.approx(loss, rel=1e-6), "the attention also takes padded batches"
 
 
 @pytest.mark.parametrize("model_type", sorted(WINDOWED))
-def test_windows_are_narrower_than_the_examples(model_type: str) -> None:
-    """Else the test above would not tell whether packing minds them."""
+def test_pack_sliding_window_changes_the_loss(model_type: str) -> None:
+    """The windows are shorter than the examples, so that the test above covers them."""
     rows = [packing.pack(examples())]
     model = model_of(model_type)
     model.set_attn_implementation(packing.register_attention())
@@ -149,50 +149,50 @@ def test_windows_are_narrower_than_the_examples(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", sorted(NOT_PACKED))
-def test_models_that_mix_a_row_are_left_padded(model_type: str) -> None:
-    """They differ in truth, and are not among those that are packed."""
+def test_packs_is_false_for_models_that_mix_a_row(model_type: str) -> None:
+    """Packing would change their gradients, so they are not packed."""
     model, rows = model_of(model_type, **NOT_PACKED[model_type]), examples()
     _, gradients = losses_and_gradients(model, [padded(rows)])
     model.set_attn_implementation(packing.register_attention())
     _, found = losses_and_gradients(model, [packing.pack(rows)])
-    assert farthest(found, gradients) > 1e-3
+    assert max_difference(found, gradients) > 1e-3
     assert not recipe().packs(model_type)
 
 
-@pytest.mark.parametrize("how", ["checkpointing", "chunks", "lora", "bf16"])
-def test_with_what_a_run_may_add(how: str) -> None:
+@pytest.mark.parametrize("option", ["checkpointing", "chunks", "lora", "bf16"])
+def test_pack_with_options_of_a_run_equals_padded(option: str) -> None:
     found = []
     for batch in (padded(examples()), packing.pack(examples())):
         model = model_of("mistral")
         if "lengths" in batch:
             model.set_attn_implementation(packing.register_attention())
-        if how == "checkpointing":
+        if option == "checkpointing":
             model.gradient_checkpointing_enable()
-        if how == "lora":
+        if option == "lora":
             method = {"name": "lora", "r": 4, "target_modules": "all-linear"}
             model = recipe(method=method).method.wrap(model, causal=True, checkpointing=False)
-        if how == "bf16":
+        if option == "bf16":
             model = model.bfloat16()
-        found.append(losses_and_gradients(model, [batch], 3 if how == "chunks" else 1))
+        found.append(losses_and_gradients(model, [batch], 3 if option == "chunks" else 1))
     (loss, gradients), (packed_loss, of_packed) = found
-    assert packed_loss == pytest.approx(loss, rel=1e-2 if how == "bf16" else 1e-5)
-    assert farthest(of_packed, gradients) < (0.1 if how == "bf16" else 1e-4)
+    assert packed_loss == pytest.approx(loss, rel=1e-2 if option == "bf16" else 1e-5)
+    assert max_difference(of_packed, gradients) < (0.1 if option == "bf16" else 1e-4)
 
 
-@pytest.mark.parametrize("most_tokens", [1, 12, 15, 33])
-def test_pieces_of_a_row_are_the_row(most_tokens: int) -> None:
-    """What a run that is out of memory goes on with."""
+@pytest.mark.parametrize("max_tokens", [1, 12, 15, 33])
+def test_split_packed_gives_loss_and_gradients_of_whole_row(max_tokens: int) -> None:
+    """A step that ran out of memory is repeated in such parts."""
     model, row = model_of("llama"), packing.pack(examples())
     model.set_attn_implementation(packing.register_attention())
     loss, gradients = losses_and_gradients(model, [row])
-    parts = packing.split_packed(row, most_tokens)
+    parts = packing.split_packed(row, max_tokens)
     assert [n for part in parts for n in part["lengths"]] == list(LENGTHS)
     for part in parts:
         assert part["input_ids"].shape[1] == sum(part["lengths"])
-        assert len(part["lengths"]) == 1 or sum(part["lengths"]) <= most_tokens
+        assert len(part["lengths"]) == 1 or sum(part["lengths"]) <= max_tokens
     found, of_parts = losses_and_gradients(model, parts)
     assert found == pytest.approx(loss, rel=1e-5)
-    assert farthest(of_parts, gradients) < 1e-4
+    assert max_difference(of_parts, gradients) < 1e-4
 
 
 # ---------------------------------------------------------------- which runs
@@ -213,12 +213,14 @@ def test_pieces_of_a_row_are_the_row(most_tokens: int) -> None:
     ],
     ids=["full", "lora", "qlora", "model", "frozen", "prompts", "attention", "task"],
 )  # fmt: skip
-def test_who_packs(changed: dict[str, Any], model_type: str, why: str | None) -> None:
+def test_packing_blocker_by_method_model_and_task(
+    changed: dict[str, Any], model_type: str, why: str | None
+) -> None:
     auto = recipe(**changed)
     assert auto.packs(model_type) is (why is None)
     off = auto.model_copy(update={"train": auto.train.model_copy(update={"packing": False})})
     assert not off.packs(model_type)
-    asked = auto.model_copy(update={"train": auto.train.model_copy(update={"packing": True})})
+    forced = auto.model_copy(update={"train": auto.train.model_copy(update={"packing": True})})
     site = Cluster(name="here", scheduler="local", accelerator="cpu", cores_per_node=2,
                    host_memory_gib=8)  # fmt: skip
     count = {"total": 9, "trainable": 9, "added": 0, "largest_layer": 9}
@@ -226,10 +228,13 @@ def test_who_packs(changed: dict[str, Any], model_type: str, why: str | None) ->
         {"model_type": model_type, "parameters": count, "layers": 1, "hidden_size": 1,
          "vocab_size": 9, "logits_width": 9}
     )  # fmt: skip
-    found = [
-        what for loc, what, _ in check_resources(asked, site, facts) if loc == ("train", "packing")
-    ]
-    assert [why in what for what in found if why] == [True] * (why is not None)
+    problems: list[Problem] = []
+    try:
+        check_resources(PlanInputs(forced, site, facts), lambda key: "recipe.yaml")
+    except InputError as error:
+        problems = error.problems
+    texts = [problem.what for problem in problems if problem.key == "train.packing"]
+    assert [why in text for text in texts if why] == [True] * (why is not None)
 
 
 # ---------------------------------------------------------------- the order
@@ -237,12 +242,12 @@ def test_who_packs(changed: dict[str, Any], model_type: str, why: str | None) ->
 
 def order_of(lengths: list[int], **changed: Any) -> BatchPlan:
     made: dict[str, Any] = {"global_batch": 8, "strategy": "random", "seed": 1, "epochs": 2,
-                            "ranks": 1, "planned": 1, "most_tokens": None}  # fmt: skip
+                            "ranks": 1, "max_accumulation": 1, "max_tokens": None}  # fmt: skip
     return BatchPlan(lengths=lengths, **made | changed)
 
 
 def by_step(order: BatchPlan, epoch: int) -> Iterator[list[tuple[int, ...]]]:
-    """The micro-batches of each step, of all ranks."""
+    """Yields the micro-batches of each step, of all ranks."""
     turns = list(order.micro_batches(epoch))
     each = order.ranks * order.accumulation
     assert len(turns) % each == 0
@@ -255,14 +260,15 @@ LAYOUTS = [(1, 1, 8), (1, 4, 2), (2, 2, 2), (4, 1, 2), (8, 1, 1)]  # ranks, accu
 
 @given(SOME, st.sampled_from(["random", "sequential", "group_by_length"]), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_steps_are_the_same_on_every_layout(lengths: list[int], strategy: str, packs: bool) -> None:
+def test_batch_plan_steps_are_the_same_on_every_layout(
+    lengths: list[int], strategy: str, packs: bool
+) -> None:
     for epoch in (0, 1):
         seen = set()
         for ranks, planned, micro_batch in LAYOUTS:
             room = micro_batch * 16 if packs else None
-            order = order_of(
-                lengths, strategy=strategy, ranks=ranks, planned=planned, most_tokens=room
-            )
+            order = order_of(lengths, strategy=strategy, ranks=ranks, max_accumulation=planned,
+                             max_tokens=room)  # fmt: skip
             assert order.accumulation <= planned
             steps = []
             for groups in by_step(order, epoch):
@@ -280,7 +286,7 @@ def test_steps_are_the_same_on_every_layout(lengths: list[int], strategy: str, p
         assert len(seen) == 1
 
 
-def test_epochs_and_seeds_differ_and_repeat() -> None:
+def test_batch_plan_depends_on_epoch_and_seed() -> None:
     lengths = [7] * 40
     one = order_of(lengths)
     assert one.steps(0) == order_of(lengths).steps(0)
@@ -290,15 +296,16 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert [i for step in in_turn.steps(1) for i in step] == list(range(40))
 
 
-def test_short_examples_take_fewer_and_even_micro_batches() -> None:
+def test_accumulation_short_examples_need_fewer_micro_batches() -> None:
     lengths = [100] + [10, 20, 30] * 21
-    order = order_of(lengths, global_batch=64, ranks=2, planned=16, most_tokens=200, epochs=1)
+    order = order_of(lengths, global_batch=64, ranks=2, max_accumulation=16, max_tokens=200,
+                     epochs=1)  # fmt: skip
     assert order.accumulation == 4  # 1,360 tokens in 8 × 200, where 32 × 2 examples were planned
     loads = [sum(lengths[i] for i in group) for group in order.micro_batches(0)]
     assert max(loads) - min(loads) <= 10
 
 
-def test_grouping_by_length_pads_less_and_orders_at_random() -> None:
+def test_batch_plan_group_by_length_pads_less_in_random_order() -> None:
     lengths = [5 + 7 * i % 90 for i in range(400)]
 
     def spread(strategy: str) -> float:
@@ -312,7 +319,7 @@ def test_grouping_by_length_pads_less_and_orders_at_random() -> None:
     assert means != sorted(means, reverse=True)
 
 
-def test_a_rank_without_examples_computes_without_labels() -> None:
+def test_micro_batch_dataset_empty_micro_batch_has_no_labels() -> None:
     rows = examples((9, 3, 14))
     split = PreparedSplit(datasets.Dataset.from_list(rows), [])
     assert split.lengths == [9, 3, 14]
@@ -322,14 +329,14 @@ def test_a_rank_without_examples_computes_without_labels() -> None:
     ]
     (blank,) = micro_batches[()]
     assert blank["input_ids"] == rows[1]["input_ids"]
-    assert set(blank["labels"]) == {IGNORED}
+    assert set(blank["labels"]) == {IGNORE_INDEX}
     model = model_of("llama")
     model.set_attn_implementation(packing.register_attention())
     batches = [packing.pack(rows), packing.pack([blank])]
     alone, gradients = losses_and_gradients(model, batches[:1])
     beside, found = losses_and_gradients(model, batches)
     assert beside == pytest.approx(alone, rel=1e-7)
-    assert farthest(found, gradients) < 1e-6
+    assert max_difference(found, gradients) < 1e-6
 
 
 # ---------------------------------------------------------------- the Trainer
@@ -341,7 +348,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trainer_of(base: Path, folder: Path, train: dict[str, Any]) -> Any:
-    """The Trainer of a run over texts whose lengths differ much."""
+    """Makes the Trainer of a run over texts of very different lengths."""
     made = recipe(
         model={"path": str(base)},
         task=TASK | {"max_length": 64},
@@ -358,35 +365,34 @@ def trainer_of(base: Path, folder: Path, train: dict[str, Any]) -> Any:
     texts = [{"prompt": "say: ", "completion": "ha" * (1 + 7 * i % 26)} for i in range(20)]
     rows = [made.task.training_features(text, tokenizer)[0] for text in texts]
     split = PreparedSplit(datasets.Dataset.from_list(rows), texts)
-    paths = RunPaths(folder)
-    order = plan_batches(made, plan, split.lengths)
-    arguments = finetune.training_arguments(
-        paths, made, plan, order.accumulation, has_validation=False
+    context = builders.worker_context(
+        folder, made, plan, profile=site, rank=RankInfo(1, 2, 0, "here", "1")
     )
-    model = load_model(paths, made, plan, tokenizer)
-    heartbeat = ProgressReporter(paths, RankInfo(1, 2, 0, "here", "1"))
-    trainer = finetune.make_trainer(made, plan, arguments, model, tokenizer, split, None, heartbeat)
-    trainer.order, trainer.max_length = order, 64
+    order = plan_batches(made, plan, split.lengths)
+    arguments = finetune.training_arguments(context, order.accumulation, has_validation=False)
+    model = load_model(context, tokenizer)
+    trainer = finetune.make_trainer(context, arguments, model, tokenizer, split, None)
+    trainer.batch_plan, trainer.max_length = order, 64
     return trainer
 
 
-def test_a_run_takes_the_same_steps_however_it_is_laid_out(base: Path, tmp_path: Path) -> None:
-    """Two whole steps and one of four examples, in micro-batches that differ."""
+def test_train_loss_is_the_same_packed_padded_and_accumulated(base: Path, tmp_path: Path) -> None:
+    """The run takes two whole steps and one of four examples."""
     losses, accumulated = [], []
     for packs, micro_batch in itertools.product((False, True), (8, 2)):
         train = {"packing": packs, "per_device_train_batch_size": micro_batch}
         trainer = trainer_of(base, tmp_path, train)
         trainer.train()
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
-        accumulated.append(trainer.order.accumulation)
+        accumulated.append(trainer.batch_plan.accumulation)
     assert accumulated == [1, 4, 1, 3]
     assert all(len(each) == 3 for each in losses)
     assert all(each == pytest.approx(losses[0], rel=1e-4) for each in losses)
     assert losses[0][2] < losses[0][0]
 
 
-def test_scoring_keeps_the_order_of_the_examples(base: Path, tmp_path: Path) -> None:
-    """The metrics know the examples by their place; the Trainer would sort them too."""
+def test_evaluation_keeps_the_order_of_examples(base: Path, tmp_path: Path) -> None:
+    """Metrics know examples by their place; the Trainer would sort them by length."""
     trainer = trainer_of(base, tmp_path, {"per_device_train_batch_size": 8})
     split = trainer.train_dataset.split
     scored = trainer.get_eval_dataloader(split)
@@ -394,8 +400,8 @@ def test_scoring_keeps_the_order_of_the_examples(base: Path, tmp_path: Path) -> 
     assert found == split.lengths
 
 
-def test_a_row_that_is_too_large_is_trained_in_pieces(base: Path, tmp_path: Path) -> None:
-    """As after a rung within the process: the step is the same."""
+def test_train_loss_is_the_same_when_a_row_is_split(base: Path, tmp_path: Path) -> None:
+    """A row is split after a step ran out of memory; the step is the same."""
     losses = []
     for piece in (None, 1):
         trainer = trainer_of(base, tmp_path, {"per_device_train_batch_size": 8})

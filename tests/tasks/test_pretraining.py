@@ -1,4 +1,4 @@
-"""Pretraining: pairs from lines, masks by seed, and a perplexity that is one of masked tokens."""
+"""Checks pretraining: pairs from lines, masks by seed, loss and perplexity by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from builders import Cli, write_rows
 from hpcft.core.records import DataSpec, TokenizerTraining
-from hpcft.tasks.base import IGNORED
+from hpcft.tasks.base import IGNORE_INDEX
 from hpcft.tasks.data import examples
 from hpcft.tasks.pretraining import Pretraining
 from hpcft.training.data.tokenizer import train_tokenizer
@@ -26,37 +26,37 @@ def task(folder: Path | None = None, **options: Any) -> Pretraining:
 
 
 def article(number: int) -> list[str]:
-    """An article as WikiText has it; its words bear its number."""
+    """Makes an article in WikiText's format; its words hold its number."""
     sentence = " ".join(f"a{number}w{word}" for word in range(6)) + " . "
     return [f" = Article {number} = ", "", sentence * 5, "", f" = = Section {number} = = ", "",
             sentence * 4, ""]  # fmt: skip
 
 
-def owner(piece: str) -> set[str]:
-    """The articles that the words of a piece are from."""
+def articles_of(piece: str) -> set[str]:
+    """Returns the articles that the words of a piece come from."""
     return {word.split("w")[0] for word in piece.split() if word != "."}
 
 
-def test_pairs_are_neighbours_or_strangers(tmp_path: Path) -> None:
+def test_load_examples_pairs_neighbours_or_other_documents(tmp_path: Path) -> None:
     lines = [line for number in range(40) for line in article(number)]
     write_rows(tmp_path / "train.jsonl", [{"text": line} for line in lines])
-    wanted = task(tmp_path)
-    pairs = examples.load_examples(wanted).splits["train"]
+    pretraining = task(tmp_path)
+    pairs = examples.load_examples(pretraining).splits["train"]
     for pair in pairs:
-        first, second = owner(pair["first"]), owner(pair["second"])
-        assert len(first) == len(second) == 1, "no piece goes over the end of an article"
+        first, second = articles_of(pair["first"]), articles_of(pair["second"])
+        assert len(first) == len(second) == 1, "no piece crosses the end of an article"
         assert (first != second) == pair["label"], pair
         assert "=" not in pair["first"] + pair["second"]
-        assert pair["first"].endswith("."), "a piece is made of whole sentences"
-    strangers = sum(pair["label"] for pair in pairs) / len(pairs)
-    assert 0.4 < strangers < 0.6
-    assert len({owner(pair["first"]).pop() for pair in pairs}) == 40
-    assert examples.load_examples(wanted).splits["train"] == pairs, (
+        assert pair["first"].endswith("."), "a piece consists of whole sentences"
+    unrelated = sum(pair["label"] for pair in pairs) / len(pairs)
+    assert 0.4 < unrelated < 0.6
+    assert len({articles_of(pair["first"]).pop() for pair in pairs}) == 40
+    assert examples.load_examples(pretraining).splits["train"] == pairs, (
         "the same seed gives the same pairs"
     )
 
 
-def test_without_titles_empty_lines_part_documents(tmp_path: Path) -> None:
+def test_load_examples_without_titles_splits_at_empty_lines(tmp_path: Path) -> None:
     lines = ["One is here. Two is here.", "Three is here. Four is here.", "", "Five. Six."]
     write_rows(tmp_path / "train.jsonl", [{"text": line} for line in lines])
     for pair in examples.load_examples(task(tmp_path)).splits["train"]:
@@ -69,20 +69,20 @@ def test_without_titles_empty_lines_part_documents(tmp_path: Path) -> None:
 
 PIECE = " ".join(f"word{i}" for i in range(40))
 TOKENIZER = train_tokenizer(
-    TokenizerTraining(vocab_size=500), [PIECE], causal=False, mask=True, segments=True
+    TokenizerTraining(vocab_size=500), [PIECE], causal=False, has_mask=True, has_segments=True
 )
 
 
-def test_masks_are_80_10_10_of_15_percent() -> None:
-    wanted = task(max_length=512)
+def test_training_features_masks_80_10_10_of_15_percent() -> None:
+    pretraining = task(max_length=512)
     kinds: Counter[str] = Counter()
     open_places = 0
     for number in range(150):
         words = PIECE.split()
         random.Random(number).shuffle(words)
         example = {"first": " ".join(words[:20]), "second": " ".join(words[20:]), "label": 1}
-        (row,) = wanted.training_features(example, TOKENIZER)
-        assert wanted.scoring_features(example, TOKENIZER) == [row], "drawn once and for all"
+        (row,) = pretraining.training_features(example, TOKENIZER)
+        assert pretraining.scoring_features(example, TOKENIZER) == [row], "masks are drawn once"
         plain = TOKENIZER(example["first"], example["second"])
         assert row["labels"][0] == 1
         assert row["token_type_ids"] == plain["token_type_ids"]
@@ -90,7 +90,7 @@ def test_masks_are_80_10_10_of_15_percent() -> None:
         open_places += len(plain["input_ids"]) - 3
         places = zip(row["input_ids"][1:], row["labels"][1:], plain["input_ids"][1:], strict=True)
         for got, label, was in places:
-            if label == IGNORED:
+            if label == IGNORE_INDEX:
                 assert got == was
                 continue
             assert label == was
@@ -103,46 +103,46 @@ def test_masks_are_80_10_10_of_15_percent() -> None:
     assert kinds["other"] / total == pytest.approx(0.1, abs=0.03)
 
 
-def made_up() -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Scores for six pairs of nine tokens over eleven words, with 2, 2, 3, 3, 1 and 1 masked."""
+def scores_and_labels() -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Makes scores of six pairs of nine tokens over eleven words, 2, 2, 3, 3, 1 and 1 masked."""
     torch.manual_seed(0)
-    labels = torch.full((6, 9), IGNORED)
+    labels = torch.full((6, 9), IGNORE_INDEX)
     labels[:, 0] = torch.tensor([0, 1, 1, 0, 0, 1])
     for pair, count in enumerate((2, 2, 3, 3, 1, 1)):
         labels[pair, 3 : 3 + count] = torch.arange(count) + pair
     return (torch.randn(6, 9, 11), torch.randn(6, 2)), labels
 
 
-def test_loss_is_that_of_bert_where_pairs_have_as_many_masks() -> None:
-    (words, follows), labels = made_up()
+def test_loss_with_equal_masks_is_bert_loss() -> None:
+    (words, follows), labels = scores_and_labels()
     two = slice(0, 2)
     ce = torch.nn.functional.cross_entropy
     tokens = labels[two].clone()
-    tokens[:, 0] = IGNORED
+    tokens[:, 0] = IGNORE_INDEX
     expected = ce(words[two].reshape(-1, 11), tokens.reshape(-1)) + ce(follows[two], labels[two, 0])
     found = task().loss((words[two], follows[two]), labels[two], None, 0.0)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_loss_of_parts_is_the_loss_of_the_whole() -> None:
-    (words, follows), labels = made_up()
-    items = labels.ne(IGNORED).sum()  # as the Trainer counts
+def test_loss_of_parts_sums_to_loss_of_whole() -> None:
+    (words, follows), labels = scores_and_labels()
+    items = labels.ne(IGNORE_INDEX).sum()  # as the Trainer counts
     whole = task().loss((words, follows), labels, None, 0.0)
     parts = [task().loss((words[s], follows[s]), labels[s], items, 0.0)
              for s in (slice(0, 1), slice(1, 4), slice(4, 6))]  # fmt: skip
     assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-6)
 
 
-def test_perplexity_is_over_masked_tokens_by_hand() -> None:
-    """Not the mean of batches' perplexities, nor of their losses: R2's was neither."""
-    (words, follows), labels = made_up()
+def test_compute_metrics_perplexity_over_masked_tokens_by_hand() -> None:
+    """It is not the mean of batches' perplexities, nor exp of the mean of their losses."""
+    (words, follows), labels = scores_and_labels()
     batches = [slice(0, 2), slice(2, 4), slice(4, 6)]
     reduced = torch.cat([task().reduce_logits((words[s], follows[s]), labels[s]) for s in batches])
-    found = task().metrics(reduced.numpy(), labels.numpy(), [])
+    found = task().compute_metrics(reduced.numpy(), labels.numpy(), [])
     losses, right = [], []
     for pair in range(6):
         for place in range(1, 9):
-            if (label := labels[pair, place].item()) != IGNORED:
+            if (label := labels[pair, place].item()) != IGNORE_INDEX:
                 scores = words[pair, place].tolist()
                 losses.append(math.log(sum(map(math.exp, scores))) - scores[label])
                 right.append(scores[label] == max(scores))
@@ -177,8 +177,8 @@ resources: { gpus_per_node: 2, zero_stage: 2, time_min: 10 }
 """
 
 
-def test_from_scratch_to_a_classifier(workplace: Path, cli: Cli) -> None:
-    """On two ranks perplexity falls from about the vocabulary's size; the model is then tuned."""
+def test_submit_pretraining_on_two_ranks_lowers_perplexity(workplace: Path, cli: Cli) -> None:
+    """Perplexity falls from about the vocabulary's size; the model can then be planned with."""
     line = "the cat sat on the mat . it was a fine day . the dog ran to the door . "
     for split, documents in (("train", 30), ("test", 8)):
         lines = [{"text": text} for text in (line, "")]
@@ -195,4 +195,4 @@ def test_from_scratch_to_a_classifier(workplace: Path, cli: Cli) -> None:
     planned = cli("params", "pretrain.yaml", "--json", "-o", f"model.path={folder / 'model'}")
     assert planned.code == 0, planned.err
     refused = cli("plan", "pretrain.yaml", "-c", "local", "-o", "model.config.model_type=roberta")
-    assert "roberta makes no AutoModelForPreTraining" in refused.err
+    assert "roberta has no AutoModelForPreTraining" in refused.err

@@ -1,4 +1,4 @@
-"""Question answering: windows over long contexts, spans put together again, SQuAD's scoring."""
+"""Checks question answering: windows over long contexts, best spans, SQuAD's scores."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def answers(*pairs: tuple[str, int]) -> dict[str, list[Any]]:
 
 
 def scores(*triples: tuple[str, list[str], float], threshold: float = 0.0) -> dict[str, float]:
-    """Of (answer, true answers, score of "no answer")."""
-    found = compute_metric(
+    """Scores triples of answer, true answers and score of "no answer"."""
+    computed = compute_metric(
         "squad",
         predictions=[{"answer": a, "no_answer_score": doubt} for a, _, doubt in triples],
         references=[{"answers": truth} for _, truth, _ in triples],
         threshold=threshold,
     )
-    return metric_values(found)
+    return metric_values(computed)
 
 
 @pytest.mark.parametrize(
@@ -57,18 +57,18 @@ def scores(*triples: tuple[str, list[str], float], threshold: float = 0.0) -> di
         ("the", ["the"], 1, 1),  # of an answer that is but an article nothing is left
     ],
 )
-def test_one_answer(answer: str, truth: list[str], exact: float, f1: float) -> None:
+def test_squad_one_answer(answer: str, truth: list[str], exact: float, f1: float) -> None:
     found = scores((answer, truth, 0.0))
     assert found == {"exact": exact, "f1": pytest.approx(f1)}
 
 
-def test_answerable_and_not_by_hand() -> None:
-    """Four questions, two without answer; the threshold turns away what doubts itself more."""
+def test_squad_with_and_without_answers_by_hand() -> None:
+    """Of four questions two have no answer; a score above the threshold means "no answer"."""
     found = scores(
         ("Normandy", ["Normandy", "in Normandy"], -3.0),  # right, sure
         ("10th century", ["10th and 11th centuries"], -1.0),  # 2 words, 4, of which 1 common
-        ("Gaul", [], -2.0),  # has none, and is answered
-        ("Rollo", [], 4.0),  # has none, and is turned away
+        ("Gaul", [], -2.0),  # has no answer, but is answered
+        ("Rollo", [], 4.0),  # has no answer, and gets none
     )
     f1 = 2 * 1 / (2 + 4)
     assert found["exact"] == pytest.approx((1 + 0 + 0 + 1) / 4)
@@ -84,8 +84,8 @@ def test_answerable_and_not_by_hand() -> None:
     assert strict["exact"] == 1
 
 
-def test_answering_nothing_is_half_of_squad_2() -> None:
-    """R2's best_exact of 50.09 is what the empty answer gives: the share of questions without."""
+def test_squad_best_exact_of_empty_answers() -> None:
+    """Empty answers score the share of questions without an answer (about half of SQuAD 2.0)."""
     found = scores(("wrong", ["right"], 5.0), ("wrong", [], 5.0), ("wrong", [], 5.0))
     assert found["best_exact"] == found["best_f1"] == pytest.approx(2 / 3)
     assert found["best_exact_thresh"] == 0.0
@@ -95,10 +95,10 @@ def test_answering_nothing_is_half_of_squad_2() -> None:
 # ---------------------------------------------------------------- rows to windows
 
 
-def test_columns_may_be_named_otherwise_and_hold_json() -> None:
+def test_parse_row_takes_renamed_columns_and_json() -> None:
     renamed = task(question="Frage", context="Text", answers="Antworten")
     row = {"Frage": " who? ", "Text": "Ada did", "Antworten": json.dumps(answers(("Ada", 0)))}
-    assert renamed.example(row) == {
+    assert renamed.parse_row(row) == {
         "question": "who?",
         "context": "Ada did",
         "answers": [(0, "Ada")],
@@ -108,25 +108,25 @@ def test_columns_may_be_named_otherwise_and_hold_json() -> None:
 @pytest.mark.parametrize(
     ("found", "what", "fix"),
     [
-        (answers(("did", 0)), "'did' does not stand at character 0", "it stands at 4"),
-        (answers(("Bob", 0)), "'Bob' does not stand", "correct the row"),
-        (answers(("d", -1)), "does not stand at character -1", "it stands at 1"),
+        (answers(("did", 0)), "'did' is not at character 0", "it is at 4"),
+        (answers(("Bob", 0)), "'Bob' is not at", "correct the row"),
+        (answers(("d", -1)), "is not at character -1", "it is at 1"),
         (answers(), "the question has no answer", "version_2_with_negative"),
-        (answers(("", 0)), "an answer is empty", "leave it out"),
+        (answers(("", 0)), "an answer is empty", "remove it"),
         ({"text": ["Ada"], "answer_start": []}, "expected {text", "the same length"),
         ("not json", "expected {text", ""),
         (None, "expected {text", ""),
     ],
 )
-def test_a_bad_answer_is_told(found: Any, what: str, fix: str) -> None:
+def test_parse_row_bad_answer_is_refused(found: Any, what: str, fix: str) -> None:
     with pytest.raises(BadRow) as bad:
-        task().example({"question": "who?", "context": "Ada did", "answers": found})
+        task().parse_row({"question": "who?", "context": "Ada did", "answers": found})
     assert bad.value.problem.key == "answers"
     assert what in bad.value.problem.what
     assert fix in bad.value.problem.fix
 
 
-def test_a_window_has_room_to_go_forward() -> None:
+def test_window_without_room_for_context_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves no room"):
         task(max_length=128, doc_stride=64, max_query_length=64)
 
@@ -142,7 +142,7 @@ EXAMPLE = {
 }
 
 
-def test_windows_cover_the_context_and_find_the_answer() -> None:
+def test_scoring_features_windows_cover_context_and_answer() -> None:
     rows = LONG.scoring_features(EXAMPLE, TOKENIZER)
     assert len(rows) > 4
     assert all(len(row["input_ids"]) <= 64 for row in rows)
@@ -162,47 +162,47 @@ def test_windows_cover_the_context_and_find_the_answer() -> None:
     assert all("offsets" not in row for row in trained)
 
 
-def _judged(
+def _metrics(
     rows: list[dict[str, Any]], peaks: dict[int, tuple[int, int]], **options: Any
 ) -> dict[str, float]:
-    """Metrics where window i favours the span `peaks[i]`, and all else is equally unlikely."""
-    judge = task(**{"max_length": 64, "doc_stride": 16, "max_query_length": 16} | options)
+    """Computes metrics where window i favours span `peaks[i]`, and all else is equally unlikely."""
+    answering = task(**{"max_length": 64, "doc_stride": 16, "max_query_length": 16} | options)
     length = max(len(row["input_ids"]) for row in rows) + 3  # padding
     starts, ends = torch.zeros(len(rows), length), torch.zeros(len(rows), length)
     for index, (first, last) in peaks.items():
         starts[index, first] = ends[index, last] = 5.0 + index
     labels = torch.tensor([row["labels"] for row in rows])
-    reduced = judge.reduce_logits((starts, ends), labels).numpy()
+    reduced = answering.reduce_logits((starts, ends), labels).numpy()
     beside = [{"offsets": row["offsets"]} for row in rows]
-    return judge.metrics(reduced, labels.numpy(), [{**EXAMPLE, "rows": beside}])
+    return answering.compute_metrics(reduced, labels.numpy(), [{**EXAMPLE, "rows": beside}])
 
 
-def test_the_best_span_of_all_windows_is_the_answer() -> None:
+def test_compute_metrics_takes_best_span_of_all_windows() -> None:
     rows = LONG.scoring_features(EXAMPLE, TOKENIZER)
     last = len(rows) - 1
     truth = tuple(rows[last]["labels"])
-    found = _judged(rows, {0: (30, 31), last: truth})
+    found = _metrics(rows, {0: (30, 31), last: truth})
     assert (found["exact"], found["f1"], found["rougeL"]) == (1, 1, 1)
-    assert _judged(rows, {0: (30, 31)})["exact"] == 0
-    # Nothing of the question or the padding, no end before its start, and not too long a span.
-    assert _judged(rows, {0: (1, 2), last: truth[::-1]})["exact"] == 0
-    assert _judged(rows, {last: truth}, max_answer_length=2)["exact"] == 0
+    assert _metrics(rows, {0: (30, 31)})["exact"] == 0
+    # Spans in the question or the padding, with end before start, or too long, do not count.
+    assert _metrics(rows, {0: (1, 2), last: truth[::-1]})["exact"] == 0
+    assert _metrics(rows, {last: truth}, max_answer_length=2)["exact"] == 0
     length = len(rows[last]["input_ids"])
-    assert _judged(rows, {last: (length, length + 1)})["exact"] == 0
+    assert _metrics(rows, {last: (length, length + 1)})["exact"] == 0
 
 
-def test_no_answer_is_the_lowest_score_of_the_first_token() -> None:
+def test_compute_metrics_no_answer_takes_lowest_first_token_score() -> None:
     rows = LONG.scoring_features(EXAMPLE, TOKENIZER)
     truth = {len(rows) - 1: tuple(rows[-1]["labels"])}
     unsure = {index: (0, 0) for index in range(len(rows) - 1)}
     options = {"version_2_with_negative": True}
-    assert _judged(rows, {**unsure, **truth}, **options)["exact"] == 1
+    assert _metrics(rows, {**unsure, **truth}, **options)["exact"] == 1
     sure = {index: (0, 0) for index in range(len(rows))}
-    assert _judged(rows, sure, **options)["exact"] == 0
-    assert _judged(rows, sure)["f1"] < 1
+    assert _metrics(rows, sure, **options)["exact"] == 0
+    assert _metrics(rows, sure)["f1"] < 1
 
 
-def test_loss_of_spans_is_the_mean_of_both_sides() -> None:
+def test_loss_is_mean_of_start_and_end() -> None:
     torch.manual_seed(0)
     start, end = torch.randn(4, 9), torch.randn(4, 9)
     labels = torch.tensor([[1, 3], [0, 0], [2, 2], [5, 8]])
@@ -252,7 +252,7 @@ COLOURS = ["red", "green", "blue", "black", "white", "pink", "grey", "brown"]
 
 
 def colour_rows(count: int, seed: int) -> list[dict[str, Any]]:
-    """What colour a thing has, among other sentences; of some nothing is said."""
+    """Makes questions about a colour that the context names, or not, among other sentences."""
     draw = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -268,7 +268,7 @@ def colour_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_model_learns_to_find_answers(workplace: Path, cli: Cli) -> None:
+def test_submit_question_answering_learns_to_find_answers(workplace: Path, cli: Cli) -> None:
     write_rows(workplace / "train.jsonl", colour_rows(160, 0))
     write_rows(workplace / "test.jsonl", colour_rows(40, 1))
     (workplace / "qa.yaml").write_text(QA)

@@ -1,4 +1,4 @@
-"""Several adapters over one base: trained by runs of their own, scored together by a sweep."""
+"""Tests of several adapters of one base model, trained by runs and compared by a sweep."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ resources: { nodes: 1, gpus_per_node: 1, zero_stage: 0, time_min: 10 }
 
 
 @pytest.mark.slow
-def test_adapters_that_runs_have_trained_are_scored_together(workplace: Path, cli: Cli) -> None:
-    """Both find the answers that they were trained on likelier than the base, shown beside them."""
+def test_sweep_over_trained_adapters_each_prefers_its_training_answers(
+    workplace: Path, cli: Cli
+) -> None:
+    """Both give the answers that they were trained on a higher likelihood than the base model."""
     rows = film_rows(24)
     swapped = {"good": "bad", "bad": "good"}
     llama_folder(workplace / "base")
@@ -59,16 +61,16 @@ def test_adapters_that_runs_have_trained_are_scored_together(workplace: Path, cl
     grid = f"sweep.grid={{method.adapter_path: {json.dumps([*adapters, None])}}}"
     done = cli("submit", "compared.yaml", "-c", "local", "-o", grid, "--watch")
     assert done.code == 0, done.err
-    rows_of = [row for row in cli("collect", "--json").json if row["recipe"] == "compared"]
-    found = {}
-    for row in rows_of:
+    results = [row for row in cli("collect", "--json").json if row["recipe"] == "compared"]
+    answers = {}
+    for row in results:
         (run_id,) = row["run_ids"]
         folder = workplace / "runs/compared" / run_id / "answers"
-        found[row["point"]["method.adapter_path"]] = answer_log.read_answers(folder)
+        answers[row["point"]["method.adapter_path"]] = answer_log.read_answers(folder)
     right, wrong = adapters
-    assert found.keys() == {right, wrong, None}
-    assert found[right] != found[wrong]
-    for example, of_base in found[None].items():
+    assert answers.keys() == {right, wrong, None}
+    assert answers[right] != answers[wrong]
+    for example, of_base in answers[None].items():
         for adapter in adapters:
-            likelier = zip(found[adapter][example], of_base, strict=True)
-            assert all(adapted > plain for adapted, plain in likelier)
+            pairs = zip(answers[adapter][example], of_base, strict=True)
+            assert all(adapted > base for adapted, base in pairs)

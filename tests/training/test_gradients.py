@@ -1,7 +1,7 @@
-"""Training agrees with plain PyTorch: gradients over ranks, and QLoRA step by step.
+"""Tests that training agrees with plain PyTorch: gradients over ranks, and steps of QLoRA.
 
-Each is a real run of the product against a loop written down here, in fp32, on the same weights and
-examples. Examples have few or many labels, so that a mean of means would not be the mean.
+Each compares a real run of hpcft with a plain loop in this file, in fp32, on the same weights and
+examples. Examples have few or many labels, so that a mean of means differs from the mean.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import starts
 from builders import Cli, llama_folder, write_rows
+from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.files import read_record
 from hpcft.core.paths import RunPaths
-from hpcft.jobs import prepare, submit
+from hpcft.core.records import Plan
 from hpcft.training.data import batch_order
 from real_runs import losses
 
-FEW, MANY = 2, 30  # labels of an example, the end of text not counted
-# Of the example at each place by length; two ranks with two packed micro-batches each then have
-# examples 0 7 2 5 and 1 6 3 4.
+FEW, MANY = 2, 30  # labels of an example, without the end of text
+# Number of labels of the examples, the longest example first. Two ranks with two packed
+# micro-batches each then get examples 0 7 2 5 and 1 6 3 4.
 LABELS = [FEW, MANY, FEW, MANY, MANY, FEW, MANY, FEW]
 
 RECIPE = """\
@@ -51,31 +54,31 @@ resources: { nodes: 1, gpus_per_node: 2, zero_stage: 3, time_min: 10 }
 
 
 def rows(count: int) -> list[dict[str, str]]:
-    """Examples of 60 characters and less, which are as many tokens."""
-    made = []
+    """Makes examples of up to 60 characters, which are as many tokens."""
+    examples = []
     for number in range(count):
         labels = LABELS[number % 8]
         text = f"{number} is not {number + 1}; " * 9
         length = 60 - 4 * (number % 8)
-        made.append({"q": text[: length - labels], "a": text[length - labels : length]})
-    return made
+        examples.append({"q": text[: length - labels], "a": text[length - labels : length]})
+    return examples
 
 
-def encoded(found: Sequence[dict[str, str]]) -> list[tuple[list[int], int]]:
-    """Tokens of each example with the end of text, and where its completion begins."""
+def tokenize(examples: Sequence[dict[str, str]]) -> list[tuple[list[int], int]]:
+    """Returns each example's tokens with the end of text, and where its completion starts."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained("base")
     return [
         ([*tokenizer(row["q"] + row["a"]).input_ids, tokenizer.eos_token_id],
          len(tokenizer(row["q"]).input_ids))
-        for row in found
+        for row in examples
     ]  # fmt: skip
 
 
 @pytest.fixture
 def agrees(workplace: Path) -> Path:
-    """A recipe, and its tiny model and data beside it."""
+    """A recipe with its tiny model and data in the same folder."""
     llama_folder(workplace / "base")
     write_rows(workplace / "d.jsonl", rows(24))
     write_rows(workplace / "t.jsonl", rows(2))
@@ -94,44 +97,45 @@ from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 from hpcft.training import worker
 
-plain_step = deepspeed.DeepSpeedEngine.step
+original_step = deepspeed.DeepSpeedEngine.step
 
 def step(engine):
     named = engine.module.named_parameters()
-    found = {name: safe_get_full_grad(parameter).clone() for name, parameter in named}
+    gradients = {name: safe_get_full_grad(parameter).clone() for name, parameter in named}
     if engine.global_rank == 0:
-        save_file(found, sys.argv[1] + "/gradients.safetensors")
-    plain_step(engine)
+        save_file(gradients, sys.argv[1] + "/gradients.safetensors")
+    original_step(engine)
 
 deepspeed.DeepSpeedEngine.step = step
-nobody = str(os.open(os.devnull, os.O_WRONLY))  # hears of beats and stacks
-worker.main(sys.argv[1], "0", str(os.getppid()), nobody, nobody)
+devnull = str(os.open(os.devnull, os.O_WRONLY))  # There is no supervisor to read the pipes.
+worker.main(sys.argv[1], "0", str(os.getppid()), devnull, devnull)
 """
 
 
 def run_ranks(folder: Path, ranks: int) -> None:
-    """The ranks of a run as their supervisors start them; each keeps its gradients."""
+    """Starts the ranks of a run as their supervisors do; rank 0 writes the gradients."""
     job = {"EXECUTOR": "local", "LOCAL_JOB_ID": "1", "LOCAL_NTASKS": ranks, "LOCAL_NODEID": 0,
            "LOCAL_JOB_NUM_NODES": 1}  # fmt: skip
-    started = []
+    processes = []
     for rank in range(ranks):
-        told = {**job, "LOCAL_GLOBALID": rank, "LOCAL_LOCALID": rank}
-        here = {f"SUBMITIT_{name}": str(value) for name, value in told.items()}
-        environment = {**os.environ, **here, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        started.append(
+        submitit = {**job, "LOCAL_GLOBALID": rank, "LOCAL_LOCALID": rank}
+        variables = {f"SUBMITIT_{name}": str(value) for name, value in submitit.items()}
+        environment = {**os.environ, **variables, "DS_ACCELERATOR": "cpu",
+                       "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+        processes.append(
             subprocess.Popen([sys.executable, "-c", RANK, str(folder)], env=environment, text=True,
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         )  # fmt: skip
     try:
-        said = [process.communicate(timeout=120)[1] for process in started]
+        errors = [process.communicate(timeout=120)[1] for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    assert [process.returncode for process in started] == [0] * ranks, said
+    assert [process.returncode for process in processes] == [0] * ranks, errors
 
 
 def gradients_of_means(groups: Sequence[Sequence[tuple[list[int], int]]]) -> dict[str, Any]:
-    """Gradients of the mean over groups of the mean loss over the labels of a group."""
+    """Computes the gradients of the mean, over groups, of the mean loss over a group's labels."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32)
@@ -145,35 +149,36 @@ def gradients_of_means(groups: Sequence[Sequence[tuple[list[int], int]]]) -> dic
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    """The largest relative difference between the gradients of a parameter."""
-    assert found.keys() == expected.keys()
+def distance(actual: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Returns the largest relative difference between the gradients of a parameter."""
+    assert actual.keys() == expected.keys()
     return max(
-        float(torch.norm(found[name] - expected[name]) / torch.norm(expected[name]))
+        float(torch.norm(actual[name] - expected[name]) / torch.norm(expected[name]))
         for name in expected
     )
 
 
-def test_gradients_over_ranks_are_those_of_one_process(agrees: Path) -> None:
-    """ZeRO-3 on two ranks with two micro-batches each, to 1e-5 of each gradient's norm in fp32."""
+def test_zero3_two_ranks_gradients_match_single_process(agrees: Path) -> None:
+    """Two ranks with two micro-batches each, to 1e-5 of each gradient's norm in fp32."""
     write_rows(agrees.parent / "d.jsonl", rows(8))
-    site, (prepared,) = prepare.prepare_runs(str(agrees), "local", [])
-    folder = agrees.parent / "runs/agrees/1"
-    submit._write_folder(site, prepared, folder)
+    folder = starts.make_run(agrees.parent / "runs/agrees/1", agrees)
+    paths = RunPaths(folder)
     run_ranks(folder, 2)
-    found = load_file(folder / "gradients.safetensors")
+    gradients = load_file(folder / "gradients.safetensors")
 
-    examples = encoded(rows(8))
-    divided = batch_order.plan_batches(
-        prepared.point.recipe, prepared.plan, [len(ids) for ids, _ in examples]
+    examples = tokenize(rows(8))
+    batch_plan = batch_order.plan_batches(
+        read_record(paths.recipe, FullRecipe),
+        read_record(paths.plan, Plan),
+        [len(ids) for ids, _ in examples],
     )
-    turns = list(divided.micro_batches(0))
-    assert len(turns) == 4
-    ranks = [[examples[i] for turn in turns[rank::2] for i in turn] for rank in range(2)]
+    batches = list(batch_plan.micro_batches(0))
+    assert len(batches) == 4
+    ranks = [[examples[i] for batch in batches[rank::2] for i in batch] for rank in range(2)]
     counts = [sum(len(ids) - start for ids, start in rank) for rank in ranks]
     assert max(counts) > 2 * min(counts)
-    assert distance(found, gradients_of_means([examples])) < 1e-5
-    assert distance(found, gradients_of_means(ranks)) > 0.1, "a wrong mean would show"
+    assert distance(gradients, gradients_of_means([examples])) < 1e-5
+    assert distance(gradients, gradients_of_means(ranks)) > 0.1, "a wrong mean would be seen"
 
 
 # ---------------------------------------------------------------- QLoRA
@@ -185,7 +190,7 @@ RATE = 5e-3
 
 
 def plain_qlora(examples: list[tuple[list[int], int]]) -> tuple[list[float], dict[str, Any]]:
-    """Losses and final adapter of QLoRA as the libraries' manuals have it, in padded batches."""
+    """Trains QLoRA as the libraries' manuals do, in padded batches; returns losses and adapter."""
     from peft import (
         LoraConfig,
         get_peft_model,
@@ -232,7 +237,7 @@ def plain_qlora(examples: list[tuple[list[int], int]]) -> tuple[list[float], dic
     return losses, get_peft_model_state_dict(model)
 
 
-def test_qlora_is_that_of_a_plain_loop(agrees: Path, cli: Cli) -> None:
+def test_qlora_losses_and_adapter_match_plain_loop(agrees: Path, cli: Cli) -> None:
     """Six steps in fp32, in two packed micro-batches each: losses to 1e-5, weights to 1e-4."""
     method = "{name: qlora, r: 4, lora_alpha: 8, target_modules: all-linear}"
     change = [f"method={method}", "resources={gpus_per_node: 1, zero_stage: 0}",
@@ -243,12 +248,10 @@ def test_qlora_is_that_of_a_plain_loop(agrees: Path, cli: Cli) -> None:
     assert done.code == 0, done.err
     (folder,) = (agrees.parent / "runs/agrees").glob("*")
     paths = RunPaths(folder)
-    found = losses(folder)
-
-    plain, adapter = plain_qlora(encoded(rows(24)))
-    assert len(plain) == STEPS
-    assert found == pytest.approx(plain, abs=1e-5)
-    assert abs(plain[-1] - plain[0]) > 0.1, "it moves"
+    plain_losses, adapter = plain_qlora(tokenize(rows(24)))
+    assert len(plain_losses) == STEPS
+    assert losses(folder) == pytest.approx(plain_losses, abs=1e-5)
+    assert abs(plain_losses[-1] - plain_losses[0]) > 0.1, "training changes the loss"
     saved = load_file(paths.model / "adapter_model.safetensors")
     assert saved.keys() == adapter.keys()
     for name, tensor in adapter.items():

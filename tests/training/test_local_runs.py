@@ -1,4 +1,4 @@
-"""Real runs on this machine through the command line: training, results, identity, failures."""
+"""Tests of real runs on this machine by the command line: training, results, failures."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 import pytest
 
 from builders import ROOT, Cli, film_rows, write_rows
-from real_runs import gone, step, supervisors, until
+from real_runs import current_step, is_gone, supervisor_pids, until
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart recipe, submitted and watched as `make demo` does; its run folder."""
-    runs = tmp_path_factory.mktemp("a runs 'folder' ü")  # a path as users have them
+    """Submits the quickstart recipe as `make demo` does; its run folder."""
+    runs = tmp_path_factory.mktemp("a runs 'folder' ü")  # Users have such paths.
     command = [sys.executable, "-m", "hpcft", "submit", str(ROOT / "recipes/quickstart.yaml"),
                "--cluster", "local", "--watch", "--runs-dir", str(runs)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("/600") > 3, "progress is told while it runs"
+    assert done.stderr.count("/600") > 3, "progress is shown while it runs"
     (folder,) = runs.glob("quickstart/*")
     return folder
 
 
-def test_quickstart_learns(trained: Path, cli: Cli) -> None:
-    said = cli("collect", "--json", "--runs-dir", trained.parents[1])
-    (row,) = said.json
+def test_quickstart_run_learns(trained: Path, cli: Cli) -> None:
+    result = cli("collect", "--json", "--runs-dir", trained.parents[1])
+    (row,) = result.json
     assert row["state"] == "COMPLETED"
     assert row["metrics"]["majority"]["mean"] == pytest.approx(0.2)
     assert row["metrics"]["accuracy"]["mean"] > 0.7
@@ -38,7 +38,7 @@ def test_quickstart_learns(trained: Path, cli: Cli) -> None:
     assert 0 < row["peak_memory_bytes"] < 4 * 2**30
 
 
-def test_what_a_run_needed_is_kept_beside_what_was_predicted(trained: Path, cli: Cli) -> None:
+def test_result_holds_measurement_and_prediction(trained: Path, cli: Cli) -> None:
     record = json.loads((trained / "result.json").read_text())
     measured, predicted = record["measured"], record["predicted"]
     assert {"starting", "model", "training", "evaluation", "saving"} <= set(measured["phases"])
@@ -51,27 +51,30 @@ def test_what_a_run_needed_is_kept_beside_what_was_predicted(trained: Path, cli:
     assert measured["timed_steps"] == 598
     assert 0 < 598 * measured["step_s"] < 2 * measured["train_s"]
     assert 0 < measured["tokens_per_step"] < predicted["tokens_per_step"]
-    said = cli("collect", "--json", "--runs-dir", trained.parents[1])
-    (row,) = said.json
+    collected = cli("collect", "--json", "--runs-dir", trained.parents[1])
+    (row,) = collected.json
     assert row["phases"]["training"]["resident_bytes"] == resident["training"]
     assert row["step_s"] == [measured["step_s"]]
     assert row["predicted_step_s"] == predicted["step_s"]
-    known = json.loads((trained.parents[1] / "calibration/local.json").read_text())
-    assert known["runs"] == 1
+    calibration = json.loads((trained.parents[1] / "calibration/local.json").read_text())
+    assert calibration["runs"] == 1
     planned = cli("plan", "quickstart", "-c", "local", "--json", "--runs-dir", trained.parents[1])
     (process,) = (i for i in planned.json["gpu_memory"] if i["name"] == "process")
-    assert (process["bytes"], process["rule"][-10:]) == (known["process_bytes"], "calibrated")
+    assert (process["bytes"], process["rule"][-10:]) == (
+        calibration["process_bytes"],
+        "calibrated",
+    )
 
 
-def test_losses_are_on_the_scale_of_cross_entropy(trained: Path) -> None:
-    """Two ranks start at ln 5, not at twice that, which the Trainer makes of a model's own."""
+def test_logged_loss_two_ranks_starts_at_cross_entropy(trained: Path) -> None:
+    """It starts at ln 5; a model's own loss the Trainer would multiply by the number of ranks."""
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[0] == pytest.approx(1.609, abs=0.1)
     assert losses[-1] < 0.5
 
 
-def test_weights_load_back_and_answer(trained: Path) -> None:
+def test_saved_model_loads_back_and_predicts_the_same(trained: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     files = {file.name for file in (trained / "model").iterdir()}
@@ -83,14 +86,14 @@ def test_weights_load_back_and_answer(trained: Path) -> None:
                 (ROOT / "recipes/data/helpdesk/test.jsonl").read_text().splitlines()]  # fmt: skip
     batch = tokenizer([row["text"] for row in held_out], padding=True, truncation=True,
                       max_length=64, return_tensors="pt")  # fmt: skip
-    answers = model(**batch).logits.argmax(-1).tolist()
-    right = sum(model.config.id2label[a] == row["label"]
-                for a, row in zip(answers, held_out, strict=True))  # fmt: skip
+    predictions = model(**batch).logits.argmax(-1).tolist()
+    right = sum(model.config.id2label[label] == row["label"]
+                for label, row in zip(predictions, held_out, strict=True))  # fmt: skip
     result = json.loads((trained / "result.json").read_text())
     assert right / len(held_out) == pytest.approx(result["metrics"]["accuracy"], abs=1e-6)
 
 
-def test_heartbeat_tells_all_that_status_shows(trained: Path, cli: Cli) -> None:
+def test_progress_of_trained_run_has_every_field_that_status_shows(trained: Path, cli: Cli) -> None:
     (view,) = cli("status", "--json", "--runs-dir", trained.parents[1]).json
     progress = view["progress"]
     assert progress["step"] == progress["total_steps"] == 600
@@ -100,15 +103,15 @@ def test_heartbeat_tells_all_that_status_shows(trained: Path, cli: Cli) -> None:
     assert cli("logs", "quickstart", "--rank", 1, "--runs-dir", trained.parents[1]).code == 0
 
 
-def test_run_folder_is_private_and_holds_no_pickle_to_read(trained: Path) -> None:
+def test_run_folder_is_private_and_its_records_are_json(trained: Path) -> None:
     assert (trained.stat().st_mode & 0o777) == 0o700
     readable = {"recipe", "plan", "job", "progress", "result", "cluster", "ds_config"}
     for name in readable:
         json.loads((trained / f"{name}.json").read_text())
 
 
-def test_user_data_trains_and_is_found_again(tiny: Path, cli: Cli) -> None:
-    """Unusual columns, unicode, empty and long rows, a label that occurs once."""
+def test_submit_unusual_user_data_trains_and_finds_its_run_again(tiny: Path, cli: Cli) -> None:
+    """Unusual column names, unicode, empty and long rows, a label that occurs once."""
     rows = [{"Текст 📄": f"отзыв {i} " + "очень " * (i % 7), "my label": ["да", "no"][i % 2]}
             for i in range(16)]  # fmt: skip
     rows += [{"Текст 📄": "", "my label": "no"}, {"Текст 📄": "a" * 100_000, "my label": "да"},
@@ -131,14 +134,14 @@ def test_user_data_trains_and_is_found_again(tiny: Path, cli: Cli) -> None:
     (folder,) = (tiny.parent / "runs/tiny").glob("*")
     before = (folder / "result.json").read_text()
     assert cli("submit", tiny, "-c", "local", *change, "--again", "--watch").code == 0
-    assert (folder / "earlier/0/result.json").read_text() == before, "nothing is lost"
+    assert (folder / "previous/0/result.json").read_text() == before, "nothing is lost"
     first, second = (json.loads(text)["metrics"] for text in
                      (before, (folder / "result.json").read_text()))  # fmt: skip
     assert first == second, "a fixed seed gives the same number twice"
 
 
-def test_adapter_loads_back(workplace: Path, cli: Cli) -> None:
-    """QLoRA from a local folder on two ranks: NF4 base, adapter out, scored before and after."""
+def test_qlora_adapter_loads_back(workplace: Path, cli: Cli) -> None:
+    """QLoRA of a local model on two ranks, evaluated before and after training."""
     import torch
     from peft import AutoPeftModelForCausalLM
     from safetensors.torch import load_file
@@ -209,13 +212,13 @@ OFFLOADED = {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"
         pytest.param("head_only", {"zero_stage": 3}, marks=pytest.mark.slow),
         pytest.param("prompt_tuning", {"zero_stage": 2}, marks=pytest.mark.slow),
         ("qlora", {"zero_stage": 2}),
-        pytest.param("full", OFFLOADED, marks=pytest.mark.slow),  # compiles CPU Adam, 90 s
+        pytest.param("full", OFFLOADED, marks=pytest.mark.slow),  # It compiles CPU Adam in 90 s.
     ],
 )
-def test_zero_stages_agree_with_plain_data_parallelism(
+def test_zero_stage_gives_losses_of_plain_data_parallelism(
     workplace: Path, cli: Cli, method: str, sharded: dict[str, object]
 ) -> None:
-    """The same losses and the same number, however states are sharded; all features turned on."""
+    """Losses and metrics are the same however states are sharded, with all features turned on."""
     from builders import llama_folder
 
     llama_folder(workplace / "base")
@@ -241,46 +244,46 @@ def test_zero_stages_agree_with_plain_data_parallelism(
 
 
 def _submit_long(tiny: Path, cli: Cli) -> Path:
-    """A run of two ranks that would train for minutes; its folder, once it is training."""
-    said = cli("submit", tiny, "-c", "local", "-o", "train.max_steps=100000",
+    """Submits a run of two ranks that would take minutes; returns its folder once it trains."""
+    submitted = cli("submit", tiny, "-c", "local", "-o", "train.max_steps=100000",
                "-o", "resources.gpus_per_node=2", "--json")  # fmt: skip
-    assert said.code == 0, said.err
-    folder = Path(said.json[0]["folder"])
-    until(lambda: step(folder) > 0)
+    assert submitted.code == 0, submitted.err
+    folder = Path(submitted.json[0]["folder"])
+    until(lambda: current_step(folder) > 0)
     return folder
 
 
-def test_one_dead_rank_ends_the_others(tiny: Path, cli: Cli) -> None:
+def test_killed_supervisor_ends_all_ranks(tiny: Path, cli: Cli) -> None:
     folder = _submit_long(tiny, cli)
-    ranks = supervisors(folder)
+    ranks = supervisor_pids(folder)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    until(lambda: gone(folder), 10)
+    until(lambda: is_gone(folder), 10)
     (view,) = cli("status", "--json").json
     assert view["state"] == "FAILED"
     assert view["note"]
 
 
-def test_cancel_leaves_no_process(tiny: Path, cli: Cli) -> None:
+def test_cancel_ends_all_processes(tiny: Path, cli: Cli) -> None:
     folder = _submit_long(tiny, cli)
     assert "cancelled" in cli("cancel", "tiny").err
-    until(lambda: gone(folder), 5)
+    until(lambda: is_gone(folder), 5)
     assert "has ended already" in cli("cancel", "tiny").err
 
 
-def test_of_two_submits_at_once_one_wins(tiny: Path, cli: Cli) -> None:
+def test_submit_twice_at_once_starts_one_job(tiny: Path, cli: Cli) -> None:
     command = [sys.executable, "-m", "hpcft", "submit", str(tiny), "-c", "local"]
     long = ["-o", "train.max_steps=100000"]
-    both = [
+    processes = [
         subprocess.Popen(
             [*command, *long], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
-    said = sorted(process.communicate(timeout=120)[1] for process in both)
-    assert [process.returncode for process in both] == [0, 0]
-    assert "is already queued or running" in said[0]
-    assert "submitted as job" in said[1]
+    messages = sorted(process.communicate(timeout=120)[1] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "is already queued or running" in messages[0]
+    assert "submitted as job" in messages[1]
     (file,) = (tiny.parent / "runs/tiny").glob("*/job.json")
     assert len(json.loads(file.read_text())["attempts"]) == 1
     assert "cancelled" in cli("cancel", "tiny").err

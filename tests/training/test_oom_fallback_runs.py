@@ -1,4 +1,4 @@
-"""The ladder in real runs that come down it, their memory limited for real."""
+"""Tests of OOM fallbacks in real runs, whose memory is limited."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import RunRecord
 from hpcft.core.units import MIB
 from hpcft.recovery import log
-from real_runs import children, folder_of, gone, lines, losses, step, until
+from real_runs import current_step, folder_of, is_gone, losses, metrics_lines, until, worker_pids
 
-# ---------------------------------------------------------------- real runs that come down
+# ---------------------------------------------------------------- on this machine
 
 
-# The logits decide: 128,000 words × 52 positions are 25 MiB an example, several times over in a
-# step. A process takes about 0.7 GiB before its first; so 16 examples do not fit, and 2 do.
+# The logits take most memory: 128,000 words × 52 positions are 25 MiB an example, and a step holds
+# them several times. A process takes about 0.7 GiB before its first step; so 16 examples do not
+# fit, and 2 do.
 LIMIT_BYTES = 1_400 * MIB
-# Both sides sum the same numbers in fp32, in another order.
+# Both runs sum the same numbers in fp32, in another order.
 TOLERANCE = 1e-5
 
 WIDE = """\
@@ -53,88 +54,94 @@ resources: { gpus_per_node: 1, time_min: 10 }
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
 
-def count(first: int, words: int) -> dict[str, str]:
+def example(first: int, words: int) -> dict[str, str]:
+    """Makes an example whose answer has so many words."""
     answer = " ".join(WORDS[(first + i) % len(WORDS)] for i in range(words))
     return {"q": f"count {first}", "a": answer}
 
 
 @pytest.fixture
 def wide(workplace: Path) -> Path:
-    """A recipe whose micro-batch decides over hundreds of MiB; all examples are long."""
-    rows = [count(i, 40) for i in range(48)]
+    """A recipe with long examples, whose micro-batch takes hundreds of MiB."""
+    rows = [example(i, 40) for i in range(48)]
     write_rows(workplace / "train.jsonl", rows)
-    write_rows(workplace / "test.jsonl", [count(i, 4) for i in range(4)])
+    write_rows(workplace / "test.jsonl", [example(i, 4) for i in range(4)])
     path = workplace / "wide.yaml"
     path.write_text(WIDE)
     return path
 
 
-def limited(*arguments: object, limit_bytes: int = LIMIT_BYTES) -> subprocess.CompletedProcess[str]:
-    """The command line with a limit on the memory of each process; what it starts inherits it."""
+def run_limited(
+    *arguments: object, limit_bytes: int = LIMIT_BYTES
+) -> subprocess.CompletedProcess[str]:
+    """Runs hpcft with a memory limit, which the processes that it starts inherit."""
     return subprocess.run(
         [sys.executable, "-m", "hpcft", *map(str, arguments)],
         capture_output=True, text=True, timeout=300, check=False,
-        # Stacks of threads count too, and machines differ in their cores.
+        # Thread stacks count too, and machines have different numbers of cores.
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes)),
     )  # fmt: skip
 
 
-def test_one_rank_goes_on_in_the_same_process(wide: Path, cli: Cli) -> None:
-    """Planned too large on purpose, it ends with the losses of one that was planned honestly."""
+def test_out_of_memory_one_rank_retries_step_in_same_process(wide: Path, cli: Cli) -> None:
+    """The losses are those of a run that was planned with a small enough micro-batch."""
     common = ["submit", wide, "-c", "local", "--watch", "-o"]
-    too_large = limited(
+    too_large = run_limited(
         *common, "name=large", "-o", "train.per_device_train_batch_size=16",
         "-o", "evaluation.before=true", "-o", "evaluation.per_device_eval_batch_size=32",
     )  # fmt: skip
     assert too_large.returncode == 0, too_large.stderr
-    honest = limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2")
+    honest = run_limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2")
     assert honest.returncode == 0, honest.stderr
     large = folder_of("large")
-    taken = log.read_recoveries(RunPaths(large))
-    steps = [rung for rung in taken if rung.change.startswith("micro-batch")]
-    assert steps[0].change == "micro-batch 16 → 8"
-    assert {rung.action for rung in taken} == {"retry_step"}
-    assert all("allocate memory" in rung.evidence for rung in taken)
-    assert [rung.number for rung in taken] == list(range(1, len(taken) + 1))
+    recoveries = log.read_recoveries(RunPaths(large))
+    changes = [recovery.change for recovery in recoveries]
+    assert (
+        next(change for change in changes if change.startswith("micro-batch"))
+        == "micro-batch 16 → 8"
+    )
+    assert {recovery.action for recovery in recoveries} == {"retry_step"}
+    assert all("allocate memory" in recovery.evidence for recovery in recoveries)
+    assert [recovery.number for recovery in recoveries] == list(range(1, len(recoveries) + 1))
     assert not log.read_recoveries(RunPaths(folder_of("honest")))
     assert len(losses(large)) == 3
     assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
     result = files.read_record(large / "result.json", RunRecord)
-    assert result.fallbacks == taken
+    assert result.fallbacks == recoveries
     assert result.cluster == "local"
     rows = {row["recipe"]: row for row in cli("collect", "--json").json}
-    assert rows["large"]["rungs"] == [rung.change for rung in taken]
-    assert rows["honest"]["rungs"] == []
+    assert rows["large"]["fallbacks"] == changes
+    assert rows["honest"]["fallbacks"] == []
     next_plan = cli("plan", wide, "-c", "local", "-o", "name=large", "--json").json
-    least = taken[-1].layout.per_device_train_batch_size
-    assert next_plan["layout"]["per_device_train_batch_size"] <= least
-    assert any("earlier runs of large were out of memory" in why for why in next_plan["reasons"])
-    assert "went on with micro-batch 16 → 8" in cli("status", "large").out
+    smallest = recoveries[-1].layout.per_device_train_batch_size
+    assert next_plan["layout"]["per_device_train_batch_size"] <= smallest
+    assert any("earlier runs of large ran out of memory" in why for why in next_plan["reasons"])
+    assert "fell back to micro-batch 16 → 8" in cli("status", "large").out
     assert "Traceback" not in next((large / "logs").glob("*_0_log.err")).read_text()
 
 
-def test_ranks_start_again_together_from_the_last_checkpoint(wide: Path, cli: Cli) -> None:
-    """ZeRO-3 on two ranks: only one of them meets long examples, in the second step."""
+def test_out_of_memory_zero3_all_ranks_restart_from_last_checkpoint(wide: Path, cli: Cli) -> None:
+    """Only one of the two ranks has long examples, in the second step."""
     long = range(24, 32)
-    rows = [count(i, 40 if i in long else 4) for i in range(48)]
+    rows = [example(i, 40 if i in long else 4) for i in range(48)]
     write_rows(wide.parent / "train.jsonl", rows)
     common = ["submit", wide, "-c", "local", "--watch", "-o", "resources.gpus_per_node=2",
               "-o", "resources.zero_stage=3", "-o", "train.packing=false", "-o"]  # fmt: skip
-    too_large = limited(
+    too_large = run_limited(
         *common, "name=large", "-o", "train.per_device_train_batch_size=8",
         "-o", "train.save_strategy=steps", "-o", "train.save_steps=1",
         "-o", "evaluation.before=true",
     )  # fmt: skip
     assert too_large.returncode == 0, too_large.stderr
-    honest = limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2",
+    honest = run_limited(*common, "name=honest", "-o", "train.per_device_train_batch_size=2",
                      "-o", "evaluation.before=true")  # fmt: skip
     assert honest.returncode == 0, honest.stderr
     large = folder_of("large")
-    (rung,) = log.read_recoveries(RunPaths(large))
-    assert (rung.change, rung.action) == ("micro-batch 8 → 4", "restart")
-    told = [line["kind"] if "loss" not in line else line["step"] for line in lines(large)]
-    assert [what for what in told if what != "step"] == ["before", 1, "recovery", 2, 3, "test"]
+    (recovery,) = log.read_recoveries(RunPaths(large))
+    assert (recovery.change, recovery.action) == ("micro-batch 8 → 4", "restart")
+    logged = [line["kind"] if "loss" not in line else line["step"] for line in metrics_lines(large)]
+    assert [entry for entry in logged if entry != "step"] == ["before", 1, "recovery", 2, 3, "test"]
     assert losses(large) == pytest.approx(losses(folder_of("honest")), rel=TOLERANCE)
     results = [files.read_record(folder_of(name) / "result.json", RunRecord)
                for name in ("large", "honest")]  # fmt: skip
@@ -142,15 +149,15 @@ def test_ranks_start_again_together_from_the_last_checkpoint(wide: Path, cli: Cl
     assert results[0].metrics_before == pytest.approx(results[1].metrics_before, rel=TOLERANCE)
     assert not results[1].fallbacks
     job = json.loads((large / "job.json").read_text())
-    assert len(job["attempts"]) == 1, "nothing was queued anew"
-    assert not (large / f"errors/{rung.rank}.json").exists()
+    assert len(job["attempts"]) == 1, "no other job was submitted"
+    assert not (large / f"errors/{recovery.rank}.json").exists()
 
 
-def test_at_the_end_of_the_ladder_it_says_what_was_tried(wide: Path, cli: Cli) -> None:
-    """Not even one example fits: its logits alone are 260 MiB, and several times over."""
-    rows = [count(i, 150) for i in range(8)]
+def test_out_of_memory_no_fallback_left_fails_and_lists_fallbacks(wide: Path, cli: Cli) -> None:
+    """Not even one example fits: its logits take 260 MiB, and a step holds them several times."""
+    rows = [example(i, 150) for i in range(8)]
     write_rows(wide.parent / "train.jsonl", rows)
-    done = limited(
+    done = run_limited(
         "submit", wide, "-c", "local", "--watch", "-o", "train.per_device_train_batch_size=2",
         "-o", "train.gradient_checkpointing=true", "-o", "model.config.vocab_size=400000",
         "-o", "train.global_batch_size=2", limit_bytes=1_300 * MIB,
@@ -158,33 +165,35 @@ def test_at_the_end_of_the_ladder_it_says_what_was_tried(wide: Path, cli: Cli) -
     assert done.returncode == 1
     (view,) = cli("status", "--json").json
     assert view["state"] == "FAILED"
-    taken = [rung["change"] for rung in view["recoveries"]]
-    assert taken == ["micro-batch 2 → 1", "loss in 8 parts"]
-    assert "was out of memory (training): " in view["note"]
+    changes = [recovery["change"] for recovery in view["recoveries"]]
+    assert changes == ["micro-batch 2 → 1", "loss in 8 parts"]
+    assert "ran out of memory (training): " in view["note"]
     assert "can't allocate memory" in view["note"]
-    assert f"tried before: {', '.join(taken)}; take nodes with more memory" in view["note"]
+    assert (
+        f"no fallback is left after {', '.join(changes)}; take nodes with more memory"
+        in view["note"]
+    )
 
 
-def test_a_killed_rank_without_evidence_is_no_lack_of_memory(tiny: Path, cli: Cli) -> None:
-    """It starts again where it is, as it was laid out."""
-    said = cli("submit", tiny, "-c", "local", "-o", "train.max_steps=100000", "--json")
-    folder = Path(said.json[0]["folder"])
-    until(lambda: step(folder) > 0)
-    (child,) = children(folder)
-    os.kill(child, signal.SIGKILL)
+def test_killed_worker_without_evidence_restarts_without_fallback(tiny: Path, cli: Cli) -> None:
+    submitted = cli("submit", tiny, "-c", "local", "-o", "train.max_steps=100000", "--json")
+    folder = Path(submitted.json[0]["folder"])
+    until(lambda: current_step(folder) > 0)
+    (worker,) = worker_pids(folder)
+    os.kill(worker, signal.SIGKILL)
     until(lambda: log.read_recoveries(RunPaths(folder)), 20.0)
-    until(lambda: children(folder), 20.0)
+    until(lambda: worker_pids(folder), 20.0)
     cli("cancel", "tiny")
     (recovery,) = cli("status", "--json").json[0]["recoveries"]
     assert (recovery["cause"], recovery["action"]) == ("rank_died", "restart")
     assert (recovery["change"], recovery["step"]) == ("", 0)
     assert recovery["evidence"] == "the training process was ended by SIGKILL"
-    assert gone(folder)
+    assert is_gone(folder)
 
 
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
-    """A cgroup whose memory the kernel limits; the command line runs outside of it."""
+    """A cgroup with a memory limit; the test itself runs outside of it."""
     v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
     group = (v1 if v1.is_dir() else v2) / f"hpcft-test-{os.getpid()}"
     limit = group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")
@@ -192,14 +201,14 @@ def memory_group() -> Iterator[Path]:
         group.mkdir()
         limit.write_text(str(1_500 * MIB))
     except OSError as error:
-        pytest.skip(f"no cgroup can be made here: {error.strerror}")
+        pytest.skip(f"this machine does not let us create a cgroup: {error.strerror}")
     yield group
     until(lambda: not (group / "cgroup.procs").read_text(), 20.0)
     group.rmdir()
 
 
 @pytest.mark.slow
-def test_a_rank_that_the_kernel_killed_starts_again(
+def test_worker_killed_by_kernel_for_memory_restarts_with_fallback(
     wide: Path, cli: Cli, memory_group: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -224,36 +233,38 @@ def test_a_rank_that_the_kernel_killed_starts_again(
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_a_job_comes_down_within_its_allocation(wide: Path, cli: Cli, testbed: Any) -> None:
-    """Two nodes whose profile boasts of memory, and the same planned with what there really is."""
+def test_out_of_memory_slurm_job_restarts_with_fallback_in_its_allocation(
+    wide: Path, cli: Cli, testbed: Any
+) -> None:
+    """The profile of one run claims more memory than its two nodes have; the other is right."""
     limit_gib = 2.75
     shipped = (ROOT / "slurm/testbed.yaml").read_text()
     limits = f'setup: ["ulimit -S -d {int(limit_gib * 2**20)}"]\n'  # in KiB
-    boasting = shipped.replace("name: testbed", "name: boasting") + limits
+    too_large = shipped.replace("name: testbed", "name: too_large") + limits
     honest = shipped.replace("name: testbed", "name: honest") + limits
     honest = honest.replace("host_memory_gib: 11.7", f"host_memory_gib: {limit_gib}")
-    Path("boasting.yaml").write_text(boasting)
+    Path("too_large.yaml").write_text(too_large)
     Path("honest.yaml").write_text(honest)
     common = ["-o", "train.global_batch_size=64", "-o", "train.max_steps=2",
               "-o", "task.max_length=64", "-o", "resources.nodes=2",
               "-o", "resources.zero_stage=3"]  # fmt: skip
-    write_rows(wide.parent / "train.jsonl", [count(i, 40) for i in range(128)])
+    write_rows(wide.parent / "train.jsonl", [example(i, 40) for i in range(128)])
     large = [*common, "-o", "train.per_device_train_batch_size=32"]
-    for name, more in (("boasting", large), ("honest", common)):
-        said = cli("submit", wide, "-c", f"{name}.yaml", "-o", f"name={name}", *more)
-        assert said.code == 0, said.err
+    for name, overrides in (("too_large", large), ("honest", common)):
+        submitted = cli("submit", wide, "-c", f"{name}.yaml", "-o", f"name={name}", *overrides)
+        assert submitted.code == 0, submitted.err
         done = cli("status", name, "--watch")
         assert done.code == 0, done.err
-    taken = log.read_recoveries(RunPaths(folder_of("boasting")))
-    assert taken[0].change == "micro-batch 32 → 16"
-    assert {rung.action for rung in taken} == {"restart"}
+    recoveries = log.read_recoveries(RunPaths(folder_of("too_large")))
+    assert recoveries[0].change == "micro-batch 32 → 16"
+    assert {recovery.action for recovery in recoveries} == {"restart"}
     assert not log.read_recoveries(RunPaths(folder_of("honest")))
-    job = json.loads((folder_of("boasting") / "job.json").read_text())
+    job = json.loads((folder_of("too_large") / "job.json").read_text())
     (attempt,) = job["attempts"]
-    known = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%i %j"], capture_output=True,
+    jobs = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%i %j"], capture_output=True,
                            text=True, check=True).stdout.split("\n")  # fmt: skip
-    assert [line for line in known if line.endswith(" boasting")] == [
-        f"{attempt['job_id']} boasting"
+    assert [line for line in jobs if line.endswith(" too_large")] == [
+        f"{attempt['job_id']} too_large"
     ]
-    ours, theirs = (losses(folder_of(name))[-2:] for name in ("boasting", "honest"))
+    ours, theirs = (losses(folder_of(name))[-2:] for name in ("too_large", "honest"))
     assert ours == pytest.approx(theirs, rel=TOLERANCE)

@@ -1,10 +1,10 @@
-"""The command line: one file a verb; `app.py` lists them and is the only place that exits."""
+"""The command line: one file per command, and `app.py`, which lists and runs them."""
 
 import atexit
 import gc
 
-# Python looks for cycles of garbage after each 700 new objects: a fifteenth of a short command's
-# time, which makes next to no garbage. And once more as it ends: where a plan was traced that is a
-# look of half a second through all that torch brought.
+# By default Python looks for garbage cycles after every 700 new objects. That takes a fifteenth of
+# a short command's time, and such a command makes next to no garbage. A last search at exit would
+# take half a second where a plan was traced, because it visits every object that torch created.
 gc.set_threshold(100_000)
 atexit.register(gc.freeze)

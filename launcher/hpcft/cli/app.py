@@ -1,28 +1,51 @@
-"""The list of verbs, and the one place where an error becomes an exit code."""
+"""The list of commands, and the one place where an error becomes an exit code."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hpcft import __version__
+from hpcft.cli import completion
+from hpcft.cli.cancel import cancel
+from hpcft.cli.clusters import clusters
+from hpcft.cli.collect import collect
+from hpcft.cli.explain import explain
+from hpcft.cli.logs import logs
+from hpcft.cli.params import params
+from hpcft.cli.plan import plan
+from hpcft.cli.recipes import recipes
+from hpcft.cli.resume import resume
+from hpcft.cli.schema import schema
+from hpcft.cli.stage import stage
+from hpcft.cli.status import status
+from hpcft.cli.submit import submit
 from hpcft.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, HpcftError
+from hpcft.core.tested_versions import untested_versions_note
+
+COMMANDS: tuple[Callable[..., None], ...] = (
+    plan, params, stage, submit, resume, status, explain, logs, cancel, collect, recipes, clusters,
+    schema,
+)  # fmt: skip
 
 app = typer.Typer(
     name="hpcft",
-    help="Fine-tune language models on a Slurm cluster: a run that is accepted fits.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # `completion` has these options, and takes the shell's name as well.
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: drawing it would cost more than all else in `--help`
+    rich_markup_mode=None,  # Drawing the help with rich takes longer than all else in `--help`.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -30,65 +53,57 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
+    _install_completion: completion.InstallCompletion = None,
+    _show_completion: completion.ShowCompletion = None,
 ) -> None:
-    """Fine-tune language models on a Slurm cluster: a run that is accepted fits."""
+    """Fine-tune language models on a Slurm cluster.
+
+    Before it submits a run, hpcft plans how the run fits the cluster; a run that it accepts fits.
+    """
 
 
-def _register() -> None:
-    from hpcft.cli import (
-        cancel,
-        clusters,
-        collect,
-        explain,
-        logs,
-        params,
-        plan,
-        recipes,
-        resume,
-        schema,
-        stage,
-        status,
-        submit,
-    )
-
-    for verb in (
-        plan, params, stage, submit, resume, status, explain, logs, cancel, collect, recipes,
-        clusters, schema,
-    ):  # fmt: skip
-        verb.add_to(app)
-
-
-_register()
+for command in COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:
-    """Runs the command line and exits with the code that errors.py documents."""
+    """Runs the command line, and exits with the code that `core/errors.py` documents."""
+    if completion.VARIABLE in os.environ:
+        completion.enable()
+    else:
+        # Nothing that goes wrong with a mere note may stop a command.
+        with contextlib.suppress(Exception):
+            if note := untested_versions_note(Path(typer.__file__).parents[1]):
+                sys.stderr.write(note + "\n")
     try:
-        code = app(prog_name="hpcft", standalone_mode=False)
+        code = app(completion.with_shell(sys.argv[1:]), prog_name="hpcft", standalone_mode=False)
     except HpcftError as error:
-        from hpcft.cli import console
-
-        console.error(str(error))
-        sys.exit(error.exit_code)
-    except typer.Abort:
-        sys.exit(EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
+        _exit_with(str(error), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader went away (`hpcft status | head`): nothing to complain of
+        sys.stderr.close()  # The reader is gone (`hpcft status | head`), which is not an error.
         sys.exit(EXIT_OK)
     except OSError as error:
-        from hpcft.cli import console
-
-        console.error(f"{error.filename or 'input or output'}: {error.strerror or error}")
-        sys.exit(EXIT_USAGE)
+        what = f"{error.filename or 'input or output'}: {error.strerror or error}"
+        _exit_with(what, EXIT_USAGE)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # one of click's usage errors has it
+        if not hasattr(error, "format_message"):  # Only the usage errors of click have it.
             raise
         show = getattr(error, "show", None)
         if show:
             show()
-        sys.exit(getattr(error, "exit_code", 2))
+        sys.exit(getattr(error, "exit_code", EXIT_USAGE))
     sys.exit(code if isinstance(code, int) else EXIT_OK)
+
+
+def _exit_with(message: str, code: int) -> None:
+    from hpcft.cli import console  # Most commands print no error.
+
+    console.error(message)
+    sys.exit(code)

@@ -1,63 +1,80 @@
-"""`hpcft collect`: the results table."""
+"""`hpcft collect`: prints the results table."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcft.cli.options import RunNames, RunsDir
+from hpcft.cli import completion
+from hpcft.cli.options import RunNamesOrAll, RunsDir
 from hpcft.core.errors import StoreError, UsageError
 from hpcft.core.paths import DEFAULT_RUNS
 
+if TYPE_CHECKING:
+    from hpcft.jobs.status import RunStatus
 
-def add_to(app: typer.Typer) -> None:
-    """Registers the verb."""
 
-    @app.command()
-    def collect(
-        runs: RunNames = None,
-        format: Annotated[
-            str, typer.Option("--format", help="table, csv, tsv, json, md or latex.")
-        ] = "table",
-        metric: Annotated[
-            list[str] | None, typer.Option("--metric", "-m", help="Show these metrics.")
-        ] = None,
-        json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-        runs_dir: RunsDir = DEFAULT_RUNS,
-    ) -> None:
-        """Print one table of results, reported beside ours; of all runs, keep what they measured.
+def collect(
+    runs: RunNamesOrAll = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            autocompletion=completion.table_formats,
+            metavar="FORMAT",
+            help="table, csv, tsv, json, md or latex.",
+        ),
+    ] = "table",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", "-m", metavar="NAME", help="Show only these metrics."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Print the results table.
 
-        Later plans go by the measured memory and speed of the runs of their cluster.
-        """
-        from hpcft.cli import console, results_table
-        from hpcft.cli.status import chosen
-        from hpcft.cli.table_formats import FORMATS
-        from hpcft.jobs import learn, results
+    Published results stand next to ours. Without RUN, the command also updates the calibration:
+    later plans use the memory and speed that the runs have measured on their cluster.
+    """
+    # Imported here, so that `hpcft --help` is quick.
+    from hpcft.cli import console, results_table
+    from hpcft.cli.status import select_runs
+    from hpcft.cli.table_formats import FORMATS
+    from hpcft.jobs.results import result_rows, row_as_json
 
-        wanted = "json" if json else format
-        if wanted not in ("table", "json", *FORMATS):
-            known = ", ".join(["table", "json", *FORMATS])
-            raise UsageError(f"--format {wanted}: expected one of {known}")
-        views = chosen(runs_dir, runs)
-        if not runs:
-            try:
-                for line in learn.update_calibration(views, runs_dir):
-                    console.say(line)
-            except (StoreError, OSError) as error:
-                console.warn(f"the calibration is not kept: {error}")
-        found = results.result_rows(views)
-        if wanted == "json":
-            console.as_json([results.row_as_json(row) for row in found])
-            return
-        if not found:
-            console.say(f"no runs in {runs_dir}")
-            return
-        header, cells = results_table.table(found, metric)
-        if wanted in ("md", "latex") or (wanted == "table" and console.on_terminal(sys.stdout)):
-            header = results_table.with_arrows(header)
-        if wanted == "table":
-            console.table(header, cells)
-        else:
-            console.data(FORMATS[wanted](header, cells))
+    wanted = "json" if json else format
+    formats = ["table", "json", *FORMATS]
+    if wanted not in formats:
+        raise UsageError(f"--format {wanted}: expected one of {', '.join(formats)}")
+    statuses = select_runs(runs_dir, runs)
+    if not runs:
+        _update_calibration(statuses, runs_dir)
+    rows = result_rows(statuses)
+    if wanted == "json":
+        console.as_json([row_as_json(row) for row in rows])
+        return
+    if not rows:
+        console.say(f"there are no runs in {runs_dir}; to submit one: hpcft submit RECIPE")
+        return
+    header, cells = results_table.table(rows, metric)
+    if wanted in ("md", "latex") or (wanted == "table" and console.on_terminal(sys.stdout)):
+        header = results_table.with_arrows(header)
+    if wanted == "table":
+        console.table(header, cells)
+    else:
+        console.data(FORMATS[wanted](header, cells))
+
+
+def _update_calibration(statuses: list[RunStatus], runs_dir: Path) -> None:
+    from hpcft.cli import console
+    from hpcft.jobs.learn import update_calibration
+
+    try:
+        for line in update_calibration(statuses, runs_dir):
+            console.say(line)
+    except (StoreError, OSError) as error:
+        console.warn(f"the calibration was not updated: {error}")

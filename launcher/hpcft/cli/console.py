@@ -1,6 +1,7 @@
-"""The only printer: data to stdout, talk to stderr; a table on a terminal, TSV in a pipe.
+"""Prints everything that commands print: data to stdout, messages to stderr.
 
-What draws is imported only where something is drawn: it takes a tenth of the time of a command.
+A table is drawn on a terminal, and written as tab-separated lines into a pipe. rich is imported
+only where something is drawn, because it takes a tenth of a command's time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import re
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from hpcft.cli.table_formats import as_tsv
 
@@ -18,26 +19,26 @@ if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
     from rich.table import Table
 
-# What a terminal obeys (C0 and C1 controls but for tab and line feed), what turns the direction of
-# a line around, and halves of surrogate pairs, which no stream takes.
+# Characters that a terminal obeys (C0 and C1 controls except tab and line feed), that change the
+# direction of a line, and halves of surrogate pairs, which no stream can encode.
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+"
 )
 
 
 def on_terminal(stream: TextIO) -> bool:
-    """Whether a person reads the stream, and not a file or a program."""
+    """Returns whether a stream is a terminal, and not a file or a pipe."""
     return stream.isatty()
 
 
 @functools.cache
-def talk() -> Console:
-    """What draws on stderr."""
+def stderr_console() -> Console:
+    """Returns the rich console that draws on stderr."""
     return _console(stderr=True)
 
 
 @functools.cache
-def _out() -> Console:
+def _stdout_console() -> Console:
     return _console(stderr=False)
 
 
@@ -48,42 +49,42 @@ def _console(*, stderr: bool) -> Console:
 
 
 def say(text: str) -> None:
-    """A line for the person, on stderr."""
+    """Prints a line for the user on stderr."""
     sys.stderr.write(clean(text) + "\n")
 
 
 def error(text: str) -> None:
-    """An error, on stderr."""
-    _say_as("error:", "bold red", text)
+    """Prints an error on stderr."""
+    _say_labelled("error:", "bold red", text)
 
 
 def warn(text: str) -> None:
-    """A warning, on stderr."""
-    _say_as("warning:", "yellow", text)
+    """Prints a warning on stderr."""
+    _say_labelled("warning:", "yellow", text)
 
 
-def _say_as(word: str, style: str, text: str) -> None:
+def _say_labelled(label: str, style: str, text: str) -> None:
     if on_terminal(sys.stderr):
-        talk().print(f"[{style}]{word}[/] {_plain(text)}")
+        stderr_console().print(f"[{style}]{label}[/] {_escape(text)}")
     else:
-        say(f"{word} {text}")
+        say(f"{label} {text}")
 
 
 def data(text: str) -> None:
-    """Text on stdout, in a pipe too without control sequences: it may go on to a terminal."""
+    """Prints text on stdout without control sequences, in a pipe too: it may end at a terminal."""
     sys.stdout.write(clean(text if text.endswith("\n") else text + "\n"))
 
 
-def as_json(value: Any) -> None:
-    """A value as JSON, on stdout; control characters are escaped, so that none is lost.
+def as_json(value: object) -> None:
+    """Prints a value as JSON on stdout; control characters are escaped, so that none is lost.
 
-    What is not finite is null: JSON has no such numbers.
+    Numbers that are not finite become null, because JSON has no such numbers.
     """
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str)
-    data(_CONTROL.sub(lambda found: "".join(f"\\u{ord(c):04x}" for c in found[0]), text))
+    data(_CONTROL.sub(lambda run: "".join(f"\\u{ord(c):04x}" for c in run[0]), text))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -92,23 +93,28 @@ def _finite(value: Any) -> Any:
 
 
 def table(header: list[str], cells: list[list[str]], *, right: set[str] | None = None) -> None:
-    """A table on a terminal, tab-separated lines in a pipe.
+    """Prints a table on a terminal, and tab-separated lines in a pipe.
 
-    Where the terminal is too narrow for the table, each line becomes a block of its own.
+    On a terminal that is too narrow for the table, each row becomes a block of lines.
+
+    Args:
+        header: titles of the columns.
+        cells: texts, row by row.
+        right: titles of the columns that are aligned to the right.
     """
     if not on_terminal(sys.stdout):
         data(as_tsv(header, cells))
         return
-    out = _out()
+    out = _stdout_console()
     if _width(header, cells) <= out.width:
         out.print(rich_table(header, cells, right=right), soft_wrap=False)
     else:
         longest = max(map(len, header))
         for line in cells:
-            out.print(f"[bold]{_plain(line[0])}[/]")
+            out.print(f"[bold]{_escape(line[0])}[/]")
             for title, cell in zip(header[1:], line[1:], strict=True):
                 if cell:
-                    out.print(f"  {title:{longest}}  {_plain(cell)}")
+                    out.print(f"  {title:{longest}}  {_escape(cell)}")
 
 
 def rich_table(
@@ -118,11 +124,11 @@ def rich_table(
     right: set[str] | None = None,
     drop: tuple[str, ...] = (),
 ) -> Table:
-    """The table to draw; columns that are empty throughout are left out.
+    """Returns a table to draw, without the columns that are empty in every row.
 
     Args:
-        header: titles.
-        cells: text.
+        header: titles of the columns.
+        cells: texts, row by row.
         right: titles of the columns that are aligned to the right.
         drop: titles of columns to leave out, one after the other, while the table is too wide.
     """
@@ -132,23 +138,24 @@ def rich_table(
     for title in drop:
         kept = [i for i in used if header[i] != title]
         shown = [[line[i] for i in used] for line in cells]
-        if _width([header[i] for i in used], shown) > talk().width:
+        if _width([header[i] for i in used], shown) > stderr_console().width:
             used = kept
     drawn = Table(box=None, header_style="bold", pad_edge=False)
     for i in used:
         justify: JustifyMethod = "right" if header[i] in (right or set()) else "left"
         drawn.add_column(header[i], justify=justify, overflow="fold")
     for line in cells:
-        drawn.add_row(*(_plain(line[i]) for i in used))
+        drawn.add_row(*(_escape(line[i]) for i in used))
     return drawn
 
 
 def _used(header: list[str], cells: list[list[str]]) -> list[int]:
+    """Returns the indices of the columns that are not empty; the first one is always among them."""
     return [i for i in range(len(header)) if i == 0 or any(line[i] for line in cells)]
 
 
 def _width(header: list[str], cells: list[list[str]]) -> int:
-    """Columns of the terminal that the table takes without folding."""
+    """Returns the number of terminal columns that a table takes without folding."""
     from rich.cells import cell_len
 
     columns = [[header[i], *(line[i] for line in cells)] for i in _used(header, cells)]
@@ -156,18 +163,18 @@ def _width(header: list[str], cells: list[list[str]]) -> int:
 
 
 def raw(block: bytes) -> None:
-    """Bytes of a log on stdout, with terminal control sequences taken out."""
+    """Prints bytes of a log on stdout, without terminal control sequences."""
     sys.stdout.write(clean(block.decode(errors="replace")))
     sys.stdout.flush()
 
 
 def clean(text: str) -> str:
-    """Text with one mark for each run of control characters, which a log or a name may hold."""
+    """Replaces each run of control characters, which a log or a name may hold, by one mark."""
     return _CONTROL.sub("�", text)
 
 
-def _plain(text: str) -> str:
-    """Text to be printed as it is where markup is understood."""
+def _escape(text: str) -> str:
+    """Escapes rich's markup, so that a text is drawn as it is."""
     from rich.markup import escape
 
     return escape(clean(text))

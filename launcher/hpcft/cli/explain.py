@@ -1,120 +1,123 @@
-"""`hpcft explain`: why a run is where it is, what was tried, and what to do."""
+"""`hpcft explain`: explains why a run failed or waits, what hpcft did, and what to do."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-import typer
-
-from hpcft.cli.options import Json, RunsDir
+from hpcft.cli.options import Json, RunName, RunsDir
 from hpcft.core.paths import DEFAULT_RUNS
 
-if TYPE_CHECKING:  # `hpcft --help` reads this file: what is costly to import waits
+if TYPE_CHECKING:
     from hpcft.core.records import Recovery
     from hpcft.jobs.status import RunStatus
 
-
-def add_to(app: typer.Typer) -> None:
-    """Registers the verb."""
-
-    @app.command()
-    def explain(
-        run: Annotated[str, typer.Argument(help="Run id, recipe, sweep or job id.", metavar="RUN")],
-        json: Json = False,
-        runs_dir: RunsDir = DEFAULT_RUNS,
-    ) -> None:
-        """Say why a run failed or waits: evidence, what was tried, and what to do."""
-        from hpcft.cli import console
-        from hpcft.cli.status import chosen
-
-        views = chosen(runs_dir, [run])
-        if json:
-            console.as_json([as_json(view) for view in views])
-        elif len(views) == 1:
-            facts = told(views[0])
-            longest = max(len(title) for title, _ in facts)
-            console.data("\n".join(f"{title:{longest}}  {text}" for title, text in facts))
-        else:
-            header = ["run", "state", "class", "what", "next"]
-            console.table(header, [_in_a_line(view) for view in views])
+_ACTIONS = {
+    "retry_step": "hpcft retried the step in the same processes",
+    "restart": "hpcft restarted all ranks within the job",
+    "requeue": "hpcft requeued the job",
+    "resubmit": "hpcft submitted another job for the run",
+    "resume": "the run was resumed on request",
+}
 
 
-def told(view: RunStatus) -> list[tuple[str, str]]:
-    """What is to be said of a run: titles and texts."""
+def explain(run: RunName, json: Json = False, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
+    """Explain why a run failed or waits.
+
+    It shows the class of the failure with its evidence, what hpcft did about earlier failures, and
+    the next step.
+    """
+    # Imported here, so that `hpcft --help` is quick.
+    from hpcft.cli import console
+    from hpcft.cli.status import select_runs
+
+    statuses = select_runs(runs_dir, [run])
+    if json:
+        console.as_json([as_json(status) for status in statuses])
+    elif len(statuses) == 1:
+        facts = rows(statuses[0])
+        width = max(len(title) for title, _ in facts)
+        console.data("\n".join(f"{title:{width}}  {text}" for title, text in facts))
+    else:
+        header = ["run", "state", "class", "what", "next"]
+        console.table(header, [_table_row(status) for status in statuses])
+
+
+def rows(run: RunStatus) -> list[tuple[str, str]]:
+    """Returns the explanation of a run as rows of a title and a text."""
     from hpcft.recovery.diagnosis import KNOWN
 
-    job = f", job {view.job_id}" if view.job_id else ""
+    job = f", job {run.job_id}" if run.job_id else ""
     facts = [
-        ("run", f"{view.job.recipe}/{view.job.run_id}{job}"),
-        ("state", f"{view.state}{f' on {view.nodes}' if view.nodes else ''}"),
+        ("run", f"{run.job.recipe}/{run.job.run_id}{job}"),
+        ("state", f"{run.state}{f' on {run.nodes}' if run.nodes else ''}"),
     ]
-    failure = view.failure
+    failure = run.failure
     if failure is None:
-        facts.append(("what", verdict(view)))
+        facts.append(("what", summary(run)))
     else:
         known = KNOWN.get(failure.name)
-        means = f": {known.means}" if known else ""
-        facts += [("class", f"{failure.name}{means}"), ("what", failure.sentence)]
+        meaning = f": {known.means}" if known else ""
+        facts += [("class", f"{failure.name}{meaning}"), ("what", failure.sentence)]
         facts += [("evidence", failure.source or "the scheduler's state of the job")]
-    facts += [("so far", _in_words(recovery)) for recovery in view.recoveries]
-    facts += [("hpcft", does(view))] if does(view) else []
-    facts += [("next", failure.next_step)] if failure else []
+    facts += [("recovery", _describe(recovery)) for recovery in run.recoveries]
+    facts += [("hpcft", action)] if (action := hpcft_action(run)) else []
+    facts += [("next", _next_step(run))] if failure else []
     return [(title, " ".join(text.split())) for title, text in facts]
 
 
-def verdict(view: RunStatus) -> str:
-    """What is the matter with a run, in a sentence."""
-    if view.failure:
-        return view.failure.sentence
-    progress = view.progress
-    if view.state == "COMPLETED":
-        return "nothing is wrong: it has completed"
-    if view.state == "UNKNOWN":
-        return (
-            f"nobody can say now whether it runs, which does not mean that it failed: {view.note}"
-        )
-    if view.state == "PENDING":
-        return f"it waits: {view.note or 'the scheduler gives no reason yet'}"
-    if view.is_live and progress:
-        done = (
-            f", step {progress.step:,} of {progress.total_steps:,}" if progress.total_steps else ""
-        )
-        note = f"; {view.note}" if view.note else ""
-        return f"nothing is wrong: it runs ({progress.phase}{done}){note}"
-    return view.note or "nothing is wrong: it runs"
+def summary(run: RunStatus) -> str:
+    """Describes the state of a run in a sentence."""
+    if run.failure:
+        return run.failure.sentence
+    progress = run.progress
+    if run.state == "COMPLETED":
+        return "nothing is wrong: the run has completed"
+    if run.state == "UNKNOWN":
+        return f"the state of the run is not known, which does not mean that it failed: {run.note}"
+    if run.state == "PENDING":
+        return f"the run waits: {run.note or 'the scheduler gives no reason yet'}"
+    if run.is_live and progress:
+        total = progress.total_steps
+        step = f", step {progress.step:,} of {total:,}" if total else ""
+        note = f"; {run.note}" if run.note else ""
+        return f"nothing is wrong: the run is running ({progress.phase}{step}){note}"
+    return run.note or "nothing is wrong: the run is running"
 
 
-def does(view: RunStatus) -> str:
-    """What hpcft does about a run by itself, or did; empty where there is nothing to do."""
+def hpcft_action(run: RunStatus) -> str:
+    """Describes what hpcft does or did about a run by itself; empty if it does nothing."""
     from hpcft.recovery.diagnosis import POLICIES
 
-    last = view.recoveries[-1] if view.recoveries else None
-    if view.is_live and view.failure is None:
-        return f"had it go on by itself ({last.action}), {_from(last)}" if last else ""
-    if view.failure is None:
-        return ""
-    does = POLICIES[view.failure.policy]
-    if view.failure.policy == "stop" or view.is_live:
-        return does
-    return f"{does}; this run has ended, it does so no more"
+    if run.failure is None:
+        last = run.recoveries[-1] if run.is_live and run.recoveries else None
+        return f"{_ACTIONS[last.action]}, {_from(last)}" if last else ""
+    action = POLICIES[run.failure.policy]
+    if run.failure.policy == "stop" or run.is_live:
+        return action
+    return f"{action}; not for this run any more, because it has ended"
 
 
-def as_json(view: RunStatus) -> dict[str, Any]:
-    """An explanation for programs."""
-    from hpcft.jobs import status
+def as_json(run: RunStatus) -> dict[str, object]:
+    """Returns the explanation of a run for programs: its status, and a summary."""
+    from hpcft.jobs.status import status_as_json
 
-    return {**status.status_as_json(view), "verdict": verdict(view), "does": does(view)}
+    return {**status_as_json(run), "summary": summary(run), "hpcft_action": hpcft_action(run)}
 
 
-def _in_words(recovery: Recovery) -> str:
+def _next_step(run: RunStatus) -> str:
+    """Returns what a person can do about a failure, with this run in the place of `RUN`."""
+    return run.failure.next_step.replace(" RUN", f" {run.job.run_id}") if run.failure else ""
+
+
+def _describe(recovery: Recovery) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(recovery.at))
-    where = f" on {recovery.node}" if recovery.node else ""
+    node = f" on {recovery.node}" if recovery.node else ""
     change = f" with {recovery.change}" if recovery.change else ""
-    away = f", away from {', '.join(recovery.excluded)}" if recovery.excluded else ""
+    excluded = f", without {', '.join(recovery.excluded)}" if recovery.excluded else ""
     return (
-        f"{at} rank {recovery.rank}{where}, {recovery.cause}: {recovery.evidence}; "
-        f"{recovery.action}{change}{away}, {_from(recovery)}"
+        f"{at} rank {recovery.rank}{node}, {recovery.cause}: {recovery.evidence}; "
+        f"{_ACTIONS[recovery.action]}{change}{excluded}, {_from(recovery)}"
     )
 
 
@@ -122,12 +125,12 @@ def _from(recovery: Recovery) -> str:
     return f"from step {recovery.step:,}" if recovery.step else "from the beginning"
 
 
-def _in_a_line(view: RunStatus) -> list[str]:
-    failure = view.failure
+def _table_row(run: RunStatus) -> list[str]:
+    failure = run.failure
     return [
-        f"{view.job.recipe}/{view.job.run_id}",
-        view.state,
+        f"{run.job.recipe}/{run.job.run_id}",
+        run.state,
         failure.name if failure else "",
-        verdict(view),
-        failure.next_step if failure else "",
+        summary(run),
+        _next_step(run),
     ]

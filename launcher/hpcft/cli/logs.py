@@ -1,60 +1,76 @@
-"""`hpcft logs`: what a rank of a run printed."""
+"""`hpcft logs`: prints the log of a rank."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hpcft.cli.options import RunsDir
+from hpcft.cli.options import RunName, RunsDir
 from hpcft.core.errors import UsageError
 from hpcft.core.paths import DEFAULT_RUNS, log_file
 
-
-def add_to(app: typer.Typer) -> None:
-    """Registers the verb."""
-
-    @app.command()
-    def logs(
-        run: Annotated[str, typer.Argument(help="Run id, recipe or job id.", metavar="RUN")],
-        follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing.")] = False,
-        rank: Annotated[int, typer.Option("--rank", "-r", min=0, help="Which rank.")] = 0,
-        stderr: Annotated[bool, typer.Option("--stderr", help="Its error stream.")] = False,
-        runs_dir: RunsDir = DEFAULT_RUNS,
-    ) -> None:
-        """Print what a rank of a run wrote."""
-        from hpcft.cli.status import chosen
-        from hpcft.jobs.status import run_status
-
-        view = chosen(runs_dir, [run])[-1]
-        attempt = view.job.attempts[-1] if view.job.attempts else None
-        if attempt is None or not view.job_id:
-            raise UsageError(f"{view.job.run_id}: was not queued, there is no log")
-        file = log_file(Path(attempt.logs), view.job_id, rank, "err" if stderr else "out")
-        if not file.exists() and not follow:
-            others = sorted(p.name for p in Path(attempt.logs).glob(f"{view.job_id}_*_log.*"))
-            known = f"; there are: {', '.join(others)}" if others else "; it has not started"
-            raise UsageError(f"{view.job.run_id}: rank {rank} has no log{known}")
-        _stream(file, lambda: follow and run_status(view.paths, view.job).is_live)
+POLL_S = 1.0
 
 
-def _stream(file: Path, more: object) -> None:
-    """Prints a log from its start, and what is added while `more()` says so."""
+def logs(
+    run: RunName,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")
+    ] = False,
+    rank: Annotated[
+        int, typer.Option("--rank", "-r", min=0, metavar="N", help="Number of the rank.")
+    ] = 0,
+    stderr: Annotated[
+        bool, typer.Option("--stderr", help="Print its standard error instead of its output.")
+    ] = False,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Print the log of a rank.
+
+    If RUN names several runs, it is the log of the latest.
+    """
+    # Imported here, so that `hpcft --help` is quick.
+    from hpcft.cli.status import select_runs
+    from hpcft.core.run_index import FoundRun
+    from hpcft.jobs.status import run_status
+
+    selected = select_runs(runs_dir, [run])
+    # Runs whose job record cannot be read come last, but are not the latest.
+    latest = ([each for each in selected if each.job.attempts] or selected)[-1]
+    run_id = latest.job.run_id
+    if not latest.job.attempts and latest.damage:
+        raise UsageError(f"{run_id}: its job is not known ({latest.damage}); restore the file")
+    if not latest.job_id:
+        raise UsageError(f"{run_id} was not queued, so it has no log; see hpcft explain {run_id}")
+    folder = Path(latest.job.attempts[-1].logs)
+    file = log_file(folder, latest.job_id, rank, "err" if stderr else "out")
+    if not file.exists() and not follow:
+        names = ", ".join(sorted(p.name for p in folder.glob(f"{latest.job_id}_*_log.*")))
+        why = f"the logs of its job are: {names}" if names else "its job has not started"
+        raise UsageError(f"{run_id}: rank {rank} has no log; {why}")
+    found = FoundRun(latest.paths, latest.job)
+    _stream(file, lambda: follow and run_status(found).is_live)
+
+
+def _stream(file: Path, is_growing: Callable[[], bool]) -> None:
+    """Prints a log from its start, and new lines as long as it may grow."""
     from hpcft.cli import console
     from hpcft.core.files import open_file
 
-    assert callable(more)
     position = 0
     while True:
-        on_resume = more()
+        # Asked before reading: what a run writes just before its end is printed too.
+        may_grow = is_growing()
         if file.exists():
             with open_file(file) as stream:
                 stream.seek(position)
                 for block in iter(lambda: stream.read(1 << 16), b""):
                     console.raw(block)
                 position = stream.tell()
-        if not on_resume:
+        if not may_grow:
             return
-        time.sleep(1.0)
+        time.sleep(POLL_S)

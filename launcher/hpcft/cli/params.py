@@ -1,36 +1,34 @@
-"""`hpcft params`: what a recipe's model holds and trains, part by part."""
+"""`hpcft params`: counts the parameters of a recipe's model, module by module."""
 
 from __future__ import annotations
-
-import typer
 
 from hpcft.cli.options import Json, Overrides, RecipeName
 
 
-def add_to(app: typer.Typer) -> None:
-    """Registers the verb."""
+def params(recipe: RecipeName, override: Overrides = None, json: Json = False) -> None:
+    """Count the parameters of a recipe's model.
 
-    @app.command()
-    def params(recipe: RecipeName, override: Overrides = None, json: Json = False) -> None:
-        """Show the parameters of a recipe's model, without its weights."""
-        from hpcft.cli import console
-        from hpcft.config.recipe import load_recipe
-        from hpcft.config.sweep import format_point
-        from hpcft.planning import parameter_table
+    The table has a row for each module. The model is built without its weights, so that nothing
+    large is loaded.
+    """
+    # Imported here, so that `hpcft --help` is quick.
+    from hpcft.cli import console
+    from hpcft.config.recipe import load_recipe
+    from hpcft.config.sweep import format_point
+    from hpcft.planning.parameter_table import module_groups, sum_groups
 
-        points = load_recipe(recipe, override)
-        tables = []
-        for point in points:
-            parts = point.recipe
-            groups = parameter_table.module_groups(parts.model, parts.task, parts.method)
-            tables.append([*groups, parameter_table.total(groups)])
-        if json:
-            found = [[group.model_dump() for group in table] for table in tables]
-            console.as_json(found[0] if len(found) == 1 else found)
-            return
-        numbers = ["total", "trainable", "frozen", "added"]
-        for point, table in zip(points, tables, strict=True):
-            if point.values:
-                console.say(format_point(point.values))
-            cells = [[g.name, *(f"{getattr(g, n):,}" for n in numbers)] for g in table]
-            console.table(["module", *numbers], cells, right={*numbers})
+    points = load_recipe(recipe, override)
+    tables = []
+    for point in points:
+        groups = module_groups(point.recipe.model, point.recipe.task, point.recipe.method)
+        tables.append([*groups, sum_groups(groups)])
+    if json:
+        counts = [[group.model_dump() for group in table] for table in tables]
+        console.as_json(counts[0] if len(counts) == 1 else counts)
+        return
+    numbers = ["total", "trainable", "frozen", "added"]
+    for point, table in zip(points, tables, strict=True):
+        if point.values:
+            console.say(format_point(point.values))
+        cells = [[g.name, *(f"{getattr(g, name):,}" for name in numbers)] for g in table]
+        console.table(["module", *numbers], cells, right={*numbers})

@@ -2,99 +2,120 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+
+from hpcft.cli import console
+from hpcft.core.records import EvaluatedLayout, Plan, RunTime
+from hpcft.core.units import format_bytes, format_count, format_number, format_seconds
+from hpcft.planning.layouts import describe_layout
 
 
-def as_json(plan: Any) -> dict[str, Any]:
-    """A plan with the sums that follow from it."""
+def as_json(plan: Plan) -> dict[str, object]:
+    """Returns a plan for programs: the record, and the sums that follow from it."""
     return {
         **plan.model_dump(mode="json"),
         "gpu_peak_bytes": plan.gpu_peak_bytes,
         "host_peak_bytes": plan.host_peak_bytes,
-        "step_s": plan.time.step.total_s,
-        "run_s": plan.time.run_s,
+        "step_s": plan.time.step.total_s if plan.time else None,
+        "run_s": plan.time.run_s if plan.time else None,
         "gpu_hours": plan.gpu_hours,
         "gpu_hours_per_1000_steps": plan.gpu_hours_per_1000_steps,
     }
 
 
-def show(plan: Any, values: dict[str, Any]) -> None:
-    """Prints a plan for people."""
-    from hpcft.cli import console
-    from hpcft.core.units import format_bytes, format_count
-    from hpcft.planning.layouts import describe_layout
+def show(plan: Plan, values: Mapping[str, object]) -> None:
+    """Prints a plan for people: a few lines on stderr, and the memory table on stdout.
 
-    p = plan.facts.parameters
+    Args:
+        plan: the plan.
+        values: values of the swept fields; empty outside a sweep.
+    """
     point = " ".join(f"{key}={value}" for key, value in values.items())
     console.say(f"{plan.recipe} on {plan.cluster} {point}".rstrip())
-    console.say(f"  layout   {describe_layout(plan.layout)}, {plan.precision}, {plan.optim}")
-    console.say(
-        f"  model    {plan.facts.model_type}, {format_count(p.total)} parameters ({p.total:,}), "
-        f"{format_count(p.trainable)} trained ({p.trainable:,})"
-    )
-    for reason in plan.reasons:
-        console.say(f"  why      {reason}")
-    if plan.next_best:
-        console.say(f"  next     {_beside(plan.next_best)}")
-    for fallen in plan.cheaper_infeasible:
-        console.say(f"  not      {_beside(fallen)}")
-    unit = "GPU" if plan.accelerator == "cuda" else "rank"
-    peak, capacity = plan.gpu_peak_bytes, plan.gpu_capacity_bytes
-    host, host_capacity = plan.host_peak_bytes, plan.host_capacity_bytes
-    console.say(
-        f"  memory   {format_bytes(peak)} of {format_bytes(capacity)} per {unit} "
-        f"({peak / capacity:.0%}); host {format_bytes(host)} of {format_bytes(host_capacity)}"
-    )
-    for line in _time_lines(plan):
-        console.say(f"  time     {line}")
-    disk = ", ".join(f"{item.name} {format_bytes(item.bytes)}" for item in plan.disk)
-    if plan.node_disk_bytes:
-        room = format_bytes(plan.node_disk_capacity_bytes)
-        disk += f"; offloaded {format_bytes(plan.node_disk_bytes)} of {room} a node"
-    if disk:
-        console.say(f"  disk     {disk}")
-    cells = [[unit, i.name, format_bytes(i.bytes), i.rule] for i in plan.gpu_memory]
-    if plan.other_processes_bytes:
-        held = format_bytes(plan.other_processes_bytes)
-        cells.append([unit, "other processes", held, "beside the above, as stated"])
-    cells += [["node", i.name, format_bytes(i.bytes), i.rule] for i in plan.host_memory]
-    console.table(["of", "component", "memory", "rule"], cells, right={"memory"})
+    for title, text in _lines(plan):
+        console.say(f"  {title:8} {text}")
+    _show_memory(plan)
     for warning in plan.warnings:
         console.warn(warning)
 
 
-def _beside(other: Any) -> str:
-    """A layout beside the chosen one: `1 node × 2, ZeRO-2: 81 GiB of 79.2 GiB a GPU`."""
-    from hpcft.core.units import format_number
-    from hpcft.planning.layouts import describe_layout
+def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Returns titles and texts: layout, model, reasons, other layouts, memory, time, disk."""
+    parameters = plan.facts.parameters
+    yield "layout", f"{describe_layout(plan.layout)}, {plan.precision}, {plan.optim}"
+    yield (
+        "model",
+        (
+            f"{plan.facts.model_type}, {format_count(parameters.total)} parameters "
+            f"({parameters.total:,}), {format_count(parameters.trainable)} trained "
+            f"({parameters.trainable:,})"
+        ),
+    )
+    for reason in plan.reasons:
+        yield "why", reason
+    if plan.next_best:
+        yield "next", _describe(plan.next_best)
+    for other in plan.cheaper_infeasible:
+        yield "not", _describe(other)
+    peak, capacity = plan.gpu_peak_bytes or 0, plan.gpu_capacity_bytes
+    yield (
+        "memory",
+        (
+            f"{format_bytes(peak)} of {format_bytes(capacity)} per {_unit(plan)} "
+            f"({peak / capacity:.0%}); host {format_bytes(plan.host_peak_bytes)} of "
+            f"{format_bytes(plan.host_capacity_bytes)}"
+        ),
+    )
+    for line in _time_lines(plan, plan.time) if plan.time else ():
+        yield "time", line
+    disk = ", ".join(f"{item.name} {format_bytes(item.bytes)}" for item in plan.disk)
+    if plan.node_disk_bytes:
+        space = format_bytes(plan.node_disk_capacity_bytes)
+        disk += f"; offloaded {format_bytes(plan.node_disk_bytes)} of {space} a node"
+    if disk:
+        yield "disk", disk
 
+
+def _show_memory(plan: Plan) -> None:
+    unit = _unit(plan)
+    cells = [[unit, item.name, format_bytes(item.bytes), item.rule] for item in plan.gpu_memory]
+    if plan.other_processes_bytes:
+        held = format_bytes(plan.other_processes_bytes)
+        cells.append([unit, "other processes", held, "not part of the sum above, as stated"])
+    cells += [["node", item.name, format_bytes(item.bytes), item.rule] for item in plan.host_memory]
+    console.table(["of", "component", "memory", "rule"], cells, right={"memory"})
+
+
+def _unit(plan: Plan) -> str:
+    return "GPU" if plan.accelerator == "cuda" else "rank"
+
+
+def _describe(other: EvaluatedLayout) -> str:
+    """Describes another layout: `1 node × 2, ZeRO-2: 81 GiB of 79.2 GiB a GPU`."""
     cost = f"{format_number(other.gpu_hours_per_1000_steps)} GPU h per 1,000 steps"
     return f"{describe_layout(other.layout)}: {other.why_infeasible or cost}"
 
 
-def _time_lines(plan: Any) -> list[str]:
-    """What a step takes and of what, and the run."""
-    from hpcft.core.units import format_number, format_seconds
-
-    time = plan.time
+def _time_lines(plan: Plan, time: RunTime) -> list[str]:
+    """Returns a line on the time of a step and its parts, and one on the time of the run."""
     step, hours = time.step, "GPU hours" if plan.accelerator == "cuda" else "rank hours"
-    lines = [
+    of_step = (
         f"{format_number(step.total_s)} s a step: compute {format_number(step.compute_s)}, "
         f"communication {format_number(step.communication_s)}, "
         f"offload {format_number(step.offload_s)}; "
         f"{format_number(plan.gpu_hours_per_1000_steps)} {hours} per 1,000 steps"
-    ]
-    if time.run_s is None:
-        missing = "number of examples" if time.steps is None else "size of the scored split"
-        known = ""
-        if time.steps is not None:
-            training = format_seconds(time.steps * step.total_s)
-            known = f"{training} of training for {time.steps:,} steps, "
-        lines.append(f"run: {known}{missing} not known before it starts")
-    else:
-        run = format_seconds(time.run_s)
-        lines.append(
-            f"run: {run} for {time.steps:,} steps, {format_number(plan.gpu_hours)} {hours}"
+    )
+    if time.run_s is not None:
+        of_run = (
+            f"{format_seconds(time.run_s)} for {time.steps:,} steps, "
+            f"{format_number(plan.gpu_hours)} {hours}"
         )
-    lines[-1] += f"; limit {format_seconds(60 * plan.time_min)}"
-    return lines
+    elif time.steps is not None:
+        training = format_seconds(time.steps * step.total_s)
+        of_run = (
+            f"{training} of training for {time.steps:,} steps; the size of the scored split is not "
+            "known before the run starts"
+        )
+    else:
+        of_run = "not known, because the number of examples is not known before the run starts"
+    return [of_step, f"run: {of_run}; time limit {format_seconds(60 * plan.time_min)}"]

@@ -1,4 +1,4 @@
-"""`hpcft schema`: the JSON Schema of recipes and profiles, or the reference page."""
+"""`hpcft schema`: prints the JSON Schema or the reference page of recipes or profiles."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import typer
 
 
 class Kind(StrEnum):
-    """What is described."""
+    """A kind of file that people write."""
 
     recipe = "recipe"
     cluster = "cluster"
 
 
-def add_to(app: typer.Typer) -> None:
-    """Registers the verb."""
+def schema(
+    kind: Annotated[Kind, typer.Argument(help="The kind of file.")] = Kind.recipe,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a reference page instead.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of recipes or profiles.
 
-    @app.command()
-    def schema(
-        kind: Annotated[Kind, typer.Argument(help="recipe or cluster")] = Kind.recipe,
-        markdown: Annotated[
-            bool, typer.Option("--markdown", help="A reference page instead of JSON Schema.")
-        ] = False,
-    ) -> None:
-        """Print the JSON Schema, with which editors complete and check."""
-        from hpcft.cli import console
-        from hpcft.config.schema import json_schema, reference_page
+    Editors with YAML support complete and check files with it.
+    """
+    # Imported here, so that `hpcft --help` is quick.
+    from hpcft.cli import console
+    from hpcft.config.schema import json_schema, reference_page
 
-        if markdown:
-            console.data(reference_page(kind.value))
-        else:
-            console.as_json(json_schema(kind.value))
+    if markdown:
+        console.data(reference_page(kind.value))
+    else:
+        console.as_json(json_schema(kind.value))

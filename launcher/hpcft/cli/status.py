@@ -1,77 +1,72 @@
-"""`hpcft status`: what is known of each run now."""
+"""`hpcft status`: shows the state, progress and speed of runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from hpcft.cli.options import Json, RunNames, RunsDir
+from hpcft.cli.options import Json, RunNamesOrAll, RunsDir, Watch
 from hpcft.core.errors import UsageError
 from hpcft.core.paths import DEFAULT_RUNS
 
-if TYPE_CHECKING:  # `hpcft --help` reads this file: what is costly to import waits
-    from hpcft.core.paths import RunPaths
-    from hpcft.core.records import Job
+if TYPE_CHECKING:
     from hpcft.jobs.status import RunStatus
 
 
-def add_to(app: typer.Typer) -> None:
-    """Registers the verb."""
+def status(
+    runs: RunNamesOrAll = None,
+    watch: Watch = False,
+    json: Json = False,
+    runs_dir: RunsDir = DEFAULT_RUNS,
+) -> None:
+    """Show the state, progress and speed of runs.
 
-    @app.command()
-    def status(
-        runs: RunNames = None,
-        watch: Annotated[bool, typer.Option("--watch", "-w", help="Watch until all end.")] = False,
-        json: Json = False,
-        runs_dir: RunsDir = DEFAULT_RUNS,
-    ) -> None:
-        """Show state, progress and speed of runs."""
-        from hpcft.cli import console
-        from hpcft.cli.watch import RIGHT, cells, watch_until_done
-        from hpcft.jobs.status import status_as_json
+    For the reason of a failure or a wait: hpcft explain RUN.
+    """
+    # Imported here, so that `hpcft --help` is quick.
+    from hpcft.cli import console
+    from hpcft.cli.status_table import RIGHT_ALIGNED, table
+    from hpcft.cli.watch import watch_until_done
+    from hpcft.jobs.status import status_as_json
 
-        views = chosen(runs_dir, runs)
-        if watch and views:
-            watch_until_done(runs_dir, [view.job.run_id for view in views])
-        elif json:
-            console.as_json([status_as_json(view) for view in views])
-        elif views:
-            console.table(*cells(views), right=RIGHT)
-        else:
-            console.say(f"no runs in {runs_dir}")
+    statuses = select_runs(runs_dir, runs)
+    if watch and statuses:
+        watch_until_done(runs_dir, [run.job.run_id for run in statuses])
+    elif json:
+        console.as_json([status_as_json(run) for run in statuses])
+    elif statuses:
+        console.table(*table(statuses), right=RIGHT_ALIGNED)
+    else:
+        console.say(f"there are no runs in {runs_dir}; to submit one: hpcft submit RECIPE")
 
 
-def chosen(root: Path, names: list[str] | None) -> list[RunStatus]:
-    """The runs that the user names; all of them without a name. Of damaged ones it warns.
+def select_runs(root: Path, names: list[str] | None) -> list[RunStatus]:
+    """Returns the status of the runs that the user names; of all runs if there are no names.
+
+    Warns of folders that cannot be listed.
+
+    Args:
+        root: the runs folder.
+        names: run ids, recipes, sweeps, job ids or run folders.
 
     Raises:
-        UsageError: a name matches nothing.
+        UsageError: no run has one of the names.
     """
     from hpcft.cli import console
+    from hpcft.core.run_index import FoundRun, find_runs, list_runs
     from hpcft.jobs.status import run_statuses
 
-    damaged: dict[str, None] = {}
+    warnings: dict[str, None] = {}  # Several names look into the same folders: warn once.
     try:
-        return run_statuses(_named(root, names, damaged.setdefault))
+        if not names:
+            return run_statuses(list_runs(root, warnings.setdefault))
+        selected: dict[Path, FoundRun] = {}
+        for name in names:
+            matches = find_runs(root, name, warnings.setdefault)
+            if not matches:
+                raise UsageError(f"there is no run {name!r} in {root}; to list all: hpcft status")
+            selected |= {run.paths.folder: run for run in matches}
+        return run_statuses(selected.values())
     finally:
-        for line in damaged:
-            console.warn(line)
-
-
-def _named(
-    root: Path, names: list[str] | None, damaged: Callable[[str], None]
-) -> Iterable[tuple[RunPaths, Job]]:
-    from hpcft.core.run_index import find_runs, list_runs
-
-    if not names:
-        return list_runs(root, damaged)
-    found: dict[Path, tuple[RunPaths, Job]] = {}
-    for name in names:
-        matches = find_runs(root, name, damaged)
-        if not matches:
-            raise UsageError(f"no run {name!r} in {root}; hpcft status lists them")
-        found |= {paths.folder: (paths, job) for paths, job in matches}
-    return found.values()
+        for warning in warnings:
+            console.warn(warning)

@@ -1,4 +1,4 @@
-"""Tables to pages: TSV, CSV, Markdown and LaTeX; `FORMATS` lists them."""
+"""Writes tables as TSV, CSV, Markdown or LaTeX; `FORMATS` lists the formats."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Cells = list[list[str]]
 
 
 def as_tsv(header: Header, cells: Cells) -> str:
-    """Tab-separated, for pipes; tabs and line breaks in cells become blanks."""
+    """Returns tab-separated lines for pipes; tabs and line breaks in cells become blanks."""
     return "\n".join("\t".join(" ".join(c.split()) for c in line) for line in [header, *cells])
 
 
 def as_csv(header: Header, cells: Cells) -> str:
-    """RFC 4180 with line feeds."""
+    """Returns CSV as in RFC 4180, with line feeds."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([header, *cells])
     return stream.getvalue().rstrip("\n")
 
 
 def as_markdown(header: Header, cells: Cells) -> str:
-    """A GitHub table."""
+    """Returns a GitHub Markdown table."""
 
     def line(parts: list[str]) -> str:
         return "| " + " | ".join(" ".join(p.split()).replace("|", "\\|") for p in parts) + " |"
@@ -39,7 +39,7 @@ _LATEX = {
 
 
 def as_latex(header: Header, cells: Cells) -> str:
-    """A booktabs table."""
+    """Returns a LaTeX table of the booktabs package."""
 
     def line(parts: list[str]) -> str:
         cells = ["".join(_LATEX.get(ch, ch) for ch in " ".join(part.split())) for part in parts]

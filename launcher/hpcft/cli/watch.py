@@ -1,4 +1,4 @@
-"""Watching runs: a live table on a terminal, a line for each change in a pipe."""
+"""Watches runs: a live table on a terminal, a line for each change in a pipe."""
 
 from __future__ import annotations
 
@@ -6,83 +6,91 @@ import sys
 import time
 from pathlib import Path
 
-from hpcft.cli.status_table import COLUMNS
+from hpcft.cli import console
+from hpcft.cli.status_table import COLUMNS, DROPPED_FIRST, RIGHT_ALIGNED, done_share, table
 from hpcft.core.errors import RunFailed
-from hpcft.jobs.status import RunStatus
+from hpcft.core.run_index import list_runs
+from hpcft.jobs.status import RunStatus, run_statuses
 
 INTERVAL_S = 2.0
-# An unreachable scheduler is waited for; its jobs go on without us.
-UNKNOWN_PATIENCE_S = 900.0
-
-
-def cells(views: list[RunStatus]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the status table."""
-    return [c.title for c in COLUMNS], [[c.cell(v) for c in COLUMNS] for v in views]
-
-
-# What a live table does without on a narrow terminal, the least missed first.
-DROP = ("nodes", "cluster", "job", "memory (peak)", "elapsed", "tokens/s", "point", "step", "note")
-RIGHT = {column.title for column in COLUMNS if column.right}
+"""Seconds between two looks at the runs."""
+UNKNOWN_TIMEOUT_S = 900.0
+"""Seconds to wait for a scheduler that does not answer; its jobs continue in the meantime."""
 
 
 def watch_until_done(root: Path, run_ids: list[str]) -> None:
-    """Shows the runs until none is queued or running.
+    """Shows runs until none of them is queued or running.
 
     Raises:
-        RunFailed: at least one ended without a result.
+        RunFailed: at least one run ended without a result.
     """
-    from rich.live import Live
-
-    from hpcft.cli import console
-    from hpcft.core.run_index import list_runs
-    from hpcft.jobs.status import run_statuses
+    from rich.live import Live  # It is costly to import.
 
     wanted = set(run_ids)
     unknown_since: float | None = None
-    said: dict[str, str] = {}
-    drawn = console.on_terminal(sys.stderr)
-    live = Live(console=console.talk(), auto_refresh=False) if drawn else None
+    shown: dict[str, str] = {}
+    is_drawn = console.on_terminal(sys.stderr)
+    live = Live(console=console.stderr_console(), auto_refresh=False) if is_drawn else None
     try:
         if live:
             live.start()
         while True:
-            views = run_statuses((p, j) for p, j in list_runs(root) if j.run_id in wanted)
+            runs = _read(root, wanted)
             if live:
-                live.update(console.rich_table(*cells(views), right=RIGHT, drop=DROP), refresh=True)
+                drawn = console.rich_table(*table(runs), right=RIGHT_ALIGNED, drop=DROPPED_FIRST)
+                live.update(drawn, refresh=True)
             else:
-                _say_changes(views, said)
-            unknown = [v for v in views if v.state == "UNKNOWN"]
-            if not unknown:
+                _say_changes(runs, shown)
+            if not any(run.state == "UNKNOWN" for run in runs):
                 unknown_since = None
             elif unknown_since is None:
                 unknown_since = time.monotonic()
-            gave_up = unknown_since and time.monotonic() - unknown_since > UNKNOWN_PATIENCE_S
-            if gave_up or not any(v.is_live or v.state == "UNKNOWN" for v in views):
+            unknown_s = time.monotonic() - unknown_since if unknown_since else 0.0
+            if unknown_s > UNKNOWN_TIMEOUT_S or not any(_is_awaited(run) for run in runs):
                 break
             time.sleep(INTERVAL_S)
     except KeyboardInterrupt:
-        console.say("stopped watching; the runs go on: hpcft status, hpcft cancel")
+        console.say("stopped watching; the runs continue (see hpcft status, hpcft cancel)")
         raise
     finally:
         if live:
             live.stop()
-    bad = [f"{v.job.run_id} {v.state}: {v.note}" for v in views if v.state != "COMPLETED"]
-    lost = wanted - {view.job.run_id for view in views}
-    bad += [f"{run_id}: its folder is gone, or damaged: hpcft status" for run_id in sorted(lost)]
-    if bad:
-        raise RunFailed("\n".join(bad))
+    _raise_for_failures(runs, wanted)
 
 
-def _say_changes(views: list[RunStatus], said: dict[str, str]) -> None:
-    from hpcft.cli import console
+def _read(root: Path, run_ids: set[str]) -> list[RunStatus]:
+    return run_statuses(run for run in list_runs(root) if run.job.run_id in run_ids)
 
-    for view in views:
-        p = view.progress
-        tenth = int(10 * p.step / p.total_steps) if p and p.total_steps else -1
-        key = f"{view.state} {p.phase if p else ''} {tenth}"
-        if said.get(view.job.run_id) == key:
+
+def _is_awaited(run: RunStatus) -> bool:
+    """Returns whether to keep watching a run: it is alive, or the scheduler does not answer."""
+    return run.is_live or (run.state == "UNKNOWN" and not run.damage)
+
+
+def _raise_for_failures(runs: list[RunStatus], run_ids: set[str]) -> None:
+    failures = [
+        f"{run.job.run_id} {run.state}: {run.note}" for run in runs if run.state != "COMPLETED"
+    ]
+    missing = run_ids - {run.job.run_id for run in runs}
+    failures += [f"{run_id}: its folder is gone from the runs folder" for run_id in sorted(missing)]
+    if failures:
+        raise RunFailed("\n".join(failures))
+
+
+def _say_changes(runs: list[RunStatus], shown: dict[str, str]) -> None:
+    """Prints a line for each run that has changed its state or phase, or done a tenth more.
+
+    Args:
+        runs: the runs now.
+        shown: what was printed last, by run id; updated here.
+    """
+    for run in runs:
+        phase = run.progress.phase if run.progress else ""
+        tenth = int(10 * (done_share(run) or 0.0))
+        change = f"{run.state} {phase} {tenth}"
+        if shown.get(run.job.run_id) == change:
             continue
-        said[view.job.run_id] = key
-        parts = [c.cell(view) for c in COLUMNS if c.title not in ("cluster", "note")]
-        parts.append(p.phase if p and view.is_live else view.note)
+        shown[run.job.run_id] = change
+        parts = [c.cell(run) for c in COLUMNS if c.title not in ("cluster", "note")]
+        parts.append(phase if phase and run.is_live else run.note)
         console.say("  ".join(part for part in parts if part))

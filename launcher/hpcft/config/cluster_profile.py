@@ -1,4 +1,4 @@
-"""Cluster profiles: `slurm/<site>.yaml` to Cluster, by name or by path; and which one is here."""
+"""Loads cluster profiles (`slurm/<site>.yaml`) by name or path, and completes the local one."""
 
 from __future__ import annotations
 
@@ -10,29 +10,38 @@ from pathlib import Path
 
 from hpcft.config import validation, yaml_document
 from hpcft.config.yaml_document import Document
-from hpcft.core.errors import InputError, Problem, UsageError
-from hpcft.core.paths import is_in_run_folder, shipped
+from hpcft.core.errors import InputError, Problem, Problems, UsageError
+from hpcft.core.paths import is_in_run_folder, shipped_folder
 from hpcft.core.records import Cluster, Gpu
 from hpcft.core.units import GIB, parse_bytes
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A profile and the text that it came from, for errors that name a line."""
+    """A cluster and the document that describes it."""
 
     cluster: Cluster
+    """The checked record."""
     document: Document
+    """The YAML that it was read from, so that later errors can name a line."""
 
 
 def list_profiles() -> list[Path]:
-    """The shipped profiles."""
-    return sorted(shipped("slurm").glob("*.yaml"), key=lambda path: path.stem)
+    """Returns the files of the shipped profiles, by name."""
+    return sorted(shipped_folder("slurm").glob("*.yaml"), key=lambda path: path.stem)
 
 
 def find_profile(name: str) -> Path:
-    """The file of a profile: a path, `slurm/<name>.yaml` in this folder, or a shipped one."""
+    """Returns the file of a profile.
+
+    Args:
+        name: a path, or the name of `slurm/<name>.yaml` in this folder or of a shipped profile.
+
+    Raises:
+        InputError: there is none of that name.
+    """
     given = Path(os.path.expanduser(name))
-    # JSON: that of a run folder; it is YAML, too.
+    # A run folder holds its profile as JSON, which is YAML too.
     if given.suffix in (".yaml", ".yml", ".json") and os.path.isfile(given):
         return given
     own = Path("slurm") / f"{name}.yaml"
@@ -42,59 +51,68 @@ def find_profile(name: str) -> Path:
     # `slurm/x.yaml` works outside the checkout too, where the wheel brings the profiles.
     if name in (given.stem, given.name, f"slurm/{given.name}") and given.stem in by_name:
         return by_name[given.stem]
-    problem = Problem(
-        f"--cluster {name}", "", "there is no such profile", f"known: {', '.join(by_name)}"
-    )
-    raise InputError([problem])
+    fix = f"give the path of a YAML file, or one of {', '.join(by_name)}"
+    raise InputError([Problem(f"--cluster {name}", "", "there is no such profile", fix)])
 
 
 def load_profile(name: str) -> Profile:
-    """The profile of that name or path.
+    """Loads and checks a profile.
+
+    Args:
+        name: a path, or a name as `find_profile` takes it.
+
+    Raises:
+        InputError: with all problems found, each with file and line.
+    """
+    file = find_profile(name)
+    if is_in_run_folder(file):
+        doc = yaml_document.stored_document(file, Cluster)
+    else:
+        doc = yaml_document.load_document(file)
+    cluster = validation.validate(doc, Cluster)
+    _check_across_fields(cluster, doc)
+    if cluster.scheduler == "local":
+        cluster = _with_local_hardware(cluster)
+    return Profile(cluster, doc)
+
+
+def _check_across_fields(cluster: Cluster, doc: Document) -> None:
+    """Checks fields of a profile against each other.
 
     Raises:
         InputError: with all problems found.
     """
-    file = find_profile(name)
-    is_stored = is_in_run_folder(file)
-    doc = (
-        yaml_document.stored_document(file, Cluster)
-        if is_stored
-        else yaml_document.load_document(file)
-    )
-    cluster = validation.validate(doc, Cluster)
-    problems = []
-    if cluster.accelerator == "cuda" and (cluster.gpu is None or cluster.gpus_per_node == 0):
-        where = str(doc.origin_of(("accelerator",)))
-        problems.append(
-            Problem(where, "gpu", "a cuda cluster needs `gpu` and `gpus_per_node`", "add both")
+    problems = Problems(doc.location_of)
+    gpu = cluster.gpu
+    if cluster.accelerator == "cuda" and (gpu is None or cluster.gpus_per_node == 0):
+        what = "cuda needs `gpu` and `gpus_per_node`"
+        problems.add("accelerator", what, fix="add both, or set it to cpu")
+    if gpu and gpu.other_processes_gib >= gpu.memory_gib:
+        problems.add(
+            "gpu.other_processes_gib",
+            expected=f"less than the GPU's {gpu.memory_gib:g} GiB",
+            got=f"{gpu.other_processes_gib:g}",
+            fix="correct it or gpu.memory_gib",
         )
-    if cluster.gpu and cluster.gpu.other_processes_gib >= cluster.gpu.memory_gib:
-        where = str(doc.origin_of(("gpu", "other_processes_gib")))
-        held, all_ = cluster.gpu.other_processes_gib, cluster.gpu.memory_gib
-        what = f"expected less than the GPU's {all_:g} GiB, got {held:g}"
-        problems.append(Problem(where, "gpu.other_processes_gib", what, "correct one of them"))
     if cluster.scheduler == "local" and cluster.max_nodes != 1:
-        where = str(doc.origin_of(("max_nodes",)))
-        problems.append(Problem(where, "max_nodes", "local is one node", "set it to 1"))
-    if problems:
-        raise InputError(problems)
-    if cluster.scheduler == "local":
-        cluster = _this_machine(cluster)
-    return Profile(cluster, doc)
+        fix = "set it to 1, or scheduler to slurm"
+        expected = "1, since this machine is one node"
+        problems.add("max_nodes", expected=expected, got=cluster.max_nodes, fix=fix)
+    problems.raise_if_any()
 
 
 def with_gpu_memory(
     site: Profile, gpu_memory: str | None = None, other_processes: str | None = None
 ) -> Profile:
-    """The profile with another GPU memory, or with some of it held by processes of others.
+    """Returns the profile with another GPU memory, or with some of it used by other processes.
 
     Args:
         site: a profile with GPUs.
-        gpu_memory: the GPU's memory as it was written, for example `14.74GiB`.
-        other_processes: what others hold, likewise.
+        gpu_memory: the GPU's memory as it stands on the command line, for example `14.74GiB`.
+        other_processes: memory that processes of others hold, written in the same way.
 
     Raises:
-        UsageError: a size is none, or the two do not go together.
+        UsageError: the profile has no GPUs, a text is not a size, or others hold all the memory.
     """
     gpu = site.cluster.gpu
     update: dict[str, float] = {}
@@ -105,10 +123,15 @@ def with_gpu_memory(
         if text is None:
             continue
         if gpu is None or site.cluster.accelerator == "cpu":
-            raise UsageError(f"{option}: {site.cluster.name} has no GPUs; use --cluster")
+            raise UsageError(
+                f"{option}: the cluster {site.cluster.name} has no GPUs; "
+                "choose one that has with --cluster (`hpcft clusters` lists them)"
+            )
         size = parse_bytes(text)
         if size is None or (size == 0 and field == "memory_gib"):
-            raise UsageError(f"{option}: expected a size such as 14.74GiB, got {text!r}")
+            raise UsageError(
+                f"{option}: expected a size such as 14.74GiB, got {text!r}; correct it"
+            )
         update[field] = size / GIB
     if gpu is None or not update:
         return site
@@ -121,13 +144,13 @@ def with_gpu_memory(
     return replace(site, cluster=site.cluster.model_copy(update={"gpu": changed}))
 
 
-def _this_machine(cluster: Cluster) -> Cluster:
-    """The local profile with this machine's own cores and memory, and its GPUs if it has some."""
+def _with_local_hardware(cluster: Cluster) -> Cluster:
+    """Returns the local profile with this machine's cores, memory and GPUs."""
     import psutil
 
     update: dict[str, object] = {
         "cores_per_node": len(os.sched_getaffinity(0)),
-        "host_memory_gib": psutil.virtual_memory().total / 2**30,
+        "host_memory_gib": psutil.virtual_memory().total / GIB,
     }
     gpus = _local_gpus()
     if gpus:
@@ -136,7 +159,7 @@ def _this_machine(cluster: Cluster) -> Cluster:
 
 
 def _local_gpus() -> list[Gpu]:
-    """The GPUs of this machine as nvidia-smi tells them, without importing torch."""
+    """Returns the GPUs of this machine that nvidia-smi lists, without importing torch."""
     import subprocess
 
     if shutil.which("nvidia-smi") is None:

@@ -10,8 +10,8 @@ from hpcft.core.records import ModelSpec
 from hpcft.tasks.base import TaskBase
 
 
-class BadConfig(DataError):
-    """A field of `model.config` that no configuration of that model type has."""
+class ModelConfigError(DataError):
+    """A field of `model.config` that the model type does not have, or with a wrong value."""
 
     def __init__(self, key: str, what: str, fix: str) -> None:
         super().__init__(f"model.config.{key}: {what}; {fix}")
@@ -19,16 +19,17 @@ class BadConfig(DataError):
 
 
 def build_model_config(model: ModelSpec, task: TaskBase, *, to_plan: bool = False) -> Any:
-    """The `transformers` configuration of the model with the task's head.
+    """Returns the `transformers` configuration of the model with the task's head.
 
     Args:
-        model: a model with a `path` has the configuration that is there, a new one `config`.
-        task: whose head it is.
-        to_plan: of a hub model the described `config` will do, which needs no network. A run
-            never uses it: what it does not tell (activations, epsilons) would be defaults.
+        model: with a `path`, the configuration is read there; a new model has `config` alone.
+        task: the task, which has a head.
+        to_plan: whether a hub model's described `config` is used instead, which needs no network.
+            A run must not do so: fields that are not described would be defaults.
 
     Raises:
-        DataError: there is none, or `transformers` does not know it.
+        ModelConfigError: `config` has a field that the model type does not have.
+        DataError: there is no configuration, or `transformers` does not know it.
     """
     from transformers import AutoConfig
 
@@ -42,9 +43,10 @@ def build_model_config(model: ModelSpec, task: TaskBase, *, to_plan: bool = Fals
             )
         config = AutoConfig.for_model(str(described.pop("model_type")), **described)
         config.update(head)
-    except Exception as error:  # a stranger's fields meet a stranger's class: anything is raised
+    except Exception as error:  # the recipe's fields go into a model's class, which raises anything
         raise DataError(
-            f"model: no usable configuration of {model.path or described}: {_reason(error)}\n"
+            f"model: no usable configuration of {model.path or described}: "
+            f"{library_error_text(error)}\n"
             "  use a local folder, or describe the architecture in model.config"
         ) from None
     _check_described(described, config)
@@ -52,26 +54,30 @@ def build_model_config(model: ModelSpec, task: TaskBase, *, to_plan: bool = Fals
 
 
 def _check_described(described: dict[str, Any], config: Any) -> None:
-    """Refuses fields that the model type does not have, which `transformers` takes in silence."""
+    """Checks the described fields against the model type; `transformers` ignores unknown ones.
+
+    Raises:
+        ModelConfigError: the model type has no such field, or a dimension is not positive.
+    """
     known = {*type(config)().to_dict(), *config.attribute_map, "rope_theta", "rope_scaling"}
     for key, value in described.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
             fix = f"did you mean {' or '.join(near)}?" if near else "leave it out"
-            raise BadConfig(key, f"unknown key of a {config.model_type} model", fix)
+            raise ModelConfigError(key, f"unknown key of a {config.model_type} model", fix)
         is_dimension = key.startswith(("num_", "n_")) or key.endswith(("_size", "dim"))
         if is_dimension and isinstance(value, int) and value <= 0:
-            raise BadConfig(key, f"expected a positive number, got {value}", "correct it")
+            raise ModelConfigError(key, f"expected a positive number, got {value}", "correct it")
 
 
 def auto_model_class(task: TaskBase) -> Any:
-    """The `transformers` Auto class of the task's head."""
+    """Returns the `transformers` Auto class of the task's head."""
     import transformers
 
     return getattr(transformers, task.head().auto_class)
 
 
-def _reason(error: Exception) -> str:
-    """What an error of a library says, in a line."""
+def library_error_text(error: Exception) -> str:
+    """Returns the text of a library's error in one line of at most 300 characters."""
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"

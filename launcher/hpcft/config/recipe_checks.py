@@ -7,163 +7,181 @@ import re
 from pathlib import Path
 
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.config.yaml_document import Loc
+from hpcft.config.yaml_document import Document
+from hpcft.core.errors import Problems
 from hpcft.methods.frozen import ADAPTER_FILE
 from hpcft.tasks.data.examples import split_sources
 
-MAX_LAYERS = 1000  # eight times those of the deepest open model; the planner builds each of them
+MAX_LAYERS = 1000  # eight times the deepest open model; the planner builds every layer
+DATA_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?")
+def check_across_fields(recipe: FullRecipe, doc: Document) -> None:
+    """Checks fields of a recipe against each other and against the file system.
+
+    Args:
+        recipe: the record, whose fields are right by themselves.
+        doc: the document that it was read from.
+
+    Raises:
+        InputError: with all problems found.
+    """
+    problems = Problems(doc.location_of)
+    _check_model(recipe, problems)
+    _check_data(recipe, problems)
+    _check_splits(recipe, problems)
+    _check_train(recipe, problems)
+    _check_frozen(recipe, problems)
+    _check_task(recipe, problems)
+    problems.raise_if_any()
 
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
-
-
-def check_across_fields(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
-    """What is wrong between fields, or between a field and the file system."""
-    found: list[tuple[Loc, str, str]] = []
-    model, data, train = recipe.model, recipe.task.data, recipe.train
+def _check_model(recipe: FullRecipe, problems: Problems) -> None:
+    """Checks that model and tokenizer are named or described, and that local folders are whole."""
+    model = recipe.model
     if model.path is None and model.config is None:
-        found.append((("model",), "needs `path` or `config`", "name a model or describe a new one"))
+        fix = "name a model, or describe a new one"
+        problems.add("model", "needs `path` or `config`", fix=fix)
     if model.config is not None and not isinstance(model.config.get("model_type"), str):
-        found.append((("model", "config"), "needs `model_type`", "for example model_type: llama"))
+        problems.add("model.config", "needs `model_type`", fix="for example model_type: llama")
     for key, value in (model.config or {}).items():
         if key.endswith(("layers", "n_layer")) and isinstance(value, int) and value > MAX_LAYERS:
-            what = f"expected at most {MAX_LAYERS}, got {value}"
-            found.append((("model", "config", key), what, ""))
+            expected = f"at most {MAX_LAYERS}"
+            problems.add(f"model.config.{key}", expected=expected, got=value, fix="lower it")
     if model.path is None and model.tokenizer is None:
-        found.append(
-            (
-                ("model", "tokenizer"),
-                "is required for a new model",
-                "name one or describe how to train it",
-            )
-        )
+        fix = "name one, or describe how to train it (vocab_size)"
+        problems.add("model.tokenizer", "is required for a new model", fix=fix)
     if model.path is not None:
-        found += _check_model_folder(
-            ("model", "path"), model.path, tokenizer=model.tokenizer is None
-        )
+        has_tokenizer = model.tokenizer is None
+        _check_model_folder("model.path", model.path, problems, tokenizer=has_tokenizer)
     if isinstance(model.tokenizer, str):
-        found += _check_model_folder(
-            ("model", "tokenizer"), model.tokenizer, tokenizer=True, weights=False
-        )
-    if (data.path is None) == (data.files is None):
-        found.append((("task", "data"), "needs either `path` (a hub data set) or `files`", ""))
-    if data.path is not None and data.path.startswith("/"):
-        if not os.path.isdir(data.path):
-            found.append((("task", "data", "path"), f"there is no folder {data.path}", ""))
-    elif data.path is not None and not _HUB_NAME.fullmatch(data.path):
-        what = f"expected a hub name or a folder, got {data.path!r}"
-        found.append((("task", "data", "path"), what, "use `files` for local files"))
-    for split, file in (data.files or {}).items():
-        loc = ("task", "data", "files", split)
-        if not os.path.isfile(file):
-            found.append((loc, f"there is no file {file}", ""))
-        elif Path(file).suffix.lower() not in (".csv", ".jsonl", ".json", ".parquet"):
-            found.append(
-                (loc, f"expected .csv, .jsonl, .json or .parquet, got {Path(file).name}", "")
-            )
-    splits: set[str] = set(data.fractions or split_sources(data))
-    for needed in set(() if recipe.mode == "evaluate" else recipe.task.needed_splits) - splits:
-        found.append((("task", "data"), f"has no {needed} split", "add one"))
-    if recipe.evaluation.split not in splits:
-        found.append(
-            (
-                ("evaluation", "split"),
-                f"the data has no {recipe.evaluation.split} split",
-                f"use one of {', '.join(sorted(splits))}",
-            )
-        )
-    for field in ("sample", "limits"):
-        for split in set(getattr(data, field)) - splits:
-            known = f"it has {', '.join(sorted(splits))}"
-            found.append((("task", "data", field, split), "the data has no such split", known))
-    if data.fractions and sum(data.fractions.values()) > 1 + 1e-9:
-        found.append(
-            (
-                ("task", "data", "fractions"),
-                f"expected a sum of at most 1, got {sum(data.fractions.values()):g}",
-                "",
-            )
-        )
-    if train.bf16 is True and train.fp16 is True:
-        found.append((("train", "fp16"), "bf16 and fp16 exclude each other", "keep one"))
-    batch = train.per_device_train_batch_size
-    if batch != "auto" and train.global_batch_size % batch:
-        found.append(
-            (
-                ("train", "per_device_train_batch_size"),
-                f"{batch} does not divide global_batch_size {train.global_batch_size}",
-                "",
-            )
-        )
-    if train.load_best_model_at_end and (train.eval_strategy == "no" or "validation" not in splits):
-        found.append(
-            (("train", "load_best_model_at_end"), "needs a validation split and eval_strategy", "")
-        )
-    if not recipe.method.can_resume and (
-        train.save_strategy != "no" or train.load_best_model_at_end
-    ):
-        what = f"{recipe.method.name} cannot go on from a checkpoint, nor go back to one"
-        key = "load_best_model_at_end" if train.save_strategy == "no" else "save_strategy"
-        found.append((("train", key), what, "leave it out, or use another method"))
-    names = ["loss", *recipe.task.metric_names()]
-    if train.metric_for_best_model not in (None, *names):
-        what = f"the task has no metric {train.metric_for_best_model!r}"
-        found.append((("train", "metric_for_best_model"), what, f"it has {', '.join(names)}"))
-    return found + _frozen_checks(recipe) + _prompting_checks(recipe)
-
-
-def _frozen_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
-    """What is wrong with a model that is scored as it is."""
-    if recipe.method.trains:
-        return []
-    found: list[tuple[Loc, str, str]] = []
-    if recipe.evaluation.before:
-        found.append((("evaluation", "before"), "nothing is trained", "leave it out"))
-    if recipe.model.path is None and recipe.mode == "evaluate":
-        what = "a new model has nothing that could be scored"
-        found.append((("model", "path"), what, "name a model that was trained"))
-    folder = recipe.method.adapter_folder
-    if folder and not os.path.isfile(Path(folder) / ADAPTER_FILE):
-        fix = "name the folder of a saved adapter, for example runs/NAME/ID/model"
-        found.append((("method", "adapter_path"), f"{folder} has no {ADAPTER_FILE}", fix))
-    return found
-
-
-def _prompting_checks(recipe: FullRecipe) -> list[tuple[Loc, str, str]]:
-    """What is wrong with prompting, which trains nothing."""
-    found: list[tuple[Loc, str, str]] = []
-    if recipe.mode == "few_shot" and recipe.method.trains:
-        what = f"the task prompting trains nothing, {recipe.method.name} does"
-        found.append((("method", "name"), what, "use method: {name: frozen}"))
-    return found + [(("task", key), what, fix) for key, what, fix in recipe.task.problems()]
+        _check_model_folder("model.tokenizer", model.tokenizer, problems, weights=False)
 
 
 def _check_model_folder(
-    loc: Loc, path: str, *, tokenizer: bool, weights: bool = True
-) -> list[tuple[Loc, str, str]]:
+    key: str, path: str, problems: Problems, *, tokenizer: bool = True, weights: bool = True
+) -> None:
+    """Checks that a path is a hub name or a folder with what is needed.
+
+    Args:
+        key: field that has the path.
+        path: hub name or folder.
+        problems: collects what is wrong.
+        tokenizer: whether the folder must have a tokenizer.
+        weights: whether it must have a configuration and weights.
+    """
     if not path.startswith("/"):
-        return (
-            []
-            if _HUB_NAME.fullmatch(path)
-            else [(loc, f"expected a hub name or a folder, got {path!r}", "")]
-        )
+        if not HUB_NAME.fullmatch(path):
+            fix = "for example org/name, or ./folder"
+            problems.add(key, expected="a hub name or a folder", got=repr(path), fix=fix)
+        return
     folder = Path(path)
     if not os.path.isdir(folder):
-        return [(loc, f"there is no folder {path}", "")]
-    found: list[tuple[Loc, str, str]] = []
+        problems.add(key, f"there is no folder {path}", fix="correct it, or give a hub name")
+        return
     if weights and not (folder / "config.json").is_file():
-        found.append((loc, f"{path} has no config.json", "name the folder of a saved model"))
+        problems.add(key, f"{path} has no config.json", fix="name the folder of a saved model")
     if weights and not [*folder.glob("*.safetensors")]:
-        found.append((loc, f"{path} has no *.safetensors weights", "save it with save_pretrained"))
-    if tokenizer and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        found.append(
-            (
-                loc,
-                f"{path} has no tokenizer",
-                "save the tokenizer there too, or set model.tokenizer",
-            )
-        )
-    return found
+        fix = "save the model with save_pretrained"
+        problems.add(key, f"{path} has no *.safetensors weights", fix=fix)
+    if tokenizer and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        fix = "save the tokenizer there too, or set model.tokenizer"
+        problems.add(key, f"{path} has no tokenizer", fix=fix)
+
+
+def _check_data(recipe: FullRecipe, problems: Problems) -> None:
+    """Checks that the data have one source, and that local files and folders exist."""
+    data = recipe.task.data
+    if (data.path is None) == (data.files is None):
+        got = "neither" if data.path is None else "both"
+        what = f"needs either `path` (a hub data set or a folder) or `files`, got {got}"
+        problems.add("task.data", what, fix="name one of them")
+    if data.path is not None and data.path.startswith("/"):
+        if not os.path.isdir(data.path):
+            fix = "correct it, or give a hub name"
+            problems.add("task.data.path", f"there is no folder {data.path}", fix=fix)
+    elif data.path is not None and not HUB_NAME.fullmatch(data.path):
+        fix = "use `files` for local files"
+        got = repr(data.path)
+        problems.add("task.data.path", expected="a hub name or a folder", got=got, fix=fix)
+    for split, file in (data.files or {}).items():
+        key = f"task.data.files.{split}"
+        if not os.path.isfile(file):
+            problems.add(key, f"there is no file {file}", fix="correct the path")
+        elif Path(file).suffix.lower() not in DATA_SUFFIXES:
+            expected = ".csv, .jsonl, .json or .parquet"
+            problems.add(key, expected=expected, got=Path(file).name, fix="convert the file")
+    total = sum((data.fractions or {}).values())
+    if total > 1 + 1e-9:
+        expected = "a sum of at most 1"
+        problems.add("task.data.fractions", expected=expected, got=f"{total:g}", fix="lower one")
+
+
+def _check_splits(recipe: FullRecipe, problems: Problems) -> None:
+    """Checks that the data have the splits that the recipe uses."""
+    data = recipe.task.data
+    splits: set[str] = set(data.fractions or split_sources(data))
+    existing = ", ".join(sorted(splits))
+    needed = () if recipe.mode == "evaluate" else recipe.task.needed_splits
+    for split in sorted(set(needed) - splits):
+        fix = "add it to `files`, `splits` or `fractions`"
+        problems.add("task.data", f"has no {split} split", fix=fix)
+    scored = recipe.evaluation.split
+    if scored not in splits:
+        what = f"the data has no {scored} split"
+        problems.add("evaluation.split", what, fix=f"use one of {existing}")
+    for field in ("sample", "limits"):
+        for split in sorted(set(getattr(data, field)) - splits):
+            what = "the data has no such split"
+            problems.add(f"task.data.{field}.{split}", what, fix=f"use one of {existing}")
+    at_end = recipe.train.load_best_model_at_end
+    if at_end and (recipe.train.eval_strategy == "no" or "validation" not in splits):
+        what = "needs a validation split and an eval_strategy other than no"
+        problems.add("train.load_best_model_at_end", what, fix="add them, or leave it out")
+
+
+def _check_train(recipe: FullRecipe, problems: Problems) -> None:
+    """Checks the options of `train` against each other, the method and the task."""
+    train, method = recipe.train, recipe.method
+    if train.bf16 is True and train.fp16 is True:
+        problems.add("train.fp16", "bf16 and fp16 exclude each other", fix="keep one")
+    batch = train.per_device_train_batch_size
+    if batch != "auto" and train.global_batch_size % batch:
+        what = f"{batch} does not divide global_batch_size {train.global_batch_size}"
+        fix = "use a divisor, or auto"
+        problems.add("train.per_device_train_batch_size", what, fix=fix)
+    if not method.can_resume and (train.save_strategy != "no" or train.load_best_model_at_end):
+        key = "load_best_model_at_end" if train.save_strategy == "no" else "save_strategy"
+        what = f"the method {method.name} saves no checkpoints to resume from"
+        problems.add(f"train.{key}", what, fix="leave it out, or use another method")
+    names = ["loss", *recipe.task.metric_names()]
+    if train.metric_for_best_model not in (None, *names):
+        what = f"the task has no metric {train.metric_for_best_model!r}"
+        problems.add("train.metric_for_best_model", what, fix=f"use one of {', '.join(names)}")
+
+
+def _check_frozen(recipe: FullRecipe, problems: Problems) -> None:
+    """Checks a recipe whose method trains nothing: the model is scored as it is."""
+    if recipe.method.trains:
+        return
+    if recipe.evaluation.before:
+        what = f"the method {recipe.method.name} trains nothing, so there is no before and after"
+        problems.add("evaluation.before", what, fix="leave it out")
+    if recipe.model.path is None and recipe.mode == "evaluate":
+        what = "is required: a new model has learnt nothing that could be scored"
+        problems.add("model.path", what, fix="name a trained model, or use a method that trains")
+    folder = recipe.method.adapter_folder
+    if folder and not os.path.isfile(Path(folder) / ADAPTER_FILE):
+        fix = "name the folder of a saved adapter, for example runs/NAME/ID/model"
+        problems.add("method.adapter_path", f"{folder} has no {ADAPTER_FILE}", fix=fix)
+
+
+def _check_task(recipe: FullRecipe, problems: Problems) -> None:
+    """Checks the options of the task, and that it goes with the method."""
+    if recipe.mode == "few_shot" and recipe.method.trains:
+        what = f"the task {recipe.task.name} trains nothing, but the method {recipe.method.name} "
+        problems.add("method.name", what + "does", fix="use method: {name: frozen}")
+    for field, what, fix in recipe.task.problems():
+        problems.add(f"task.{field}", what, fix=fix)

@@ -1,20 +1,22 @@
-"""FullRecipe and the points of a sweep."""
+"""Defines a recipe with its task and method, and the points of its sweep."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from pydantic import JsonValue
 
-from hpcft.config.yaml_document import Document, Loc
+from hpcft.config.yaml_document import Document
 from hpcft.core.records import Recipe
 from hpcft.methods import AnyMethod
 from hpcft.tasks import AnyTask, packing
 from hpcft.tasks.base import Mode
+from hpcft.tasks.few_shot.task import FewShot
 
 
 class FullRecipe(Recipe):
-    """A recipe whose task and method are those that hpcft knows."""
+    """A recipe: what to train, on what, how, and what others reported."""
 
     task: AnyTask
     """The task and its data."""
@@ -23,23 +25,32 @@ class FullRecipe(Recipe):
 
     @property
     def mode(self) -> Mode:
-        """What a run of this recipe does."""
+        """Mode of a run of this recipe, which task and method decide."""
         return self.task.mode(trains=self.method.trains)
 
+    @property
+    def few_shot_task(self) -> FewShot:
+        """The task of a recipe whose mode is `few_shot`."""
+        assert self.mode == "few_shot"
+        return cast("FewShot", self.task)
+
     def packs(self, model_type: str) -> bool:
-        """Whether a model of this type is trained with several examples in a row."""
+        """Returns whether a model of this type is trained with several examples in a row."""
         why_not = packing.packing_blocker(self.task, self.method, self.model, model_type)
         return self.train.packing is not False and why_not is None
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One run of a recipe: the swept values and the recipe with them filled in."""
+    """One run of a recipe; a recipe without a sweep has one point."""
 
     values: dict[str, JsonValue]
+    """Swept values by dotted field; empty without a sweep."""
     recipe: FullRecipe
+    """The recipe with the swept values filled in."""
     document: Document
+    """The YAML that the recipe was read from, so that later errors can name a line."""
 
-    def where(self, loc: Loc) -> str:
-        """File and line, or option, that a field was written in."""
-        return str(self.document.origin_of(loc))
+    def location_of(self, key: str) -> str:
+        """Returns the `file:line`, or the option, that a dotted key was written in."""
+        return self.document.location_of(key)

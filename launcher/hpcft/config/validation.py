@@ -1,4 +1,4 @@
-"""From documents to records: every problem at once, with its line and the nearest valid key."""
+"""Validates documents against records, and reports every problem with its line."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hpcft.core.errors import InputError, Problem
 
 M = TypeVar("M")
 
-_schema: Callable[[Any], Any] = functools.cache(lambda model: model.model_json_schema())
+_json_schema: Callable[[Any], Any] = functools.cache(lambda model: model.model_json_schema())
 
 
 def validate(document: Document, model: type[M]) -> M:
-    """The record that a document describes.
+    """Returns the record that a document describes.
 
     Args:
         document: plain values with their origins.
         model: a pydantic record class.
 
     Raises:
-        InputError: with every problem found, each with line, key, what was got and what to write.
+        InputError: with every problem, each with file and line, key, value and what to write.
     """
     import json
 
@@ -37,7 +37,7 @@ def validate(document: Document, model: type[M]) -> M:
         raise InputError(_problems(document, model, details)) from None
 
 
-_EXPECTED = {
+_KINDS = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -52,78 +52,89 @@ _EXPECTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
-_OF_A_KEY = "[key]"  # pydantic's last location part where a key is wrong and not its value
+_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+# Filled in with pydantic's context; the shortest text that any record asks for is one character.
+_LENGTHS = {
+    "too_short": "at least {min_length} items",
+    "too_long": "at most {max_length} items",
+    "string_too_short": "text that is not empty",
+    "string_too_long": "at most {max_length} characters",
+}
+_KEY_ITSELF = "[key]"  # pydantic's last location part if a key is wrong and not its value
 
 
-def _expected(detail: Any) -> str | None:
-    """The kind of value that was expected; None where the kind is right, but the value wrong."""
-    if detail["loc"][-1:] == (_OF_A_KEY,):
+def _expected_kind(detail: Any) -> str | None:
+    """Returns the kind of value that was expected; None if only the value is wrong."""
+    if detail["loc"][-1:] == (_KEY_ITSELF,):
         return None
     if detail["type"] == "literal_error":
         words = str(detail["ctx"]["expected"])
         return f"one of {words}" if " or " in words else words
-    return _EXPECTED.get(detail["type"])
+    return _KINDS.get(detail["type"])
 
 
 def _problems(document: Document, model: type[Any], details: Any) -> list[Problem]:
-    """One problem for each place; what the members of a union expected there is told together."""
+    """Returns one problem for each place, with all kinds that a union allows there."""
     located = [(_in_document(document.value, detail), detail) for detail in details]
-    located.sort(key=lambda pair: _place(document.origin_of(pair[0])))
+    located.sort(key=lambda pair: _source_and_line(document.origin_of(pair[0])))
     expected: dict[Loc, list[str]] = {}
     for loc, detail in located:
-        if word := _expected(detail):
-            expected.setdefault(loc, []).append(word)
+        if kind := _expected_kind(detail):
+            expected.setdefault(loc, []).append(kind)
     # Where a member of a union found something wrong deeper inside, its kind was right.
     entered = {loc[:length] for loc, _ in located for length in range(len(loc))}
     problems = []
     for loc, detail in located:
-        if _expected(detail) is None:
+        if _expected_kind(detail) is None:
             problems.append(_problem(document, model, loc, detail))
         elif loc not in entered:
-            what = f"expected {' or '.join(expected[loc])}, got {_shown(detail['input'])}"
-            fix = (
-                "quote it if text is meant"
-                if "text" in expected[loc] and isinstance(detail["input"], int | float)
-                else ""
-            )
+            what = f"expected {' or '.join(expected[loc])}, got {_as_json(detail['input'])}"
+            is_number = isinstance(detail["input"], int | float)
+            fix = "quote it if text is meant" if "text" in expected[loc] and is_number else ""
             problems.append(Problem(str(document.origin_of(loc)), dotted_key(loc), what, fix))
     return list(dict.fromkeys(problems))
 
 
-def _place(origin: Origin) -> tuple[str, int]:
+def _source_and_line(origin: Origin) -> tuple[str, int]:
     return origin.source, origin.line or 0
 
 
 def _problem(document: Document, model: type[Any], loc: Loc, detail: Any) -> Problem:
+    """Returns the problem for an error that is not about the kind of a value."""
     kind, context = detail["type"], detail.get("ctx", {})
     where, key = str(document.origin_of(loc)), dotted_key(loc)
-    got = f"got {_shown(detail['input'])}"
+    got = f"got {_as_json(detail['input'])}"
     if kind == "missing":
         return Problem(where, key, "is required", "add it")
     if kind == "extra_forbidden":
-        known = _siblings(model, detail["loc"])
+        known = _sibling_fields(model, detail["loc"])
         near = difflib.get_close_matches(str(loc[-1]), known, n=3, cutoff=0.5)
         fix = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
         return Problem(where, key, "unknown key", fix)
     if kind == "union_tag_invalid":
         where = str(document.origin_of((*loc, "name")))
-        what = f"expected one of {context['expected_tags']}, got {_shown(context['tag'])}"
+        what = f"expected one of {context['expected_tags']}, got {_as_json(context['tag'])}"
         return Problem(where, f"{key}.name", what)
     if kind == "union_tag_not_found":
-        return Problem(where, f"{key}.name", "is required", "say which one")
+        return Problem(where, f"{key}.name", "is required", f"name the {loc[-1]} to use")
     if kind == "string_pattern_mismatch":
         fix = f"it has to match {context['pattern']}"
         return Problem(where, key, f"has characters that are not allowed here, {got}", fix)
-    if detail["loc"][-1:] == (_OF_A_KEY,) and kind == "literal_error":
+    if detail["loc"][-1:] == (_KEY_ITSELF,) and kind == "literal_error":
         return Problem(where, key, "unknown key", f"known here: {context['expected']}")
+    if kind in _BOUNDS:
+        bound = detail["msg"].removeprefix("Input should be ")
+        return Problem(where, key, f"expected a number {bound}, {got}")
+    if kind in _LENGTHS:
+        return Problem(where, key, f"expected {_LENGTHS[kind].format(**context)}, {got}")
     message = detail["msg"].removeprefix("Value error, ")
     return Problem(where, key, f"{message[0].lower()}{message[1:]}, {got}")
 
 
 def _in_document(value: Any, detail: Any) -> Loc:
-    """Pydantic's location without what is not in the document, but with a key that is missing.
+    """Returns the place of an error in the document, or that of the key that is missing.
 
-    Pydantic puts the tags of unions and the names of union members between the keys.
+    Pydantic's own location also has the tags of unions and the names of union members.
     """
     real: list[str | int] = []
     for part in detail["loc"]:
@@ -137,42 +148,44 @@ def _in_document(value: Any, detail: Any) -> Loc:
     return tuple(real)
 
 
-def _siblings(model: type[Any], loc: Loc) -> list[str]:
-    """Names of the fields that are known where `loc` points, found in the JSON Schema."""
-    node: Any = (schema := _schema(model))
+def _sibling_fields(model: type[Any], loc: Loc) -> list[str]:
+    """Returns the names of the fields that are known where `loc` points, from the JSON Schema."""
+    node: Any = (schema := _json_schema(model))
     for part in loc[:-1]:
-        node = _resolve(node, schema, part)
-    return sorted(_properties(node, schema))
+        node = _schema_below(node, schema, part)
+    return sorted(_property_names(node, schema))
 
 
-def _options(node: Any, schema: Any) -> list[Any]:
+def _union_members(node: Any, schema: Any) -> list[Any]:
+    """Returns the schemas of a union's members; the schema itself if it is not a union."""
     if "$ref" in node:
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
     inner = node.get("anyOf") or node.get("oneOf") or node.get("allOf")
-    return [o for item in inner for o in _options(item, schema)] if inner else [node]
+    return [o for item in inner for o in _union_members(item, schema)] if inner else [node]
 
 
-def _properties(node: Any, schema: Any) -> set[str]:
-    return {name for option in _options(node, schema) for name in option.get("properties", {})}
+def _property_names(node: Any, schema: Any) -> set[str]:
+    members = _union_members(node, schema)
+    return {name for member in members for name in member.get("properties", {})}
 
 
-def _resolve(node: Any, schema: Any, part: str | int) -> Any:
-    """The schema below `part`: a property, a list item or the union member of that name."""
-    options = _options(node, schema)
-    for option in options:
-        name = option.get("properties", {}).get("name", {})
-        if part in (name.get("const"), option.get("title")):
-            return option
-    for option in options:
-        if part in option.get("properties", {}):
-            return option["properties"][part]
-        if isinstance(part, int) and "items" in option:
-            return option["items"]
+def _schema_below(node: Any, schema: Any, part: str | int) -> Any:
+    """Returns the schema of a property, of a list's items or of the union member of that name."""
+    members = _union_members(node, schema)
+    for member in members:
+        name = member.get("properties", {}).get("name", {})
+        if part in (name.get("const"), member.get("title")):
+            return member
+    for member in members:
+        if part in member.get("properties", {}):
+            return member["properties"][part]
+        if isinstance(part, int) and "items" in member:
+            return member["items"]
     return node
 
 
-def _shown(value: Any) -> str:
-    """A value as a user wrote it, short and with control characters escaped."""
+def _as_json(value: Any) -> str:
+    """Returns a value as JSON, which escapes control characters, cut to 60 characters."""
     import json
 
     text = json.dumps(value, ensure_ascii=False, default=str)

@@ -1,8 +1,8 @@
-"""A YAML document with the line of every value: the door through which strangers' text comes in.
+"""Parses untrusted YAML into plain values and keeps the line of each.
 
-YAML 1.2, so that `no` is text and `12:00:00` is text. Refused: files over 256 kB, deep nesting,
-aliases (and with them alias bombs), explicit tags, duplicate keys, more than one document, control
-characters (written out or as an escape), numbers that are not finite.
+It reads YAML 1.2, in which `no` and `12:00:00` are text. It refuses files over 256 kB, deep
+nesting, aliases (and with them alias bombs), explicit tags, duplicate keys, more than one document,
+control characters (written out or as an escape), and numbers that are not finite.
 """
 
 from __future__ import annotations
@@ -15,41 +15,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcft.core.errors import InputError, Problem
+from hpcft.core.errors import InputError, Problem, first_line
 from hpcft.core.files import read_record
 from hpcft.core.records import Record
 
-# Room for a sweep of 5,000 points, each written out on a line of 50 characters. The scanner takes
-# time with the square of some texts, `!!!!…` above all: a second for this much, 18 s for 1 MB.
+# This has room for a sweep of 5,000 points, each on a line of 50 characters. The scanner's time
+# grows with the square of some texts, such as `!!!!…`: a second for 256 kB, 18 s for 1 MB.
 MAX_BYTES = 256_000
 MAX_DEPTH = 24
 MAX_NODES = 20_000
 MAX_DIGITS = 100
 
-# YAML 1.2.2, 10.3.2 (core schema): what a plain scalar stands for; all else is text.
+# Plain scalars of YAML 1.2.2, 10.3.2 (core schema); every other scalar is text.
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"(true|True|TRUE)|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-# Control characters (they would reach terminals, scripts and paths) and halves of surrogate pairs.
+# Control characters would reach terminals, scripts and paths; surrogates cannot be encoded.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 Loc = tuple[str | int, ...]
+"""Place of a value in a document: the keys and list indices that lead to it."""
 DOTTED_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-"""A field, as `dotted` writes it and people do."""
+"""A field as people write it, for example `train.seed`."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was written."""
+    """Source and line that a value was read from."""
 
     source: str
-    """File name as the user gave it, or the command-line option."""
+    """File name as the user gave it, or a command-line option."""
     line: int | None = None
     """Line, from 1; None for text from the command line."""
     folder: Path | None = None
-    """Folder that relative paths in this source start from."""
+    """Folder that relative paths in this source start from; None for the current one."""
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"
@@ -57,42 +58,48 @@ class Origin:
 
 @dataclass
 class Document:
-    """A plain value (mappings, lists, scalars) and the origin of each part of it."""
+    """Plain values (mappings, lists, scalars) and the origin of each part."""
 
     value: Any
+    """The whole value."""
     origins: dict[Loc, Origin] = field(default_factory=dict)
+    """Origin of each part by its place; that of the whole is at `()`."""
 
     def origin_of(self, loc: Loc) -> Origin:
-        """Origin of the value at `loc`, or of the nearest part that encloses it."""
+        """Returns the origin of the value at `loc`, or of the nearest part that encloses it."""
         while loc and loc not in self.origins:
             loc = loc[:-1]
         return self.origins[loc]
 
-    def merged(self, other: Document) -> Document:
-        """This document overlaid with `other`: mappings merge, all else is replaced.
+    def location_of(self, key: str) -> str:
+        """Returns the `file:line`, or the option, that a dotted key was written in."""
+        return str(self.origin_of(tuple(key.split("."))))
+
+    def overlaid_with(self, other: Document) -> Document:
+        """Returns this document with `other` laid over it: mappings merge, all else is replaced.
 
         A section whose `name` changes (another task or method) is replaced whole, because the
         options of the old one do not belong to the new one.
         """
-        taken: set[Loc] = set()
-        value = _overlaid(self.value, other.value, (), taken)
+        replaced: set[Loc] = set()
+        value = _overlay(self.value, other.value, (), replaced)
 
-        def is_taken(loc: Loc) -> bool:
-            return any(loc[:length] in taken for length in range(len(loc) + 1))
+        def is_replaced(loc: Loc) -> bool:
+            return any(loc[:length] in replaced for length in range(len(loc) + 1))
 
-        origins = {loc: origin for loc, origin in self.origins.items() if not is_taken(loc)}
-        origins |= {loc: other.origin_of(loc) for loc in taken}
-        origins |= {loc: origin for loc, origin in other.origins.items() if is_taken(loc)}
+        origins = {loc: origin for loc, origin in self.origins.items() if not is_replaced(loc)}
+        origins |= {loc: other.origin_of(loc) for loc in replaced}
+        origins |= {loc: origin for loc, origin in other.origins.items() if is_replaced(loc)}
         return Document(value, origins)
 
-    def without(self, key: str) -> Document:
-        """This document without a section; where the section stood is still known."""
+    def without_section(self, key: str) -> Document:
+        """Returns this document without a section, but with the section's own origin."""
         value = {name: part for name, part in self.value.items() if name != key}
         origins = {loc: o for loc, o in self.origins.items() if loc[:1] != (key,) or len(loc) == 1}
         return Document(value, origins)
 
-    def placed(self, loc: Loc) -> Document:
-        """This document as the part at `loc` of a larger one."""
+    def nested_at(self, loc: Loc) -> Document:
+        """Returns a document that holds nothing but this one, at `loc`."""
         value = self.value
         for key in reversed(loc):
             value = {key: value}
@@ -102,38 +109,42 @@ class Document:
 
 
 def stored_document(file: Path, kind: type[Record]) -> Document:
-    """Returns a record of a run folder as a document; what a newer hpcft added is left out.
+    """Returns a record of a run folder as a document, without fields that a newer hpcft added.
+
+    Args:
+        file: the record's file.
+        kind: class of the record.
 
     Raises:
-        StoreError: it cannot be read.
+        StoreError: the file cannot be read, or is not such a record.
     """
     return Document(read_record(file, kind).model_dump(mode="json"), {(): Origin(str(file))})
 
 
-def _overlaid(base: Any, over: Any, loc: Loc, taken: set[Loc]) -> Any:
-    """`base` overlaid with `over`; notes in `taken` which parts came from `over`."""
+def _overlay(base: Any, over: Any, loc: Loc, replaced: set[Loc]) -> Any:
+    """Returns `base` overlaid with `over`; adds to `replaced` the parts that came from `over`."""
     both_mappings = isinstance(base, dict) and isinstance(over, dict)
     if not both_mappings or (
         len(loc) == 1 and "name" in over and base.get("name") not in (None, over["name"])
     ):
-        taken.add(loc)
+        replaced.add(loc)
         return over
     value = dict(base)
     for key, part in over.items():
         if key not in base:
-            taken.add((*loc, key))
+            replaced.add((*loc, key))
             value[key] = part
         else:
-            value[key] = _overlaid(base[key], part, (*loc, key), taken)
+            value[key] = _overlay(base[key], part, (*loc, key), replaced)
     return value
 
 
 def load_document(path: Path, shown_as: str | None = None) -> Document:
-    """The document in a YAML file.
+    """Reads a YAML file.
 
     Args:
         path: the file.
-        shown_as: how errors name it; by default as given.
+        shown_as: name of the file in errors; by default the path.
 
     Raises:
         InputError: it is missing, too large, not UTF-8, or not the YAML that is accepted here.
@@ -141,26 +152,33 @@ def load_document(path: Path, shown_as: str | None = None) -> Document:
     source = shown_as or str(path)
     try:
         if not path.is_file():
-            raise InputError([Problem(source, "", "there is no such file")])
+            raise InputError([Problem(source, "", "there is no such file", "correct the name")])
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError([Problem(source, "", f"cannot be read: {error.strerror}")]) from None
+        what = f"cannot be read: {error.strerror}"
+        raise InputError(
+            [Problem(source, "", what, "correct the name or its permissions")]
+        ) from None
     if len(content) > MAX_BYTES:
         what = f"expected at most {MAX_BYTES // 1000} kB, got more"
-        fix = "data belongs into files that the document names"
+        fix = "move data into files of its own and name them here"
         raise InputError([Problem(source, "", what, fix)])
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         what = "expected UTF-8 text, got other bytes"
-        raise InputError([Problem(f"{source}:{line}", "", what)]) from None
+        raise InputError([Problem(f"{source}:{line}", "", what, "save it as UTF-8")]) from None
     return parse_document(text, Origin(source, 1, path.absolute().parent))
 
 
 def parse_document(text: str, origin: Origin) -> Document:
-    """The document in a text; `origin` names it in errors.
+    """Parses YAML.
+
+    Args:
+        text: the YAML.
+        origin: names the text in errors; its line, if it has one, is that of the first line.
 
     Raises:
         InputError: it is not the YAML that is accepted here.
@@ -168,25 +186,24 @@ def parse_document(text: str, origin: Origin) -> Document:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-    def refused(line: int | None, what: str, fix: str = "") -> InputError:
+    def error_at(line: int | None, what: str, fix: str = "") -> InputError:
         where = f"{origin.source}:{line}" if line and origin.line else origin.source
         return InputError([Problem(where, "", what, fix)])
 
     bad = _UNPRINTABLE.search(text)
     if bad:
         line = text.count("\n", 0, bad.start()) + 1
-        raise refused(line, f"has a control character (U+{ord(bad[0]):04X})", "remove it")
+        raise error_at(line, f"has a control character (U+{ord(bad[0]):04X})", "remove it")
     try:
-        for line, what in _out_of_bounds(YAML(typ="safe", pure=True).parse(io.StringIO(text))):
-            raise refused(line, what, "write the values out; `extends:` shares between recipes")
+        for line, what, fix in _not_accepted(YAML(typ="safe", pure=True).parse(io.StringIO(text))):
+            raise error_at(line, what, fix)
         node = YAML(typ="safe", pure=True).compose(io.StringIO(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        said = f"is not valid YAML: {error.problem or error.context}"
-        raise refused(mark.line + 1 if mark else None, said) from None
+        what = f"is not valid YAML: {error.problem or error.context}"
+        raise error_at(mark.line + 1 if mark else None, what) from None
     except (YAMLError, ValueError, RecursionError) as error:
-        first = (str(error).splitlines() or ["unreadable"])[0]
-        raise refused(None, f"is not valid YAML: {first}") from None
+        raise error_at(None, f"is not valid YAML: {first_line(error)}") from None
     builder = _Builder(origin)
     value = builder.build(node, ()) if node is not None else None
     if builder.problems:
@@ -195,50 +212,54 @@ def parse_document(text: str, origin: Origin) -> Document:
     return Document(value, builder.origins)
 
 
-def _out_of_bounds(events: Any) -> Iterator[tuple[int, str]]:
-    """Line and reason of what is not accepted, from the event stream: before a tree is built."""
+def _not_accepted(events: Any) -> Iterator[tuple[int, str, str]]:
+    """Yields line, reason and fix of what is not accepted, before a tree is built."""
     from ruamel.yaml import events as ev
 
     depth = nodes = 0
     for event in events:
         line = event.start_mark.line + 1 if event.start_mark else 1
         if getattr(event, "anchor", None) is not None:  # an anchor, or the alias that names one
-            yield line, "aliases (`&name`, `*name`) are not accepted"
+            fix = "write the values out; `extends:` shares between recipes"
+            yield line, "aliases (`&name`, `*name`) are not accepted", fix
         if isinstance(event, ev.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, ev.NodeEvent):
             nodes += 1
             depth += isinstance(event, ev.CollectionStartEvent)
         elif isinstance(event, ev.DocumentStartEvent) and event.version not in (None, (1, 2)):
-            yield line, f"YAML {'.'.join(map(str, event.version))} is not accepted, only 1.2"
+            version = ".".join(map(str, event.version))
+            yield line, f"YAML {version} is not accepted, only 1.2", "remove the %YAML line"
         tag = getattr(event, "tag", None)
         if tag is not None:
-            yield line, f"tags ({str(tag)[:40]}) are not accepted"
+            yield line, f"tags ({str(tag)[:40]}) are not accepted", "remove the tag"
         if depth > MAX_DEPTH:
-            yield line, f"nested deeper than {MAX_DEPTH} levels"
+            yield line, f"nested deeper than {MAX_DEPTH} levels", "nest it less"
         if nodes > MAX_NODES:
-            yield line, f"has more than {MAX_NODES:,} values"
+            fix = "move data into files of its own and name them here"
+            yield line, f"has more than {MAX_NODES:,} values", fix
 
 
 class _Builder:
-    """Turns composed nodes into plain values, noting lines and collecting problems."""
+    """Turns composed nodes into plain values, and collects their lines and the problems."""
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
         self.origins: dict[Loc, Origin] = {}
         self.problems: list[Problem] = []
 
-    def _at(self, node: Any) -> Origin:
+    def _origin_of(self, node: Any) -> Origin:
         line = node.start_mark.line + 1 if self.origin.line else None
         return Origin(self.origin.source, line, self.origin.folder)
 
-    def _refuse(self, node: Any, loc: Loc, what: str, fix: str = "") -> None:
-        self.problems.append(Problem(str(self._at(node)), dotted_key(loc), what, fix))
+    def _add_problem(self, node: Any, loc: Loc, what: str, fix: str = "") -> None:
+        self.problems.append(Problem(str(self._origin_of(node)), dotted_key(loc), what, fix))
 
     def build(self, node: Any, loc: Loc) -> Any:
+        """Returns the plain value of a node at `loc`."""
         from ruamel.yaml.nodes import MappingNode, SequenceNode
 
-        self.origins[loc] = self._at(node)
+        self.origins[loc] = self._origin_of(node)
         if isinstance(node, MappingNode):
             return self._mapping(node, loc)
         if isinstance(node, SequenceNode):
@@ -250,13 +271,15 @@ class _Builder:
         bad = _UNPRINTABLE.search(text)
         if bad:
             what = f"has a control character (U+{ord(bad[0]):04X})"
-            self._refuse(node, loc, what, "remove the escape")
+            self._add_problem(node, loc, what, "remove the escape")
         if node.style:  # quoted, or a block: text, whatever it looks like
             return text
         try:
             return _plain(text)
         except ValueError:
-            self._refuse(node, loc, f"expected a number that JSON can hold, got {text[:20]}")
+            self._add_problem(
+                node, loc, f"expected a number that JSON can hold, got {text[:20]}", "quote it"
+            )
             return None
 
     def _mapping(self, node: Any, loc: Loc) -> dict[str, Any]:
@@ -264,26 +287,28 @@ class _Builder:
         for key_node, value_node in node.value:
             key = key_node.value
             if not isinstance(key, str):
-                self._refuse(key_node, loc, "expected text as key")
+                self._add_problem(key_node, loc, "expected text as key, got a list or a mapping")
                 continue
-            here = (*loc, key)
+            key_loc = (*loc, key)
             if _UNPRINTABLE.search(key):
-                self._refuse(key_node, loc, "has a control character in a key", "remove the escape")
+                self._add_problem(
+                    key_node, loc, "has a control character in a key", "remove the escape"
+                )
             elif key in result:
-                first = self.origins[here].line
+                first = self.origins[key_loc].line
                 what = "duplicate key" + (f", first on line {first}" if first else "")
-                self._refuse(key_node, here, what, "keep one of them")
+                self._add_problem(key_node, key_loc, what, "keep one of them")
             else:
-                result[key] = self.build(value_node, here)
-                self.origins[here] = self._at(key_node)
+                result[key] = self.build(value_node, key_loc)
+                self.origins[key_loc] = self._origin_of(key_node)
         return result
 
 
 def _plain(text: str) -> Any:
-    """What an unquoted scalar stands for.
+    """Returns the value of an unquoted scalar.
 
     Raises:
-        ValueError: a number that JSON cannot hold.
+        ValueError: it is a number that JSON cannot hold.
     """
     if _NULL.fullmatch(text):
         return None
@@ -300,5 +325,5 @@ def _plain(text: str) -> Any:
 
 
 def dotted_key(loc: Loc) -> str:
-    """`("train", "seed")` as `train.seed`."""
+    """Joins a place to a dotted key: `("train", "seed")` to `train.seed`."""
     return ".".join(str(part) for part in loc)

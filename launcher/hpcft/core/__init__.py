@@ -1,1 +1,1 @@
-"""Core: errors, units, paths, files and records, which every package uses."""
+"""Errors, units, paths, files and records, which every other package uses."""

@@ -1,4 +1,4 @@
-"""The attempts at a run: each is named in job.json by a token before it is queued."""
+"""Records the attempts at a run in job.json, and archives what earlier attempts wrote."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from hpcft.core.records import Attempt, Job
 
 
 def attempt_token(name: str, number: int, folder: Path) -> str:
-    """Names an attempt at what is in a run folder.
+    """Returns the token of an attempt, which Slurm shows as the job's comment.
 
     Args:
-        name: of the run, or of a sweep.
-        number: of earlier attempts.
-        folder: run folder, a sweep's first; runs folders do not know of each other.
+        name: run id, or id of the sweep.
+        number: number of earlier attempts.
+        folder: run folder, of a sweep the first one; so tokens of two runs folders differ.
     """
     return f"hpcft-{name}-{number}-{zlib.crc32(str(folder).encode()):08x}"
 
 
 def new_attempt(
-    job_id: str | None,
     token: str,
     logs: Path,
+    *,
+    job_id: str | None = None,
     array_index: int | None = None,
     process_started: float | None = None,
 ) -> Attempt:
-    """An attempt of now and of this machine; arguments as of the record."""
+    """Returns an attempt submitted now from this machine; arguments as in the record."""
     return Attempt(
         job_id=job_id,
         token=token,
@@ -43,17 +44,19 @@ def new_attempt(
     )
 
 
-def record_attempt(paths: RunPaths, job: Job, made: Attempt) -> None:
-    """Writes an attempt into job.json: first with its token, then again with its job id."""
-    others = [a for a in job.attempts if a.token != made.token]
-    write_record(paths.job, job.model_copy(update={"attempts": [*others, made]}))
+def record_attempt(paths: RunPaths, job: Job, attempt: Attempt) -> None:
+    """Writes an attempt into job.json; replaces the attempt that has the same token."""
+    others = [other for other in job.attempts if other.token != attempt.token]
+    write_record(paths.job, job.model_copy(update={"attempts": [*others, attempt]}))
 
 
-def archive(paths: RunPaths, written: Iterable[Path]) -> None:
-    """Moves what an earlier attempt wrote into `earlier/<number>/`, so that nothing is lost."""
-    stale = [path for path in written if path.exists()]
-    if stale:
-        aside = paths.previous / str(sum(1 for _ in paths.previous.glob("*")))
-        aside.mkdir(mode=0o700, parents=True)
-        for path in stale:
-            path.rename(aside / path.name)
+def archive(paths: RunPaths, files: Iterable[Path]) -> None:
+    """Moves files of earlier attempts into `previous/<number>/`, so that nothing is lost."""
+    present = [file for file in files if os.path.lexists(file)]
+    if not present:
+        return
+    numbers = [int(p.name) for p in paths.previous.glob("*") if p.name.isdecimal()]
+    target = paths.previous / str(max(numbers, default=-1) + 1)
+    target.mkdir(mode=0o700, parents=True)
+    for file in present:
+        file.rename(target / file.name)

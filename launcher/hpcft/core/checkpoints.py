@@ -1,4 +1,4 @@
-"""The checkpoints of a run, as far as they are complete: what it would go on from."""
+"""Finds the newest complete checkpoint of a run, from which it can resume."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint
 
 MARKER_FILE = "checkpoint.json"
-"""Name of the record that is written last into a checkpoint's folder."""
+"""Name of the record in a checkpoint's folder that is written last."""
 LATEST_FILE = "latest"
-"""Name of the file in which DeepSpeed notes the folder of its part."""
+"""Name of the file in which DeepSpeed writes the name of its own folder."""
 
 
 @dataclass(frozen=True)
 class CompleteCheckpoint:
-    """A complete checkpoint."""
+    """A checkpoint whose files are all there."""
 
     folder: Path
-    """Where it is."""
+    """Folder of the checkpoint."""
     record: Checkpoint
-    """What it says of itself."""
+    """The record in its marker file."""
 
 
 def latest_checkpoint(paths: RunPaths) -> tuple[CompleteCheckpoint | None, list[str]]:
-    """The newest complete checkpoint, and a sentence for each newer one that is not complete."""
+    """Returns the newest complete checkpoint, and a sentence for each damaged one that is newer."""
     skipped: list[str] = []
     for folder in sorted(checkpoint_folders(paths), key=checkpoint_step, reverse=True):
         try:
-            return CompleteCheckpoint(folder, _checked(folder)), skipped
+            return CompleteCheckpoint(folder, _read_complete(folder)), skipped
         except StoreError as error:
             skipped.append(f"{folder.name} was damaged ({error}) and skipped")
     return None, skipped
 
 
 def checkpoint_folders(paths: RunPaths) -> Iterator[Path]:
-    """The published checkpoints, complete or not."""
+    """Lists the published checkpoints, complete or not."""
     for folder in paths.checkpoints.glob("checkpoint-*"):
         if folder.name.removeprefix("checkpoint-").isdecimal():
             yield folder
 
 
 def checkpoint_step(folder: Path) -> int:
-    """The step that a published checkpoint is of, as its name says."""
+    """Returns the optimizer step in a checkpoint's name."""
     return int(folder.name.removeprefix("checkpoint-"))
 
 
-def _checked(folder: Path) -> Checkpoint:
-    """The record of a checkpoint that is complete.
+def _read_complete(folder: Path) -> Checkpoint:
+    """Reads a checkpoint's record and checks that all its files are there.
 
     Raises:
-        StoreError: it is not; says what is wrong.
+        StoreError: the checkpoint is not complete; the text says what is wrong.
     """
     if not (folder / MARKER_FILE).is_file():
         raise StoreError(f"it has no {MARKER_FILE}")
@@ -63,13 +63,13 @@ def _checked(folder: Path) -> Checkpoint:
         raise StoreError(f"{MARKER_FILE} is of step {record.step}")
     try:
         for name, size in record.files.items():
-            found = (folder / name).stat().st_size
-            if found != size:
-                raise StoreError(f"{name} has {found:,} of {size:,} bytes")
-        named = (folder / LATEST_FILE).read_text(errors="replace").strip() if record.tag else ""
+            actual = (folder / name).stat().st_size
+            if actual != size:
+                raise StoreError(f"{name} has {actual:,} of {size:,} bytes")
+        tag = (folder / LATEST_FILE).read_text(errors="replace").strip() if record.tag else ""
     except OSError as error:
         missing = Path(error.filename).relative_to(folder)
         raise StoreError(f"{missing}: {error.strerror}") from None
-    if named != record.tag:
-        raise StoreError(f"{LATEST_FILE} names {named!r} instead of {record.tag!r}")
+    if tag != record.tag:
+        raise StoreError(f"{LATEST_FILE} names {tag!r} instead of {record.tag!r}")
     return record

@@ -1,46 +1,44 @@
-"""What was computed from a configuration is kept in the user's cache, so that it is paid once."""
+"""Caches records that depend on a configuration alone in the user's cache folder."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from hpcft.core.files import write_text
 from hpcft.core.paths import cache_folder
 from hpcft.core.records import Record
 
 T = TypeVar("T", bound=Record)
 
-_read: dict[Path, Record] = {}
+_in_memory: dict[Path, Record] = {}
 
 
-def cached(folder: str, key: str, kind: type[T], make: Callable[[], T]) -> T:
-    """The record that was kept under the key, else a new one, kept from now on.
+def load_or_compute(folder: str, key: str, kind: type[T], compute: Callable[[], T]) -> T:
+    """Returns the record that is cached under a key; computes and caches it if there is none.
 
     Args:
-        folder: folder of the cache.
-        key: everything that the record depends on.
+        folder: folder inside the cache folder.
+        key: text of everything that the record depends on.
         kind: type of the record.
-        make: computes it.
+        compute: computes the record.
     """
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
     file = cache_folder() / folder / f"{name}.json"
-    known = _read.get(file)
-    if isinstance(known, kind):
-        return known
+    record = _in_memory.get(file)
+    if isinstance(record, kind):
+        return record
     try:
-        found = _read[file] = kind.model_validate_json(file.read_text())
-        return found
+        loaded = _in_memory[file] = kind.model_validate_json(file.read_text())
+        return loaded
     except (OSError, ValueError):
-        pass
-    made = _read[file] = make()
-    try:
+        pass  # The file is missing, or is from a version with other fields.
+    computed = _in_memory[file] = compute()
+    # A cache that cannot be written costs seconds, not correctness.
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(made.model_dump_json())
-        temporary.replace(file)
-    except OSError:
-        pass  # a cache that cannot be written costs seconds, not correctness
-    return made
+        write_text(file, computed.model_dump_json())
+    return computed

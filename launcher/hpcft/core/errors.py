@@ -1,20 +1,21 @@
-"""Every error a user can meet, and the exit code that each one ends in.
+"""The errors that a user can meet, and the exit code of each.
 
-    HpcftError                 1   anything below; caught once, in cli/app.py
-    ├── RunFailed              1   a run that was watched did not complete
+    HpcftError                 1   base of all; caught once, in cli/app.py
+    ├── RunFailed              1   a run that the user watched did not complete
     ├── UsageError             2   a wrong command line, or a state that does not allow it
     │   ├── InputError         2   a recipe or profile is wrong; lists every problem at once
-    │   ├── DoesNotFit         2   the plan exceeds the cluster; names the smallest change that fits
-    │   └── StoreError         2   a run folder is unsafe, damaged or locked
+    │   ├── DoesNotFit         2   the run does not fit the cluster; names the smallest change
+    │   ├── StoreError         2   a run folder is unsafe, damaged or locked
+    │   └── DataError          2   a data file, model or tokenizer cannot be used
     ├── ClusterError           3   a scheduler command failed, is missing or did not answer
-    ├── HubError               3   the Hugging Face hub cannot be reached or did not answer
-    └── DataError              2   a data file, model or tokenizer cannot be used
+    └── HubError               3   the Hugging Face hub cannot be reached or did not answer
 
-Exit code 0 is success and 130 an interruption. `assert` is for our own mistakes only.
+Exit code 0 is success and 130 an interruption. `assert` is for errors of hpcft itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 EXIT_OK = 0
@@ -24,18 +25,23 @@ EXIT_CLUSTER = 3
 EXIT_INTERRUPTED = 130
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text; the name of its class if it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class HpcftError(Exception):
-    """Anything that a user has to be told in a sentence instead of a traceback."""
+    """Base of the errors that the user reads as a sentence instead of a traceback."""
 
     exit_code = EXIT_RUN_FAILED
 
 
 class RunFailed(HpcftError):
-    """A run that the user waited for ended without a result."""
+    """A run that the user watched ended without a result."""
 
 
 class UsageError(HpcftError):
-    """The command line, or the state of what it names, does not allow the request."""
+    """The command line is wrong, or the state of a run does not allow the command."""
 
     exit_code = EXIT_USAGE
 
@@ -47,17 +53,18 @@ class ClusterError(HpcftError):
 
 
 class HubError(HpcftError):
-    """The Hugging Face hub cannot be reached, or did not answer as it should."""
+    """The Hugging Face hub cannot be reached, or did not answer as expected."""
 
     exit_code = EXIT_CLUSTER
 
 
 class DoesNotFit(UsageError):
-    """No layout of the run fits the cluster; `short` says so in the cell of a table."""
+    """No layout of the run fits the cluster."""
 
     def __init__(self, message: str, short: str) -> None:
         super().__init__(message)
         self.short = short
+        """The reason in a few words, for the cell of a table."""
 
 
 class StoreError(UsageError):
@@ -70,16 +77,16 @@ class DataError(UsageError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with an input: where it stands, what it is and how to mend it."""
+    """One problem of an input: its place, what is wrong, and how to correct it."""
 
     where: str
     """`file:line`, or the command-line option that the text came from."""
     key: str
     """Dotted path inside the document; empty for the document as a whole."""
     what: str
-    """What was expected and what was got."""
+    """Description of the problem: expected and actual content."""
     fix: str = ""
-    """What to write instead, if that is known."""
+    """Correction to make; empty if it is not known."""
 
     def __str__(self) -> str:
         key = f" {self.key}" if self.key else ""
@@ -88,8 +95,41 @@ class Problem:
 
 
 class InputError(UsageError):
-    """A recipe, profile or override is wrong; `problems` holds all of what was found."""
+    """A recipe, profile or override is wrong; `problems` lists everything that is."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class Problems:
+    """Collects all problems of an input, so that the user can correct them at once."""
+
+    def __init__(self, location_of: Callable[[str], str]) -> None:
+        """Starts with no problem.
+
+        Args:
+            location_of: gives the place of a dotted key: `file:line`, or a command-line option.
+        """
+        self.found: list[Problem] = []
+        self._location_of = location_of
+
+    def add(
+        self, key: str, what: str = "", *, expected: str = "", got: object = None, fix: str = ""
+    ) -> None:
+        """Adds a problem.
+
+        Args:
+            key: dotted path of the field.
+            what: the problem in words; by default made of `expected` and `got`.
+            expected: what the field may be.
+            got: what it is.
+            fix: the correction to make, if it is known.
+        """
+        text = what or f"expected {expected}, got {got}"
+        self.found.append(Problem(self._location_of(key), key, text, fix))
+
+    def raise_if_any(self) -> None:
+        """Raises InputError with all problems, if there are any."""
+        if self.found:
+            raise InputError(self.found)

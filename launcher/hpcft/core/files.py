@@ -1,4 +1,4 @@
-"""Run folders: created private, read with care, written atomically, locked while they change."""
+"""Creates private run folders; reads, writes and locks their files safely."""
 
 from __future__ import annotations
 
@@ -18,39 +18,48 @@ from pydantic import ValidationError
 
 from hpcft import __version__
 from hpcft.core.errors import StoreError
+from hpcft.core.host import node_name
 from hpcft.core.records import Record, StoredRecord
 
 R = TypeVar("R", bound=Record)
 MAX_RECORD_BYTES = 20_000_000
-LOCK = ".lock"
+LOCK_FILE = ".lock"
 
 
 def check_path(folder: Path) -> None:
-    """Refuses a path that Slurm or a shell would read as something else."""
+    """Refuses a path that Slurm or a shell would change.
+
+    Raises:
+        StoreError: the path holds % or a line break.
+    """
     if any(mark in str(folder) for mark in ("%", "\n", "\r", "\0")):
         raise StoreError(
             f"{folder!s}: a runs folder may not have % or line breaks in its path "
-            "(Slurm replaces %j and the like in file names)"
+            "(Slurm replaces %j and the like in file names); choose another one with --runs-dir"
         )
 
 
 def create_folder(folder: Path) -> None:
-    """Makes a folder of mode 0700, parents as the umask says.
+    """Creates a folder with mode 0700; its parents get the mode that the umask gives.
 
     Raises:
-        StoreError: it exists and others may write to it, or it cannot be made.
+        StoreError: others may write to the existing folder, or it cannot be created.
     """
     check_path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"{folder}: cannot be made: {error.strerror}") from None
+        raise StoreError(f"{folder}: cannot be created: {error.strerror}") from None
     check_private(folder)
 
 
 def check_private(folder: Path) -> None:
-    """Refuses a run folder that others may write to: what it holds would run in your name."""
+    """Refuses a run folder that others may write to: jobs run its content in your name.
+
+    Raises:
+        StoreError: others may write to the folder, or it is missing.
+    """
     try:
         info = folder.stat()
     except OSError as error:
@@ -59,11 +68,14 @@ def check_private(folder: Path) -> None:
         raise StoreError(f"{folder}: others may write to it; chmod 700 it if its content is yours")
 
 
+# ---------------------------------------------------------------- writing
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old or the new text, never a part.
+    """Writes a text file atomically: a reader sees the old or the new text, never a part.
 
     Raises:
-        OSError: it cannot be written (no room, no permission); names the file.
+        OSError: the file cannot be written (disk full, no permission); names the file.
     """
     name = ""
     try:
@@ -87,54 +99,58 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def write_record_once(path: Path, record: Record) -> bool:
-    """Writes a record whole unless the file is there; whether it was this call that wrote it."""
-    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    write_record(aside, record)
+    """Writes a record atomically unless the file exists; returns whether this call wrote it."""
+    temporary = path.with_name(f".{path.name}.{node_name()}.{os.getpid()}")
+    write_record(temporary, record)
     try:
-        os.link(aside, path)  # of several writers exactly one succeeds, on a network too
+        # Of several writers exactly one creates the link, on a network file system too.
+        os.link(temporary, path)
     except FileExistsError:
         return False
     finally:
-        aside.unlink()
+        temporary.unlink()
     return True
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes plain JSON for people, atomically."""
+    """Writes indented JSON for people, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+# ---------------------------------------------------------------- reading
+
+
 def open_file(path: Path) -> BinaryIO:
-    """A file of a run folder to read; a pipe or device in its place is not waited for.
+    """Opens a file of a run folder for reading; never blocks on a pipe or a device.
 
     Raises:
-        OSError: it is missing, may not be read, or is no file.
+        OSError: the file is missing, may not be read, or is not a regular file.
     """
     stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
-        raise OSError(errno.EINVAL, "is no file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return stream
 
 
 def file_age_s(file: Path) -> float:
-    """Seconds since a file was written, by the clock of its file system.
+    """Returns the seconds since a file was written, by the clock of its file system.
 
-    A heartbeat's own time is of another machine, whose clock may be ahead or behind.
+    The time inside a heartbeat is that of another machine, whose clock may differ from ours.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file is missing.
     """
     written = file.stat().st_mtime
     try:
-        with tempfile.TemporaryFile(dir=file.parent) as now:
-            return os.fstat(now.fileno()).st_mtime - written
+        with tempfile.TemporaryFile(dir=file.parent) as probe:
+            return os.fstat(probe.fileno()).st_mtime - written
     except OSError:
-        return time.time() - written  # a folder that only the run can write to
+        return time.time() - written  # This process may not write into the folder.
 
 
 def read_record(path: Path, kind: type[R]) -> R:
-    """Reads a record that hpcft wrote; fields that it does not know are left out.
+    """Reads a record that hpcft wrote; ignores fields that this version does not know.
 
     Raises:
         StoreError: the file is missing, too large, damaged, or written by a newer hpcft in a format
@@ -148,7 +164,8 @@ def read_record(path: Path, kind: type[R]) -> R:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        # Recipes and profiles are closed where people write them; their copies here are not.
+        # Recipes and profiles refuse unknown fields where people write them, but not in the copies
+        # that a run folder holds: a newer hpcft may have written those.
         record = kind.model_validate_json(text, extra="ignore")
     except ValidationError as error:
         _check_version(path, kind, _version_in(text))
@@ -183,46 +200,54 @@ def _version_in(text: bytes) -> int:
 
 
 def read_record_if_exists(path: Path, kind: type[R]) -> R | None:
-    """The record in a file, or None where there is no such file."""
+    """Reads a record; returns None if there is no such file.
+
+    Raises:
+        StoreError: the file exists but cannot be read.
+    """
     try:
         path.lstat()
     except FileNotFoundError:
         return None
     except OSError:
-        pass  # reading says why
+        pass  # read_record fails too, and says why.
     return read_record(path, kind)
+
+
+# ---------------------------------------------------------------- the lock of a runs folder
 
 
 @contextlib.contextmanager
 def lock_folder(root: Path) -> Iterator[None]:
-    """Holds the runs folder's lock, so that of two submissions at once one waits for the other.
+    """Holds the lock of a runs folder, so that only one command submits from it at a time.
 
     Raises:
-        StoreError: the folder is not there and cannot be made, or its file system has no locks.
+        StoreError: the folder cannot be created, or its file system has no locks.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / LOCK).open("a")
+        lock = (root / LOCK_FILE).open("a")
     except OSError as error:
-        raise StoreError(f"{root}: cannot be made: {error.strerror}") from None
+        raise StoreError(f"{root}: cannot be created: {error.strerror}") from None
     with lock as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError as error:
             raise StoreError(
-                f"{root / LOCK}: cannot be locked: {error.strerror}; two submissions at once could "
-                "not be told apart: choose a runs folder on another file system (--runs-dir)"
+                f"{root / LOCK_FILE}: cannot be locked: {error.strerror}; without a lock, two "
+                "submissions at the same time could submit a run twice: choose a runs folder on "
+                "another file system with --runs-dir"
             ) from None
         yield
 
 
 def is_locked(root: Path) -> bool:
-    """Whether another command holds the runs folder's lock."""
+    """Returns whether another command holds the lock of a runs folder."""
     try:
-        with (root / LOCK).open("rb") as stream:
+        with (root / LOCK_FILE).open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False  # nobody has ever locked it, or nobody can
+        return False  # The folder was never locked, or its file system has no locks.
     return False

@@ -1,4 +1,4 @@
-"""This process's node, and waiting with a deadline."""
+"""Names this process's node, and waits with a timeout."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 
 
 def node_name() -> str:
-    """Returns Slurm's name of the node that this process runs on, or the machine's own."""
+    """Returns Slurm's name of this process's node; without Slurm, the machine's host name."""
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
 def wait_until(is_true: Callable[[], bool], timeout_s: float, poll_s: float) -> bool:
-    """Waits until something is true; returns whether it was in time.
+    """Waits until a condition is true; returns False at the timeout.
 
     Args:
-        is_true: is asked first at once, then after every pause.
+        is_true: the condition; checked at once and after every pause.
         timeout_s: longest time to wait, in seconds.
-        poll_s: pause between two questions, in seconds.
+        poll_s: pause between two checks, in seconds.
     """
     deadline = time.monotonic() + timeout_s
     while not is_true():

@@ -1,4 +1,4 @@
-"""Every file name of a run folder, and where the shipped recipes, profiles and templates are."""
+"""Names the files of a run folder, and finds the recipes, profiles and templates of hpcft."""
 
 from __future__ import annotations
 
@@ -10,31 +10,40 @@ from typing import Literal
 DEFAULT_RUNS = Path("runs")
 
 
-def shipped(kind: Literal["recipes", "ds_configs", "slurm"]) -> Path:
-    """Folder of the files that travel with hpcft: inside the wheel, or in the checkout."""
-    inside = Path(__file__).parents[1] / "shipped" / kind
-    return inside if inside.is_dir() else Path(__file__).parents[3] / kind
+def shipped_folder(kind: Literal["recipes", "ds_configs", "slurm"]) -> Path:
+    """Returns the folder of a kind of files that come with hpcft: in the wheel or the checkout."""
+    return _shipped(kind)
+
+
+def tested_versions_file() -> Path:
+    """Returns the constraints file with the package versions that hpcft was tested with."""
+    return _shipped("constraints.txt")
+
+
+def _shipped(name: str) -> Path:
+    in_wheel = Path(__file__).parents[1] / "shipped" / name
+    return in_wheel if in_wheel.exists() else Path(__file__).parents[3] / name
 
 
 def cache_folder() -> Path:
-    """Where recomputable facts are kept: `$XDG_CACHE_HOME/hpcft`, else `~/.cache/hpcft`."""
+    """Returns the cache folder: `$XDG_CACHE_HOME/hpcft`, else `~/.cache/hpcft`."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "hpcft"
 
 
 def calibration_file(root: Path, cluster: str) -> Path:
-    """What the runs in a runs folder have measured of a cluster."""
+    """Returns the path of a cluster's calibration, which the runs of a runs folder measured."""
     return root / "calibration" / f"{cluster}.json"
 
 
 def is_in_run_folder(file: Path) -> bool:
-    """Returns whether a recipe or profile is a run's own copy, which hpcft wrote."""
+    """Returns whether a recipe or profile is the copy in a run folder, which hpcft wrote."""
     return file.suffix == ".json" and RunPaths(file.parent).job.exists()
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The files of one run, `runs/<recipe name>/<run id>/`."""
+    """The paths inside one run folder, `runs/<recipe name>/<run id>/`."""
 
     folder: Path
 
@@ -45,77 +54,77 @@ class RunPaths:
 
     @property
     def cluster(self) -> Path:
-        """The cluster profile as it was when submitted."""
+        """The cluster profile at the time of submission."""
         return self.folder / "cluster.json"
 
     @property
     def plan(self) -> Path:
-        """The plan that the latest job was submitted with."""
+        """The plan of the latest submission."""
         return self.folder / "plan.json"
 
     @property
     def current_plan(self) -> Path:
-        """The plan that runs since the last rung of the ladder, for people; `recoveries` decide."""
+        """The plan that runs now: of the submission, or of the latest recovery."""
         return self.folder / "current_plan.json"
 
     @property
     def recoveries(self) -> Path:
-        """What the run has met and how it went on, one file each, by number."""
+        """The folder of recoveries, one numbered file each."""
         return self.folder / "recoveries"
 
     @property
     def ds_config(self) -> Path:
-        """The DeepSpeed configuration, for people; the plan holds the same."""
+        """The DeepSpeed configuration, a copy for people of the one in the plan."""
         return self.folder / "ds_config.json"
 
     @property
     def fingerprints(self) -> Path:
-        """Hashes of local data and model files, commits of those of the hub."""
+        """The hashes of local data and model files, and the commits of those from the hub."""
         return self.folder / "fingerprints.json"
 
     @property
     def staged(self) -> Path:
-        """What the run reads from the cache instead of the hub: commits, folders, files."""
+        """The staged inputs, which the run reads from the cache instead of the hub."""
         return self.folder / "staged.json"
 
     @property
     def job(self) -> Path:
-        """Every attempt with its job id."""
+        """The job record: every attempt with its job id."""
         return self.folder / "job.json"
 
     @property
     def logs(self) -> Path:
-        """Submitit's folder: sbatch script, output of every rank."""
+        """Submitit's folder: the sbatch script and the logs of every rank."""
         return self.folder / "logs"
 
     @property
     def progress(self) -> Path:
-        """Heartbeat of rank 0."""
+        """The heartbeat of rank 0."""
         return self.folder / "progress.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON line per logged step and per evaluation."""
+        """The metrics, one JSON line per logged step and per evaluation."""
         return self.folder / "metrics.jsonl"
 
     @property
     def rendezvous(self) -> Path:
-        """Address and port of rank 0, by attempt and start; who is ready to start again."""
+        """The rendezvous folder: rank 0's address and port at each start, and the ready ranks."""
         return self.folder / "rendezvous"
 
     @property
     def prepared(self) -> Path:
-        """Tokenizer, features and initial weights that rank 0 made for all."""
+        """The tokenizer, features and initial weights that rank 0 prepared for all ranks."""
         return self.folder / "prepared"
 
     @property
     def answers(self) -> Path:
-        """What a prompted model has answered so far, a file for each rank."""
+        """The answers of a prompted model so far, one file per rank."""
         return self.folder / "answers"
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoints."""
+        """The folder of checkpoints."""
         return self.folder / "checkpoints"
 
     @property
@@ -125,25 +134,25 @@ class RunPaths:
 
     @property
     def result(self) -> Path:
-        """What came out; written last."""
+        """The result, written last."""
         return self.folder / "result.json"
 
     @property
     def previous(self) -> Path:
-        """Results, metrics and errors of earlier attempts, by number."""
+        """The archive of earlier attempts: their results, metrics and errors, by number."""
         return self.folder / "previous"
 
     @property
     def stacks(self) -> Path:
-        """What each rank was doing when the run seemed stuck, a folder for each time."""
+        """The stacks of all ranks at each time that the run seemed to hang, one folder per time."""
         return self.folder / "stacks"
 
     @property
     def errors(self) -> Path:
-        """What each failing rank said last."""
+        """The error files of the ranks that failed."""
         return self.folder / "errors"
 
 
 def log_file(logs: Path, job_id: str, rank: int, stream: Literal["out", "err"]) -> Path:
-    """Submitit's log of one rank."""
+    """Returns the path of submitit's log of one rank."""
     return logs / f"{job_id}_{rank}_log.{stream}"

@@ -14,28 +14,34 @@ log = logging.getLogger(__name__)
 
 
 def read_rank_errors(paths: RunPaths) -> list[RankError]:
-    """What ranks wrote about their own end, the earliest first: the others only followed it."""
-    found = []
+    """Reads the errors that ranks wrote, the earliest first; skips files that are damaged.
+
+    The earliest is usually the cause: other ranks fail because the first one is gone.
+    """
+    errors = []
     for file in paths.errors.glob("*.json") if paths.errors.is_dir() else ():
         try:
-            found.append(read_record(file, RankError))
+            errors.append(read_record(file, RankError))
         except StoreError:
             continue
-    return sorted(found, key=lambda error: error.at)
+    return sorted(errors, key=lambda error: error.at)
 
 
 def write_rank_error(paths: RunPaths, error: RankError) -> None:
-    """Writes down what a rank says about its end, in the place of what it said before.
+    """Writes a rank's error file; replaces an earlier one of the same rank.
 
-    Where that cannot be, for the folder may be what failed, the log says both.
+    If the file cannot be written, the log gets the error, because the run folder's file system may
+    be what failed.
     """
     try:
         paths.errors.mkdir(mode=0o700, exist_ok=True)
         write_record(rank_error_file(paths, error.rank), error)
     except OSError as failed:
-        log.error("%s: %s (not noted: %s)", error.kind, error.message, failed)
+        log.error(
+            "%s: %s (its error file cannot be written: %s)", error.kind, error.message, failed
+        )
 
 
 def rank_error_file(paths: RunPaths, rank: int) -> Path:
-    """Where a rank says why it ended."""
+    """Returns the path of a rank's error file."""
     return paths.errors / f"{rank}.json"

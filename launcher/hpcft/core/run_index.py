@@ -1,9 +1,10 @@
-"""Finds runs in a runs folder by name or id."""
+"""Finds the runs of a runs folder by name or id."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hpcft.core.errors import StoreError
@@ -11,60 +12,110 @@ from hpcft.core.files import read_record_if_exists
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Job
 
-MIN_ID_CHARS = 4  # characters of a run id that name it
+MIN_ID_CHARS = 4
+"""Fewest characters that a user may give of a run id."""
 
 
-def _folders(folder: Path, damaged: Callable[[str], None]) -> list[Path]:
+@dataclass(frozen=True)
+class FoundRun:
+    """A run folder and its job record."""
+
+    paths: RunPaths
+    """Files of the run folder."""
+    job: Job
+    """The job record; if it cannot be read, a placeholder that holds only the folders' names."""
+    damage: str = ""
+    """Why the job record cannot be read; empty if it was read."""
+
+
+def read_run(folder: Path) -> FoundRun | None:
+    """Reads the job record of a run folder; returns None if the folder is not one.
+
+    A folder without a job record is not a run folder, unless a job has written into it.
+    """
+    paths = RunPaths(folder)
+    try:
+        job = read_record_if_exists(paths.job, Job)
+    except StoreError as error:
+        return _damaged(paths, str(error))
+    if job is None:
+        written = [file for file in (paths.result, paths.progress) if os.path.lexists(file)]
+        return _damaged(paths, f"{paths.job}: is missing") if written else None
+    if job.run_id != folder.name:
+        return _damaged(paths, f"{paths.job}: belongs to the run {job.run_id}")
+    return FoundRun(paths, job)
+
+
+def _damaged(paths: RunPaths, damage: str) -> FoundRun:
+    # Not validated: a folder may have a name that no recipe can have.
+    job = Job.model_construct(
+        run_id=paths.folder.name,
+        recipe=paths.folder.parent.name,
+        cluster="",
+        scheduler="slurm",
+    )
+    return FoundRun(paths, job, damage)
+
+
+def list_runs(root: Path, report: Callable[[str], None] = lambda _: None) -> Iterator[FoundRun]:
+    """Lists every run below a runs folder: the oldest first, those without a job record last.
+
+    Args:
+        root: the runs folder.
+        report: receives a sentence for each folder that cannot be listed.
+    """
+    runs = [
+        run
+        for recipe_folder in _folders(root, report)
+        for run_folder in _folders(recipe_folder, report)
+        if (run := read_run(run_folder))
+    ]
+    yield from sorted(runs, key=_submitted_at)
+
+
+def _submitted_at(run: FoundRun) -> float:
+    if run.damage:
+        return float("inf")
+    return run.job.attempts[0].submitted_at if run.job.attempts else 0.0
+
+
+def _folders(folder: Path, report: Callable[[str], None]) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             return [folder / entry.name for entry in entries if entry.is_dir()]
     except FileNotFoundError:
         return []
     except OSError as error:
-        damaged(f"{folder}: cannot be listed: {error.strerror}")
+        report(f"{folder}: cannot be listed: {error.strerror}")
         return []
 
 
-def list_runs(
-    root: Path, damaged: Callable[[str], None] = lambda _: None
-) -> Iterator[tuple[RunPaths, Job]]:
-    """Every run below `root` with its job record, oldest first; `damaged` is told of the others."""
-    found = []
-    recipes = _folders(root, damaged)
-    for folder in (run for recipe in recipes for run in _folders(recipe, damaged)):
-        paths = RunPaths(folder)
-        try:
-            job = read_record_if_exists(paths.job, Job)
-        except StoreError as error:
-            damaged(f"a run is left out: {error}")
-            continue
-        if job and job.run_id != folder.name:
-            damaged(f"a run is left out: {paths.job}: is that of the run {job.run_id}")
-        elif job:
-            found.append((paths, job))
-    found.sort(key=lambda pair: pair[1].attempts[0].submitted_at if pair[1].attempts else 0.0)
-    yield from found
-
-
 def find_runs(
-    root: Path, name: str, damaged: Callable[[str], None] = lambda _: None
-) -> list[tuple[RunPaths, Job]]:
-    """The runs that a user means: a recipe, a sweep, a run's id or folder, a job or array id.
+    root: Path, name: str, report: Callable[[str], None] = lambda _: None
+) -> list[FoundRun]:
+    """Finds the runs that a name means: a recipe, a sweep, a run id or folder, a job or array id.
 
-    The beginning of a run id will do where nothing bears the name itself, so that a job's number
-    never means a run whose id happens to begin with it.
+    The beginning of a run id is enough if no run has the name itself. So a job id never means a run
+    whose id happens to begin with it.
+
+    Args:
+        root: the runs folder.
+        name: what the user wrote.
+        report: receives a sentence for each folder that cannot be listed.
     """
-    runs = list(list_runs(root, damaged))
-    named = [(paths, job) for paths, job in runs if name in _names(job) or _is(paths, name)]
-    begun = [(p, j) for p, j in runs if len(name) >= MIN_ID_CHARS and j.run_id.startswith(name)]
-    return named or begun
+    runs = list(list_runs(root, report))
+    exact = [run for run in runs if name in _names(run.job) or _is_folder(run.paths, name)]
+    if exact or len(name) < MIN_ID_CHARS:
+        return exact
+    return [run for run in runs if run.job.run_id.startswith(name)]
 
 
 def _names(job: Job) -> set[str | None]:
-    ids = {attempt.job_id for attempt in job.attempts if attempt.job_id}
-    arrays = {job_id.partition("_")[0] for job_id in ids}
-    return {job.recipe, job.sweep_id, job.run_id, f"{job.recipe}/{job.run_id}", *ids, *arrays}
+    job_ids = {attempt.job_id for attempt in job.attempts if attempt.job_id}
+    array_ids = {job_id.partition("_")[0] for job_id in job_ids}
+    own = {job.recipe, job.sweep_id, job.run_id, f"{job.recipe}/{job.run_id}"}
+    return own | job_ids | array_ids
 
 
-def _is(paths: RunPaths, name: str) -> bool:
+def _is_folder(paths: RunPaths, name: str) -> bool:
     return bool(name) and "\0" not in name and Path(name).resolve() == paths.folder.resolve()

@@ -1,4 +1,4 @@
-"""GiB, minutes and counts: parsed and printed in one place. GiB is 1024³ bytes."""
+"""Parses and formats sizes, durations and counts. A GiB is 1024³ bytes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ GIB = 1024**3
 
 
 def format_bytes(size_bytes: float | None) -> str:
-    """Bytes as text with three significant figures: `1.51 GiB`, `312 MiB`, `0 B`."""
+    """Formats bytes with three significant figures: `1.51 GiB`, `312 MiB`, `0 B`."""
     if size_bytes is None:
         return ""
     for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if abs(size_bytes) >= size:
-            return (
-                f"{size_bytes / size:.3g} {unit}"
-                if abs(size_bytes) < 1000 * size
-                else (f"{size_bytes / size:.0f} {unit}")
-            )
+            digits = ".3g" if abs(size_bytes) < 1000 * size else ".0f"
+            return f"{size_bytes / size:{digits}} {unit}"
     return f"{size_bytes:.0f} B"
 
 
@@ -28,13 +25,13 @@ _SIZES = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB,
 
 
 def parse_bytes(text: str) -> float | None:
-    """A size such as `14.74GiB` in bytes; None for other text."""
+    """Parses a size such as `14.74GiB` into bytes; returns None for other text."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text.strip())
     return float(match[1]) * _SIZES[match[2]] if match else None
 
 
 def format_seconds(duration_s: float | None) -> str:
-    """Seconds as `h:mm:ss` or `m:ss`; empty when unknown."""
+    """Formats seconds as `h:mm:ss` or `m:ss`; returns an empty text for None."""
     if duration_s is None:
         return ""
     minutes, seconds = divmod(int(max(duration_s, 0)), 60)
@@ -43,7 +40,7 @@ def format_seconds(duration_s: float | None) -> str:
 
 
 def format_count(count: float | None) -> str:
-    """A large count in short: `66.4 M`, `8.54 B`, `4,098`."""
+    """Formats a large count in short: `66.4 M`, `8.54 B`, `4,098`."""
     if count is None:
         return ""
     if count < 100_000:
@@ -55,14 +52,14 @@ def format_count(count: float | None) -> str:
 
 
 def format_number(number: float | None) -> str:
-    """A measure with three significant figures: `0.0123`, `45.6`, `1,230`."""
+    """Formats a number with three significant figures: `0.0123`, `45.6`, `1,230`."""
     if number is None:
         return ""
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def parse_slurm_duration_s(text: str) -> float | None:
-    """Slurm's elapsed time (`1-02:03:04`, `02:03:04`, `03:04`) in seconds; None for other text."""
+    """Parses Slurm's elapsed time (`1-02:03:04`, `03:04`) into seconds; None for other text."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text.strip())
     if not match:
         return None

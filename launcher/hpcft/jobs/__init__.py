@@ -1,1 +1,1 @@
-"""Jobs: submits, resumes and watches runs, and collects their results."""
+"""Submits, resumes and watches runs, and collects their results."""

@@ -9,22 +9,28 @@ from hpcft.core.errors import InputError, Problem
 
 
 def detect_cluster() -> str:
-    """Name of the profile to use when none is given: a Slurm that is here and known, else `local`.
+    """Returns the name of this machine's cluster profile; `local` without Slurm.
 
-    A site's own profile is found by `HPCFT_CLUSTER` or, in the current folder, as
-    `slurm/<ClusterName>.yaml`, where ClusterName is what Slurm calls itself.
+    A site's own profile is named by `HPCFT_CLUSTER`, or is `slurm/<ClusterName>.yaml` in the
+    current folder; ClusterName is Slurm's own name of the cluster.
+
+    Raises:
+        InputError: there is a Slurm, but no profile of its name.
+        ClusterError: Slurm does not answer.
     """
     if os.environ.get("HPCFT_CLUSTER"):
         return os.environ["HPCFT_CLUSTER"]
-    from hpcft.scheduler import slurm
+    # Imported here: `--cluster` and HPCFT_CLUSTER need no Slurm.
+    from hpcft.scheduler import slurm_commands
 
-    name = slurm.cluster_name()
+    name = slurm_commands.cluster_name()
     if name is None:
         return "local"
     try:
         find_profile(name)
     except InputError:
-        hint = f"copy a profile of similar shape to slurm/{name}.yaml and name it {name}"
-        problem = Problem("--cluster", "", f"Slurm is here, but no profile slurm/{name}.yaml", hint)
+        what = f"this is the Slurm cluster {name}, but there is no profile slurm/{name}.yaml"
+        fix = f"copy a profile of similar shape to slurm/{name}.yaml and name it {name}"
+        problem = Problem("--cluster", "", what, fix)
         raise InputError([problem]) from None
     return name

@@ -1,4 +1,4 @@
-"""Updates a cluster's calibration from finished runs."""
+"""Updates the calibration of clusters from finished runs."""
 
 from __future__ import annotations
 
@@ -15,59 +15,59 @@ from hpcft.planning import calibration
 
 
 class UnfinishedRun(NamedTuple):
-    """A run without a result that was out of memory, as `hpcft.planning.oom_fallback` knows it."""
+    """A run without a result that ran out of memory, as `planning.caps.HasFallbacks`."""
 
     recipe: str
     """Name of the recipe."""
     cluster: str
     """Name of the profile."""
     fallbacks: Sequence[Recovery]
-    """What it came down to so far."""
+    """Fallbacks so far, the first one first."""
 
 
-def update_calibration(views: Sequence[RunStatus], root: Path) -> list[str]:
-    """Keeps what the runs have measured of their clusters; what is new, in a line for each.
+def update_calibration(runs: Sequence[RunStatus], root: Path) -> list[str]:
+    """Writes what the runs of each cluster have measured; returns a sentence for each change.
 
     Args:
-        views: all runs of the runs folder: what others measured would be forgotten.
+        runs: all runs of the runs folder: a calibration holds only what these have measured.
         root: the runs folder.
 
     Raises:
-        OSError: it cannot be written to.
-        StoreError: likewise, or others may write to it.
+        OSError: the runs folder cannot be written to.
+        StoreError: the runs folder cannot be written to, or others may write to it.
     """
-    records = [view.record for view in views if view.record is not None]
+    records = [run.record for run in runs if run.record is not None]
     unfinished = [
-        UnfinishedRun(view.job.recipe, view.job.cluster, view.fallbacks)
-        for view in views
-        if view.record is None and view.fallbacks
+        UnfinishedRun(run.job.recipe, run.job.cluster, run.fallbacks)
+        for run in runs
+        if run.record is None and run.fallbacks
     ]
-    told = []
+    changes = []
     clusters = {record.cluster for record in records} | {run.cluster for run in unfinished}
     for cluster in sorted(clusters - {""}):
         fitted = calibration.fit_calibration(records, cluster, unfinished)
         file = calibration_file(root, cluster)
         try:
-            earlier = read_record_if_exists(file, Calibration) or Calibration()
+            before = read_record_if_exists(file, Calibration) or Calibration()
         except StoreError:
-            earlier = None  # damaged: written anew
-        if fitted == earlier:
-            continue
-        create_folder(file.parent)
-        write_record(file, fitted)
-        parts = (
-            [calibration.describe_calibration(fitted)]
-            if calibration.describe_calibration(fitted)
-            else []
-        )
-        parts += [f"{name} came down to {_cap(cap)}" for name, cap in fitted.oom_caps.items()]
-        by = f"{fitted.runs} run{'s' * (fitted.runs != 1)}"
-        told.append(f"calibration of {cluster} by {by}: {'; '.join(parts) or 'none'}")
-    return told
+            before = None  # A damaged file is replaced.
+        if fitted != before:
+            create_folder(file.parent)
+            write_record(file, fitted)
+            changes.append(_describe_change(cluster, fitted))
+    return changes
 
 
-def _cap(cap: OomCaps) -> str:
-    parts = [f"micro-batch {cap.per_device_train_batch_size}"]
+def _describe_change(cluster: str, fitted: Calibration) -> str:
+    parts = [calibration.describe_calibration(fitted)]
+    parts += [f"plans of {name} use {_describe_cap(cap)}" for name, cap in fitted.oom_caps.items()]
+    runs = f"{fitted.runs} run{'s' * (fitted.runs != 1)}"
+    text = "; ".join(part for part in parts if part)
+    return f"calibration of {cluster} from {runs}: {text or 'none'}"
+
+
+def _describe_cap(cap: OomCaps) -> str:
+    parts = [f"micro-batch at most {cap.per_device_train_batch_size}"]
     parts += ["checkpointing"] * cap.gradient_checkpointing
     parts += [f"loss in {cap.loss_chunks} parts"] * (cap.loss_chunks > 1)
     parts += [f"{cap.nodes} nodes"] * (cap.nodes > 1)

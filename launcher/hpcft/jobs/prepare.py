@@ -19,40 +19,47 @@ from hpcft.staging import hub_inputs, staged_inputs
 from hpcft.staging.check_rows import check_rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A run that is ready to be submitted: nothing is written yet."""
+    """A run that is ready to be submitted; nothing is written yet."""
 
     point: SweepPoint
+    """The recipe with this run's values of the swept fields."""
     plan: Plan
+    """Layout and predictions."""
     run_id: str
+    """Identity by content."""
     fingerprints: Fingerprints
+    """Hashes of the run's inputs."""
     staged: StagedInputs
+    """Inputs that the run reads from the cache instead of the hub."""
     on_resume: Callable[[RunPaths], None] | None = None
-    """What makes the run folder ready to go on in; None: the run begins anew."""
+    """Prepares the run folder to resume from a checkpoint; None: the run starts from the
+    beginning."""
 
 
 def prepare_runs(
     recipe_name: str,
+    *,
     cluster_name: str | None,
     overrides: list[str],
-    *,
     calibrated_by: Path | None = None,
-    dry: bool = False,
+    dry_run: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Profile, list[PreparedRun]]:
     """Reads, checks and plans every run of a recipe; touches no run folder.
 
     Args:
         recipe_name: name or file of the recipe.
-        cluster_name: name or file of the profile; None for the one that is here.
+        cluster_name: name or file of the profile; None for that of this machine.
         overrides: `key=value` changes of the recipe.
-        calibrated_by: runs folder whose measurements the plans go by; None for stated values.
-        dry: whether nothing is going to be submitted: what has not been staged is only told.
-        say: is told of progress.
+        calibrated_by: runs folder whose measurements the plans use; None for stated values only.
+        dry_run: whether nothing will be submitted: then inputs that have not been staged are only
+            reported.
+        say: receives a sentence for each step.
 
     Raises:
-        InputError: the recipe, the profile or the data is wrong, with all problems found.
+        InputError: the recipe, the profile or the data is wrong; lists all problems.
         UsageError: the model or the data have not been staged.
         DoesNotFit: a run does not fit the cluster.
     """
@@ -62,34 +69,40 @@ def prepare_runs(
         calibrated_by,
         say,
     )
-    hub = staged_inputs.hub_folder(staged_inputs.environment(site.cluster))
-    embedding_parameters = [staged_inputs.find_staged(point.recipe, hub) for point in points]
-    if missing := [line for _, lines in embedding_parameters for line in lines]:
-        refusal = staged_inputs.not_staged_error(missing, hub, recipe_name, cluster_name, overrides)
-        if not dry:
-            raise refusal
-        say(f"not yet to be submitted: {refusal}")
+    hub = staged_inputs.hub_cache_folder(staged_inputs.job_environment(site.cluster))
+    inputs = [staged_inputs.find_staged(point.recipe, hub) for point in points]
+    if missing := [line for _, lines in inputs for line in lines]:
+        error = staged_inputs.not_staged_error(
+            missing, hub, recipe=recipe_name, cluster=cluster_name, overrides=overrides
+        )
+        if not dry_run:
+            raise error
+        say(f"this cannot be submitted yet: {error}")
     prepared = []
-    checked: set[str] = set()
-    for number, (point, (staged, lacks)) in enumerate(
-        zip(points, embedding_parameters, strict=True), 1
-    ):
+    checked_data: set[str] = set()
+    for number, (point, (staged, not_staged)) in enumerate(zip(points, inputs, strict=True), 1):
         if len(points) > 1:
             say(f"planning {number} of {len(points)}: {format_point(point.values)}")
-        there = hub_inputs.with_folders(point.recipe, staged)
-        plan = plan_resolved(replace(point, recipe=there), site)
-        data = there.task.model_dump_json() + there.evaluation.split
-        if not lacks and data not in checked:
-            checked.add(data)
-            check_rows(there, fixed="task.data.path" in staged)
-        prints = identity.compute_fingerprints(point.recipe) | hub_inputs.commits(staged)
-        run_id = identity.compute_run_id(point.recipe, site.cluster.name, prints)
-        inputs = StagedInputs(inputs=staged)
-        prepared.append(PreparedRun(point, plan, run_id, Fingerprints(files=prints), inputs))
-    ids = [p.run_id for p in prepared]
-    if len(set(ids)) < len(ids):
-        where = points[0].where(("sweep",))
-        raise InputError(
-            [Problem(where, "sweep", "two points are the same run", "vary the values")]
+        resolved = hub_inputs.with_folders(point.recipe, staged)
+        plan = plan_resolved(replace(point, recipe=resolved), site)
+        data = resolved.task.model_dump_json() + resolved.evaluation.split
+        if not not_staged and data not in checked_data:
+            checked_data.add(data)
+            check_rows(resolved, fixed="task.data.path" in staged)
+        fingerprints = identity.compute_fingerprints(point.recipe)
+        fingerprints |= hub_inputs.staged_commits(staged)
+        prepared.append(
+            PreparedRun(
+                point=point,
+                plan=plan,
+                run_id=identity.compute_run_id(point.recipe, site.cluster.name, fingerprints),
+                fingerprints=Fingerprints(files=fingerprints),
+                staged=StagedInputs(inputs=staged),
+            )
         )
+    run_ids = [run.run_id for run in prepared]
+    if len(set(run_ids)) < len(run_ids):
+        where = points[0].location_of("sweep")
+        problem = Problem(where, "sweep", "two points are the same run", "make their values differ")
+        raise InputError([problem])
     return site, prepared

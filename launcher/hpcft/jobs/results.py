@@ -1,4 +1,4 @@
-"""Records to tables: a row a run, repeats as mean ± spread, the baseline beside ours."""
+"""Turns runs into rows of results: repeats as mean ± spread, baselines beside measurements."""
 
 from __future__ import annotations
 
@@ -11,84 +11,126 @@ from hpcft.config.identity import compute_run_id
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import StoreError
 from hpcft.core.files import read_record_if_exists
-from hpcft.core.records import Fingerprints, Plan, RunRecord
+from hpcft.core.records import Fingerprints, Measurement, Plan, RunRecord
 from hpcft.jobs.status import RunStatus
 
 SEED = "train.seed"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ResultRow:
-    """One line of the results table: a run, or several that differ in their seed only."""
+    """One row of results: a run, or several that differ in their seed only."""
 
     recipe: str
+    """Name of the recipe."""
     point: dict[str, Any]
+    """Values of the swept fields, without the seed if the row has several runs."""
     run_ids: list[str]
+    """Runs of the row."""
     state: str
+    """State, as in the status of a run."""
     note: str = ""
+    """Why the run is pending, failed or unknown."""
     split: str = ""
+    """Split that the metrics are of."""
+    examples: dict[str, int] = field(default_factory=dict)
+    """Split to its number of examples."""
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    """Metric to its value in each run, after training."""
     before: dict[str, list[float]] = field(default_factory=dict)
+    """Metric to its value in each run, before training."""
     intervals: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Metric to the ends of its 95 % interval in each run."""
     confusion: list[dict[str, Any]] = field(default_factory=list)
+    """Confusion matrix of each run."""
     baseline: dict[str, float] = field(default_factory=dict)
+    """Metric to its reported value."""
     baseline_source: str = ""
+    """Source of the reported values."""
     baseline_outcome: str = ""
+    """Reported outcome in words, for example `out of memory`."""
     total_parameters: int | None = None
+    """Parameters of the model."""
     trainable_parameters: int | None = None
+    """Parameters that are trained."""
     wall_s: list[float] = field(default_factory=list)
+    """Seconds that the ranks of each run ran."""
+    train_s: list[float] = field(default_factory=list)
+    """Seconds of training alone in each run that trained."""
     gpu_hours: list[float] = field(default_factory=list)
+    """GPU hours of each run."""
+    tokens_per_s: list[float] = field(default_factory=list)
+    """Training tokens per second over all ranks of each run that trained."""
     predicted_memory_bytes: int | None = None
+    """Predicted peak of a rank; None after a fallback."""
     peak_memory_bytes: int | None = None
+    """Largest measured peak of a rank."""
+    peak_host_bytes: int | None = None
+    """Largest measured host memory of a node's ranks together."""
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Phase to its measured peaks, by kind of memory; of all runs the largest."""
     predicted_step_s: float | None = None
+    """Predicted seconds of an optimizer step."""
     step_s: list[float] = field(default_factory=list)
+    """Measured seconds of an optimizer step in each run."""
     fallbacks: list[str] = field(default_factory=list)
+    """Changes of the layout that a lack of memory made necessary."""
+    versions: dict[str, list[str]] = field(default_factory=dict)
+    """Package to the versions that computed the numbers: one if all runs used the same."""
     notes: list[str] = field(default_factory=list)
+    """Remarks on the numbers, for example texts that were cut."""
 
 
-def result_rows(views: Iterable[RunStatus]) -> list[ResultRow]:
-    """The table of the given runs, completed or not: what is missing is said, not left out."""
-    groups: dict[str, ResultRow] = {}
-    for view in views:
-        recipe, key = _recipe_and_experiment(view)
-        row = groups.get(key)
+def result_rows(runs: Iterable[RunStatus]) -> list[ResultRow]:
+    """Returns the rows of the given runs, completed or not: no run is left out."""
+    rows: dict[str, ResultRow] = {}
+    for run in runs:
+        recipe, key = _recipe_and_experiment(run)
+        row = rows.get(key)
         if row is None:
-            row = groups[key] = ResultRow(
-                view.job.recipe, dict(view.job.point), [], view.state, view.note
-            )
-            if view.plan:
-                _add_plan(row, view.plan)
-            if recipe and recipe.baseline:
-                row.baseline = dict(recipe.baseline.metrics)
-                row.baseline_source = recipe.baseline.source
-                row.baseline_outcome = recipe.baseline.outcome or ""
+            row = rows[key] = _new_row(run, recipe)
         else:
             row.point.pop(SEED, None)
-        row.run_ids.append(view.job.run_id)
-        row.fallbacks += [
-            rung.change for rung in view.fallbacks if rung.change not in row.fallbacks
-        ]
-        if view.record is not None:
-            _add_record(row, view.record)
-    return list(groups.values())
+        row.run_ids.append(run.job.run_id)
+        row.fallbacks += [f.change for f in run.fallbacks if f.change not in row.fallbacks]
+        if run.record is not None:
+            _add_record(row, run.record)
+    return list(rows.values())
 
 
-def _recipe_and_experiment(view: RunStatus) -> tuple[FullRecipe | None, str]:
-    """The run's recipe, and what it shares with its repeats: its identity but for the seed.
+def _recipe_and_experiment(run: RunStatus) -> tuple[FullRecipe | None, str]:
+    """Returns the run's recipe, and a key that it shares with its repeats.
 
-    By content, not by sweep: a sweep that was enlarged later is still one experiment.
+    The key is the run's identity without the seed. It does not hold the sweep: a sweep that was
+    enlarged later is still one experiment.
     """
     try:
-        recipe = read_record_if_exists(view.paths.recipe, FullRecipe)
-        prints = read_record_if_exists(view.paths.fingerprints, Fingerprints)
+        recipe = read_record_if_exists(run.paths.recipe, FullRecipe)
+        fingerprints = read_record_if_exists(run.paths.fingerprints, Fingerprints)
     except StoreError:
-        return None, view.job.run_id
-    if recipe is None or view.state != "COMPLETED":
-        return recipe, view.job.run_id
+        return None, run.job.run_id
+    if recipe is None or run.state != "COMPLETED":
+        return recipe, run.job.run_id
     seedless = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 0})})
-    same = compute_run_id(seedless, view.job.cluster, prints.files if prints else {})
-    return recipe, f"experiment {same}"
+    files = fingerprints.files if fingerprints else {}
+    return recipe, f"experiment {compute_run_id(seedless, run.job.cluster, files)}"
+
+
+def _new_row(run: RunStatus, recipe: FullRecipe | None) -> ResultRow:
+    row = ResultRow(
+        recipe=run.job.recipe,
+        point=dict(run.job.point),
+        run_ids=[],
+        state=run.state,
+        note=run.note,
+    )
+    if run.plan:
+        _add_plan(row, run.plan)
+    if recipe and recipe.baseline:
+        row.baseline = dict(recipe.baseline.metrics)
+        row.baseline_source = recipe.baseline.source
+        row.baseline_outcome = recipe.baseline.outcome or ""
+    return row
 
 
 def _add_plan(row: ResultRow, plan: Plan) -> None:
@@ -100,6 +142,7 @@ def _add_plan(row: ResultRow, plan: Plan) -> None:
 
 def _add_record(row: ResultRow, record: RunRecord) -> None:
     row.split = record.split
+    row.examples = record.examples
     for name, value in record.metrics.items():
         row.metrics.setdefault(name, []).append(value)
     for name, value in record.metrics_before.items():
@@ -109,6 +152,9 @@ def _add_record(row: ResultRow, record: RunRecord) -> None:
     if record.confusion:
         row.confusion.append(record.confusion.model_dump())
     row.notes += [note for note in record.notes if note not in row.notes]
+    for package, version in record.versions.items():
+        versions = row.versions.setdefault(package, [])
+        versions += [version] if version not in versions else []
     if record.predicted_memory_bytes is not None:
         row.predicted_memory_bytes = record.predicted_memory_bytes
     if record.parameters:
@@ -117,34 +163,48 @@ def _add_record(row: ResultRow, record: RunRecord) -> None:
     if record.predicted:
         row.predicted_step_s = record.predicted.step_s
     if record.measured:
-        row.wall_s.append(record.measured.wall_s)
-        row.gpu_hours.append(record.measured.gpu_hours)
-        row.peak_memory_bytes = max(row.peak_memory_bytes or 0, record.measured.rank_bytes)
-        if record.measured.step_s is not None:
-            row.step_s.append(record.measured.step_s)
-        for phase, peaks in record.measured.phases.items():
-            known = row.phases.setdefault(phase, {})
-            for name, value in peaks.model_dump(exclude_none=True).items():
-                known[name] = max(value, known.get(name, 0))
+        _add_measurement(row, record.measured)
+
+
+def _add_measurement(row: ResultRow, measured: Measurement) -> None:
+    row.wall_s.append(measured.wall_s)
+    row.gpu_hours.append(measured.gpu_hours)
+    row.peak_memory_bytes = max(row.peak_memory_bytes or 0, measured.rank_bytes)
+    row.peak_host_bytes = max(row.peak_host_bytes or 0, measured.peak_host_bytes)
+    for values, value in (
+        (row.train_s, measured.train_s),
+        (row.tokens_per_s, measured.tokens_per_s),
+        (row.step_s, measured.step_s),
+    ):
+        values += [value] if value is not None else []
+    for phase, phase_peaks in measured.phases.items():
+        peaks = row.phases.setdefault(phase, {})
+        for name, value in phase_peaks.model_dump(exclude_none=True).items():
+            peaks[name] = max(value, peaks.get(name, 0))
 
 
 def mean_std(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and the sample standard deviation where there are two values or more."""
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return statistics.fmean(values), spread
+    """Returns the mean, and the sample standard deviation; None for a single value."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return statistics.fmean(values), std
 
 
 def format_metric(values: list[float], intervals: Sequence[tuple[float, float]] = ()) -> str:
-    """`0.8421`, `0.8421 [0.8203, 0.8611]` with its interval, or `0.8421 ± 0.0102 (n=3)`."""
-    mean, spread = mean_std(values)
-    if spread is not None:
-        return f"{mean:.4f} ± {spread:.4f} (n={len(values)})"
+    """Formats a metric as `0.8421`, `0.8421 [0.8203, 0.8611]` or `0.8421 ± 0.0102 (n=3)`.
+
+    Args:
+        values: its value in each run.
+        intervals: its interval in each run; shown for a single run.
+    """
+    mean, std = mean_std(values)
+    if std is not None:
+        return f"{mean:.4f} ± {std:.4f} (n={len(values)})"
     ends = "".join(f" [{low:.4f}, {high:.4f}]" for low, high in intervals)
     return f"{mean:.4f}{ends}"
 
 
 def row_as_json(row: ResultRow) -> dict[str, Any]:
-    """A row for programs: every metric with its mean, spread, single values and their intervals."""
+    """Returns a row as JSON values: each metric with mean, spread, values and intervals."""
 
     def summary(metrics: dict[str, list[float]]) -> dict[str, Any]:
         return {

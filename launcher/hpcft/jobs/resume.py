@@ -1,7 +1,7 @@
-"""A run that has ended goes on from its last checkpoint, because a person says so.
+"""Prepares runs that have ended to resume from their last checkpoint.
 
-What decides its number may not change on the way. How it is laid out may: the same run goes on. A
-longer training is another run, which begins with a copy of the first one's checkpoint.
+Fields that decide the result may not change. The layout may: it is still the same run. A longer
+training is another run, which starts from a copy of the first one's checkpoint.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import UsageError
 from hpcft.core.files import check_private, create_folder, read_record
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Cluster
+from hpcft.jobs.earlier_run import describe_damage
 from hpcft.jobs.prepare import PreparedRun, prepare_runs
 from hpcft.jobs.status import RunStatus
-from hpcft.recovery import log
+from hpcft.recovery.log import record_resume
+from hpcft.recovery.run import Run
 
-# How a run is laid out and watched; sections end with a dot.
 LAYOUT_FIELDS = (
     "resources.",
     "train.per_device_train_batch_size",
@@ -32,11 +32,14 @@ LAYOUT_FIELDS = (
     "train.logging_steps",
     "evaluation.per_device_eval_batch_size",
 )
+"""Fields that a resumed run may change: how it is laid out and watched. Sections end with a dot."""
 LENGTH_FIELDS = ("train.num_train_epochs", "train.max_steps")
+"""Fields that make another run, which starts from this one's checkpoint."""
 
 
 def prepare_resume(
-    view: RunStatus,
+    run: RunStatus,
+    *,
     cluster_name: str | None,
     overrides: list[str],
     root: Path,
@@ -45,108 +48,140 @@ def prepare_resume(
     """Reads and plans what is left of a run; writes nothing.
 
     Args:
-        view: the run.
+        run: the run.
         cluster_name: name or file of the profile; None for the one that it was submitted with.
         overrides: `key=value` changes of its recipe.
         root: the runs folder.
-        say: is told of progress.
+        say: receives a sentence for each step.
 
     Raises:
-        UsageError: it has nothing to go on with, or a change is none that it could go on with.
+        UsageError: the run cannot be resumed, or not with these changes.
         InputError: the recipe or the profile is wrong.
-        DoesNotFit: what is left does not fit.
+        DoesNotFit: what is left does not fit the cluster.
     """
-    paths = view.paths
-    check_private(paths.folder)
-    name = f"{view.job.recipe}/{view.job.run_id}"
-    if view.is_live:
-        raise UsageError(f"{name} is {view.state.lower()} as job {view.job_id}: it goes on anyway")
-    if view.state == "UNKNOWN":
-        raise UsageError(
-            f"{name}: its job may still be alive, but its state is not known ({view.note}); try "
-            f"later or cancel it: hpcft cancel {view.job.run_id}"
-        )
-    before = read_record(paths.recipe, FullRecipe)
-    site, (item,) = prepare_runs(
-        str(paths.recipe),
-        cluster_name or str(paths.cluster),
-        overrides,
+    name = f"{run.job.recipe}/{run.job.run_id}"
+    _check_ended(run, name)
+    folder = Run.open(run.paths.folder)
+    before = read_record(run.paths.recipe, FullRecipe)
+    site, (prepared,) = prepare_runs(
+        str(run.paths.recipe),
+        cluster_name=cluster_name or str(run.paths.cluster),
+        overrides=overrides,
         calibrated_by=root,
         say=say,
     )
-    longer = _is_longer(name, before, item.point.recipe)
-    if view.record is not None and not longer:
-        raise UsageError(f"{name} is complete: give it more, for example -o {LENGTH_FIELDS[0]}=5")
-    step = log.saved_step(paths)
-    if longer:
-        if not step:
-            raise UsageError(
-                f"{name} has no checkpoint to go on from (train.save_strategy keeps some): submit "
-                "the longer training as a run of its own"
-            )
-        origin = f"{view.job.run_id} at step {step}"
-        run_id = identity.compute_run_id(
-            item.point.recipe, site.cluster.name, item.fingerprints.files, origin
+    is_longer = _is_longer(name, before, prepared.point.recipe)
+    if run.record is not None and not is_longer:
+        raise UsageError(
+            f"{name} is complete; train it longer, for example with -o {LENGTH_FIELDS[0]}=5"
         )
-        said = f"goes on from run {origin}, whose training was to be shorter"
-    else:
-        run_id, said = view.job.run_id, "a person had it go on"
-        if not overrides and cluster_name is None:
-            # As it was laid out when it ended, with all that the ladder has changed.
-            now = log.current_plan(paths, before, read_record(paths.cluster, Cluster))
-            item = replace(item, plan=now)
+    step = folder.saved_step()
+    if is_longer:
+        return site, _as_longer_run(run, prepared, site, step)
+    prepared = replace(prepared, run_id=run.job.run_id)
+    if not overrides and cluster_name is None:
+        # The layout in which it ended, after all of its fallbacks.
+        prepared = replace(prepared, plan=folder.read_plan())
+    plan = prepared.plan
 
-    def on_resume(there: RunPaths) -> None:
-        if longer:
-            _copy(paths, there, step)
-        log.record_resume(there, item.plan, said)
+    def on_resume(paths: RunPaths) -> None:
+        record_resume(paths, plan, "a person resumed it")
 
-    return site, replace(item, run_id=run_id, on_resume=on_resume)
+    return site, replace(prepared, on_resume=on_resume)
+
+
+def _check_ended(run: RunStatus, name: str) -> None:
+    """Refuses a run that is alive, or whose state is not known.
+
+    Raises:
+        UsageError: the run is alive, or may be.
+    """
+    check_private(run.paths.folder)
+    if run.is_live:
+        raise UsageError(
+            f"{name} is {run.state.lower()} as job {run.job_id}: it needs no resume until it ends"
+        )
+    if run.damage:
+        raise UsageError(describe_damage(run))
+    if run.state == "UNKNOWN":
+        raise UsageError(
+            f"{name}: its job may still be alive, but its state is not known ({run.note}); try "
+            f"later, or cancel it: hpcft cancel {run.job.run_id}"
+        )
+
+
+def _as_longer_run(run: RunStatus, prepared: PreparedRun, site: Profile, step: int) -> PreparedRun:
+    """Returns a longer training as another run, which starts from a checkpoint of this one.
+
+    Args:
+        run: the run that has the checkpoint.
+        prepared: the longer training.
+        site: the profile.
+        step: optimizer step of the checkpoint; 0 if there is none.
+
+    Raises:
+        UsageError: there is no checkpoint.
+    """
+    if not step:
+        raise UsageError(
+            f"{run.job.recipe}/{run.job.run_id} has no checkpoint to resume from "
+            "(train.save_strategy keeps some): submit the longer training as a run of its own"
+        )
+    origin = f"{run.job.run_id} at step {step}"
+    run_id = identity.compute_run_id(
+        prepared.point.recipe, site.cluster.name, prepared.fingerprints.files, origin
+    )
+
+    def on_resume(paths: RunPaths) -> None:
+        _copy_checkpoint(run.paths, paths, step)
+        record_resume(paths, prepared.plan, f"it continues run {origin}, a shorter training")
+
+    return replace(prepared, run_id=run_id, on_resume=on_resume)
 
 
 def _is_longer(name: str, before: FullRecipe, after: FullRecipe) -> bool:
-    """Whether the changes make the training longer.
+    """Returns whether the changes make the training longer.
 
     Raises:
         UsageError: they change what is computed.
     """
-    changed = _changed(before.model_dump(mode="json"), after.model_dump(mode="json"))
+    changed = _changed_fields(before.model_dump(mode="json"), after.model_dump(mode="json"))
     for key in changed:
         if not key.startswith(LAYOUT_FIELDS) and key not in LENGTH_FIELDS:
             allowed = ", ".join((*(key.rstrip(".") for key in LAYOUT_FIELDS), *LENGTH_FIELDS))
             raise UsageError(
-                f"{name}: {key} cannot change on the way, the number would be of neither recipe; "
-                f"submit it as a new run (what can change: {allowed})"
+                f"{name}: {key} cannot change when a run resumes, because the result would belong "
+                f"to neither recipe; submit it as a new run (what can change: {allowed})"
             )
     return any(key in LENGTH_FIELDS for key in changed)
 
 
-def _changed(one: object, other: object, key: str = "") -> list[str]:
-    """Dotted fields that differ."""
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return [] if one == other else [key]
-    names = [*one, *(name for name in other if name not in one)]
+def _changed_fields(before: object, after: object, key: str = "") -> list[str]:
+    """Returns the dotted fields in which two documents differ."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [key]
+    names = [*before, *(name for name in after if name not in before)]
     return [
-        found
+        field
         for name in names
-        for found in _changed(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
+        for field in _changed_fields(before.get(name), after.get(name), f"{key}.{name}".lstrip("."))
     ]
 
 
-def _copy(one: RunPaths, other: RunPaths, step: int) -> None:
-    """The checkpoint and the metrics so far, for a run of its own."""
-    create_folder(other.folder)
-    create_folder(other.checkpoints)
-    source = one.checkpoints / f"checkpoint-{step}"
-    aside = other.checkpoints / f".{source.name}.part"
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, copy_function=_link)
-    aside.rename(other.checkpoints / source.name)
-    shutil.copy2(one.metrics, other.metrics)
+def _copy_checkpoint(source: RunPaths, target: RunPaths, step: int) -> None:
+    """Copies a checkpoint and the metrics so far into the folder of another run."""
+    create_folder(target.folder)
+    create_folder(target.checkpoints)
+    checkpoint = source.checkpoints / f"checkpoint-{step}"
+    staging_dir = target.checkpoints / f".{checkpoint.name}.part"
+    shutil.rmtree(staging_dir, ignore_errors=True)
+    shutil.copytree(checkpoint, staging_dir, copy_function=_link)
+    staging_dir.rename(target.checkpoints / checkpoint.name)
+    shutil.copy2(source.metrics, target.metrics)
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file, or where the file system has none, a copy."""
+    """Makes a hard link, or a copy if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""Answers which recipes fit which clusters, and how a run scales."""
+"""Finds out which recipes fit which clusters, and how a run scales."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from hpcft.config.cluster_profile import Profile
 from hpcft.config.recipe import load_recipe
 from hpcft.config.recipe_types import SweepPoint
-from hpcft.core.errors import DoesNotFit, HpcftError, InputError, UsageError
+from hpcft.core.errors import DoesNotFit, HpcftError, InputError, UsageError, first_line
 from hpcft.core.records import EvaluatedLayout, Plan
 from hpcft.core.units import format_bytes
 from hpcft.jobs import parallel
@@ -19,16 +19,16 @@ from hpcft.staging import staged_inputs
 
 @dataclass(frozen=True)
 class FitResult:
-    """Whether and how something fits: a plan, or why there is none."""
+    """A plan, or the reason why there is none."""
 
     plan: Plan | None
-    """How it fits."""
+    """The plan; None if the run does not fit."""
     reason: str = ""
-    """Why it does not; empty when it does."""
+    """Why the run does not fit; empty if it does."""
 
     @property
     def short(self) -> str:
-        """The answer in a cell: `4×, ZeRO-3, 37 GiB` or `no: 157 GiB of 14.7 GiB a GPU`."""
+        """Text for a cell of a table: `4×, ZeRO-3, 37 GiB` or `no: 157 GiB of 14.7 GiB a GPU`."""
         if self.plan is None:
             return f"no: {self.reason}"
         layout = self.plan.layout
@@ -40,15 +40,15 @@ class FitResult:
 
 
 def plan_run(point: SweepPoint, site: Profile, *, brief: bool = False) -> Plan:
-    """Plans one run, with the folders of whatever is staged in the place of hub names.
+    """Plans one run; reads staged inputs from the cache.
 
     Args:
         point: the run.
         site: the cluster.
-        brief: whether a refusal does without the smallest change that would fit.
+        brief: whether the error leaves out the smallest change that would fit.
 
     Raises:
-        InputError: the run asks for what the cluster or the model does not have.
+        InputError: the run requests what the cluster or the model does not have.
         DoesNotFit: no layout fits.
     """
     return plan_resolved(_resolved(point, site), site, brief=brief)
@@ -58,7 +58,7 @@ def layouts_of_run(point: SweepPoint, site: Profile) -> list[EvaluatedLayout]:
     """Lists every layout that recipe and profile allow, the cheapest first.
 
     Raises:
-        InputError: the run asks for what the cluster or the model does not have.
+        InputError: the run requests what the cluster or the model does not have.
     """
     return evaluate_layouts(_resolved(point, site), site)
 
@@ -68,7 +68,7 @@ def _resolved(point: SweepPoint, site: Profile) -> SweepPoint:
 
 
 def fit_on_cluster(point: SweepPoint, site: Profile) -> FitResult:
-    """Whether and how one run fits; what is wrong with it is an answer too."""
+    """Plans one run; an error in it becomes the reason why it does not fit."""
     try:
         return FitResult(plan_run(point, site, brief=True))
     except HpcftError as error:
@@ -78,15 +78,25 @@ def fit_on_cluster(point: SweepPoint, site: Profile) -> FitResult:
 def fit_matrix(
     names: list[str],
     sites: list[Profile],
+    *,
     overrides: list[str] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, list[FitResult]]:
-    """Which recipe fits where: a row for each run of each recipe, an answer for each profile.
+    """Plans every run of several recipes on several clusters.
 
-    A recipe that cannot be read is answered so in all its cells, and the rest goes on.
+    Args:
+        names: names or files of the recipes.
+        sites: the clusters.
+        overrides: `key=value` changes of every recipe.
+        say: receives a sentence for each recipe.
+
+    Returns:
+        Name of each run to its result on each cluster. A recipe that cannot be read has one row,
+        which says so.
     """
     rows: dict[str, list[FitResult]] = {}
-    planned = parallel.parallel_map(partial(_rows, sites=sites, overrides=overrides), names)
+    plan_recipe = partial(_recipe_rows, sites=sites, overrides=overrides)
+    planned = parallel.parallel_map(plan_recipe, names)
     for number, name in enumerate(names, 1):
         if len(names) > 1:
             say(f"planning {number} of {len(names)}: {name}")
@@ -94,10 +104,10 @@ def fit_matrix(
     return rows
 
 
-def _rows(
+def _recipe_rows(
     name: str, *, sites: list[Profile], overrides: list[str] | None
 ) -> dict[str, list[FitResult]]:
-    """The rows of a recipe."""
+    """Returns the rows of one recipe."""
     try:
         points = load_recipe(name, overrides)
     except HpcftError as error:
@@ -110,7 +120,12 @@ def _rows(
 
 
 def fit_on_gpus(point: SweepPoint, site: Profile, gpus: int) -> FitResult:
-    """The run on exactly so many GPUs of that kind, as if the site had enough nodes.
+    """Plans a run on a number of GPUs of a cluster, as if it had enough nodes.
+
+    Args:
+        point: the run.
+        site: the cluster.
+        gpus: GPUs in all; if they are more than a node has, a multiple of those of a node.
 
     Raises:
         UsageError: the number does not make whole nodes.
@@ -119,23 +134,21 @@ def fit_on_gpus(point: SweepPoint, site: Profile, gpus: int) -> FitResult:
     nodes, rest = divmod(gpus, per_node)
     if gpus < 1 or (nodes and rest):
         raise UsageError(
-            f"--scale: expected 1 to {per_node} or a multiple of {per_node} GPUs, which a node of "
-            f"{site.cluster.name} has, got {gpus}"
+            f"--scale: expected 1 to {per_node} or a multiple of {per_node} GPUs, as a node of "
+            f"{site.cluster.name} has {per_node}; got {gpus}"
         )
     shape = {"nodes": max(1, nodes), "gpus_per_node": per_node if nodes else gpus}
     resources = point.recipe.resources.model_copy(update=shape)
-    forced = SweepPoint(
-        point.values, point.recipe.model_copy(update={"resources": resources}), point.document
-    )
-    wide = site.cluster.model_copy(update={"max_nodes": shape["nodes"]})
-    return fit_on_cluster(forced, Profile(wide, site.document))
+    fixed = replace(point, recipe=point.recipe.model_copy(update={"resources": resources}))
+    cluster = site.cluster.model_copy(update={"max_nodes": shape["nodes"]})
+    return fit_on_cluster(fixed, replace(site, cluster=cluster))
 
 
 def _reason(error: HpcftError) -> str:
-    """An error in a cell."""
+    """Returns an error's text for a cell of a table."""
     if isinstance(error, DoesNotFit):
         return error.short
     if isinstance(error, InputError):
         first = error.problems[0]
         return f"{first.key}: {first.what}" if first.key else first.what
-    return str(error).splitlines()[0]
+    return first_line(error)

@@ -1,4 +1,4 @@
-"""Methods: each decides which weights are trained, and how they are loaded and saved."""
+"""Lists the training methods: which weights are trained, and how they are loaded and saved."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ METHODS = (
 
 
 def _class_of(entry: str) -> Any:
+    """Returns the class that an entry of METHODS names."""
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 

@@ -1,4 +1,4 @@
-"""What every method answers: how the model is loaded, what it trains, what it needs in memory."""
+"""Defines the interface of methods: loading, trained weights, and needs of memory."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ COMPUTE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 class MethodBase(Method):
-    """A method with its behaviour."""
+    """Base of the methods; subclasses add their options as fields."""
 
     trains: ClassVar[bool] = True
-    """Whether there is anything to train; if not, the model is only scored."""
-    adapter: ClassVar[bool] = False
-    """Whether the weights that come out are an adapter beside the base model."""
-    frozen_base: ClassVar[bool] = False
-    """Whether the pretrained weights stay as they are."""
+    """Whether the method trains; if not, the model is only scored."""
+    saves_adapter: ClassVar[bool] = False
+    """Whether an adapter is saved instead of the whole model."""
+    freezes_base: ClassVar[bool] = False
+    """Whether the pretrained weights are frozen."""
     can_resume: ClassVar[bool] = True
-    """Whether training can go on from what it saves."""
-
+    """Whether training can resume from its checkpoints."""
     extracts_features: ClassVar[bool] = False
     """Whether a regression is fitted on the model's hidden states instead of gradient training."""
 
     def regression_options(self) -> dict[str, Any]:
-        """Returns scikit-learn's options of the regression, where `extracts_features`."""
+        """Returns the options of scikit-learn's regression, if `extracts_features`."""
         return {}
 
     @property
     def adapter_folder(self) -> str | None:
-        """Folder of the adapter that is loaded over the model."""
+        """Folder of a trained adapter to load over the model; None for no adapter."""
         return None
 
     @property
@@ -43,60 +42,74 @@ class MethodBase(Method):
 
     @property
     def zero_stages(self) -> tuple[int, ...]:
-        """ZeRO stages that it works with; the planner tries no others."""
+        """ZeRO stages that the method works with; the planner tries no others."""
         return (0, 1, 2, 3)
 
     @property
     def loads_on_device(self) -> bool:
-        """Whether weights go to the GPU as they are read, not through host memory as a whole."""
+        """Whether weights go to the GPU while they are read, not through host memory as a whole."""
         return False
 
     @property
-    def extra_tokens(self) -> int:
-        """Tokens that the method adds to every text; with the text they have to fit the model."""
+    def virtual_tokens(self) -> int:
+        """Number of virtual tokens in front of every text, which the model's window must hold."""
         return 0
 
     def load_options(self, precision: Precision, zero_stage: int) -> dict[str, Any]:
-        """Arguments of `from_pretrained`. Imports torch."""
+        """Returns arguments of `from_pretrained`. Imports torch.
+
+        Args:
+            precision: compute type of the run.
+            zero_stage: ZeRO stage of the layout; 0 for plain data parallelism.
+        """
         import torch
 
         return {"dtype": getattr(torch, self.load_dtype(precision, zero_stage))}
 
     def load_dtype(self, precision: Precision, zero_stage: int) -> str:
-        """Torch's name of the type that weights are loaded in."""
+        """Returns torch's name of the type that weights are loaded in."""
         # With plain data parallelism in mixed precision the weights stay fp32 and autocast casts;
         # DeepSpeed keeps its own fp32 master copy, so the model itself is in the compute type.
-        return DTYPES[precision] if zero_stage > 0 or self.frozen_base else "float32"
+        return DTYPES[precision] if zero_stage > 0 or self.freezes_base else "float32"
 
-    def check_saved(self, model: Any, folder: str | None) -> None:
-        """Refuses saved weights that do not go together; by default all do.
+    def check_saved_weights(self, model: Any, folder: str | None) -> None:
+        """Checks that saved weights fit the model; by default they always do.
 
         Args:
-            model: what `wrap` made, on the meta device.
-            folder: of the base model's weights; None where that is not known.
+            model: the wrapped model, on the meta device.
+            folder: folder of the base model's weights; None if that is not known.
 
         Raises:
-            DataError: they do not.
+            DataError: they do not fit.
         """
 
-    def check_loaded(self, missing: Iterable[str]) -> None:
-        """Refuses weights that no file had, drawn at random; by default training begins with them.
+    def check_missing_weights(self, missing: Iterable[str]) -> None:
+        """Checks weights that no file had and that are random; by default training starts there.
 
         Args:
             missing: names of parameters of the base model.
 
         Raises:
-            DataError: the model would be scored with them.
+            DataError: the model would be scored with random weights.
         """
 
     @abstractmethod
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
-        """The model with adapters added and the rest frozen, as this method asks."""
+        """Returns the model as the method trains it: with adapters added and the rest frozen.
+
+        Args:
+            model: the loaded model, or one on the meta device.
+            causal: whether the task is of a causal language model.
+            checkpointing: whether gradient checkpointing is on.
+
+        Raises:
+            ValueError: the method does not work with this model.
+        """
 
     def frozen_bytes(self, precision: Precision, zero_stage: int) -> int:
-        """Bytes of a weight that is neither trained nor quantised."""
+        """Returns the bytes of a weight that is neither trained nor quantised."""
         return COMPUTE_BYTES[precision]
 
     def quantised_parameters(self, model: Any) -> int:
-        """Weights that are held in 4 bits; `model` may be on the meta device."""
+        """Returns the number of weights held in 4 bits; `model` may be on the meta device."""
         return 0

@@ -1,4 +1,4 @@
-"""Feature extraction: the pretrained model as it is, and a logistic regression on top."""
+"""Feature extraction: fits a logistic regression on the frozen model's hidden states."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from hpcft.methods.heads import head_modules
 
 
 class Features(MethodBase):
-    """Fit scikit-learn's logistic regression on the last hidden state of the first token, [CLS].
+    """Fits scikit-learn's logistic regression on the last hidden state of [CLS].
 
-    Nothing is trained by gradient; of `train` only the seed counts. The option names are those of
-    `sklearn.linear_model.LogisticRegression`.
+    [CLS] is the first token. Nothing is trained by gradient, so that of `train` only the seed
+    counts. Options have the names of `sklearn.linear_model.LogisticRegression`.
     """
 
-    adapter: ClassVar[bool] = True
-    frozen_base: ClassVar[bool] = True
+    saves_adapter: ClassVar[bool] = True
+    freezes_base: ClassVar[bool] = True
     can_resume: ClassVar[bool] = False
     extracts_features: ClassVar[bool] = True
 
     name: Literal["features"]
     """`features`."""
     C: Annotated[float, Field(gt=0)] = 1.0
-    """Inverse of the regularisation's strength."""
+    """Inverse of the regularisation strength."""
     max_iter: PositiveInt = 1000
-    """Most iterations of the solver."""
+    """Maximum number of solver iterations."""
 
     @property
     def zero_stages(self) -> tuple[int, ...]:
-        """There is nothing to shard."""
+        """Only 0: nothing is trained that ZeRO could shard."""
         return (0,)
 
     def regression_options(self) -> dict[str, Any]:
@@ -40,16 +40,16 @@ class Features(MethodBase):
         return {"C": self.C, "max_iter": self.max_iter}
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
-        """The model without the task's head.
+        """Returns the frozen model without the task's head.
 
         Raises:
-            ValueError: it does not classify, or reads from left to right: then the first token
-            knows nothing of the text.
+            ValueError: it is not an encoder that classifies; in a decoder, the first token's hidden
+                state does not depend on the text.
         """
         if not any("classifier" in name for name in head_modules(model)):
             raise ValueError(
-                f"{type(model).__name__} is no encoder with a classifier; use task classification "
-                "with a model such as BERT, or another method"
+                f"{type(model).__name__} is not an encoder with a classifier; use the task "
+                "classification with a model such as BERT, or another method"
             )
         model.requires_grad_(False)
         return model.base_model

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter is trained."""
+"""Full fine-tuning: trains every parameter."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hpcft.methods.base import MethodBase
 
 
 class Full(MethodBase):
-    """Train every parameter."""
+    """Trains every parameter."""
 
     name: Literal["full"]
     """`full`."""
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
-        """The model as it is."""
+        """Returns the model unchanged."""
         return model

@@ -1,4 +1,4 @@
-"""Head-only training: the pretrained model stays as it is, the task's new head is trained."""
+"""Head-only training: freezes the pretrained model and trains the task's new head."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from hpcft.methods.heads import head_modules, train_in_fp32
 
 
 class HeadOnly(MethodBase):
-    """Train the task's head (`score`, `classifier`, `qa_outputs`, …) and nothing else."""
+    """Trains the task's head (`score`, `classifier`, `qa_outputs`, …) and nothing else."""
 
-    frozen_base: ClassVar[bool] = True
+    freezes_base: ClassVar[bool] = True
 
     name: Literal["head_only"]
     """`head_only`."""
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
-        """The model with all frozen but the head.
+        """Returns the model with everything but the head frozen.
 
         Raises:
-            ValueError: the task puts no head on it. (An output layer that is tied to the embeddings
-            is not even among the named parameters: the optimizer would be empty.)
+            ValueError: the task adds no head. The output layer of a language model is pretrained,
+                and if it is tied to the embeddings, the optimizer would have no parameters.
         """
         heads = head_modules(model)
         if not heads:

@@ -1,4 +1,4 @@
-"""The task's head on a model: which modules it is, and what PEFT calls its task."""
+"""Finds the modules of a task's head on a model, and PEFT's name for the task."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from typing import Any
 
 
 def head_modules(model: Any) -> list[str]:
-    """Names of the modules that a task adds beside the base model, from the outermost.
+    """Returns the names of the top-level modules that a task adds to the base model.
 
-    RoBERTa's `classifier` is one (with its `dense`), DistilBERT has two (`pre_classifier` and
+    RoBERTa has one (`classifier`, with its `dense`), DistilBERT two (`pre_classifier` and
     `classifier`). The output layer of a language model is none: it is pretrained with the rest.
     """
-    output = model.get_output_embeddings()
-    if output is not None:
+    if model.get_output_embeddings() is not None:
         return []
     return [
         name
@@ -22,10 +21,10 @@ def head_modules(model: Any) -> list[str]:
 
 
 def task_type(model: Any, *, causal: bool) -> Any:
-    """PEFT's task type, by which an adapter is loaded back.
+    """Returns PEFT's task type, which decides the class that an adapter is loaded into.
 
     Raises:
-        ValueError: the model is neither a classifier, nor a span finder, nor causal.
+        ValueError: the model neither classifies, nor finds answer spans, nor is causal.
     """
     from peft import TaskType
 
@@ -33,14 +32,17 @@ def task_type(model: Any, *, causal: bool) -> Any:
         return TaskType.CAUSAL_LM
     heads = head_modules(model)
     if not heads:
-        raise ValueError(f"{type(model).__name__} has no head beside it: train it in full")
+        raise ValueError(
+            f"{type(model).__name__} has no head beside the pretrained model; use method full"
+        )
     return TaskType.QUESTION_ANS if "qa_outputs" in heads else TaskType.SEQ_CLS
 
 
 def train_in_fp32(model: Any) -> None:
-    """Makes what is trained fp32 (the rest may be 16-bit), as PEFT does for LoRA's updates.
+    """Casts the trained parameters to fp32, as PEFT does for LoRA's updates.
 
-    An optimizer's small steps are lost in 16 bits. DeepSpeed casts back and keeps its own copy.
+    In 16 bits the optimizer's small steps would be lost. DeepSpeed casts the parameters back and
+    keeps its own fp32 copy.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates beside frozen weights (Hu et al. 2021, arXiv:2106.09685), through PEFT."""
+"""LoRA with PEFT: trains low-rank updates of frozen weights (arXiv:2106.09685)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hpcft.methods.heads import head_modules, task_type, train_in_fp32
 
 
 class LoRA(MethodBase):
-    """Train low-rank updates; fields bear the names of PEFT's `LoraConfig`."""
+    """Trains low-rank updates; fields have the names of PEFT's `LoraConfig`."""
 
-    adapter: ClassVar[bool] = True
-    frozen_base: ClassVar[bool] = True
+    saves_adapter: ClassVar[bool] = True
+    freezes_base: ClassVar[bool] = True
 
     name: Literal["lora"]
     """`lora`."""
@@ -24,17 +24,18 @@ class LoRA(MethodBase):
     lora_alpha: Annotated[int, Field(ge=1)] = 16
     """Scale: updates are multiplied by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout in front of the updates."""
+    """Dropout before the updates."""
     target_modules: Literal["all-linear"] | list[SlurmWord] | None = None
-    """Modules that get updates; None: PEFT's choice for the architecture (query and value)."""
+    """Modules that get updates; null: PEFT's choice for the architecture (query and value)."""
     use_dora: bool = False
-    """DoRA: train the magnitude apart from the direction."""
+    """DoRA (arXiv:2402.09353): train magnitude and direction of the updates separately."""
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
-        """The model with LoRA layers, base frozen, in fp32 where the adapter is trained."""
+        """Returns the model with LoRA layers and head to train, in fp32, and the base frozen."""
         from peft import LoraConfig, get_peft_model
 
-        heads = head_modules(model)  # trained as they are: PEFT knows the names of some only
+        # Heads are trained whole; PEFT knows the names of some heads only.
+        heads = head_modules(model)
         config = LoraConfig(
             r=self.r,
             lora_alpha=self.lora_alpha,
@@ -45,7 +46,7 @@ class LoRA(MethodBase):
             modules_to_save=heads or None,
         )
         if checkpointing:
-            model.enable_input_require_grads()  # else nothing flows back through frozen layers
+            model.enable_input_require_grads()  # else frozen layers pass no gradient back
         on_meta = next(model.parameters()).is_meta
         wrapped = get_peft_model(model, config, low_cpu_mem_usage=on_meta)
         train_in_fp32(wrapped)  # the head too, which PEFT leaves in the base's type

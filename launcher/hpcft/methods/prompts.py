@@ -1,4 +1,4 @@
-"""Virtual tokens in front of a frozen model: P-tuning and prompt tuning, through PEFT.
+"""P-tuning and prompt tuning: train virtual tokens in front of a frozen model, with PEFT.
 
 Shapes: B examples, S tokens of text, N virtual tokens, H the model's width.
 """
@@ -17,30 +17,30 @@ OUTPUTS_PER_TOKEN = ("start_logits", "end_logits")
 
 
 class Prompts(MethodBase):
-    """Train N virtual tokens and the task's head; names as in PEFT's `PromptLearningConfig`."""
+    """Trains N virtual tokens and the task's head; fields as in PEFT's `PromptLearningConfig`."""
 
-    adapter: ClassVar[bool] = True
-    frozen_base: ClassVar[bool] = True
+    saves_adapter: ClassVar[bool] = True
+    freezes_base: ClassVar[bool] = True
 
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Virtual tokens in front of every text; they count against the model's longest sequence."""
+    """Virtual tokens in front of every text; they count against the model's window."""
 
     @property
     def zero_stages(self) -> tuple[int, ...]:
-        """Not 3: what is saved is the prompt, which PEFT computes on one rank of whole weights."""
+        """Not 3: to save the prompt, PEFT computes it on one rank, which needs whole weights."""
         return (0, 1, 2)
 
     @property
-    def extra_tokens(self) -> int:
-        """The virtual tokens."""
+    def virtual_tokens(self) -> int:
+        """Number of virtual tokens in front of every text."""
         return self.num_virtual_tokens
 
     @abstractmethod
     def _config(self, **common: Any) -> Any:
-        """PEFT's configuration."""
+        """Returns PEFT's configuration, made of `common` and the method's own options."""
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
-        """The frozen model with a prompt in front and a head that is trained."""
+        """Returns the frozen model with a trainable prompt in front and a trainable head."""
         from peft import get_peft_model
 
         shape = model.config.get_text_config()
@@ -56,21 +56,21 @@ class Prompts(MethodBase):
         on_meta = next(model.parameters()).is_meta
         wrapped = get_peft_model(model, config, low_cpu_mem_usage=on_meta)
         train_in_fp32(wrapped)
-        wrapped.forward = _Forward(wrapped, self.num_virtual_tokens, per_token=causal)
+        wrapped.forward = _PromptForward(wrapped, self.num_virtual_tokens, per_token=causal)
         return wrapped
 
 
 class PTuning(Prompts):
-    """Virtual tokens that a small network makes (Liu et al. 2021, arXiv:2103.10385).
+    """Trains virtual tokens through a small network (Liu et al. 2021, arXiv:2103.10385).
 
-    The network is new: it wants a learning rate of about 1e-3. At the 2e-5 of full fine-tuning the
-    prompt stays noise, and so does what an encoder's head reads, which is the first virtual token.
+    The network starts from random weights and needs a learning rate of about 1e-3. With the 2e-5 of
+    full fine-tuning the prompt stays noise; an encoder's head reads its first virtual token.
     """
 
     name: Literal["p_tuning"]
     """`p_tuning`."""
     encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
-    """The network that makes the virtual tokens."""
+    """Kind of the network that computes the virtual tokens."""
     encoder_hidden_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     """Width of that network."""
 
@@ -85,12 +85,12 @@ class PTuning(Prompts):
 
 
 class PromptTuning(Prompts):
-    """Virtual tokens that are trained as they are (Lester et al. 2021, arXiv:2104.08691)."""
+    """Trains virtual tokens directly (Lester et al. 2021, arXiv:2104.08691)."""
 
     name: Literal["prompt_tuning"]
     """`prompt_tuning`."""
     prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB"] = "SAMPLE_VOCAB"
-    """Start from embeddings of tokens drawn from the vocabulary, or from random numbers."""
+    """Start from embeddings of random tokens (SAMPLE_VOCAB) or from random numbers (RANDOM)."""
 
     def _config(self, **common: Any) -> Any:
         from peft import PromptTuningConfig
@@ -98,13 +98,13 @@ class PromptTuning(Prompts):
         return PromptTuningConfig(prompt_tuning_init=self.prompt_tuning_init, **common)
 
 
-class _Forward:
-    """The forward pass of a PEFT model whose prompt stands where tokens stand.
+class _PromptForward:
+    """Forward pass of a PEFT model that passes token ids to the model instead of embeddings.
 
-    PEFT hands embeddings to the model instead of token ids. Then a decoder cannot tell padding from
-    text, and classifies by what it says of the padding; and outputs per token are N longer than
-    their labels. Here the model gets ids, of which the first N are stand-ins whose embeddings the
-    prompt replaces, and outputs per token are those of the text alone.
+    PEFT's own forward passes embeddings. Then a decoder cannot tell padding from text and
+    classifies by its output at the padding, and outputs per token are N longer than their labels.
+    Here the first N ids are placeholders whose embeddings the prompt replaces, and outputs per
+    token are those of the text alone.
     """
 
     def __init__(self, model: Any, tokens: int, *, per_token: bool) -> None:
@@ -113,7 +113,7 @@ class _Forward:
         self.cut = (*OUTPUTS_PER_TOKEN, *(("logits",) if per_token else ()))
 
     def __call__(self, input_ids: Any, attention_mask: Any, **rest: Any) -> Any:
-        """The outputs for ids (B, S): as for S tokens, but made knowing the prompt."""
+        """Returns the outputs for ids (B, S), of S tokens, computed with the prompt in front."""
         import torch
 
         count = self.tokens
@@ -126,11 +126,11 @@ class _Forward:
         if rest.get("token_type_ids") is not None:
             kinds = rest["token_type_ids"]
             rest["token_type_ids"] = torch.cat([kinds.new_zeros(batch, count), kinds], dim=1)
-        stand_ins = input_ids[:, :1].expand(batch, count)  # a first token is never padding
+        placeholders = input_ids[:, :1].expand(batch, count)  # a first token is never padding
         handle = self.model.word_embeddings.register_forward_hook(put_prompt)
         try:
             outputs = self.model.base_model(
-                input_ids=torch.cat([stand_ins, input_ids], dim=1),
+                input_ids=torch.cat([placeholders, input_ids], dim=1),
                 attention_mask=torch.cat(
                     [attention_mask.new_ones(batch, count), attention_mask], dim=1
                 ),

@@ -1,8 +1,8 @@
-"""What runs of a cluster teach its planner: values fitted from their records, and in words.
+"""Fits cluster constants (context, fragmentation, efficiency) from finished runs.
 
-A calibration replaces a stated constant of the same name, and only within bounds: what lies beyond
-them is noted and the bound taken. Runs that came down the ladder count for what they came down to,
-not for values: their predictions are of another layout.
+A calibration replaces a stated constant of the same name, and only within bounds: a value beyond
+them is noted and the bound taken. A run that fell back to a smaller layout sets caps, but no
+values: its predictions are of another layout.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from hpcft.core.units import GIB, format_bytes, format_number
 from hpcft.planning.caps import HasFallbacks, caps_from_runs
 
 # Software and drivers change: older runs no longer count.
-MOST_RUNS = 50
-LEAST_TIMED_RUNS = 3
-LEAST_STEPS = 20
+MAX_RUNS = 50
+MIN_TIMED_RUNS = 3
+MIN_STEPS = 20
 # The allocator's segments, of 20 MiB, are 2 % of this; below, they and not tensors decide.
-LEAST_TENSOR_BYTES = GIB
+MIN_TENSOR_BYTES = GIB
 
 _SHOWN: dict[str, Callable[[float], str]] = {
     "context_bytes": format_bytes,
@@ -33,100 +33,112 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 def fit_calibration(
     records: Iterable[RunRecord], cluster: str, unfinished: Iterable[HasFallbacks] = ()
 ) -> Calibration:
-    """What the latest runs of a cluster have measured.
+    """Returns the calibration of a cluster from its latest runs.
 
     Of memory the largest value that was seen counts, from one run on; of efficiency the median,
     from three runs on.
 
     Args:
-        records: of finished runs, in any order.
+        records: finished runs, in any order.
         cluster: name of the profile; runs of others are left out.
-        unfinished: runs without a record, which count for what they came down to.
+        unfinished: runs without a record, of which only the fallbacks count.
     """
     of_cluster = [record for record in records if record.cluster == cluster]
-    latest = sorted(of_cluster, key=lambda record: record.finished_at)[-MOST_RUNS:]
+    latest = sorted(of_cluster, key=lambda record: record.finished_at)[-MAX_RUNS:]
     as_planned = [record for record in latest if not record.fallbacks]
-    seen = {
-        "context_bytes": _max([_context_bytes(record) for record in as_planned]),
-        "process_bytes": _max([_process_bytes(record) for record in as_planned]),
-        "fragmentation": _max([_fragmentation(record) for record in as_planned]),
-        "efficiency": _median([_efficiency(record) for record in as_planned]),
-    }
+    values, notes = _within_bounds(_measured_values(as_planned))
     runs = [*latest, *unfinished]
     caps = {name: caps_from_runs(runs, name, cluster) for name in {run.recipe for run in runs}}
-    taken: dict[str, float] = {}
-    notes = []
-    for name, value in seen.items():
-        if value is None:
-            continue
-        least, most = CALIBRATION_BOUNDS[name]
-        taken[name] = type(least)(min(max(value, least), most))
-        if taken[name] != value:
-            shown = _SHOWN[name]
-            bound = f"{shown(taken[name])}, the {'most' if value > most else 'least'} that is taken"
-            notes.append(f"{_words(name)} measured as {shown(value)}: set to {bound}")
-    told = [r for r in as_planned if any(m(r) is not None for m in _MEASURES)] if taken else []
     return Calibration.model_validate(
         {
-            **taken,
-            "runs": len(told),
+            **values,
+            "runs": sum(map(_has_measurement, as_planned)) if values else 0,
             "notes": notes,
             "oom_caps": {name: cap for name, cap in sorted(caps.items()) if cap},
         }
     )
 
 
+def _measured_values(records: list[RunRecord]) -> dict[str, float | None]:
+    return {
+        "context_bytes": _max([_context_bytes(record) for record in records]),
+        "process_bytes": _max([_process_bytes(record) for record in records]),
+        "fragmentation": _max([_fragmentation(record) for record in records]),
+        "efficiency": _median([_efficiency(record) for record in records]),
+    }
+
+
+def _within_bounds(measured: dict[str, float | None]) -> tuple[dict[str, float], list[str]]:
+    """Returns the values moved into their bounds, and a note on each that was beyond."""
+    values: dict[str, float] = {}
+    notes = []
+    for name, value in measured.items():
+        if value is None:
+            continue
+        lowest, highest = CALIBRATION_BOUNDS[name]
+        values[name] = type(lowest)(min(max(value, lowest), highest))
+        if values[name] != value:
+            shown, which = _SHOWN[name], "highest" if value > highest else "lowest"
+            notes.append(
+                f"{_label(name)} measured as {shown(value)}: set to {shown(values[name])}, "
+                f"the {which} value that is accepted"
+            )
+    return values, notes
+
+
 def override(stated: Calibration, fitted: Calibration) -> Calibration:
-    """A profile's own calibration with what runs have measured in the place of what it states."""
+    """Returns a profile's calibration with the values that runs have measured in its place."""
     values = {name: getattr(fitted, name) for name in Calibration.model_fields}
     return stated.model_copy(update={k: v for k, v in values.items() if v is not None})
 
 
-def describe_calibration(known: Calibration) -> str:
-    """`context 466 MiB, fragmentation 4.2%, efficiency 0.41`; empty where nothing is known."""
-    values = {name: getattr(known, name) for name in _SHOWN}
-    told = [f"{_words(name)} {_SHOWN[name](value)}" for name, value in values.items() if value]
-    return "; ".join([", ".join(told), *known.notes]) if told else ""
+def describe_calibration(calibration: Calibration) -> str:
+    """Returns the values in words: `context 466 MiB, efficiency 0.41`; empty if there are none."""
+    values = {name: getattr(calibration, name) for name in _SHOWN}
+    parts = [f"{_label(name)} {_SHOWN[name](value)}" for name, value in values.items() if value]
+    return "; ".join([", ".join(parts), *calibration.notes]) if parts else ""
 
 
 def calibration_reasons(recipe: FullRecipe, cluster: Cluster) -> list[str]:
-    """What earlier runs have to do with the plan of a run."""
-    known = cluster.calibration
-    found = []
-    if describe_calibration(known):
-        by = f"{known.runs} run{'s' * (known.runs > 1)}" if known.runs else "its profile"
-        found.append(f"calibrated by {by}: {describe_calibration(known)}")
-    cap = known.oom_caps.get(recipe.name)
-    if cap:
-        parts = []
-        if recipe.train.per_device_train_batch_size == "auto":
-            parts.append(f"micro-batch at most {cap.per_device_train_batch_size}")
-        if cap.gradient_checkpointing and recipe.train.gradient_checkpointing == "auto":
-            parts.append("checkpointing")
-        if cap.loss_chunks > 1:
-            parts.append(f"loss in {cap.loss_chunks} parts")
-        if cap.nodes > 1 and recipe.resources.nodes == "auto":
-            parts.append(f"at least {cap.nodes} nodes")
-        if parts:
-            came_down = f"earlier runs of {recipe.name} were out of memory and came down to it"
-            found.append(f"{', '.join(parts)}: {came_down}")
-    return found
+    """Returns how earlier runs have changed the plan of a run, in sentences."""
+    calibration = cluster.calibration
+    reasons = []
+    if describe_calibration(calibration):
+        source = f"{calibration.runs} run{'s' * (calibration.runs > 1)}"
+        source = source if calibration.runs else "its profile"
+        reasons.append(f"calibrated by {source}: {describe_calibration(calibration)}")
+    caps = calibration.oom_caps.get(recipe.name)
+    if caps is None:
+        return reasons
+    parts = []
+    if recipe.train.per_device_train_batch_size == "auto":
+        parts.append(f"micro-batch at most {caps.per_device_train_batch_size}")
+    if caps.gradient_checkpointing and recipe.train.gradient_checkpointing == "auto":
+        parts.append("checkpointing")
+    if caps.loss_chunks > 1:
+        parts.append(f"loss in {caps.loss_chunks} parts")
+    if caps.nodes > 1 and recipe.resources.nodes == "auto":
+        parts.append(f"at least {caps.nodes} nodes")
+    if parts:
+        why = f"earlier runs of {recipe.name} ran out of memory and fell back to it"
+        reasons.append(f"{', '.join(parts)}: {why}")
+    return reasons
 
 
 def _context_bytes(record: RunRecord) -> float | None:
-    """Device memory in use that neither the allocator nor a communicator holds."""
+    """Returns the device memory in use that neither allocator nor communicator holds."""
     if record.measured is None or record.predicted is None:
         return None
-    beside = [
+    unreserved = [
         peaks.device_bytes - (peaks.reserved_bytes or 0)
         for peaks in record.measured.phases.values()
         if peaks.device_bytes
     ]
-    return max(beside) - record.predicted.communicator_bytes if beside else None
+    return max(unreserved) - record.predicted.communicator_bytes if unreserved else None
 
 
 def _process_bytes(record: RunRecord) -> float | None:
-    """Resident set of a rank on a CPU beyond its predicted tensors."""
+    """Returns the resident set of a rank on a CPU beyond its predicted tensors."""
     if record.measured is None or record.predicted is None:
         return None
     phases = record.measured.phases.values()
@@ -136,32 +148,34 @@ def _process_bytes(record: RunRecord) -> float | None:
 
 
 def _fragmentation(record: RunRecord) -> float | None:
-    """Reserved device memory over predicted tensors, as the share that is added to them."""
+    """Returns reserved device memory beyond predicted tensors, as a share of the tensors."""
     if record.measured is None or record.predicted is None:
         return None
     reserved = max((p.reserved_bytes or 0 for p in record.measured.phases.values()), default=0)
     tensors = record.predicted.tensor_bytes
-    return reserved / tensors - 1 if reserved and tensors >= LEAST_TENSOR_BYTES else None
+    return reserved / tensors - 1 if reserved and tensors >= MIN_TENSOR_BYTES else None
 
 
 def _efficiency(record: RunRecord) -> float | None:
-    """The efficiency that would have predicted the measured step, for the tokens that it had.
+    """Returns the efficiency that would have predicted the measured step, for its tokens.
 
-    A predicted step is the time of FLOPs, which efficiency divides, and a rest, which it does not:
-    a run of which the rest is the larger part tells nothing. Padding counts as lost time.
+    A predicted step is the time of FLOPs, which efficiency divides, and a rest, which it does not.
+    A run in which the rest is the larger part gives no value. Padding counts as lost time.
     """
     measured, predicted = record.measured, record.predicted
     if measured is None or predicted is None or measured.step_s is None:
         return None
     rest_s = predicted.step_s - predicted.flops_s
-    if measured.timed_steps < LEAST_STEPS or 2 * rest_s > measured.step_s:
+    if measured.timed_steps < MIN_STEPS or 2 * rest_s > measured.step_s:
         return None
     tokens = (measured.tokens_per_step or 0.0) / predicted.tokens_per_step
     flops_s = predicted.flops_s * min(1.0, tokens)
     return predicted.efficiency * flops_s / (measured.step_s - rest_s)
 
 
-_MEASURES = (_context_bytes, _process_bytes, _fragmentation, _efficiency)
+def _has_measurement(record: RunRecord) -> bool:
+    measures = (_context_bytes, _process_bytes, _fragmentation, _efficiency)
+    return any(measure(record) is not None for measure in measures)
 
 
 def _max(values: list[float | None]) -> float | None:
@@ -170,8 +184,8 @@ def _max(values: list[float | None]) -> float | None:
 
 def _median(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return statistics.median(known) if len(known) >= LEAST_TIMED_RUNS else None
+    return statistics.median(known) if len(known) >= MIN_TIMED_RUNS else None
 
 
-def _words(name: str) -> str:
+def _label(name: str) -> str:
     return name.removesuffix("_bytes")

@@ -1,4 +1,4 @@
-"""Limits layouts to those below what ran out of memory before."""
+"""Limits layouts to those below what ran out of memory in earlier runs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster, Layout, OomCaps, Recovery
 
 HOST_OOM = "host_oom"
-"""Class of a run that took more of its nodes' memory than it had asked for."""
+"""Failure class of a run that used more host memory than its job had requested."""
 
 
 class HasFallbacks(Protocol):
-    """A run of which it is known what rungs it took: a record, or one that has none yet."""
+    """A run whose fallbacks are known: a finished one, or one without a result yet."""
 
     @property
     def recipe(self) -> str:
@@ -25,46 +25,46 @@ class HasFallbacks(Protocol):
 
     @property
     def fallbacks(self) -> Sequence[Recovery]:
-        """Its rungs, in order."""
+        """Out-of-memory fallbacks of the run, in order."""
 
 
 def caps_from_runs(runs: Iterable[HasFallbacks], recipe: str, cluster: str) -> OomCaps | None:
-    """What the runs of a recipe's name on a cluster say of its next plan.
+    """Returns the caps for the next plan of a recipe on a cluster, from its earlier runs.
 
     Returns:
-        The least that any of them came down to, as a cap; None where all ran as planned.
+        The smallest layout that any of the runs fell back to; None where all ran as planned.
     """
-    alike = [run for run in runs if (run.recipe, run.cluster) == (recipe, cluster)]
-    down = [[x for x in run.fallbacks if x.cause != HOST_OOM] for run in alike]
-    if not any(down):
+    of_recipe = [run for run in runs if (run.recipe, run.cluster) == (recipe, cluster)]
+    fallbacks = [[x for x in run.fallbacks if x.cause != HOST_OOM] for run in of_recipe]
+    if not any(fallbacks):
         return None
-    ends = [rungs[-1].layout for rungs in down if rungs]
-    widened = [x.layout.nodes for rungs in down for x in rungs if x.action == "resubmit"]
+    last = [of_run[-1].layout for of_run in fallbacks if of_run]
+    wider = [x.layout.nodes for of_run in fallbacks for x in of_run if x.action == "resubmit"]
     return OomCaps(
-        per_device_train_batch_size=min(end.per_device_train_batch_size for end in ends),
-        gradient_checkpointing=any(end.gradient_checkpointing for end in ends),
-        loss_chunks=max(end.loss_chunks for end in ends),
-        nodes=max(widened, default=1),
+        per_device_train_batch_size=min(layout.per_device_train_batch_size for layout in last),
+        gradient_checkpointing=any(layout.gradient_checkpointing for layout in last),
+        loss_chunks=max(layout.loss_chunks for layout in last),
+        nodes=max(wider, default=1),
     )
 
 
-def apply_caps(found: Iterable[Layout], recipe: FullRecipe, cluster: Cluster) -> list[Layout]:
-    """The layouts without those that earlier runs of the recipe had to come down from.
+def apply_caps(layouts: Iterable[Layout], recipe: FullRecipe, cluster: Cluster) -> list[Layout]:
+    """Returns the layouts within the caps that earlier runs of the recipe have set.
 
-    What the recipe itself fixes stays: a person may know better. So does what the profile allows
-    no more: of several caps, one that would leave nothing is passed over.
+    A cap that would leave no layout is ignored: what the recipe fixes stays, for a person may know
+    better, and so does what the profile allows no more of.
     """
-    kept = list(found)
-    cap = cluster.calibration.oom_caps.get(recipe.name)
-    for is_below in _caps(cap) if cap else ():
-        kept = [layout for layout in kept if is_below(layout)] or kept
+    kept = list(layouts)
+    caps = cluster.calibration.oom_caps.get(recipe.name)
+    for is_within in _conditions(caps) if caps else ():
+        kept = [layout for layout in kept if is_within(layout)] or kept
     return kept
 
 
-def _caps(cap: OomCaps) -> Iterator[Callable[[Layout], bool]]:
-    yield lambda x: x.nodes >= cap.nodes
-    # Unsharded, each node would hold as much as one alone.
-    yield lambda x: cap.nodes == 1 or x.nodes == 1 or x.zero_stage > 0
-    yield lambda x: x.per_device_train_batch_size <= cap.per_device_train_batch_size
-    yield lambda x: x.gradient_checkpointing or not cap.gradient_checkpointing
-    yield lambda x: x.loss_chunks >= cap.loss_chunks
+def _conditions(caps: OomCaps) -> Iterator[Callable[[Layout], bool]]:
+    yield lambda x: x.nodes >= caps.nodes
+    # Without sharding each node would hold as much as a single one does.
+    yield lambda x: caps.nodes == 1 or x.nodes == 1 or x.zero_stage > 0
+    yield lambda x: x.per_device_train_batch_size <= caps.per_device_train_batch_size
+    yield lambda x: x.gradient_checkpointing or not caps.gradient_checkpointing
+    yield lambda x: x.loss_chunks >= caps.loss_chunks

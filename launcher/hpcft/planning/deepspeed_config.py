@@ -1,4 +1,4 @@
-"""`ds_configs/*.json` and a layout make the final DeepSpeed configuration."""
+"""Builds the DeepSpeed configuration of a layout from the templates in `ds_configs/`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from hpcft.core.errors import UsageError
-from hpcft.core.paths import shipped
-from hpcft.core.records import Cluster, Layout, ModelFacts, Precision, Train
-from hpcft.planning.memory.model_states import swap_buffer_elements
+from hpcft.core.paths import shipped_folder
+from hpcft.core.records import Layout
+from hpcft.planning.inputs import PlanInputs
+from hpcft.planning.memory.host_memory import swap_buffer_elements
 from hpcft.planning.memory.zero_memory import zero_sizes
 
 # DeepSpeed ignores a misspelt key silently, so templates may hold these only.
@@ -27,59 +28,73 @@ KNOWN_ZERO_KEYS = {
 }  # fmt: skip
 
 
-def build_deepspeed_config(
-    layout: Layout, precision: Precision, facts: ModelFacts, train: Train, cluster: Cluster
-) -> dict[str, Any] | None:
-    """The DeepSpeed configuration of a layout; None where it does without DeepSpeed."""
+def build_deepspeed_config(inputs: PlanInputs, layout: Layout) -> dict[str, Any] | None:
+    """Returns the DeepSpeed configuration of a layout; None where DeepSpeed is not used.
+
+    Raises:
+        UsageError: a template cannot be read, or has a key that DeepSpeed does not know.
+    """
     if layout.zero_stage == 0:
         return None
-    config = _template(f"zero{layout.zero_stage}")
-    zero = config["zero_optimization"]
-    chosen = zero_sizes(facts, recomputes=layout.recomputes)
-    zero["reduce_bucket_size"] = chosen.reduce_bucket_elements
-    if layout.zero_stage < 3:
-        zero["allgather_bucket_size"] = chosen.reduce_bucket_elements
-    else:
-        zero["stage3_prefetch_bucket_size"] = chosen.prefetch_bucket_elements
-        zero["stage3_param_persistence_threshold"] = chosen.persistence_threshold_elements
-        zero["stage3_max_live_parameters"] = chosen.max_live_elements
-        zero["stage3_max_reuse_distance"] = chosen.max_reuse_distance_elements
-        zero["sub_group_size"] = chosen.sub_group_elements
-    for part, where in (
-        ("offload_optimizer", layout.offload_optimizer),
-        ("offload_param", layout.offload_param),
-    ):
-        if where != "none":
-            zero[part] = _template(f"{part}_{where}")
-            if where == "nvme":
-                zero[part]["nvme_path"] = cluster.node_disk_path
-    if layout.offload_param == "nvme":
-        zero["offload_param"]["buffer_size"] = swap_buffer_elements(facts, layout)
-    config["bf16"] = {"enabled": precision == "bf16"}
-    config["fp16"] = {**config.get("fp16", {}), "enabled": precision == "fp16"}
-    config["gradient_clipping"] = train.max_grad_norm
+    config = _load_template(f"zero{layout.zero_stage}")
+    config["zero_optimization"] |= _sizes(inputs, layout) | _offloading(inputs, layout)
+    config["bf16"] = {"enabled": inputs.precision == "bf16"}
+    config["fp16"] = {**config.get("fp16", {}), "enabled": inputs.precision == "fp16"}
+    config["gradient_clipping"] = inputs.recipe.train.max_grad_norm
     config["train_micro_batch_size_per_gpu"] = layout.per_device_train_batch_size
     config["gradient_accumulation_steps"] = layout.gradient_accumulation_steps
-    config["train_batch_size"] = (
-        layout.per_device_train_batch_size * layout.gradient_accumulation_steps * layout.world_size
-    )
-    _check(config)
+    config["train_batch_size"] = layout.examples_per_step
+    _check_keys(config)
     return config
 
 
-def _template(name: str) -> dict[str, Any]:
-    file = shipped("ds_configs") / f"{name}.json"
+def _sizes(inputs: PlanInputs, layout: Layout) -> dict[str, int]:
+    sizes = zero_sizes(inputs.facts, layout)
+    if layout.zero_stage < 3:
+        return {
+            "reduce_bucket_size": sizes.reduce_bucket_elements,
+            "allgather_bucket_size": sizes.reduce_bucket_elements,
+        }
+    return {
+        "reduce_bucket_size": sizes.reduce_bucket_elements,
+        "stage3_prefetch_bucket_size": sizes.prefetch_bucket_elements,
+        "stage3_param_persistence_threshold": sizes.persistence_threshold_elements,
+        "stage3_max_live_parameters": sizes.max_live_elements,
+        "stage3_max_reuse_distance": sizes.max_reuse_distance_elements,
+        "sub_group_size": sizes.sub_group_elements,
+    }
+
+
+def _offloading(inputs: PlanInputs, layout: Layout) -> dict[str, Any]:
+    places = {
+        "offload_optimizer": layout.offload_optimizer,
+        "offload_param": layout.offload_param,
+    }
+    sections = {
+        part: _load_template(f"{part}_{place}") for part, place in places.items() if place != "none"
+    }
+    for part, section in sections.items():
+        if places[part] == "nvme":
+            section["nvme_path"] = inputs.cluster.node_disk_path
+    if layout.offload_param == "nvme":
+        sections["offload_param"]["buffer_size"] = swap_buffer_elements(inputs.facts, layout)
+    return sections
+
+
+def _load_template(name: str) -> dict[str, Any]:
+    file = shipped_folder("ds_configs") / f"{name}.json"
     try:
         loaded: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{file}: not a readable DeepSpeed template: {error}") from None
+        raise UsageError(f"{file}: the DeepSpeed template cannot be read: {error}") from None
     return loaded
 
 
-def _check(config: dict[str, Any]) -> None:
+def _check_keys(config: dict[str, Any]) -> None:
     unknown = set(config) - KNOWN_KEYS
     unknown |= {
         f"zero_optimization.{k}" for k in set(config["zero_optimization"]) - KNOWN_ZERO_KEYS
     }
     if unknown:
-        raise UsageError(f"ds_configs: unknown keys {', '.join(sorted(unknown))}")
+        keys = ", ".join(sorted(unknown))
+        raise UsageError(f"ds_configs: DeepSpeed does not know {keys}; correct the templates")

@@ -1,4 +1,4 @@
-"""What a recipe that does not fit is told: what is missing, and the smallest change that fits."""
+"""Explains why a run does not fit: what is missing, and the smallest change that would fit."""
 
 from __future__ import annotations
 
@@ -13,95 +13,98 @@ from hpcft.planning.layouts import describe_layout, powers_of_two
 from hpcft.planning.memory.model_states import CUDA_CONTEXT_BYTES
 
 FirstFit = Callable[[PlanInputs], Plan | None]
+"""Returns the plan of a layout that fits the inputs; None if none does."""
 
-# Of a GPU this share is left: what the rules do not know.
+# Share of a GPU's memory that stays free, for what the closed forms leave out.
 GPU_MARGIN = 0.02
-MOST_NODES = 64  # as wide as the smallest change is looked for
-_FREEABLE = {
-    "train.per_device_train_batch_size": ("train", "per_device_train_batch_size"),
-    "train.gradient_checkpointing": ("train", "gradient_checkpointing"),
-    "resources.zero_stage": ("resources", "zero_stage"),
-    "resources.offload_optimizer": ("resources", "offload_optimizer"),
-    "resources.offload_param": ("resources", "offload_param"),
-    "resources.gpus_per_node": ("resources", "gpus_per_node"),
-    "resources.nodes": ("resources", "nodes"),
-}
+MAX_NODES_TRIED = 64
+# Fields of a recipe that fix a layout, in the order in which freeing them is tried.
+_LAYOUT_FIELDS = (
+    ("train", "per_device_train_batch_size"),
+    ("train", "gradient_checkpointing"),
+    ("resources", "zero_stage"),
+    ("resources", "offload_optimizer"),
+    ("resources", "offload_param"),
+    ("resources", "gpus_per_node"),
+    ("resources", "nodes"),
+)
 
 
 class CapacityCheck(NamedTuple):
-    """One of the things that a plan may exceed."""
+    """A plan's need of one resource, compared with the capacity."""
 
     need: int
-    """Bytes that the plan takes."""
+    """Bytes that the plan needs."""
     have: int
-    """Bytes that there are."""
+    """Capacity in bytes."""
     allowed: int
-    """Bytes that a plan may take of them."""
-    what: str
-    """What they are of."""
+    """Bytes that a plan may use."""
+    resource: str
+    """Name of the resource, in words: `a GPU`, `host memory of a node`."""
 
     @property
     def excess(self) -> int:
-        """Bytes over it; negative or 0 when it is kept."""
+        """Bytes over the limit; negative or 0 within it."""
         return self.need - self.allowed
 
     @property
     def reason(self) -> str:
-        """Why it is not kept: `161 GiB of 79.2 GiB a GPU`; empty when it is."""
+        """Reason why the plan does not fit: `161 GiB of 79.2 GiB a GPU`; empty within the limit."""
         if self.excess <= 0:
             return ""
-        margin = f", {GPU_MARGIN:.0%} of which must be left" if self.need <= self.have else ""
-        what = self.what.replace(" of ", " ").replace(" for ", " ")
-        return f"{format_bytes(self.need)} of {format_bytes(self.have)} {what}{margin}"
+        resource = self.resource.replace(" of ", " ").replace(" for ", " ")
+        size = f"{format_bytes(self.need)} of {format_bytes(self.have)} {resource}"
+        return f"{size}{_margin(self)}"
 
 
-def tightest_limit(plan: Plan) -> CapacityCheck:
-    """Returns the limit that a plan exceeds most, or comes closest to."""
-    assert plan.gpu_peak_bytes is not None
-    assert plan.host_peak_bytes is not None
-    return max(
-        check_rank(plan.gpu_peak_bytes, plan.gpu_capacity_bytes, plan.accelerator),
-        check_node(plan.host_peak_bytes, plan.host_capacity_bytes),
-        CapacityCheck(
-            plan.node_disk_bytes,
-            plan.node_disk_capacity_bytes,
-            plan.node_disk_capacity_bytes,
-            "disk of a node",
-        ),
-        key=lambda limit: limit.excess,
-    )
+def _margin(check: CapacityCheck) -> str:
+    """Returns the words on the margin, where it alone is exceeded."""
+    return f", {GPU_MARGIN:.0%} of which must be left" if check.need <= check.have else ""
 
 
 def check_rank(need: int, have: int, accelerator: str) -> CapacityCheck:
-    """What a rank takes of a GPU, or of the host's memory."""
-    what = "a GPU" if accelerator == "cuda" else "host memory for a rank"
-    return CapacityCheck(need, have, int((1 - GPU_MARGIN) * have), what)
+    """Returns the check of a rank's memory: of its GPU, or of its share of host memory."""
+    resource = "a GPU" if accelerator == "cuda" else "host memory for a rank"
+    return CapacityCheck(need, have, int((1 - GPU_MARGIN) * have), resource)
 
 
 def check_node(need: int, have: int) -> CapacityCheck:
-    """What a node takes of its host memory."""
+    """Returns the check of a node's host memory."""
     return CapacityCheck(need, have, have, "host memory of a node")
 
 
+def tightest_limit(plan: Plan) -> CapacityCheck:
+    """Returns the check that a plan exceeds most, or comes closest to."""
+    assert plan.gpu_peak_bytes is not None
+    assert plan.host_peak_bytes is not None
+    disk_bytes = plan.node_disk_capacity_bytes
+    return max(
+        check_rank(plan.gpu_peak_bytes, plan.gpu_capacity_bytes, plan.accelerator),
+        check_node(plan.host_peak_bytes, plan.host_capacity_bytes),
+        CapacityCheck(plan.node_disk_bytes, disk_bytes, disk_bytes, "disk of a node"),
+        key=lambda check: check.excess,
+    )
+
+
 def plan_excess(plan: Plan) -> int:
-    """Bytes over the tightest of the limits; negative or 0 when it fits."""
+    """Returns the bytes over the tightest of the limits; negative or 0 if the plan fits."""
     return tightest_limit(plan).excess
 
 
 def why_infeasible(plan: Plan) -> str:
-    """Why a plan does not fit: `161 GiB of 79.2 GiB a GPU`; empty when it does."""
+    """Returns why a plan does not fit: `161 GiB of 79.2 GiB a GPU`; empty if it fits."""
     return tightest_limit(plan).reason
 
 
-def explain_infeasible(case: PlanInputs, closest: Plan | None, first_fit: FirstFit) -> str:
-    """Why no layout of a case fits, by number, and the smallest change that would.
+def explain_infeasible(inputs: PlanInputs, closest: Plan | None, first_fit: FirstFit) -> str:
+    """Returns the text on why no layout fits, by number, with the smallest change that would.
 
     Args:
-        case: what was planned.
-        closest: the layout that misses by least; None where there was none to try.
-        first_fit: finds a layout that fits a changed case.
+        inputs: what was planned.
+        closest: the plan with the smallest excess; None if there was no layout to try.
+        first_fit: finds a layout that fits changed inputs.
     """
-    recipe, cluster, facts = case.recipe, case.cluster, case.facts
+    recipe, cluster, counts = inputs.recipe, inputs.cluster, inputs.facts.parameters
     if closest is None:
         return (
             f"{recipe.name} on {cluster.name}: train.global_batch_size "
@@ -109,84 +112,97 @@ def explain_infeasible(case: PlanInputs, closest: Plan | None, first_fit: FirstF
             "that the recipe fixes; make it a multiple of nodes × gpus_per_node × "
             "per_device_train_batch_size"
         )
-    biggest = sorted(closest.gpu_memory, key=lambda item: -item.bytes)[:3]
-    parts = ", ".join(f"{item.name} {format_bytes(item.bytes)}" for item in biggest)
+    largest = sorted(closest.gpu_memory, key=lambda item: -item.bytes)[:3]
+    components = ", ".join(f"{item.name} {format_bytes(item.bytes)}" for item in largest)
     limit = tightest_limit(closest)
     lines = [
         f"{recipe.name} does not fit {cluster.name}: {format_bytes(limit.need)} needed, "
-        f"{format_bytes(limit.have)} of {_of_what(limit, closest, cluster)}",
-        f"  closest: {describe_layout(closest.layout)}: {parts}",
-        f"  model: {format_count(facts.parameters.total)} parameters, "
-        f"{format_count(facts.parameters.trainable)} trained",
+        f"{format_bytes(limit.have)} of {_resource_of_profile(limit, closest, cluster)}",
+        f"  closest: {describe_layout(closest.layout)}: {components}",
+        f"  model: {format_count(counts.total)} parameters, "
+        f"{format_count(counts.trainable)} trained",
     ]
     if closest.other_processes_bytes:
-        lines.append(f"  other processes: {_others(case, closest, first_fit)}")
+        lines.append(f"  other processes: {_explain_shared_gpu(inputs, closest, first_fit)}")
     else:
-        lines.append(f"  smallest change: {_smallest_change(case, closest, first_fit)}")
+        lines.append(f"  smallest change: {_smallest_change(inputs, closest, first_fit)}")
     return "\n".join(lines)
 
 
-def _of_what(limit: CapacityCheck, plan: Plan, cluster: Cluster) -> str:
-    """What a limit is of, in the words of the profile."""
-    if limit.what != "a GPU" or cluster.gpu is None:
-        return limit.what
+def _resource_of_profile(limit: CapacityCheck, plan: Plan, cluster: Cluster) -> str:
+    """Returns the name of the resource that is exceeded, as the profile calls it."""
+    if limit.resource != "a GPU" or cluster.gpu is None:
+        return limit.resource
     rest = ": other processes hold the rest" if plan.other_processes_bytes else ""
-    margin = f", {GPU_MARGIN:.0%} of which must be left" if limit.need <= limit.have else ""
-    return f"a {cluster.gpu.name}{rest}{margin}"
+    return f"a {cluster.gpu.name}{rest}{_margin(limit)}"
 
 
-def _others(case: PlanInputs, closest: Plan, first_fit: FirstFit) -> str:
-    """What a user can do about a GPU that others hold: not a smaller batch."""
-    held, free = closest.other_processes_bytes, max(0, closest.gpu_capacity_bytes)
-    gpu = case.cluster.gpu
+def _explain_shared_gpu(inputs: PlanInputs, closest: Plan, first_fit: FirstFit) -> str:
+    """Returns what a user can do about a GPU that other processes hold too."""
+    free = max(0, closest.gpu_capacity_bytes)
+    gpu = inputs.cluster.gpu
     assert gpu is not None
-    context = case.cluster.calibration.context_bytes or CUDA_CONTEXT_BYTES
-    alone = case.with_cluster(gpu=gpu.model_copy(update={"other_processes_gib": 0.0}))
-    fits = first_fit(alone)
-    least = (
-        f"less than the {format_bytes(context)} that a process takes before its first "
-        "tensor, so that a smaller batch cannot help"
-        if free < context
-        else "too little for any micro-batch"
-    )
-    cure = (
-        f"on a {gpu.name} of its own it fits: {describe_layout(fits.layout)}, "
-        f"{format_bytes(fits.gpu_peak_bytes)}; ask for the whole GPU or wait for theirs to end"
-        if fits
-        else f"and it does not fit a {gpu.name} of its own either"
-    )
-    size = f"{held / GIB:.4g} of {gpu.memory_gib:.4g} GiB"
-    return f"they hold {size} and leave {format_bytes(free)}, {least}; {cure}"
+    context = inputs.cluster.calibration.context_bytes or CUDA_CONTEXT_BYTES
+    if free < context:
+        problem = (
+            f"less than the {format_bytes(context)} that a process takes before its first tensor, "
+            "so that a smaller batch cannot help"
+        )
+    else:
+        problem = "too little for any micro-batch"
+    alone = first_fit(inputs.with_cluster(gpu=gpu.model_copy(update={"other_processes_gib": 0.0})))
+    if alone:
+        advice = (
+            f"on a {gpu.name} of its own it fits: {describe_layout(alone.layout)}, "
+            f"{format_bytes(alone.gpu_peak_bytes)}; ask for the whole GPU or wait for theirs to end"
+        )
+    else:
+        advice = f"and it does not fit a {gpu.name} of its own either"
+    size = f"{closest.other_processes_bytes / GIB:.4g} of {gpu.memory_gib:.4g} GiB"
+    return f"they hold {size} and leave {format_bytes(free)}, {problem}; {advice}"
 
 
-def _smallest_change(case: PlanInputs, closest: Plan, first_fit: FirstFit) -> str:
-    free, cluster = case, case.cluster
-    for key, (section, name) in _FREEABLE.items():
-        if getattr(getattr(case.recipe, section), name) == "auto":
+def _smallest_change(inputs: PlanInputs, closest: Plan, first_fit: FirstFit) -> str:
+    """Returns the first change that fits: a field set to auto, all of them, nodes, or hardware."""
+    freed = inputs
+    for section, field in _LAYOUT_FIELDS:
+        if getattr(getattr(inputs.recipe, section), field) == "auto":
             continue
-        found = first_fit(case.with_recipe(_with_auto(case.recipe, section, name)))
-        if found:
-            return f"{key}: auto ({describe_layout(found.layout)}, {format_bytes(found.gpu_peak_bytes)})"
-        free = free.with_recipe(_with_auto(free.recipe, section, name))
-    if free is not case:
-        found = first_fit(free)
-        if found:
-            return f"leave the layout to the plan: {describe_layout(found.layout)}"
-    if cluster.scheduler == "slurm":
-        for nodes in powers_of_two(MOST_NODES):
-            found = (
-                first_fit(free.with_cluster(max_nodes=nodes)) if nodes > cluster.max_nodes else None
-            )
-            if found:
-                allowed = f"{cluster.name} allows {cluster.max_nodes}"
-                return f"{found.layout.nodes} nodes ({allowed}): {describe_layout(found.layout)}"
+        plan = first_fit(inputs.with_recipe(_with_auto(inputs.recipe, section, field)))
+        if plan:
+            peak = format_bytes(plan.gpu_peak_bytes)
+            return f"{section}.{field}: auto ({describe_layout(plan.layout)}, {peak})"
+        freed = freed.with_recipe(_with_auto(freed.recipe, section, field))
+    if freed is not inputs:
+        plan = first_fit(freed)
+        if plan:
+            return f"leave the layout to the plan: {describe_layout(plan.layout)}"
+    return _more_nodes(freed, first_fit) or _other_hardware(closest)
+
+
+def _more_nodes(inputs: PlanInputs, first_fit: FirstFit) -> str:
+    """Returns how many nodes the run would fit on; empty where more do not help."""
+    cluster = inputs.cluster
+    if cluster.scheduler != "slurm":
+        return ""
+    for nodes in powers_of_two(MAX_NODES_TRIED):
+        if nodes <= cluster.max_nodes:
+            continue
+        plan = first_fit(inputs.with_cluster(max_nodes=nodes))
+        if plan:
+            allowed = f"{cluster.name} allows {cluster.max_nodes}"
+            return f"{plan.layout.nodes} nodes ({allowed}): {describe_layout(plan.layout)}"
+    return ""
+
+
+def _other_hardware(closest: Plan) -> str:
     limit = tightest_limit(closest)
-    if limit.what.endswith(" of a node"):
-        return f"nodes with {format_bytes(limit.need)} of {limit.what.removesuffix(' of a node')}"
-    return (
-        f"{'GPUs' if closest.accelerator == 'cuda' else 'nodes'} with "
-        f"{format_bytes(closest.gpu_peak_bytes)} each, or a smaller method (qlora) or max_length"
-    )
+    if limit.resource.endswith(" of a node"):
+        resource = limit.resource.removesuffix(" of a node")
+        return f"nodes with {format_bytes(limit.need)} of {resource}"
+    unit = "GPUs" if closest.accelerator == "cuda" else "nodes"
+    peak = format_bytes(closest.gpu_peak_bytes)
+    return f"{unit} with {peak} each, or a smaller method (qlora) or max_length"
 
 
 def _with_auto(recipe: FullRecipe, section: str, field: str) -> FullRecipe:

@@ -1,140 +1,171 @@
-"""Which layouts a recipe and a profile allow, and what the recipe asks in vain."""
+"""Lists the layouts that a recipe and a profile allow, and describes a layout in words."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.records import Cluster, Layout, Precision
+from hpcft.core.records import Cluster, Layout, Offload
 
-BF16_CAPABILITY = 8.0  # Ampere; NVIDIA CUDA C++ Programming Guide, arithmetic throughput
 MAX_MICRO_BATCH = 64
-MOST_SCORED_TOKENS = 16_384  # a GPU is busy with these; larger batches gain nothing
-LOSS_CHUNKS = (1, 8)  # parts of the logits to try, one after the other
+MAX_SCORED_TOKENS = 16_384  # a GPU is busy with these; larger batches gain nothing
+LOSS_CHUNKS = (1, 8)  # numbers of parts to compute the loss in that are tried
 
-# ZeRO stage, optimizer offload, parameter offload, in the order of what they cost in speed.
-_RUNGS: tuple[tuple[int, Any, Any], ...] = (
-    (0, "none", "none"),
-    (1, "none", "none"),
-    (2, "none", "none"),
-    (3, "none", "none"),
-    (3, "none", "cpu"),
-    (2, "cpu", "none"),
-    (3, "cpu", "none"),
-    (3, "cpu", "cpu"),
-    (3, "nvme", "none"),
-    (3, "nvme", "nvme"),
+
+class Sharding(NamedTuple):
+    """A ZeRO stage with the places of optimizer and parameters."""
+
+    zero_stage: int
+    """DeepSpeed ZeRO stage; 0 is plain data parallelism."""
+    offload_optimizer: Offload
+    """Where the optimizer's states are."""
+    offload_param: Offload
+    """Where the parameters are between uses."""
+
+    @property
+    def is_offloading(self) -> bool:
+        """Whether anything is moved off the device."""
+        return (self.offload_optimizer, self.offload_param) != ("none", "none")
+
+
+# In the order of what they cost in speed.
+SHARDINGS = (
+    Sharding(0, "none", "none"),
+    Sharding(1, "none", "none"),
+    Sharding(2, "none", "none"),
+    Sharding(3, "none", "none"),
+    Sharding(3, "none", "cpu"),
+    Sharding(2, "cpu", "none"),
+    Sharding(3, "cpu", "none"),
+    Sharding(3, "cpu", "cpu"),
+    Sharding(3, "nvme", "none"),
+    Sharding(3, "nvme", "nvme"),
 )
 
 
 def allowed_layouts(
     recipe: FullRecipe, cluster: Cluster, *, supports_chunked_loss: bool = False
 ) -> Iterator[Layout]:
-    """The layouts that recipe and profile allow; of one shape the least offloading first.
+    """Yields the layouts that recipe and profile allow; within a shape by cost in speed.
 
     Args:
-        recipe: what to train.
-        cluster: what there is.
+        recipe: the recipe.
+        cluster: the profile.
         supports_chunked_loss: whether the model's loss can be computed in parts (`ModelFacts`).
     """
-    wanted, train = recipe.resources, recipe.train
-    most = cluster.gpus_per_node if cluster.accelerator == "cuda" else 1
-    ranks = [wanted.gpus_per_node] if wanted.gpus_per_node != "auto" else powers_of_two(most)
-    nodes = [wanted.nodes] if wanted.nodes != "auto" else powers_of_two(cluster.max_nodes)
-    if wanted.gpus_per_node == "auto" and wanted.nodes != "auto" and wanted.nodes > 1:
-        ranks = [most]  # who asks for several nodes means whole ones
-    shapes = [(n, r) for n in nodes for r in ranks if n == 1 or r == ranks[-1]]
-    trains = recipe.method.trains
-    recomputing = train.gradient_checkpointing if trains else False
-    checkpointing = [False, True] if recomputing == "auto" else [recomputing]
+    train, trains = recipe.train, recipe.method.trains
+    fixed = train.gradient_checkpointing if trains else False
+    checkpointing = [False, True] if fixed == "auto" else [fixed]
     chunks = LOSS_CHUNKS if supports_chunked_loss and trains else (1,)
-    for (n, r), rung in itertools.product(shapes, list(_rungs(recipe, cluster))):
-        stage, optimizer, param = rung
-        if wanted.zero_stage == "auto" and stage and n * r == 1 and optimizer == param == "none":
-            continue  # sharding over one rank gains nothing
-        for recompute, parts in itertools.product(checkpointing, chunks):
-            for micro in _micro_batches(recipe, n * r):
+    shapes, shardings = _shapes(recipe, cluster), list(allowed_shardings(recipe, cluster))
+    for (nodes, ranks), sharding in itertools.product(shapes, shardings):
+        if _is_pointless(sharding, recipe, nodes * ranks):
+            continue
+        for recomputes, loss_chunks in itertools.product(checkpointing, chunks):
+            for micro in _micro_batches(recipe, nodes * ranks):
+                global_micro = micro * nodes * ranks
                 yield Layout(
-                    nodes=n,
-                    ranks_per_node=r,
+                    nodes=nodes,
+                    ranks_per_node=ranks,
                     per_device_train_batch_size=micro,
-                    gradient_accumulation_steps=train.global_batch_size // (micro * n * r)
+                    gradient_accumulation_steps=train.global_batch_size // global_micro
                     if trains
                     else 1,
-                    gradient_checkpointing=recompute,
-                    zero_stage=stage,
-                    offload_optimizer=optimizer,
-                    offload_param=param,
-                    loss_chunks=parts,
+                    gradient_checkpointing=recomputes,
+                    zero_stage=sharding.zero_stage,
+                    offload_optimizer=sharding.offload_optimizer,
+                    offload_param=sharding.offload_param,
+                    loss_chunks=loss_chunks,
                 )
 
 
-def _rungs(recipe: FullRecipe, cluster: Cluster) -> Iterator[tuple[int, Any, Any]]:
-    """The combinations of ZeRO stage and offloading that recipe and profile allow."""
-    wanted = recipe.resources
-    for stage, optimizer, param in _RUNGS:
-        moved = {"offload_optimizer": optimizer, "offload_param": param}
-        places = {place for place in moved.values() if place != "none"}
-        asked = [getattr(wanted, part) for part, place in moved.items() if place != "none"]
-        if (
-            stage in recipe.method.zero_stages
-            # To score a trained task is the Trainer's, which shards for training alone.
-            and not (stage and recipe.mode == "evaluate")
-            and wanted.zero_stage in ("auto", stage)
-            and all(getattr(wanted, part) in ("auto", place) for part, place in moved.items())
-            # Offloading runs DeepSpeed's own CPU Adam, and from a CPU nothing is gained by it.
-            and (not places or recipe.train.optim in ("adamw_torch", "adamw_torch_fused"))
-            and (cluster.accelerator == "cuda" or "auto" not in asked)
-            and ("nvme" not in places or cluster.node_disk_path is not None)
-            # Parameters follow the optimizer, where there is one.
-            and (param == "none" or (optimizer != "none") == recipe.method.trains)
-            and (recipe.method.trains or optimizer == "none")
-        ):
-            yield stage, optimizer, param
+def _shapes(recipe: FullRecipe, cluster: Cluster) -> list[tuple[int, int]]:
+    """Returns the numbers of nodes and of ranks on each that recipe and profile allow."""
+    requested = recipe.resources
+    per_node = cluster.gpus_per_node if cluster.accelerator == "cuda" else 1
+    ranks = powers_of_two(per_node)
+    if requested.gpus_per_node != "auto":
+        ranks = [requested.gpus_per_node]
+    elif requested.nodes != "auto" and requested.nodes > 1:
+        ranks = [per_node]  # A recipe that asks for several nodes means whole ones.
+    nodes = powers_of_two(cluster.max_nodes) if requested.nodes == "auto" else [requested.nodes]
+    return [(n, r) for n in nodes for r in ranks if n == 1 or r == ranks[-1]]
 
 
-def powers_of_two(most: int) -> list[int]:
-    """1, 2, 4, … and `most` itself."""
-    return sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
+def allowed_shardings(recipe: FullRecipe, cluster: Cluster) -> Iterator[Sharding]:
+    """Yields the combinations of ZeRO stage and offloading that recipe and profile allow."""
+    for sharding in SHARDINGS:
+        if _recipe_allows(sharding, recipe) and _device_allows(sharding, recipe, cluster):
+            yield sharding
 
 
-def _micro_batches(recipe: FullRecipe, world: int) -> list[int]:
-    """Micro-batches that make up the global batch exactly, largest first.
+def _recipe_allows(sharding: Sharding, recipe: FullRecipe) -> bool:
+    stage, optimizer, param = sharding
+    requested, trains = recipe.resources, recipe.method.trains
+    return (
+        stage in recipe.method.zero_stages
+        # The Trainer scores a trained model, and it shards for training only.
+        and not (stage and recipe.mode == "evaluate")
+        and requested.zero_stage in ("auto", stage)
+        and requested.offload_optimizer in ("auto", optimizer)
+        and requested.offload_param in ("auto", param)
+        # Offloading runs DeepSpeed's own CPU Adam.
+        and (
+            not sharding.is_offloading or recipe.train.optim in ("adamw_torch", "adamw_torch_fused")
+        )
+        # Parameters are offloaded only together with the optimizer, if the method has one.
+        and (param == "none" or (optimizer != "none") == trains)
+        and (trains or optimizer == "none")
+    )
 
-    Where nothing is trained, they are what is scored at once, in prompts of `max_length`.
+
+def _device_allows(sharding: Sharding, recipe: FullRecipe, cluster: Cluster) -> bool:
+    """Returns whether there are the places to offload to, and something is gained by it."""
+    _, optimizer, param = sharding
+    if "nvme" in (optimizer, param) and cluster.node_disk_path is None:
+        return False
+    # A CPU gains nothing from offloading, which it does only where the recipe asks for it.
+    requested = recipe.resources
+    moves = [(optimizer, requested.offload_optimizer), (param, requested.offload_param)]
+    is_requested = all(wanted != "auto" for place, wanted in moves if place != "none")
+    return cluster.accelerator == "cuda" or is_requested
+
+
+def _is_pointless(sharding: Sharding, recipe: FullRecipe, ranks: int) -> bool:
+    """Returns whether a layout would shard over one rank, which gains nothing, unrequested."""
+    is_requested = recipe.resources.zero_stage != "auto"
+    gains = ranks > 1 or sharding.is_offloading
+    return sharding.zero_stage > 0 and not gains and not is_requested
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """Returns 1, 2, 4, … up to `limit`, and `limit` itself."""
+    return sorted({min(2**power, limit) for power in range(limit.bit_length() + 1)})
+
+
+def _micro_batches(recipe: FullRecipe, ranks: int) -> list[int]:
+    """Returns the micro-batches that make up the global batch exactly, the largest first.
+
+    Where nothing is trained, they are the examples that are scored at once, of `max_length` tokens.
     """
     train = recipe.train
     if not recipe.method.trains:
         scored = recipe.evaluation.per_device_eval_batch_size
-        most = max(1, MOST_SCORED_TOKENS // recipe.task.max_length)
-        return powers_of_two(most)[::-1] if scored == "auto" else [scored]
-    if train.global_batch_size % world:
+        limit = max(1, MAX_SCORED_TOKENS // recipe.task.max_length)
+        return powers_of_two(limit)[::-1] if scored == "auto" else [scored]
+    if train.global_batch_size % ranks:
         return []
-    each = train.global_batch_size // world
-    sizes = [b for b in range(min(each, MAX_MICRO_BATCH), 0, -1) if each % b == 0]
+    per_rank = train.global_batch_size // ranks
     fixed = train.per_device_train_batch_size
-    return sizes if fixed == "auto" else [b for b in [fixed] if each % b == 0]
-
-
-def choose_precision(recipe: FullRecipe, cluster: Cluster) -> Precision:
-    """bf16 where the hardware has it, else fp16; fp32 on a CPU; or what the recipe says."""
-    train = recipe.train
-    if train.bf16 is True:
-        return "bf16"
-    if train.fp16 is True:
-        return "fp16"
-    if cluster.accelerator == "cpu" or (train.bf16 is False and train.fp16 is False):
-        return "fp32"
-    assert cluster.gpu is not None
-    if train.bf16 != False and cluster.gpu.compute_capability >= BF16_CAPABILITY:  # noqa: E712
-        return "bf16"
-    return "fp32" if train.fp16 is False else "fp16"
+    if fixed != "auto":
+        return [] if per_rank % fixed else [fixed]
+    return [b for b in range(min(per_rank, MAX_MICRO_BATCH), 0, -1) if per_rank % b == 0]
 
 
 def describe_layout(layout: Layout) -> str:
-    """A layout in a line: `2 nodes × 4 GPUs, ZeRO-3, micro-batch 1, checkpointing`."""
+    """Returns a layout in a line: `2 nodes × 4, ZeRO-3, micro-batch 1, checkpointing`."""
     parts = [
         f"{layout.nodes} node{'s' * (layout.nodes > 1)} × {layout.ranks_per_node}",
         f"ZeRO-{layout.zero_stage}" if layout.zero_stage else "no sharding",

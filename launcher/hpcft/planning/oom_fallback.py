@@ -1,37 +1,39 @@
-"""The ladder: what a run that is out of memory changes next, and what later runs learn from it.
+"""Chooses what a run that is out of memory changes next.
 
-Every rung keeps the global batch, and so the loss up to rounding. The rungs are layouts that the
-planner may choose too, taken in the order of what they cost in speed; the last one, more nodes,
-takes another job (`more_nodes`).
+Every fallback keeps the global batch, and so the loss up to rounding. Fallbacks are layouts that
+the planner may choose too, taken in the order of what they cost in speed. The last one, more nodes,
+takes another job (`recovery.replan`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster, Layout, Plan
 from hpcft.core.units import MIB, format_bytes
 from hpcft.planning.deepspeed_config import build_deepspeed_config
+from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.layouts import allowed_layouts
 
 Stage = Literal["states", "step", "evaluation"]
-"""What memory ran out for: weights and optimizer, a training step, or scoring."""
+"""Stage in which memory ran out: creating weights and optimizer, a training step, or scoring."""
 
 
 def next_fallback(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage) -> Plan | None:
-    """The plan of the next rung below; None where nothing is left that the same ranks could do.
+    """Returns the plan of the next fallback on the same ranks; None where none is left.
 
     Args:
-        plan: what runs now.
+        plan: the plan that runs now.
         recipe: the run's recipe. A micro-batch or checkpointing that it fixes is lowered all the
             same, for neither changes what is computed; sharding and offloading that it fixes stay.
         cluster: the run's profile.
-        stage: what memory ran out for.
+        stage: the stage in which memory ran out.
     """
-    scored = plan.per_device_eval_batch_size
-    if stage == "evaluation" and scored > 1:
-        return with_layout(plan, plan.layout, scored // 2, recipe, cluster)
+    eval_batch = plan.per_device_eval_batch_size
+    if stage == "evaluation" and eval_batch > 1:
+        half = eval_batch // 2
+        return with_layout(plan, plan.layout, half, recipe=recipe, cluster=cluster)
     layout = next_layout(
         plan.layout,
         recipe,
@@ -42,28 +44,34 @@ def next_fallback(plan: Plan, recipe: FullRecipe, cluster: Cluster, stage: Stage
     if layout is None:
         return None
     if recipe.evaluation.per_device_eval_batch_size == "auto":
-        # Chosen as a multiple of the micro-batch, and it stays one.
+        # The planner chose a multiple of the micro-batch, and it stays the same multiple.
         before, now = (x.per_device_train_batch_size for x in (plan.layout, layout))
-        scored = max(1, scored * now // before)
-    return with_layout(plan, layout, scored, recipe, cluster)
+        eval_batch = max(1, eval_batch * now // before)
+    return with_layout(plan, layout, eval_batch, recipe=recipe, cluster=cluster)
 
 
 def with_layout(
-    plan: Plan, layout: Layout, eval_batch_size: int, recipe: FullRecipe, cluster: Cluster
+    plan: Plan, layout: Layout, eval_batch_size: int, *, recipe: FullRecipe, cluster: Cluster
 ) -> Plan:
     """Returns the plan with another layout, without the predictions, which were of the first.
 
-    What the job was given (memory, time limit, cores) stays.
+    What was requested for the job (memory, time limit, cores) stays.
+
+    Args:
+        plan: the plan.
+        layout: its new layout.
+        eval_batch_size: examples per rank and forward pass when scoring.
+        recipe: the run's recipe.
+        cluster: the run's profile.
     """
     if (layout, eval_batch_size) == (plan.layout, plan.per_device_eval_batch_size):
         return plan
+    inputs = PlanInputs.of_plan(recipe, cluster, plan)
     return plan.model_copy(
         update={
             "layout": layout,
             "per_device_eval_batch_size": eval_batch_size,
-            "ds_config": build_deepspeed_config(
-                layout, plan.precision, plan.facts, recipe.train, cluster
-            ),
+            "ds_config": build_deepspeed_config(inputs, layout),
             "gpu_memory": [],
             "host_memory": [],
             "time": None,
@@ -84,33 +92,40 @@ def next_layout(
     in_step: bool = True,
     supports_chunked_loss: bool = False,
 ) -> Layout | None:
-    """The layout below: half the micro-batch; at 1 checkpointing, loss in parts, moving states.
+    """Returns the next layout with less memory on the same ranks; None where none is left.
+
+    It halves the micro-batch. At a micro-batch of 1 it recomputes activations, then computes the
+    loss in parts, then shards and offloads more of the model states.
 
     Args:
-        layout: what runs now.
+        layout: the layout that runs now.
         recipe: the run's recipe.
         cluster: the run's profile.
-        in_step: whether it was a training step that lacked memory; if not, a smaller micro-batch
-            or checkpointing would not help.
+        in_step: whether memory ran out in a training step; if not, a smaller micro-batch or
+            checkpointing would not help.
         supports_chunked_loss: whether the model's loss can be computed in parts.
     """
-    here = with_auto_batch(recipe, nodes=layout.nodes, gpus_per_node=layout.ranks_per_node)
-    below = [
+    free = with_auto_batch(recipe, nodes=layout.nodes, gpus_per_node=layout.ranks_per_node)
+    same_ranks = [
         other
-        for other in allowed_layouts(here, cluster, supports_chunked_loss=supports_chunked_loss)
+        for other in allowed_layouts(free, cluster, supports_chunked_loss=supports_chunked_loss)
         if _shape(other) == _shape(layout)
     ]
-    if in_step and layout.per_device_train_batch_size > 1:
-        alike = [o for o in below if _demand(o) == _demand(layout)]
-        half = layout.per_device_train_batch_size // 2
-        sizes = [o for o in alike if o.per_device_train_batch_size <= half]
-        return max(sizes, key=lambda o: o.per_device_train_batch_size, default=None)
+    micro = layout.per_device_train_batch_size
+    if in_step and micro > 1:
+        smaller = [
+            other
+            for other in same_ranks
+            if _memory_rank(other) == _memory_rank(layout)
+            and other.per_device_train_batch_size <= micro // 2
+        ]
+        return max(smaller, key=lambda other: other.per_device_train_batch_size, default=None)
     less = [
-        o
-        for o in below
-        if o.per_device_train_batch_size == layout.per_device_train_batch_size
-        and _is_less(o, layout)
-        and (in_step or _activations(o) == _activations(layout))
+        other
+        for other in same_ranks
+        if other.per_device_train_batch_size == micro
+        and _needs_less(other, layout)
+        and (in_step or _activation_rank(other) == _activation_rank(layout))
     ]
     # In the order of what it costs in speed: recomputing, a loss in parts, moving the states.
     return min(
@@ -121,7 +136,7 @@ def next_layout(
 
 
 def describe_change(before: Plan, after: Plan) -> str:
-    """What a rung changed: `micro-batch 8 → 4`, `checkpointing`, `2 → 4 nodes, queued anew`."""
+    """Returns what a fallback changed: `micro-batch 8 → 4`, or `2 → 4 nodes, resubmitted`."""
     old, new = before.layout, after.layout
     parts = []
     if new.nodes != old.nodes:
@@ -154,49 +169,61 @@ def describe_change(before: Plan, after: Plan) -> str:
 
 
 def double_host_memory(plan: Plan) -> Plan | None:
-    """The plan with twice the memory of its nodes asked for; None where they have no more."""
-    most_mib = plan.host_capacity_bytes // MIB
-    if plan.mem_mib >= most_mib:
+    """Returns the plan with twice the requested host memory; None where nodes have no more."""
+    limit_mib = plan.host_capacity_bytes // MIB
+    if plan.mem_mib >= limit_mib:
         return None
-    return plan.model_copy(update={"mem_mib": min(2 * plan.mem_mib, most_mib)})
+    return plan.model_copy(update={"mem_mib": min(2 * plan.mem_mib, limit_mib)})
 
 
 def same_sharding(one: Layout, other: Layout) -> bool:
-    """Whether weights and optimizer lie alike: a checkpoint of one layout loads in the other."""
-    return (_shape(one), _states(one)) == (_shape(other), _states(other))
+    """Returns whether weights and optimizer are split in the same way.
+
+    A checkpoint of one layout then loads in the other.
+    """
+    return (_shape(one), _state_rank(one)) == (_shape(other), _state_rank(other))
 
 
 def next_node_count(layout: Layout, recipe: FullRecipe, cluster: Cluster) -> int | None:
-    """The next number of nodes that would hold less each; None where more would not help."""
+    """Returns the next number of nodes that need less memory each; None where more do not help."""
     nodes = [
         other.nodes
         for other in allowed_layouts(with_auto_batch(recipe, nodes="auto"), cluster)
         if other.nodes > layout.nodes
         and other.ranks_per_node >= layout.ranks_per_node
-        and other.zero_stage >= max(layout.zero_stage, 1)  # unsharded, each rank holds it all
+        # Without sharding each rank holds everything, however many there are.
+        and other.zero_stage >= max(layout.zero_stage, 1)
     ]
     return min(nodes, default=None)
 
 
-def with_auto_batch(recipe: FullRecipe, **resources: Any) -> FullRecipe:
-    """The recipe with micro-batch and checkpointing left open, and resources as given."""
+def with_auto_batch(recipe: FullRecipe, **resources: object) -> FullRecipe:
+    """Returns the recipe with micro-batch and checkpointing set to auto.
+
+    Args:
+        recipe: the recipe.
+        **resources: fields of its resources to change too.
+    """
     free = {"per_device_train_batch_size": "auto", "gradient_checkpointing": "auto"}
-    train = recipe.train.model_copy(update=free)
-    held = recipe.resources.model_copy(update=resources)
-    return recipe.model_copy(update={"train": train, "resources": held})
+    return recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(update=free),
+            "resources": recipe.resources.model_copy(update=resources),
+        }
+    )
 
 
 def _shape(layout: Layout) -> tuple[int, int]:
     return layout.nodes, layout.ranks_per_node
 
 
-def _activations(layout: Layout) -> tuple[int, ...]:
-    """What a layout keeps of a step, whatever its micro-batch: smaller numbers hold less."""
+def _activation_rank(layout: Layout) -> tuple[int, ...]:
+    """Returns numbers that are smaller where a layout keeps less of a step's activations."""
     return int(not layout.gradient_checkpointing), -layout.loss_chunks
 
 
-def _states(layout: Layout) -> tuple[int, ...]:
-    """What of weights and optimizer a layout keeps on the device: smaller numbers hold less."""
+def _state_rank(layout: Layout) -> tuple[int, ...]:
+    """Returns numbers that are smaller where a layout keeps less of the states on the device."""
     return (
         3 - layout.zero_stage,
         int(layout.offload_optimizer == "none"),
@@ -204,11 +231,11 @@ def _states(layout: Layout) -> tuple[int, ...]:
     )
 
 
-def _demand(layout: Layout) -> tuple[int, ...]:
-    return (*_activations(layout), *_states(layout))
+def _memory_rank(layout: Layout) -> tuple[int, ...]:
+    return (*_activation_rank(layout), *_state_rank(layout))
 
 
-def _is_less(one: Layout, other: Layout) -> bool:
-    """Whether a layout holds less than another, and nothing more."""
-    pairs = list(zip(_demand(one), _demand(other), strict=True))
+def _needs_less(one: Layout, other: Layout) -> bool:
+    """Returns whether a layout keeps less than another in one respect, and nothing more."""
+    pairs = list(zip(_memory_rank(one), _memory_rank(other), strict=True))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

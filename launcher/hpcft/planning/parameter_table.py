@@ -1,4 +1,4 @@
-"""The parameter table: what each part of a model holds, trains and is given, without weights."""
+"""Counts trained, frozen and added parameters of each part of a model, without weights."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ class ModuleGroup(StoredPart):
     """Parameters of one part of a model; the layers of a stack are one part."""
 
     name: str
-    """Module, and how many there are of it (`bert.encoder.layer × 12`)."""
+    """Module, with the number of layers of a stack (`bert.encoder.layer × 12`)."""
     total: int
-    """All parameters; a tied weight counts once, where it comes first."""
+    """Number of parameters; a tied weight counts once, where it comes first."""
     trainable: int
-    """Those that the optimizer updates."""
+    """Number of parameters that the optimizer updates."""
     frozen: int
-    """The rest."""
+    """Number of parameters that stay as they are."""
     added: int
-    """Those that the task's head and the method add to the pretrained model."""
+    """Number of parameters that the task's head and the method add to the pretrained model."""
 
 
 def module_groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleGroup]:
-    """The parts of the model that the task and the method make, in the model's order.
+    """Returns the parts of the model with the task's head and the method, in the model's order.
 
     Raises:
-        DataError: there is no such model, or the method cannot train it.
+        DataError: the model does not exist, or the method cannot train it.
     """
     with meta_imports():
         return _groups(model, task, method)
 
 
-def total(groups: list[ModuleGroup]) -> ModuleGroup:
-    """The sum of all parts."""
+def sum_groups(groups: list[ModuleGroup]) -> ModuleGroup:
+    """Returns the sum of all parts."""
     sums = {
         field: sum(getattr(group, field) for group in groups)
         for field in ("total", "trainable", "frozen", "added")
@@ -51,16 +51,16 @@ def _groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleG
     stacked: dict[str, set[str]] = {}
     pretrained = {id(p) for p in bare.parameters()}
     wrapped = apply_method(bare, task, method)
-    # Adapters are put inside the model, whose names stay; prompts stand beside it.
+    # Adapters are inside the model and keep its names; virtual tokens are a module of their own.
     used = {id(parameter): (name, parameter) for name, parameter in wrapped.named_parameters()}
     inside = {name: p for name, p in bare.named_parameters() if used.pop(id(p), None)}
-    beside = dict(used.values())
-    for name, parameter in [*inside.items(), *beside.items()]:
+    outside = dict(used.values())
+    for name, parameter in [*inside.items(), *outside.items()]:
         group, index = _group_of(name) if name in inside else (name.partition(".")[0], "")
         stacked.setdefault(group, set()).update([index] if index else [])
         size, trained = parameter.numel(), parameter.requires_grad
         is_head = has_head and not name.startswith(prefix)
-        is_new = id(parameter) not in pretrained if method.adapter else is_head
+        is_new = id(parameter) not in pretrained if method.saves_adapter else is_head
         count = counts.setdefault(group, {"total": 0, "trainable": 0, "frozen": 0, "added": 0})
         count["total"] += size
         count["trainable" if trained else "frozen"] += size
@@ -72,7 +72,7 @@ def _groups(model: ModelSpec, task: TaskBase, method: AnyMethod) -> list[ModuleG
 
 
 def _group_of(name: str) -> tuple[str, str]:
-    """The part that a parameter belongs to, and its layer's number in a stack of layers."""
+    """Returns the part that a parameter belongs to, and its layer's number in a stack."""
     parts = name.split(".")
     for position, part in enumerate(parts):
         if part.isdigit():

@@ -2,114 +2,127 @@
 
 from __future__ import annotations
 
-from hpcft.config.recipe_types import FullRecipe
-from hpcft.config.yaml_document import Loc
-from hpcft.core.records import Cluster, ModelFacts
-from hpcft.planning.layouts import BF16_CAPABILITY, _rungs
+from collections.abc import Callable
+
+from hpcft.core.errors import Problems
+from hpcft.planning.hardware import BF16_CAPABILITY, has_capability
+from hpcft.planning.inputs import PlanInputs
+from hpcft.planning.layouts import allowed_shardings
 from hpcft.tasks.packing import packing_blocker
 
 
-def check_resources(
-    recipe: FullRecipe, cluster: Cluster, facts: ModelFacts
-) -> list[tuple[Loc, str, str]]:
-    """What the recipe asks that the cluster or the model does not have: field, what, fix."""
-    found: list[tuple[Loc, str, str]] = []
-    wanted = recipe.resources
-    at = ("resources",)
-    if wanted.nodes != "auto" and wanted.nodes > cluster.max_nodes:
-        found.append(
-            (
-                (*at, "nodes"),
-                f"expected at most {cluster.max_nodes} ({cluster.name}'s "
-                f"max_nodes), got {wanted.nodes}",
-                "lower it or correct the profile",
-            )
+def check_resources(inputs: PlanInputs, location_of: Callable[[str], str]) -> None:
+    """Checks that cluster and model have everything that the recipe asks for.
+
+    Args:
+        inputs: what is planned.
+        location_of: gives the place of a dotted key of the recipe: `file:line`, or an option.
+
+    Raises:
+        InputError: with all problems found.
+    """
+    problems = Problems(location_of)
+    _check_amounts(inputs, problems)
+    _check_offloading(inputs, problems)
+    if not problems.found:
+        _check_combination(inputs, problems)
+    _check_precision(inputs, problems)
+    _check_task(inputs, problems)
+    problems.raise_if_any()
+
+
+def _check_amounts(inputs: PlanInputs, problems: Problems) -> None:
+    requested, cluster = inputs.recipe.resources, inputs.cluster
+    if requested.nodes != "auto" and requested.nodes > cluster.max_nodes:
+        problems.add(
+            "resources.nodes",
+            expected=f"at most {cluster.max_nodes} ({cluster.name}'s max_nodes)",
+            got=requested.nodes,
+            fix="lower it, or correct max_nodes in the profile",
         )
     per_node = cluster.gpus_per_node or cluster.cores_per_node
-    unit = "GPUs" if cluster.gpus_per_node else "cores"
-    if wanted.gpus_per_node != "auto" and wanted.gpus_per_node > per_node:
-        found.append(
-            (
-                (*at, "gpus_per_node"),
-                f"expected at most {per_node}: a node of {cluster.name} "
-                f"has {per_node} {unit}, got {wanted.gpus_per_node}",
-                "lower it or add nodes",
-            )
+    unit = "GPU" if cluster.gpus_per_node else "core"
+    if requested.gpus_per_node != "auto" and requested.gpus_per_node > per_node:
+        problems.add(
+            "resources.gpus_per_node",
+            expected=f"at most {per_node}: a node of {cluster.name} has {per_node} "
+            f"{unit}{'s' * (per_node > 1)}",
+            got=requested.gpus_per_node,
+            fix="lower it, or use more nodes",
         )
-    if wanted.time_min != "auto" and wanted.time_min > cluster.time_limit_min:
-        found.append(
-            (
-                (*at, "time_min"),
-                f"expected at most {cluster.time_limit_min} ({cluster.name}'s "
-                f"time_limit_min), got {wanted.time_min}",
-                "lower it",
-            )
+    if requested.time_min != "auto" and requested.time_min > cluster.time_limit_min:
+        problems.add(
+            "resources.time_min",
+            expected=f"at most {cluster.time_limit_min} ({cluster.name}'s time_limit_min)",
+            got=requested.time_min,
+            fix="lower it",
         )
-    if wanted.partition and wanted.partition not in (cluster.partition, *cluster.partitions):
-        known = (
-            ", ".join(
-                dict.fromkeys(
-                    [*([cluster.partition] if cluster.partition else []), *cluster.partitions]
-                )
-            )
-            or "none"
+    partitions = [*filter(None, [cluster.partition]), *cluster.partitions]
+    if requested.partition and requested.partition not in partitions:
+        problems.add(
+            "resources.partition",
+            f"{cluster.name} has no partition {requested.partition!r}",
+            fix=f"its profile lists: {', '.join(dict.fromkeys(partitions)) or 'none'}",
         )
-        found.append(
-            (
-                (*at, "partition"),
-                f"{cluster.name} has no partition {wanted.partition!r}",
-                f"its profile lists: {known}",
-            )
-        )
+
+
+def _check_offloading(inputs: PlanInputs, problems: Problems) -> None:
+    requested, method = inputs.recipe.resources, inputs.method
     for part in ("offload_optimizer", "offload_param"):
-        if getattr(wanted, part) == "nvme" and not cluster.node_disk_path:
-            found.append(((*at, part), f"{cluster.name} has no node-local disk", "use cpu"))
-    if wanted.zero_stage != "auto" and wanted.zero_stage not in recipe.method.zero_stages:
-        stages = ", ".join(map(str, recipe.method.zero_stages))
-        found.append(
-            (
-                (*at, "zero_stage"),
-                f"{recipe.method.name} works with stages {stages}, got {wanted.zero_stage}",
-                "use auto",
-            )
+        if getattr(requested, part) == "nvme" and not inputs.cluster.node_disk_path:
+            what = f"{inputs.cluster.name} has no node-local disk"
+            problems.add(f"resources.{part}", what, fix="use cpu")
+    if requested.zero_stage != "auto" and requested.zero_stage not in method.zero_stages:
+        stages = ", ".join(map(str, method.zero_stages))
+        problems.add(
+            "resources.zero_stage",
+            f"{method.name} works with stages {stages}, got {requested.zero_stage}",
+            fix="use auto",
         )
-    if wanted.zero_stage in (0, 1, 2) and wanted.offload_param in ("cpu", "nvme"):
-        found.append(
-            ((*at, "offload_param"), "parameters are offloaded by ZeRO-3 only", "set zero_stage: 3")
+    if requested.zero_stage in (0, 1, 2) and requested.offload_param in ("cpu", "nvme"):
+        problems.add(
+            "resources.offload_param",
+            f"parameters are offloaded by ZeRO-3 only, got zero_stage {requested.zero_stage}",
+            fix="set zero_stage: 3",
         )
-    if not found and not any(_rungs(recipe, cluster)):
-        asked = ", ".join(
-            f"{part} {getattr(wanted, part)}"
-            for part in ("zero_stage", "offload_optimizer", "offload_param")
-        )
-        found.append(
-            (
-                at,
-                f"no layout of {recipe.method.name} with {recipe.train.optim} has {asked}",
-                "leave one of them to auto: offloading needs ZeRO-2 or 3 and adamw_torch, and "
-                "parameters follow the optimizer",
-            )
-        )
-    has_bf16 = cluster.accelerator == "cpu" or (
-        cluster.gpu is not None and cluster.gpu.compute_capability >= BF16_CAPABILITY
+
+
+def _check_combination(inputs: PlanInputs, problems: Problems) -> None:
+    recipe = inputs.recipe
+    if any(allowed_shardings(recipe, inputs.cluster)):
+        return
+    requested = ", ".join(
+        f"{part} {getattr(recipe.resources, part)}"
+        for part in ("zero_stage", "offload_optimizer", "offload_param")
     )
-    if recipe.train.bf16 is True and not has_bf16:
+    problems.add(
+        "resources",
+        f"no layout of {recipe.method.name} with {recipe.train.optim} has {requested}",
+        fix="leave one of them to auto: offloading needs ZeRO-2 or 3 and adamw_torch, and "
+        "parameters are offloaded only together with the optimizer",
+    )
+
+
+def _check_precision(inputs: PlanInputs, problems: Problems) -> None:
+    train, cluster = inputs.recipe.train, inputs.cluster
+    if train.bf16 is True and inputs.on_gpu and not has_capability(cluster, BF16_CAPABILITY):
         name = cluster.gpu.name if cluster.gpu else cluster.name
-        found.append((("train", "bf16"), f"{name} has no bfloat16", "use auto or fp16: true"))
-    if recipe.train.fp16 is True and cluster.accelerator == "cpu":
-        found.append((("train", "fp16"), "a CPU does not train in float16", "use auto"))
-    extra = recipe.method.extra_tokens
-    if facts.max_positions and recipe.task.max_length + extra > facts.max_positions:
-        beside = f" beside {extra} virtual ones" if extra else ""
-        found.append(
-            (
-                ("task", "max_length"),
-                f"the model takes at most {facts.max_positions} tokens, "
-                f"got {recipe.task.max_length}{beside}",
-                f"lower it to {max(facts.max_positions - extra, 0)}",
-            )
+        problems.add("train.bf16", f"{name} has no bfloat16", fix="use auto or fp16: true")
+    if train.fp16 is True and not inputs.on_gpu:
+        problems.add("train.fp16", "a CPU does not train in float16", fix="use auto")
+
+
+def _check_task(inputs: PlanInputs, problems: Problems) -> None:
+    recipe, facts = inputs.recipe, inputs.facts
+    extra, length = recipe.method.virtual_tokens, recipe.task.max_length
+    if facts.max_positions and length + extra > facts.max_positions:
+        added = f" and {extra} virtual tokens of {recipe.method.name}" if extra else ""
+        problems.add(
+            "task.max_length",
+            f"the model takes at most {facts.max_positions} tokens, got {length}{added}",
+            fix=f"lower it to {max(facts.max_positions - extra, 0)}",
         )
-    why_padded = packing_blocker(recipe.task, recipe.method, recipe.model, facts.model_type)
-    if recipe.train.packing is True and why_padded:
-        found.append((("train", "packing"), f"cannot be: {why_padded}", "use auto or false"))
-    return found
+    blocker = packing_blocker(recipe.task, recipe.method, recipe.model, facts.model_type)
+    if recipe.train.packing is True and blocker:
+        what = f"examples cannot be packed: {blocker}"
+        problems.add("train.packing", what, fix="use auto or false")

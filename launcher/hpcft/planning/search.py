@@ -1,8 +1,9 @@
-"""The search: layouts in the order of their cost, with memory predicted only where it decides.
+"""Searches the layouts in the order of their cost, predicting memory only where it decides.
 
-Time is cheap to predict and memory is not. So all layouts are ordered by what they cost, and memory
-is asked for from the cheapest on until one fits. Memory grows with the micro-batch: of each kind of
-layout the largest that fits is found by bisection, and a kind whose smallest does not fit is out.
+Time is cheap to predict and memory is not. So all layouts are ordered by what they cost, and their
+memory is predicted from the cheapest on until one fits. Memory grows with the micro-batch: of each
+kind of layout the largest micro-batch that fits is found by bisection, and a kind whose smallest
+does not fit is ruled out.
 """
 
 from __future__ import annotations
@@ -10,153 +11,125 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from hpcft.core.records import Layout, Plan, RunTime
+from hpcft.core.records import EvaluatedLayout, Layout, Plan
 
-# Within this share of the least cost the estimate cannot tell layouts apart: fewer GPUs, which are
-# sooner free, then less offloading decide.
+# Within this share of the least cost the estimate cannot order layouts: then fewer GPUs, which are
+# sooner free, and less offloading decide.
 NEAR_TIE = 0.03
-# A next best that costs more than this many times the best is none.
+# A layout that costs more than this many times the best one is not offered as the next best.
 NEXT_BEST_WITHIN = 3.0
 
-Variant = tuple[object, ...]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A layout with what it costs."""
-
-    layout: Layout
-    time: RunTime
-    over_limit_s: float
-    """By how much the run exceeds its time limit; 0 within it or where its length is unknown."""
-
-    @property
-    def gpu_seconds(self) -> float:
-        """GPU time of the run, or of an example where the length of the run is not known."""
-        run_s, layout = self.time.run_s, self.layout
-        if run_s is not None:
-            return layout.world_size * run_s
-        examples = layout.per_device_train_batch_size * layout.gradient_accumulation_steps
-        return self.time.step.total_s / examples
-
-    @property
-    def cost(self) -> tuple[float, float]:
-        """What is compared: being on time first, then GPU time."""
-        return self.over_limit_s, self.gpu_seconds
+Kind = tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Infeasible:
-    """A layout that does not fit, even at the smallest micro-batch of its kind."""
+    """A kind of layout that does not fit, even at its smallest micro-batch."""
 
-    candidate: Candidate
-    """The one with the smallest micro-batch."""
+    smallest: EvaluatedLayout
+    """Layout with the smallest micro-batch."""
     plan: Plan | None
-    """Its predicted memory; None where what is known without a trace is too large."""
+    """Plan of that layout; None where a lower bound of its memory is too large already."""
     cost: tuple[float, float]
-    """Cost of the cheapest of its kind."""
+    """Cost of the cheapest layout of the kind."""
 
 
 @dataclass
 class Search:
-    """One search over the layouts of a recipe on a cluster."""
+    """A search over the layouts of a recipe on a cluster."""
 
-    candidates: Iterable[Candidate]
-    price: Callable[[Candidate], Plan]
+    layouts: Iterable[EvaluatedLayout]
+    """Layouts with their predicted time."""
+    predict: Callable[[Layout], Plan]
     """Predicts the memory of a layout."""
     fits: Callable[[Plan], bool]
-    """Whether a plan fits."""
-    surely_over: Callable[[Layout], int]
-    """Bytes by which a layout exceeds what there is at least, seen without a trace."""
-    fallen: dict[Variant, Infeasible] = field(default_factory=dict)
-    """What did not fit, as far as the search has come."""
-    _priced: dict[Layout, Plan] = field(default_factory=dict)
-    _largest: dict[Variant, int] = field(default_factory=dict)
+    """Returns whether a plan fits."""
+    lower_bound_excess: Callable[[Layout], int]
+    """Returns by how many bytes a layout exceeds its tightest limit at least, without a trace."""
+    infeasible: dict[Kind, Infeasible] = field(default_factory=dict)
+    """Kinds of layout that the search has ruled out so far."""
+    _plans: dict[Layout, Plan] = field(default_factory=dict)
+    _largest: dict[Kind, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ordered = sorted(self.candidates, key=lambda candidate: candidate.cost)
-        self._sizes: dict[Variant, list[Candidate]] = {}
-        for candidate in sorted(self.ordered, key=_micro_batch):
-            self._sizes.setdefault(_variant(candidate.layout), []).append(candidate)
+        self.ordered = sorted(self.layouts, key=lambda evaluated: evaluated.cost)
+        self._by_size: dict[Kind, list[EvaluatedLayout]] = {}
+        for evaluated in sorted(self.ordered, key=_micro_batch):
+            self._by_size.setdefault(_kind_with_loss(evaluated.layout), []).append(evaluated)
 
-    def fitting(self) -> Iterator[Candidate]:
-        """The layouts that fit, the cheapest first."""
+    def feasible(self) -> Iterator[EvaluatedLayout]:
+        """Yields the layouts that fit, the cheapest first."""
         return filter(self._fits, self.ordered)
 
-    def best(self) -> tuple[Candidate, Candidate | None] | None:
-        """The layout to take and the next best of another kind; None where nothing fits."""
-        first = next(self.fitting(), None)
-        if first is None:
+    def best(self) -> tuple[EvaluatedLayout, EvaluatedLayout | None] | None:
+        """Returns the layout to take and the next best of another kind; None if nothing fits."""
+        cheapest = next(self.feasible(), None)
+        if cheapest is None:
             return None
-        rest = [c for c in self.ordered if c.cost >= first.cost]
-        near = (c for c in rest if c.gpu_seconds <= (1 + NEAR_TIE) * first.gpu_seconds)
-        alike = [first] if first.over_limit_s else [c for c in near if not c.over_limit_s]
-        chosen = next(filter(self._fits, sorted(alike, key=_effort)))
+        rest = [e for e in self.ordered if e.cost >= cheapest.cost]
+        near = (e for e in rest if e.gpu_seconds <= (1 + NEAR_TIE) * cheapest.gpu_seconds)
+        ties = [cheapest] if cheapest.over_limit_s else [e for e in near if not e.over_limit_s]
+        chosen = next(filter(self._fits, sorted(ties, key=_effort)))
         others = (
-            c
-            for c in rest
-            if _kind(c.layout) != _kind(chosen.layout)
-            and c.gpu_seconds <= NEXT_BEST_WITHIN * first.gpu_seconds
+            e
+            for e in rest
+            if _kind(e.layout) != _kind(chosen.layout)
+            and e.gpu_seconds <= NEXT_BEST_WITHIN * cheapest.gpu_seconds
         )
         return chosen, next(filter(self._fits, others), None)
 
-    def priced(self, candidate: Candidate) -> Plan:
-        """The candidate with its predicted memory."""
-        if candidate.layout not in self._priced:
-            self._priced[candidate.layout] = self.price(candidate)
-        return self._priced[candidate.layout]
+    def plan(self, layout: Layout) -> Plan:
+        """Returns the plan of a layout, whose memory is predicted once."""
+        if layout not in self._plans:
+            self._plans[layout] = self.predict(layout)
+        return self._plans[layout]
 
     def closest(self, excess: Callable[[Plan], float]) -> Plan | None:
-        """Of what does not fit the plan that comes closest; None where there is no layout."""
+        """Returns the infeasible plan with the smallest excess; None if there are no layouts."""
         best: Plan | None = None
-        smallest = [sizes[0] for sizes in self._sizes.values()]
-        least = {c.layout: self.surely_over(c.layout) for c in smallest}
-        for candidate in sorted(smallest, key=lambda c: least[c.layout]):
-            if best is not None and least[candidate.layout] >= excess(best):
-                break  # and all that follow exceed by as much, if not more
-            plan = self.priced(candidate)
+        smallest = [evaluated[0].layout for evaluated in self._by_size.values()]
+        bounds = {layout: self.lower_bound_excess(layout) for layout in smallest}
+        for layout in sorted(smallest, key=lambda layout: bounds[layout]):
+            if best is not None and bounds[layout] >= excess(best):
+                break  # All that follow exceed by as much, if not more.
+            plan = self.plan(layout)
             best = plan if best is None or excess(plan) < excess(best) else best
         return best
 
-    def _fits(self, candidate: Candidate) -> bool:
-        variant = _variant(candidate.layout)
-        if variant not in self._largest:
-            self._largest[variant] = self._largest_micro_batch(variant, candidate.cost)
-        return _micro_batch(candidate) <= self._largest[variant]
+    def _fits(self, evaluated: EvaluatedLayout) -> bool:
+        kind = _kind_with_loss(evaluated.layout)
+        if kind not in self._largest:
+            self._largest[kind] = self._largest_micro_batch(kind, evaluated.cost)
+        return _micro_batch(evaluated) <= self._largest[kind]
 
-    def _largest_micro_batch(self, variant: Variant, cost: tuple[float, float]) -> int:
-        """The largest micro-batch of a kind of layout that fits, by bisection; 0 for none."""
-        sizes = self._sizes[variant]
-        if self.surely_over(sizes[0].layout) > 0:
-            self.fallen[variant] = Infeasible(sizes[0], None, cost)
+    def _largest_micro_batch(self, kind: Kind, cost: tuple[float, float]) -> int:
+        """Returns the largest micro-batch of a kind that fits, by bisection; 0 for none."""
+        sizes = self._by_size[kind]
+        if self.lower_bound_excess(sizes[0].layout) > 0:
+            self.infeasible[kind] = Infeasible(sizes[0], None, cost)
             return 0
         # The largest accumulates no gradients, so that it may fit where a smaller one does not.
-        if self.fits(self.priced(sizes[-1])):
+        if self.fits(self.plan(sizes[-1].layout)):
             return _micro_batch(sizes[-1])
         fits, too_large = -1, len(sizes) - 1
         while too_large - fits > 1:
             middle = (fits + too_large) // 2
-            if self.fits(self.priced(sizes[middle])):
+            if self.fits(self.plan(sizes[middle].layout)):
                 fits = middle
             else:
                 too_large = middle
         if fits < 0:
-            self.fallen[variant] = Infeasible(sizes[0], self.priced(sizes[0]), cost)
+            self.infeasible[kind] = Infeasible(sizes[0], self.plan(sizes[0].layout), cost)
             return 0
         return _micro_batch(sizes[fits])
 
 
-def _micro_batch(candidate: Candidate) -> int:
-    return candidate.layout.per_device_train_batch_size
+def _micro_batch(evaluated: EvaluatedLayout) -> int:
+    return evaluated.layout.per_device_train_batch_size
 
 
-def _variant(layout: Layout) -> Variant:
-    """What layouts have in common that differ in the micro-batch only."""
-    return (*_kind(layout), layout.loss_chunks)
-
-
-def _kind(layout: Layout) -> Variant:
-    """What makes a layout another one to people: shape, sharding, offloading, recomputation."""
+def _kind(layout: Layout) -> Kind:
+    """Returns the key of a layout's kind: shape, ZeRO stage, offloading and checkpointing."""
     return (
         layout.nodes,
         layout.ranks_per_node,
@@ -167,16 +140,21 @@ def _kind(layout: Layout) -> Variant:
     )
 
 
+def _kind_with_loss(layout: Layout) -> Kind:
+    """Returns the key of layouts that differ in the micro-batch only."""
+    return (*_kind(layout), layout.loss_chunks)
+
+
 _PLACES = ("none", "cpu", "nvme")
 
 
-def _effort(candidate: Candidate) -> tuple[float, ...]:
-    """What decides between layouts of the same cost: the simpler one, then the cheaper one."""
-    layout = candidate.layout
+def _effort(evaluated: EvaluatedLayout) -> tuple[float, ...]:
+    """Returns the sort key of layouts of about the same cost: the simpler one comes first."""
+    layout = evaluated.layout
     return (
         layout.world_size,
         _PLACES.index(layout.offload_optimizer) + _PLACES.index(layout.offload_param),
         layout.zero_stage,
         layout.loss_chunks,
-        *candidate.cost,
+        *evaluated.cost,
     )

@@ -1,7 +1,4 @@
-"""What a run has met and how it went on, in its folder: each is a file, all ranks go by the last.
-
-Caps say how often: a run that comes no further, or meets the same too often, stops and says so.
-"""
+"""Recovery log: a file per recovery in the run folder; all ranks follow the newest one."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ import shutil
 from collections.abc import Iterable
 
 from hpcft.core import attempts, checkpoints
-from hpcft.core.files import read_record, write_record, write_record_once
+from hpcft.core.errors import StoreError
+from hpcft.core.files import read_record_if_exists, write_record, write_record_once
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Plan, RankError, Recovery
 from hpcft.core.records.recovery import Action
@@ -18,32 +16,42 @@ from hpcft.planning import caps, oom_fallback
 
 OUT_OF_MEMORY = "out_of_memory"
 FRAGMENTATION = "fragmentation"
-"""GPU memory in pieces: all ranks start again with an allocator that can join them."""
+"""Failure class of fragmented GPU memory: all ranks restart with expandable segments."""
 
 
 def read_recoveries(paths: RunPaths) -> list[Recovery]:
     """Reads the recoveries of a run, the first one first.
 
     Raises:
-        StoreError: one cannot be read, so that it is not known what runs.
+        StoreError: one cannot be read, so that nobody knows which plan runs.
     """
     files = paths.recoveries.glob("*.json") if paths.recoveries.is_dir() else ()
-    found = [read_record(file, Recovery) for file in files]
-    return sorted(found, key=lambda recovery: recovery.number)
+    try:
+        # A recovery that could not be carried out may be removed while this reads the folder.
+        recoveries = [read_record_if_exists(file, Recovery) for file in files]
+    except StoreError as error:
+        raise StoreError(
+            f"{error}; without this recovery the run's current plan is not known: restore the "
+            "file, or start the run from the beginning (hpcft submit --again)"
+        ) from None
+    return sorted(filter(None, recoveries), key=lambda recovery: recovery.number)
 
 
 def has_recovery(paths: RunPaths, number: int) -> bool:
-    """Whether there is one; lists the folder, so that a network file system looks again."""
+    """Returns whether the recovery of that number exists.
+
+    It lists the folder, because a network file system then asks its server again.
+    """
     return paths.recoveries.is_dir() and f"{number}.json" in os.listdir(paths.recoveries)
 
 
 def is_superseded_start(paths: RunPaths, job_id: str, restart: int) -> bool:
-    """Whether Slurm has started a job again while an earlier start still runs, on a lost node.
+    """Returns whether Slurm has restarted a job while an earlier start runs on a lost node.
 
     Args:
-        paths: the run.
+        paths: the run's files.
         job_id: the job.
-        restart: how often Slurm had started it again before the start that asks.
+        restart: how often Slurm had restarted the job before the start in question.
     """
     return any(
         later.job_id == job_id and later.restart > restart for later in read_recoveries(paths)
@@ -51,31 +59,31 @@ def is_superseded_start(paths: RunPaths, job_id: str, restart: int) -> bool:
 
 
 def fallbacks(recoveries: Iterable[Recovery]) -> list[Recovery]:
-    """Those that went down the ladder."""
+    """Returns the recoveries that changed the plan because memory ran out."""
     return [recovery for recovery in recoveries if recovery.change]
 
 
 def describe_fallbacks(recoveries: Iterable[Recovery]) -> str:
-    """All rungs in a line: `micro-batch 8 → 4, micro-batch 4 → 2`."""
-    return ", ".join(rung.change for rung in fallbacks(recoveries))
+    """Describes all fallbacks in a line, for example `micro-batch 8 → 4, micro-batch 4 → 2`."""
+    return ", ".join(fallback.change for fallback in fallbacks(recoveries))
 
 
 def excluded_nodes(recoveries: Iterable[Recovery]) -> list[str]:
-    """Nodes that the run keeps away from."""
+    """Returns the nodes on which the run must not start again."""
     return sorted({node for recovery in recoveries for node in recovery.excluded})
 
 
 def saved_step(paths: RunPaths) -> int:
-    """The step that a run would go on from: that of its newest complete checkpoint.
+    """Returns the optimizer step of the newest complete checkpoint; 0 without one.
 
-    Of a run that trains nothing it is the number of examples that are answered.
+    For a run that does not train it is the number of answered examples.
     """
-    found, _ = checkpoints.latest_checkpoint(paths)
+    checkpoint, _ = checkpoints.latest_checkpoint(paths)
     answered = sum(
         file.read_bytes().count(b"\n")
         for file in (paths.answers.glob("*.jsonl") if paths.answers.is_dir() else ())
     )
-    return max(answered, found.record.step if found else 0)
+    return max(answered, checkpoint.record.step if checkpoint else 0)
 
 
 def append_recovery(
@@ -91,19 +99,19 @@ def append_recovery(
     restart: int = 0,
     excluded: Iterable[str] = (),
 ) -> bool:
-    """Writes a recovery and the plan that follows it; of several ranks at once, one does.
+    """Writes a recovery and the plan that follows it, unless another rank has written it.
 
     Args:
-        paths: the run.
+        paths: the run's files.
         before: the plan that ran.
         after: the plan to continue with; the same one unless memory was short.
         number: of the recovery: one more than those that the calling rank runs on.
         action: how the run continues.
-        error: which rank failed, and what it said.
+        error: which rank failed, and its message.
         cause: class of the failure.
         step: optimizer step, or example, to resume from.
         restart: how often Slurm had restarted the job before.
-        excluded: nodes to keep away from.
+        excluded: nodes on which the run must not start again.
 
     Returns:
         Whether this call wrote it.
@@ -133,21 +141,28 @@ def append_recovery(
 
 
 def write_current_plan(paths: RunPaths, plan: Plan, recovery_number: int) -> None:
-    """Writes the plan that runs after a recovery; 0 is the start of the run."""
+    """Writes the plan that runs from now on.
+
+    Args:
+        paths: the run's files.
+        plan: the plan.
+        recovery_number: recovery that the plan follows; 0 for the start of the run.
+    """
     numbered = plan.model_copy(update={"recovery_number": recovery_number})
     write_record(paths.current_plan, numbered)
 
 
 def record_resume(paths: RunPaths, plan: Plan, reason: str) -> None:
-    """Makes a run folder ready for another attempt that resumes from the last checkpoint.
+    """Prepares a run folder for another attempt that resumes from the last checkpoint.
 
     Args:
-        paths: the run; no job of it is alive.
-        plan: of the new attempt.
-        reason: why it is resumed.
+        paths: the run's files; no job of the run is alive.
+        plan: plan of the new attempt.
+        reason: why the run is resumed.
     """
     attempts.archive(paths, [paths.errors])
-    shutil.rmtree(paths.rendezvous, ignore_errors=True)  # its job ids may come again
+    # Slurm and this machine may use a job id twice, and its rendezvous must not be found then.
+    shutil.rmtree(paths.rendezvous, ignore_errors=True)
     append_recovery(
         paths,
         plan,

@@ -1,7 +1,7 @@
-"""The ladder's last rung: the same run on more nodes, which takes another job.
+"""Plans a run on more nodes: the last fallback, which needs another job.
 
-A run does so by itself where its recipe leaves the number of nodes to the plan, and only as far as
-its profile allows.
+A run does so by itself only if its recipe has `resources.nodes: auto`, and within its profile's
+limits.
 """
 
 from __future__ import annotations
@@ -11,33 +11,34 @@ from hpcft.core.errors import DoesNotFit
 from hpcft.core.records import Cluster, OomCaps, Plan
 from hpcft.planning import model_facts, oom_fallback, planner
 from hpcft.planning.dataset_size import count_examples
+from hpcft.planning.inputs import PlanInputs
 
 
 def plan_on_more_nodes(before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan | None:
-    """The plan of the run on the next number of nodes that holds it.
+    """Plans the run on the next larger number of nodes on which it fits.
 
     Args:
-        before: what ran last, at the end of the ladder.
+        before: the plan that ran last; no other fallback is left for it.
         recipe: the run's recipe.
         cluster: the run's profile.
 
     Returns:
-        A plan that is nowhere wider than what ran; None where more nodes are not to be had, or not
-        for the run to take.
+        A plan whose micro-batch and other memory settings are no larger than those of `before`;
+        None if the recipe fixes the nodes, or the cluster has no more.
     """
     if cluster.scheduler != "slurm" or recipe.resources.nodes != "auto":
         return None
     layout = before.layout
     while nodes := oom_fallback.next_node_count(layout, recipe, cluster):
         try:
-            return _on(nodes, before, recipe, cluster)
+            return _plan_on(nodes, before, recipe, cluster)
         except DoesNotFit:
             layout = layout.model_copy(update={"nodes": nodes})
     return None
 
 
-def _on(nodes: int, before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan:
-    """The planner's choice on so many nodes, below what ran out of memory."""
+def _plan_on(nodes: int, before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan:
+    """Plans the run on so many nodes, within the memory settings of what ran out of memory."""
     layout = before.layout
     cap = OomCaps(
         per_device_train_batch_size=layout.per_device_train_batch_size,
@@ -45,27 +46,28 @@ def _on(nodes: int, before: Plan, recipe: FullRecipe, cluster: Cluster) -> Plan:
         loss_chunks=layout.loss_chunks,
         nodes=nodes,
     )
-    known = cluster.calibration
-    learnt = known.model_copy(update={"oom_caps": {**known.oom_caps, recipe.name: cap}})
-    held = {
+    oom_caps = {**cluster.calibration.oom_caps, recipe.name: cap}
+    calibration = cluster.calibration.model_copy(update={"oom_caps": oom_caps})
+    resources = {
         "nodes": nodes,
         "zero_stage": layout.zero_stage or "auto",
         "offload_optimizer": layout.offload_optimizer,
         "offload_param": layout.offload_param,
     }
-    plan = planner.make_plan(
-        oom_fallback.with_auto_batch(recipe, **held),
-        cluster.model_copy(update={"calibration": learnt}),
+    inputs = PlanInputs(
+        oom_fallback.with_auto_batch(recipe, **resources),
+        cluster.model_copy(update={"calibration": calibration}),
         before.facts,
         load_bytes=model_facts.largest_weight_file_bytes(recipe.model, before.facts),
         examples=count_examples(recipe.task.data),
-        brief=True,
     )
-    # The prediction was too low once: what was asked for then is not lowered.
-    least = {
-        "mem_mib": max(plan.mem_mib, before.mem_mib),
-        "per_device_eval_batch_size": min(
-            plan.per_device_eval_batch_size, before.per_device_eval_batch_size
-        ),
-    }
-    return plan.model_copy(update=least)
+    plan = planner.make_plan(inputs, brief=True)
+    # The prediction was too low once, so the new job requests no less memory than the old one.
+    return plan.model_copy(
+        update={
+            "mem_mib": max(plan.mem_mib, before.mem_mib),
+            "per_device_eval_batch_size": min(
+                plan.per_device_eval_batch_size, before.per_device_eval_batch_size
+            ),
+        }
+    )

@@ -16,10 +16,10 @@ from hpcft.staging.staged_inputs import load_run_recipe
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, opened once: what stays the same is kept, what changes is read when asked."""
+    """A run folder, opened once: holds what never changes, and reads the rest on request."""
 
     paths: RunPaths
-    """Its files."""
+    """Paths of the run's files."""
     recipe: FullRecipe
     """The recipe, with the folders of staged inputs in the place of hub names."""
     cluster: Cluster
@@ -37,11 +37,15 @@ class Run:
         return cls(paths, load_run_recipe(paths), read_record(paths.cluster, Cluster))
 
     def read_job(self) -> Job:
-        """Reads every attempt at the run, the latest last."""
+        """Reads the job record: every attempt at the run, the latest last."""
         return read_record(self.paths.job, Job)
 
     def read_recoveries(self) -> list[Recovery]:
-        """Reads the run's recoveries, the first one first."""
+        """Reads the run's recoveries, the first one first.
+
+        Raises:
+            StoreError: one cannot be read.
+        """
         return read_recoveries(self.paths)
 
     def has_recovery(self, number: int) -> bool:
@@ -59,21 +63,26 @@ class Run:
             StoreError: it, or a recovery, cannot be read.
         """
         paths = self.paths
-        # hpcft 0.1 wrote no current_plan.json: there the recoveries tell what has changed.
+        # hpcft 0.1 wrote no current_plan.json: its plan.json and the last recovery say the same.
         plan = read_record_if_exists(paths.current_plan, Plan) or read_record(paths.plan, Plan)
         recoveries = self.read_recoveries()
         if not recoveries or plan.recovery_number >= recoveries[-1].number:
             return plan
-        # The rank that wrote the recovery is about to write the plan, or has died.
+        # The rank that wrote the recovery has not yet written the plan, or died in between.
         return self._with_layout_of(recoveries[-1], plan)
+
+    def read_planned_bytes(self) -> int | None:
+        """Returns the memory per rank that the submitted plan predicts; a fallback takes less."""
+        return read_record(self.paths.plan, Plan).gpu_peak_bytes
 
     def remove_last_recovery(self) -> Plan:
         """Removes the last recovery, which could not be carried out; returns the plan before it."""
         *earlier, last = self.read_recoveries()
-        (self.paths.recoveries / f"{last.number}.json").unlink()
         plan = read_record(self.paths.plan, Plan)
         before = self._with_layout_of(earlier[-1], plan) if earlier else plan
+        # The plan is written first: as long as the recovery exists, `read_plan` follows it.
         write_current_plan(self.paths, before, earlier[-1].number if earlier else 0)
+        (self.paths.recoveries / f"{last.number}.json").unlink()
         return before
 
     def _with_layout_of(self, recovery: Recovery, plan: Plan) -> Plan:
@@ -81,6 +90,6 @@ class Run:
             plan,
             recovery.layout,
             recovery.per_device_eval_batch_size,
-            self.recipe,
-            self.cluster,
+            recipe=self.recipe,
+            cluster=self.cluster,
         )

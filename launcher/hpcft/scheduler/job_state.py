@@ -1,10 +1,10 @@
-"""What a scheduler says of a job, in one set of words, and pending reasons in plain sentences."""
+"""Defines the states of a job, in Slurm's words, for Slurm and for local jobs."""
 
 from __future__ import annotations
 
 import pwd
 import re
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 PENDING = {
     "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD",
@@ -15,7 +15,7 @@ FAILED = {
     "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
     "CANCELLED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL",
 }  # fmt: skip
-# What accounting may say of a job that Slurm has queued again since, by itself.
+# Accounting may still hold these states for a job that Slurm has requeued by itself since.
 RESTARTABLE = {"NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "TIMEOUT"}
 COMPLETED = "COMPLETED"
 UNKNOWN = "UNKNOWN"
@@ -23,22 +23,23 @@ UNKNOWN = "UNKNOWN"
 
 @dataclass(frozen=True)
 class JobState:
-    """One reading of a job's state."""
+    """State of a job at one moment."""
 
     state: str
-    """Slurm's word, without `+` and ` by <uid>`; UNKNOWN when nobody could say."""
+    """Slurm's word, without `+` and ` by <uid>`; UNKNOWN if no scheduler knows the state."""
     reason: str = ""
-    """Why it pends, why the state is unknown, or who cancelled it."""
+    """Why the job is pending, why its state is unknown, or who cancelled it."""
+    _: KW_ONLY
     nodes: str = ""
     """Node list."""
     elapsed_s: float | None = None
-    """Seconds that it has run."""
+    """Seconds that the job has run."""
     exit_code: str = ""
-    """`code:signal` as sacct gives it."""
+    """`code:signal` as sacct prints it."""
     ended_at: float | None = None
-    """Unix time in seconds at which it ended, if that is known."""
+    """Unix time in seconds at which the job ended; None if it is not known."""
     unknown_to_slurm: bool = False
-    """Whether the controller has no such job any more, so that it cannot be alive."""
+    """Whether the controller no longer has the job, so that the job cannot be alive."""
 
     @property
     def is_live(self) -> bool:
@@ -47,18 +48,22 @@ class JobState:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is known to have ended; not the opposite of `is_live`."""
+        """Whether the job is known to have ended; an UNKNOWN job is neither live nor over."""
         return self.state == COMPLETED or self.state in FAILED
 
 
+NOT_QUEUED = JobState("FAILED", "was not queued: the submitting command was interrupted")
+"""State of an attempt whose job no scheduler has ever had."""
+
+
 def normalise_state(word: str) -> str:
-    """`CANCELLED by 0` and `CANCELLED+` as `CANCELLED`."""
+    """Returns the bare state: `CANCELLED` for `CANCELLED by 0` and `CANCELLED+`."""
     words = word.strip().rstrip("+").split()
     return words[0].rstrip("+").upper() if words else UNKNOWN
 
 
 def cancelled_by(word: str) -> str:
-    """Who cancelled a job, of `CANCELLED by 1000`: `by anna`; empty of any other state."""
+    """Returns who cancelled a job: `by anna` for `CANCELLED by 1000`; empty for other states."""
     match = re.fullmatch(r"CANCELLED by (\d{1,10})", word.strip())
     if match is None:
         return ""

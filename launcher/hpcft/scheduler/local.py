@@ -1,104 +1,189 @@
-"""This machine as a cluster of one node, through submitit's local executor."""
+"""Runs jobs as processes of this machine, through submitit's local executor."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hpcft.core.host import wait_until
 from hpcft.core.paths import cache_folder, log_file
-from hpcft.core.records import Attempt, Cluster, Plan
-from hpcft.scheduler.job_state import COMPLETED, JobState
+from hpcft.core.records import Attempt
+from hpcft.scheduler.job_state import COMPLETED, NOT_QUEUED, UNKNOWN, JobState
+from hpcft.scheduler.protocol import JobRequest, Submission
+
+CANCEL_TIMEOUT_S = 10.0
+"""Seconds in which the controller may end its ranks before they are killed."""
 
 
-def submit(folder: Path, cluster: Cluster, plan: Plan, entry: Any, run: Path) -> tuple[str, float]:
-    """Starts the ranks of a run under a controller that outlives this process.
+class Local:
+    """This machine as a scheduler: implements `hpcft.scheduler.protocol.Scheduler`.
 
-    Returns:
-        The controller's process id as job id, and the time at which it started.
+    Each job is a controller process, which outlives the submitting command and starts the ranks.
+    Jobs take turns: two at once would share the GPUs that each was planned to have alone.
     """
-    from submitit.local.local import LocalExecutor, LocalJob
 
-    ranks = plan.layout.ranks_per_node
+    def max_array_size(self) -> int:
+        """Returns 1: each run is a job of its own."""
+        return 1
 
-    class Detached(LocalExecutor):  # type: ignore[misc]
-        """Starts our controller in a session of its own, so that Ctrl-C here does not reach it."""
+    def script(self, request: JobRequest) -> None:
+        """Returns None: there is no batch script."""
 
-        def _submit_command(self, command: str) -> Any:
-            visible = ",".join(str(index) for index in range(ranks))
-            environment = {
-                **os.environ,
-                **cluster.environment,
-                "SUBMITIT_LOCAL_NTASKS": str(ranks),
-                "SUBMITIT_LOCAL_COMMAND": command,
-                "SUBMITIT_LOCAL_TIMEOUT_S": str(plan.time_min * 60),
-                "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
-                "SUBMITIT_LOCAL_NODEID": "0",
-                "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-                "SUBMITIT_STDERR_TO_STDOUT": "",
-                "SUBMITIT_LOCAL_WITH_SHELL": "",
-                "SUBMITIT_EXECUTOR": "local",
-                "HPCFT_LOCAL_QUEUE": str(cache_folder() / "local.lock"),
-                "CUDA_VISIBLE_DEVICES": visible if cluster.accelerator == "cuda" else "",
-            }
-            # Not Popen: nobody here will ever wait for the controller.
-            pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-m", "hpcft.scheduler.local_controller", str(self.folder)],
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in (0, 1, 2)
-                ],
-                setsid=True,
-            )
-            return LocalJob(self.folder, str(pid), list(range(ranks)))
+    def check(self, request: JobRequest) -> None:
+        """Accepts every request: the plan has checked what this machine has."""
 
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    executor = Detached(folder=folder)
-    executor.update_parameters(tasks_per_node=ranks, timeout_min=plan.time_min)
-    job = executor.submit(entry, str(run))
-    return job.job_id, _started(int(job.job_id)) or time.time()
+    def submit(self, request: JobRequest) -> list[Submission]:
+        """Starts the controller of a run; returns its process id and start time."""
+        from submitit.local.local import LocalExecutor, LocalJob
+
+        (run,) = request.runs
+        ranks = request.plan.layout.ranks_per_node
+
+        class DetachedExecutor(LocalExecutor):  # type: ignore[misc]
+            """Starts our controller in its own session, so that Ctrl-C here does not reach it."""
+
+            def _submit_command(self, command: str) -> Any:
+                environment = _controller_environment(request, command)
+                return LocalJob(self.folder, _spawn(self.folder, environment), list(range(ranks)))
+
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        executor = DetachedExecutor(folder=request.logs)
+        executor.update_parameters(tasks_per_node=ranks, timeout_min=request.plan.time_min)
+        job = executor.submit(request.entry, str(run))
+        return [Submission(job.job_id, _process_started(int(job.job_id)) or time.time())]
+
+    def find_jobs(self, attempts: Sequence[Attempt]) -> list[str | None]:
+        """Finds the controllers of attempts among the processes of this machine."""
+        if not attempts:
+            return []
+        import psutil
+
+        pids = {}
+        for process in psutil.process_iter(["cmdline"]):
+            command = process.info["cmdline"] or []
+            if len(command) == 4 and command[2].endswith(".local_controller"):
+                pids[command[3]] = str(process.pid)
+        return [pids.get(attempt.logs) for attempt in attempts]
+
+    def states(self, attempts: Sequence[Attempt]) -> list[JobState]:
+        """Returns the state of each attempt; a dead controller leaves no outcome but the result."""
+        return [_state(attempt) for attempt in attempts]
+
+    def cancel(self, attempt: Attempt) -> bool:
+        """Ends the controller of an attempt and its ranks; returns False if it had ended before."""
+        if attempt.job_id is None or not _state(attempt).is_live:
+            return False
+        group = int(attempt.job_id)
+        os.kill(group, signal.SIGINT)  # The controller ends its ranks before it ends.
+        wait_until(lambda: _process_started(group) is None, CANCEL_TIMEOUT_S, 0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)  # The ranks are in the controller's session.
+        return True
 
 
-def _started(pid: int) -> float | None:
-    """Unix time at which a live process started; None if there is none (or only a zombie)."""
+# ---------------------------------------------------------------- the controller process
+
+
+def queue_file() -> Path:
+    """Returns the file that the controller of the running job locks, and writes its id into."""
+    return cache_folder() / "local.lock"
+
+
+def _controller_environment(request: JobRequest, command: str) -> dict[str, str]:
+    """Returns the controller's environment: that of this process, the profile's, and submitit's."""
+    ranks = request.plan.layout.ranks_per_node
+    visible = ",".join(str(index) for index in range(ranks))
+    return {
+        **os.environ,
+        **request.cluster.environment,
+        "SUBMITIT_LOCAL_NTASKS": str(ranks),
+        "SUBMITIT_LOCAL_COMMAND": command,
+        "SUBMITIT_LOCAL_TIMEOUT_S": str(request.plan.time_min * 60),
+        "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
+        "SUBMITIT_LOCAL_NODEID": "0",
+        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        "SUBMITIT_STDERR_TO_STDOUT": "",
+        "SUBMITIT_LOCAL_WITH_SHELL": "",
+        "SUBMITIT_EXECUTOR": "local",
+        "HPCFT_LOCAL_QUEUE": str(queue_file()),
+        "CUDA_VISIBLE_DEVICES": visible if request.cluster.accelerator == "cuda" else "",
+    }
+
+
+def _spawn(logs: Path, environment: dict[str, str]) -> str:
+    """Starts the controller; returns its process id. Not with Popen: no process waits for it."""
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "hpcft.scheduler.local_controller", str(logs)],
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in (0, 1, 2)
+        ],
+        setsid=True,
+    )
+    return str(pid)
+
+
+# ---------------------------------------------------------------- states
+
+
+def _state(attempt: Attempt) -> JobState:
+    # The machine's own name, as in `attempts.new_attempt`: within a Slurm job Slurm's may differ.
+    machine = os.uname().nodename
+    if attempt.host != machine:
+        return JobState(UNKNOWN, f"runs on {attempt.host}: ask there")
+    if attempt.job_id is None:
+        return NOT_QUEUED
+    started = _controller_started(attempt)
+    if started is None:
+        return JobState(COMPLETED, nodes=machine)
+    if not log_file(Path(attempt.logs), str(attempt.job_id), 0, "out").exists():
+        is_waiting = _queue_holder() not in (None, str(attempt.job_id))
+        reason = "waiting for another local run to end" if is_waiting else "is starting"
+        return JobState("PENDING", reason)
+    return JobState("RUNNING", nodes=machine, elapsed_s=time.time() - started)
+
+
+def _controller_started(attempt: Attempt) -> float | None:
+    """Returns the Unix time at which the controller of an attempt started; None if it has ended."""
+    if attempt.job_id is None or not attempt.job_id.isdecimal():
+        return None
+    started = _process_started(int(attempt.job_id))
+    if started is None:
+        return None
+    if attempt.process_started is None:  # The submitting command was killed before it recorded it.
+        return started if Local().find_jobs([attempt]) == [attempt.job_id] else None
+    # Another start time means that another process has the id by now.
+    return started if abs(started - attempt.process_started) <= 2 else None
+
+
+def _process_started(pid: int) -> float | None:
+    """Returns the Unix time at which a process started; None if it has ended, or is a zombie."""
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except (psutil.Error, OverflowError):  # no process id is that large
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE
+        return None if is_zombie else float(process.create_time())
+    except (psutil.Error, OverflowError):  # No process id is that large.
         return None
 
 
-def state(attempt: Attempt) -> JobState:
-    """Whether the controller still lives; that it is gone tells no outcome."""
-    if attempt.host != os.uname().nodename:
-        return JobState("UNKNOWN", f"runs on {attempt.host}: ask there")
-    if attempt.job_id is None or not attempt.job_id.isdecimal():
-        return JobState("FAILED", "was not started: the submitting command was interrupted")
-    started = _started(int(attempt.job_id))
-    expected = attempt.process_started
-    if started is None or expected is None or abs(started - expected) > 2:
-        return JobState(COMPLETED, "", attempt.host)
-    if not log_file(Path(attempt.logs), attempt.job_id, 0, "out").exists():
-        return JobState("PENDING", "waiting for another local run to end")
-    return JobState("RUNNING", "", attempt.host, time.time() - started)
-
-
-def cancel(attempt: Attempt) -> bool:
-    """Ends the controller and its ranks; whether it was alive."""
-    if not state(attempt).is_live or attempt.job_id is None:
-        return False
-    group = int(attempt.job_id)
-    os.kill(group, signal.SIGINT)  # the controller ends its ranks on the way out
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and _started(group) is not None:
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)  # it led a session of its own, with all its ranks
-    return True
+def _queue_holder() -> str | None:
+    """Returns the process id of the controller whose turn it is; None if no controller has it."""
+    try:
+        with queue_file().open() as queue:
+            try:
+                fcntl.flock(queue, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return queue.read().strip()
+    except OSError:
+        pass  # No local run has ever started, or its file system has no locks.
+    return None

@@ -1,4 +1,4 @@
-"""Controls the ranks of a local run: starts them, and ends all as soon as one has failed."""
+"""Starts the ranks of a local run, and ends all of them as soon as one has failed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,28 @@ from hpcft.core.records import RankError
 
 
 class FailFastController(Controller):  # type: ignore[misc]
-    """submitit's controller waits for every rank; ranks that wait for a dead one never end."""
+    """submitit's controller, but one failed rank ends the others, which would wait for it."""
 
     def wait(self, freq: int = 24) -> Sequence[int | None]:
-        """Exit codes of the ranks, once all have ended, one has failed, or time is up."""
+        """Waits until all ranks have ended, one has failed, or time is up.
+
+        Args:
+            freq: checks per second.
+
+        Returns:
+            The exit code of each rank; None for a rank that still runs.
+        """
         deadline = time.monotonic() + self.timeout_s
         while time.monotonic() < deadline:
             exit_codes = [task.poll() for task in self.tasks]
             if None not in exit_codes or any(exit_codes):
-                self._note_killed(exit_codes)
+                self._record_killed_ranks(exit_codes)
                 return exit_codes
             time.sleep(1.0 / freq)
         return [task.poll() for task in self.tasks]
 
-    def _note_killed(self, exit_codes: Sequence[int | None]) -> None:
-        """Says for a rank that was killed why it ended; the others only know that they are told."""
+    def _record_killed_ranks(self, exit_codes: Sequence[int | None]) -> None:
+        """Writes the error of each rank that a signal killed: the rank itself could not."""
         paths = RunPaths(self.folder.parent)
         for rank, code in enumerate(exit_codes):
             if code is None or code >= 0 or rank_error_file(paths, rank).exists():
@@ -43,14 +50,17 @@ class FailFastController(Controller):  # type: ignore[misc]
 
 
 def main(folder: str) -> None:
-    """Waits for its turn and runs the ranks of one local run.
+    """Waits until no other local run trains, then runs the ranks of one run.
 
     Args:
         folder: submitit's folder of the run.
     """
-    # Local runs take turns: two at once would share the GPUs that each was planned to have alone.
+    # Two runs at once would share the GPUs that each was planned to have alone.
     with open(os.environ["HPCFT_LOCAL_QUEUE"], "a") as queue:
         fcntl.flock(queue, fcntl.LOCK_EX)
+        queue.truncate(0)
+        queue.write(str(os.getpid()))  # `hpcft status` shows whose turn it is.
+        queue.flush()
         FailFastController(Path(folder)).run()
 
 

@@ -1,106 +1,111 @@
-"""What is asked of sbatch: submitit's parameters, and the script that they make."""
+"""Makes the sbatch script of a job: submitit's parameters, and the lines around srun."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS
-from hpcft.core.records import Cluster, Plan
+from hpcft.core.log_markers import SETUP_BEGIN_LINE, SETUP_END_LINE
+from hpcft.core.records import Cluster
+from hpcft.scheduler.protocol import JobRequest
 
-# Points of one array that run at a time; submitit's own default.
 ARRAY_PARALLELISM = 256
+"""Most elements of a job array that run at a time; submitit's own default."""
+
+DEFAULT_VARIABLES = {
+    name: f"SBATCH_{name.upper()}"
+    for name in ("account", "constraint", "partition", "qos", "reservation")
+}
+"""Options of sbatch to the variables in which a site or a user may set them for all jobs."""
 
 
-def job_parameters(
-    cluster: Cluster, plan: Plan, job_name: str, token: str, exclude: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Submitit's parameters for a run: everything that becomes a line of the sbatch script."""
-    layout = plan.layout
+def job_parameters(request: JobRequest) -> dict[str, Any]:
+    """Returns submitit's parameters of a job: everything that becomes a line of the script."""
+    cluster, plan = request.cluster, request.plan
+    ranks = plan.layout.ranks_per_node
     gpu_type = cluster.gpu.type if cluster.gpu else None
-    count = layout.ranks_per_node
-    typed = f"{gpu_type}:{count}" if gpu_type else count
+    typed_ranks = f"{gpu_type}:{ranks}" if gpu_type else ranks
     gpus: dict[str, Any] = {}
     if cluster.gpus_per_node and cluster.gpu_request == "gpus_per_node":
-        gpus = {"gpus_per_node": typed}
+        gpus = {"gpus_per_node": typed_ranks}
     elif cluster.gpus_per_node and cluster.gpu_request == "gres":
-        gpus = {"gres": f"gpu:{typed}"}
+        gpus = {"gres": f"gpu:{typed_ranks}"}
     return {
-        "job_name": job_name,
-        "comment": token,
+        "job_name": request.name,
+        "comment": request.token,
         "time": plan.time_min,
-        "nodes": layout.nodes,
-        "ntasks_per_node": layout.ranks_per_node,
+        "nodes": plan.layout.nodes,
+        "ntasks_per_node": ranks,
         "cpus_per_task": plan.cpus_per_task,
         "mem": f"{plan.mem_mib}M",
         "partition": plan.partition,
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
-        "exclude": ",".join(exclude) or None,
+        "exclude": ",".join(request.exclude) or None,
         "signal_delay_s": plan.signal_delay_s,
         "additional_parameters": {"requeue": True},
         "setup": _setup_lines(cluster),
-        # A job that starts again keeps what its earlier starts have said.
         "srun_args": [
-            "--open-mode=append",
+            "--open-mode=append",  # A restarted job keeps the logs of its earlier starts.
             "--kill-on-bad-exit=1",
             "--wait=60",
             *cluster.srun_args,
         ],
         "array_parallelism": ARRAY_PARALLELISM,
-        "wckey": None,  # submitit's default "submitit" is refused where wckeys are enforced
+        "wckey": None,  # Sites that enforce wckeys refuse submitit's default, "submitit".
         **gpus,
     }
 
 
 def _setup_lines(cluster: Cluster) -> list[str]:
     exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
-    # Without `set -e` a failing `module load` goes unnoticed and the job runs in the wrong place.
-    begins, ends = (f"echo {shlex.quote(mark)} >&2" for mark in (SETUP_BEGINS, SETUP_ENDS))
-    guarded = [begins, "set -e", *cluster.setup, "set +e", ends] if cluster.setup else []
+    # Without `set -e` a failing `module load` goes unnoticed, and the job runs without the module.
+    begin, end = (f"echo {shlex.quote(line)} >&2" for line in (SETUP_BEGIN_LINE, SETUP_END_LINE))
+    guarded = [begin, "set -e", *cluster.setup, "set +e", end] if cluster.setup else []
     # Since Slurm 22.05 srun does not inherit --cpus-per-task from sbatch.
     return [*guarded, *exports, "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"]
 
 
-def runs_file(folder: Path, options: dict[str, Any]) -> Path:
-    """Names the run folder of each element, for the batch script."""
-    return folder / f"runs-{options['comment']}.json"
+def runs_file(request: JobRequest) -> Path:
+    """Returns the file that lists the run folder of each element, for the batch script."""
+    return request.logs / f"runs-{request.token}.json"
 
 
-def submitit_kwargs(folder: Path, options: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
-    """The options that have a value, with the lines after srun."""
-    ended = f"-m hpcft.training.requeue {shlex.quote(str(runs_file(folder, options)))}"
-    teardown = ["code=$?", f"[ $code -eq 0 ] || {_python(cluster)} {ended}", "exit $code"]
-    kept = {key: value for key, value in options.items() if value is not None or key == "wckey"}
-    return {**kept, "setup": [*kept["setup"], _link_pickle(folder, options)], "teardown": teardown}
+def submitit_kwargs(request: JobRequest) -> dict[str, Any]:
+    """Returns the parameters that have a value, with the lines before and after srun."""
+    requeue = f"-m hpcft.training.requeue {shlex.quote(str(runs_file(request)))}"
+    teardown = ["code=$?", f"[ $code -eq 0 ] || {_python(request.cluster)} {requeue}", "exit $code"]
+    parameters = job_parameters(request)
+    kept = {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
+    return {**kept, "setup": [*kept["setup"], _link_pickle(request)], "teardown": teardown}
 
 
-def _link_pickle(folder: Path, options: dict[str, Any]) -> str:
-    """Shell that gives the job what it runs, even if the command that queued it was killed.
+def _link_pickle(request: JobRequest) -> str:
+    """Returns the shell line that gives the job its pickle if the submitting command was killed.
 
-    Submitit names the file of what a job runs after the job, when sbatch has told its id; until
-    then, maybe for ever, the job would wait.
+    Submitit names the pickle after the job id, once sbatch has printed it. If the command is killed
+    before that, the job would wait for its pickle until its time limit.
     """
     element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
     job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" + element
-    file = f"{options['comment']}{element}.pkl"
-    return f"ln -s {file} {shlex.quote(str(folder))}/{job}_submitted.pkl 2>/dev/null || true"
+    target = f"{shlex.quote(str(request.logs))}/{job}_submitted.pkl"
+    return f"ln -s {request.token}{element}.pkl {target} 2>/dev/null || true"
 
 
 def _python(cluster: Cluster) -> str:
     return cluster.python or shlex.quote(sys.executable)
 
 
-def sbatch_script(folder: Path, options: dict[str, Any], cluster: Cluster, count: int) -> str:
-    """The script that submitit would write; an array where `count` is more than one."""
+def sbatch_script(request: JobRequest) -> str:
+    """Returns the script that submitit writes for a request; an array if it has several runs."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = f"{_python(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    all_ = submitit_kwargs(folder, options, cluster)
-    if count > 1:
-        all_["map_count"] = count
-    return str(_make_sbatch_string(command=command, folder=folder, **all_))
+    logs = request.logs
+    command = f"{_python(request.cluster)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
+    parameters = submitit_kwargs(request)
+    if len(request.runs) > 1:
+        parameters["map_count"] = len(request.runs)
+    return str(_make_sbatch_string(command=command, folder=logs, **parameters))

@@ -1,4 +1,4 @@
-"""Models, tokenizers and data ahead of time: what a recipe takes from the hub, fetched and checked.
+"""Downloads a recipe's models and data into the Hugging Face cache, and finds them there.
 
-Fetching needs a network and happens on a login node; looking up what is there needs none.
+Downloading needs a network and is done on a login node; finding files in the cache needs none.
 """

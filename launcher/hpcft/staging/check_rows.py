@@ -1,4 +1,4 @@
-"""Whether every row of the data is of use to the task, before anything is queued."""
+"""Checks that a task can use every row of its data, before anything is queued."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 
 import hpcft
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.disk_cache import cached
+from hpcft.core.disk_cache import load_or_compute
 from hpcft.core.records import StoredRecord
 from hpcft.tasks.data.examples import check_local_data
 
 
 class RowsChecked(StoredRecord):
-    """That every row of a data set was read and is of use to a task."""
+    """Cache entry: every row of a data set was read and passed a task's checks."""
 
     examples: dict[str, int]
-    """Examples of each split."""
+    """Number of examples of each split."""
 
 
 def check_rows(local: FullRecipe, *, fixed: bool) -> None:
@@ -23,11 +23,11 @@ def check_rows(local: FullRecipe, *, fixed: bool) -> None:
 
     Args:
         local: a recipe without hub names.
-        fixed: whether the data never change under their path, as those of a commit: they are then
-            read once for each task.
+        fixed: whether the data never change under their path, as those of a commit; they are then
+            read only once for each task.
 
     Raises:
-        InputError, DataError: rows cannot be used, or splits do not go together.
+        InputError, DataError: rows cannot be used, or splits contradict each other.
     """
     scored = local.evaluation.split
     if not fixed:
@@ -39,4 +39,4 @@ def check_rows(local: FullRecipe, *, fixed: bool) -> None:
         return RowsChecked(examples={name: len(examples) for name, examples in splits.items()})
 
     key = json.dumps([hpcft.__version__, local.task.model_dump(mode="json"), scored])
-    cached("rows", key, RowsChecked, check)
+    load_or_compute("rows", key, RowsChecked, check)

@@ -1,4 +1,4 @@
-"""What a recipe takes from the hub, and the same recipe with folders in the place of hub names."""
+"""Lists the hub inputs of a recipe, and puts their local folders in the place of hub names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ MAIN = "main"
 
 @dataclass(frozen=True)
 class HubInput:
-    """Something of the hub that has to be in the cache before a job starts."""
+    """A model, tokenizer or data set of the hub that a recipe names."""
 
     kind: Kind
+    """Kind of the input; `tokenizer` is only that part of a model's repository."""
     name: str
+    """Name of the repository."""
     revision: str = MAIN
+    """Branch, tag or commit."""
     config_name: str | None = None
+    """Configuration of a data set."""
 
     def __str__(self) -> str:
         words = {"dataset": "data set"}.get(self.kind, self.kind)
@@ -28,44 +32,49 @@ class HubInput:
         return f"{words} {self.name}{config}{revision}"
 
     @property
-    def repository(self) -> str:
-        """Its folder in the Hugging Face cache."""
+    def cache_folder_name(self) -> str:
+        """Name of the repository's folder in the Hugging Face cache."""
         kind = "datasets" if self.kind == "dataset" else "models"
         return "--".join([kind, *self.name.split("/")])
 
 
 def hub_inputs_of(recipe: FullRecipe) -> dict[str, HubInput]:
-    """Dotted field to what it takes from the hub; fields that name local folders are left out."""
+    """Returns the hub inputs of a recipe by dotted field; local folders are left out."""
     model, data = recipe.model, recipe.task.data
-    found = {}
+    inputs = {}
     if model.path is not None:
-        found["model.path"] = HubInput("model", model.path, model.revision or MAIN)
+        inputs["model.path"] = HubInput("model", model.path, model.revision or MAIN)
     if isinstance(model.tokenizer, str):
-        found["model.tokenizer"] = HubInput("tokenizer", model.tokenizer)
+        inputs["model.tokenizer"] = HubInput("tokenizer", model.tokenizer)
     if data.path is not None:
-        found["task.data.path"] = HubInput("dataset", data.path, data.revision or MAIN, data.name)
-    return {field: need for field, need in found.items() if not need.name.startswith("/")}
+        inputs["task.data.path"] = HubInput("dataset", data.path, data.revision or MAIN, data.name)
+    return {field: item for field, item in inputs.items() if not item.name.startswith("/")}
 
 
 def with_folders(recipe: FullRecipe, staged: Mapping[str, Staged]) -> FullRecipe:
-    """The recipe with the folder that stands for each staged hub name."""
+    """Returns the recipe with the staged folders in the place of hub names.
+
+    Args:
+        recipe: a recipe with hub names.
+        staged: staged inputs by dotted field.
+    """
     model, task = recipe.model, recipe.task
-    if found := staged.get("model.path"):
-        model = model.model_copy(update={"path": found.folder, "revision": None})
-    if found := staged.get("model.tokenizer"):
-        model = model.model_copy(update={"tokenizer": found.folder})
-    if found := staged.get("task.data.path"):
-        update = {"path": found.folder, "name": None, "revision": None}
+    if item := staged.get("model.path"):
+        model = model.model_copy(update={"path": item.folder, "revision": None})
+    if item := staged.get("model.tokenizer"):
+        model = model.model_copy(update={"tokenizer": item.folder})
+    if item := staged.get("task.data.path"):
+        update = {"path": item.folder, "name": None, "revision": None}
         task = task.model_copy(update={"data": task.data.model_copy(update=update)})
     return recipe.model_copy(update={"model": model, "task": task})
 
 
-def commits(staged: Mapping[str, Staged]) -> dict[str, str]:
-    """What of the staged inputs makes a run another one: the commit that each field stands for."""
-    found = {}
+def staged_commits(staged: Mapping[str, Staged]) -> dict[str, str]:
+    """Returns the commit of each staged input, by the field that it replaces in the run's id."""
+    commits = {}
     for field, item in staged.items():
         if field == "model.tokenizer":
-            found[field] = f"{item.name}@{item.commit}"
+            commits[field] = f"{item.name}@{item.commit}"
         else:
-            found[field.replace("path", "revision")] = item.commit
-    return found
+            commits[field.replace("path", "revision")] = item.commit
+    return commits

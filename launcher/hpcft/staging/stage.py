@@ -1,4 +1,4 @@
-"""`hpcft stage`: everything that recipes take from the hub, into the cache, and checked there."""
+"""Stages recipes: downloads their hub inputs into the cache and checks them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcft.config.recipe_types import SweepPoint
@@ -26,165 +26,207 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StageResult:
-    """What became of a need."""
+    """Result of staging one hub input."""
 
     staged: Staged
+    """Record of the input in the cache."""
     fetched_bytes: int
+    """Size of the files that were downloaded, in bytes."""
     recipes: list[str]
+    """Names of the recipes that use the input."""
 
 
 def stage_inputs(
-    points: list[SweepPoint], folder: Path, say: Say, *, bars: bool
+    points: list[SweepPoint], cache: Path, say: Say, *, bars: bool
 ) -> list[StageResult]:
-    """Fetches what the runs need, checks it, and notes it for jobs.
+    """Downloads the hub inputs of runs, checks them, and records them for jobs.
 
     Args:
         points: the runs.
-        folder: the hub's cache.
-        say: is told of progress.
-        bars: whether progress may be drawn as bars on stderr.
+        cache: folder of the Hugging Face cache.
+        say: prints a line of progress.
+        bars: whether to draw progress bars on stderr.
 
     Raises:
-        DataError: with everything that is wrong; nothing is fetched where names already are.
-        HubError: the hub does not answer, and not all was staged before.
+        DataError: with all problems; nothing is downloaded if a name is already wrong.
+        HubError: the hub does not respond, and not all inputs were staged before.
     """
-    wanted: dict[HubInput, list[str]] = {}
+    recipes_by_input: dict[HubInput, list[str]] = {}
     for point in points:
-        for need in hub_inputs.hub_inputs_of(point.recipe).values():
-            users = wanted.setdefault(need, [])
-            users += [point.recipe.name] if point.recipe.name not in users else []
-    listings, kept, problems = _ask(wanted, folder, say)
-    problems += _absent_splits(points, listings)
+        for hub_input in hub_inputs.hub_inputs_of(point.recipe).values():
+            names = recipes_by_input.setdefault(hub_input, [])
+            names += [point.recipe.name] if point.recipe.name not in names else []
+    lookup = _list_inputs(list(recipes_by_input), cache, say)
+    problems = [*lookup.problems, *_missing_splits(points, lookup.listings)]
     if problems:
-        raise _all_of(problems)
-    _check_room(listings, folder)
-    outcomes = {need: StageResult(staged, 0, wanted[need]) for need, staged in kept.items()}
-    for need, listing in listings.items():
+        raise _error_of_all(problems)
+    _check_free_space(lookup.listings, cache)
+    results = {
+        hub_input: StageResult(staged, 0, recipes_by_input[hub_input])
+        for hub_input, staged in lookup.staged_before.items()
+    }
+    for hub_input, listing in lookup.listings.items():
         try:
-            before = hub_client.lacking_bytes(need, listing, folder)
-            staged = _stage_one(need, listing, folder, say, bars=bars)
-            outcomes[need] = StageResult(staged, before, wanted[need])
+            fetched_bytes = hub_client.missing_bytes(hub_input, listing, cache)
+            staged = _stage_input(hub_input, listing, cache, say, bars=bars)
+            results[hub_input] = StageResult(staged, fetched_bytes, recipes_by_input[hub_input])
         except HubError:
             raise
         except HpcftError as error:
             problems.append(str(error))
-    problems = problems or _disagreements(points, folder)
+    problems = problems or _check_recipes(points, cache)
     if problems:
-        raise _all_of(problems)
-    return [outcomes[need] for need in wanted]
+        raise _error_of_all(problems)
+    return [results[hub_input] for hub_input in recipes_by_input]
 
 
-def _all_of(problems: list[str]) -> DataError:
+def _error_of_all(problems: list[str]) -> DataError:
     return DataError("\n".join(dict.fromkeys(problems)))
 
 
-def _ask(
-    wanted: dict[HubInput, list[str]], folder: Path, say: Say
-) -> tuple[dict[HubInput, HubListing], dict[HubInput, Staged], list[str]]:
-    """What the hub has of each need; without the hub, what was staged before and is whole."""
-    listings: dict[HubInput, HubListing] = {}
-    kept: dict[HubInput, Staged] = {}
-    problems: list[str] = []
-    for need in wanted:
-        say(f"asking the hub for {need}")
+@dataclass
+class _HubLookup:
+    """Hub inputs as the hub, or the cache, has them."""
+
+    listings: dict[HubInput, HubListing] = field(default_factory=dict)
+    """Commit and files of each input that the hub has."""
+    staged_before: dict[HubInput, Staged] = field(default_factory=dict)
+    """Inputs that are complete in the cache, if the hub does not respond."""
+    problems: list[str] = field(default_factory=list)
+    """A line for each input that the hub does not have."""
+
+
+def _list_inputs(inputs: list[HubInput], cache: Path, say: Say) -> _HubLookup:
+    """Lists the files of inputs on the hub; if it does not respond, finds them in the cache.
+
+    Raises:
+        HubError: the hub does not respond, and an input was not staged before or has changed.
+    """
+    lookup = _HubLookup()
+    for hub_input in inputs:
+        say(f"looking up {hub_input} on the hub")
         try:
-            listings[need] = hub_client.list_files(need)
+            lookup.listings[hub_input] = hub_client.list_files(hub_input)
         except HubError as error:
-            known = staged_inputs.read_staged(need, folder)
-            if known is None or staged_inputs.changed_since_staging(known):
+            staged = staged_inputs.read_staged(hub_input, cache)
+            if staged is None or staged_inputs.changed_since_staging(staged):
                 raise
-            say(f"{error}\n  kept as it was staged before, at {known.commit[:12]}")
-            kept[need] = known
+            say(f"{error}\n  using what was staged before, at commit {staged.commit[:12]}")
+            lookup.staged_before[hub_input] = staged
         except DataError as error:
-            problems.append(str(error))
-    return listings, kept, problems
+            lookup.problems.append(str(error))
+    return lookup
 
 
-def _absent_splits(points: list[SweepPoint], listings: dict[HubInput, HubListing]) -> list[str]:
-    """Splits that recipes read and data sets do not have, told before anything is fetched."""
-    found = []
+def _missing_splits(points: list[SweepPoint], listings: dict[HubInput, HubListing]) -> list[str]:
+    """Returns a line for each split that a recipe reads and its data set does not have."""
+    problems = []
     for point in points:
-        need = hub_inputs.hub_inputs_of(point.recipe).get("task.data.path")
-        known = listings[need].splits if need in listings else ()
+        hub_input = hub_inputs.hub_inputs_of(point.recipe).get("task.data.path")
+        known = listings[hub_input].splits if hub_input in listings else ()
         for split, source in examples.split_sources(point.recipe.task.data).items():
             for part in source.split("+"):
                 if known and part.strip() not in known:
-                    where = point.where(("task", "data", "splits", split))
-                    has = f"it has {', '.join(known)}"
                     key = f"task.data.splits.{split}"
-                    found.append(f"{where} {key}: {need} has no split {part.strip()}; {has}")
-    return found
+                    what = f"{hub_input} has no split {part.strip()}"
+                    fix = f"use one of {', '.join(known)}"
+                    problems.append(f"{point.location_of(key)} {key}: {what}; {fix}")
+    return problems
 
 
-def _check_room(listings: dict[HubInput, HubListing], folder: Path) -> None:
-    """Refuses to begin what the disk has no room for."""
-    lacking = 0
-    for need, listing in listings.items():
-        lacking += hub_client.lacking_bytes(need, listing, folder)
-        prepared = listing.builder.info.dataset_size if listing.builder else 0
-        lacking += prepared or 0
-    at = next(path for path in (folder, *folder.parents) if path.is_dir())
-    free = shutil.disk_usage(at).free
-    if lacking > free:
+def _check_free_space(listings: dict[HubInput, HubListing], cache: Path) -> None:
+    """Checks that the disk has room for all that is to be downloaded.
+
+    Raises:
+        DataError: it has not.
+    """
+    needed_bytes = 0
+    for hub_input, listing in listings.items():
+        needed_bytes += hub_client.missing_bytes(hub_input, listing, cache)
+        needed_bytes += (listing.builder.info.dataset_size or 0) if listing.builder else 0
+    existing = next(path for path in (cache, *cache.parents) if path.is_dir())
+    free_bytes = shutil.disk_usage(existing).free
+    if needed_bytes > free_bytes:
         raise DataError(
-            f"{folder}: {format_bytes(lacking)} are to be fetched, {format_bytes(free)} are free; "
-            "make room, or set HF_HOME to a larger file system that compute nodes share"
+            f"{cache}: {format_bytes(needed_bytes)} are to be downloaded, but only "
+            f"{format_bytes(free_bytes)} are free; make room, or set HF_HOME to a larger file "
+            "system that the compute nodes share"
         )
 
 
-def _stage_one(
-    need: HubInput, listing: HubListing, folder: Path, say: Say, *, bars: bool
+def _stage_input(
+    hub_input: HubInput, listing: HubListing, cache: Path, say: Say, *, bars: bool
 ) -> Staged:
-    """Fetches a need and checks each file; one that differs is fetched once more."""
-    known = staged_inputs.read_staged(need, folder)
-    lacking = hub_client.lacking_bytes(need, listing, folder)
-    if (
-        known
-        and known.commit == listing.commit
-        and not lacking
-        and not staged_inputs.changed_since_staging(known)
-    ):
-        say(f"{need}: is there, at {listing.commit[:12]}")
+    """Downloads an input, checks each file, and records it; a wrong file is downloaded again.
+
+    Raises:
+        DataError: a file is wrong twice, or the data cannot be prepared.
+        HubError: the hub does not respond.
+    """
+    before = staged_inputs.read_staged(hub_input, cache)
+    missing = hub_client.missing_bytes(hub_input, listing, cache)
+    commit = f"commit {listing.commit[:12]}"
+    is_same = before is not None and before.commit == listing.commit and not missing
+    if before and is_same and not staged_inputs.changed_since_staging(before):
+        say(f"{hub_input}: already in the cache, {commit}")
     else:
-        count = f"{len(listing.files)} files, {format_bytes(listing.size_bytes)}"
-        say(f"{need}: {count}, {format_bytes(lacking)} of it to fetch, at {listing.commit[:12]}")
-    at = hub_client.snapshot_folder(need, listing.commit, folder)
-    checked = known.files if known and known.folder == str(at) else {}
+        total = f"{len(listing.files)} files, {format_bytes(listing.size_bytes)}"
+        say(f"{hub_input}: {total}, {format_bytes(missing)} of it to download, {commit}")
+    snapshot = hub_client.snapshot_folder(hub_input, listing.commit, cache)
+    checked = before.files if before and before.folder == str(snapshot) else {}
     for attempt in (1, 2):
-        hub_client.fetch(need, listing, folder, say, bars)
-        wrong = {}
-        for name, expected in listing.files.items():
-            if reason := verify.differs(at, name, expected, checked.get(name)):
-                wrong[name] = reason
-                (at / name).resolve().unlink(missing_ok=True)
-                (at / name).unlink(missing_ok=True)
+        hub_client.download(hub_input, listing, cache, say=say, bars=bars)
+        wrong = _remove_wrong_files(snapshot, listing, checked)
         if not wrong:
             break
         name, reason = next(iter(wrong.items()))
         if attempt == 2:
-            raise DataError(f"{need}: {name} {reason}, twice; it was removed, try again later")
-        say(f"{need}: {name} {reason}; fetching it again")
-    staged = _noted(need, listing, at)
-    staged_inputs.write_staged(need, folder, staged)
+            what = f"{name} {reason}, after a second download too"
+            raise DataError(f"{hub_input}: {what}; it was removed, try again later")
+        say(f"{hub_input}: {name} {reason}; downloading it again")
+    staged = _staged_record(hub_input, listing, snapshot)
+    staged_inputs.write_staged(hub_input, cache, staged)
     return staged
 
 
-def _noted(need: HubInput, listing: HubListing, at: Path) -> Staged:
+def _remove_wrong_files(
+    snapshot: Path, listing: HubListing, checked: dict[str, StagedFile]
+) -> dict[str, str]:
+    """Removes files that differ from the hub's, and returns how each differs.
+
+    Args:
+        snapshot: folder of the commit.
+        listing: files on the hub.
+        checked: files at their last check.
+    """
+    wrong = {}
+    for name, expected in listing.files.items():
+        if reason := verify.mismatch_reason(snapshot, name, expected, checked.get(name)):
+            wrong[name] = reason
+            (snapshot / name).resolve().unlink(missing_ok=True)
+            (snapshot / name).unlink(missing_ok=True)
+    return wrong
+
+
+def _staged_record(hub_input: HubInput, listing: HubListing, snapshot: Path) -> Staged:
+    """Prepares a data set, and returns the record of an input whose files are checked."""
     content = {name: (file.size_bytes, file.digest) for name, file in listing.files.items()}
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    folder, names = at, list(listing.files)
+    folder, names = snapshot, list(listing.files)
     splits: dict[str, int] = {}
-    if need.kind == "dataset":
-        folder, names, splits = _prepared(need, listing)
+    if hub_input.kind == "dataset":
+        folder, names, splits = _prepare_data_set(hub_input, listing)
     files: dict[str, StagedFile] = {}
     for name in names:
-        digest = listing.files[name].digest if name in listing.files and folder == at else ""
-        files[name] = staged_inputs.file_state(folder, name).model_copy(update={"digest": digest})
+        is_of_hub = name in listing.files and folder == snapshot
+        digest = listing.files[name].digest if is_of_hub else ""
+        state = staged_inputs.read_file_state(folder, name)
+        files[name] = state.model_copy(update={"digest": digest})
     return Staged(
-        kind=need.kind,
-        name=need.name,
-        config_name=need.config_name,
-        revision=need.revision,
+        kind=hub_input.kind,
+        name=hub_input.name,
+        config_name=hub_input.config_name,
+        revision=hub_input.revision,
         commit=listing.commit,
         folder=str(folder),
         files=files,
@@ -194,32 +236,42 @@ def _noted(need: HubInput, listing: HubListing, at: Path) -> Staged:
     )
 
 
-def _prepared(need: HubInput, listing: HubListing) -> tuple[Path, list[str], dict[str, int]]:
-    """A data set as `datasets` prepares it, memory-mapped tables: folder, files, rows by split."""
+def _prepare_data_set(
+    hub_input: HubInput, listing: HubListing
+) -> tuple[Path, list[str], dict[str, int]]:
+    """Converts a data set to memory-mapped tables.
+
+    Returns:
+        Folder and files of the tables, and the number of rows of each split.
+    """
     folder = Path(listing.builder.cache_dir)
-    with hub_client.translate_errors(need):
+    with hub_client.translate_errors(hub_input):
         listing.builder.download_and_prepare()
         splits = {name: int(i.num_examples) for name, i in listing.builder.info.splits.items()}
-        if splits != {name: _rows(folder, name) for name in splits}:
-            # Files that were deleted since: by itself it looks at the folder only.
+        if splits != {name: _count_rows(folder, name) for name in splits}:
+            # Tables were deleted; `datasets` alone only looks whether the folder exists.
             listing.builder.download_and_prepare(download_mode="reuse_cache_if_exists")
     files = [file.name for split in splits for file in prepared_files(folder, split)]
     return folder, ["dataset_info.json", *files], splits
 
 
-def _rows(folder: Path, split: str) -> int:
-    """Rows of a split as it lies there."""
+def _count_rows(folder: Path, split: str) -> int:
+    """Returns the number of rows in the tables of a split."""
     import datasets
 
     return sum(len(datasets.Dataset.from_file(str(f))) for f in prepared_files(folder, split))
 
 
-def _disagreements(points: list[SweepPoint], folder: Path) -> list[str]:
-    """What recipes and staged inputs do not agree on: architecture, tokenizer, columns, rows."""
+def _check_recipes(points: list[SweepPoint], cache: Path) -> list[str]:
+    """Checks the staged inputs against the recipes: architecture, tokenizer, columns and rows.
+
+    Returns:
+        A line for each problem.
+    """
     problems: list[str] = []
     checked: set[str] = set()
     for point in points:
-        staged, missing = staged_inputs.find_staged(point.recipe, folder)
+        staged, missing = staged_inputs.find_staged(point.recipe, cache)
         problems += missing
         local = hub_inputs.with_folders(point.recipe, staged)
         content = local.model_dump_json(include={"model", "task", "evaluation"})

@@ -1,7 +1,7 @@
-"""What lies in the shared cache: found without network, and whether it is still as it was staged.
+"""Finds staged inputs in the Hugging Face cache, without network, and checks for changes.
 
-The cache is Hugging Face's own, in its own layout. In each repository's folder lies one small file
-of ours for each thing that was staged from it; deleting the repository deletes that too.
+hpcft uses the layout of the cache as it is. In a repository's folder it adds a record for each
+input that was staged from there; deleting the repository deletes the records too.
 """
 
 from __future__ import annotations
@@ -20,92 +20,110 @@ from hpcft.staging import hub_inputs
 from hpcft.staging.hub_inputs import HubInput
 
 
-def environment(cluster: Cluster) -> dict[str, str]:
-    """This process's environment with what the profile sets for jobs: they share one cache."""
+def job_environment(cluster: Cluster) -> dict[str, str]:
+    """Returns the environment of jobs: this process's, with the variables that the profile sets."""
     return {**os.environ, **cluster.environment}
 
 
-def hub_folder(variables: Mapping[str, str]) -> Path:
-    """Where Hugging Face libraries keep what they fetch, by the variables that they go by."""
+def hub_cache_folder(variables: Mapping[str, str]) -> Path:
+    """Returns the folder of the Hugging Face cache, from the variables that its libraries read."""
     named = variables.get("HF_HUB_CACHE") or variables.get("HUGGINGFACE_HUB_CACHE")
     base = variables.get("XDG_CACHE_HOME") or "~/.cache"
     home = variables.get("HF_HOME") or os.path.join(base, "huggingface")
     return Path(os.path.expandvars(os.path.expanduser(named or os.path.join(home, "hub"))))
 
 
-def staged_file(need: HubInput, hub: Path) -> Path:
-    """Where it is noted that something was staged."""
-    words = [need.kind, *([need.config_name] if need.config_name else [])]
-    revision = need.revision.replace("/", "--")
-    return hub / need.repository / "hpcft" / f"{'-'.join(words)}@{revision}.json"
+def staged_record_file(hub_input: HubInput, cache: Path) -> Path:
+    """Returns the file of the record of a staged input."""
+    words = [hub_input.kind, *([hub_input.config_name] if hub_input.config_name else [])]
+    revision = hub_input.revision.replace("/", "--")
+    folder = cache / hub_input.cache_folder_name / "hpcft"
+    return folder / f"{'-'.join(words)}@{revision}.json"
 
 
-def read_staged(need: HubInput, hub: Path) -> Staged | None:
-    """What was staged for a need; None where nothing was."""
-    return read_record_if_exists(staged_file(need, hub), Staged)
+def read_staged(hub_input: HubInput, cache: Path) -> Staged | None:
+    """Reads the record of a staged input; returns None if it has not been staged."""
+    return read_record_if_exists(staged_record_file(hub_input, cache), Staged)
 
 
-def write_staged(need: HubInput, hub: Path, staged: Staged) -> None:
-    """Notes what was staged, for whoever may read the cache."""
-    file = staged_file(need, hub)
+def write_staged(hub_input: HubInput, cache: Path, staged: Staged) -> None:
+    """Writes the record of a staged input, readable by everybody who may read the cache."""
+    file = staged_record_file(hub_input, cache)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_record(file, staged)
-    file.chmod(file.parent.stat().st_mode & 0o666)  # files are written private by themselves
+    file.chmod(file.parent.stat().st_mode & 0o666)  # `write_record` makes files private
 
 
-def file_state(folder: Path, name: str) -> StagedFile:
-    """A file as it is now, without its hash.
+def read_file_state(folder: Path, name: str) -> StagedFile:
+    """Returns size and time of a file, without its hash.
 
     Raises:
-        OSError: it is not there.
+        OSError: there is no such file.
     """
     info = (folder / name).stat()
     return StagedFile(size_bytes=info.st_size, mtime_ns=info.st_mtime_ns)
 
 
 def changed_since_staging(staged: Staged) -> str:
-    """What has become of staged files since; empty if they are as they were."""
+    """Returns how a staged file has changed since it was staged; empty if none has."""
     folder = Path(staged.folder)
     for name, file in staged.files.items():
         try:
-            now = file_state(folder, name)
+            now = read_file_state(folder, name)
         except OSError:
-            return f"{folder / name} is gone since it was staged"
+            return f"{folder / name} was deleted after it was staged"
         if now.size_bytes != file.size_bytes:
-            return f"{folder / name} has changed since it was staged"
+            return f"{folder / name} was changed after it was staged"
     return ""
 
 
-def find_staged(recipe: FullRecipe, hub: Path) -> tuple[dict[str, Staged], list[str]]:
-    """What stands for each hub name of a recipe, and a line for each that nothing stands for."""
-    found, missing = {}, []
-    for field, need in hub_inputs.hub_inputs_of(recipe).items():
-        staged = read_staged(need, hub)
-        lack = changed_since_staging(staged) if staged else "has not been staged"
-        if staged and not lack:
-            found[field] = staged
+def find_staged(recipe: FullRecipe, cache: Path) -> tuple[dict[str, Staged], list[str]]:
+    """Finds the staged inputs of a recipe.
+
+    Args:
+        recipe: a recipe with hub names.
+        cache: folder of the Hugging Face cache.
+
+    Returns:
+        The staged inputs by dotted field, and a line for each input that is missing.
+    """
+    by_field, missing = {}, []
+    for field, hub_input in hub_inputs.hub_inputs_of(recipe).items():
+        staged = read_staged(hub_input, cache)
+        reason = changed_since_staging(staged) if staged else "has not been staged"
+        if staged and not reason:
+            by_field[field] = staged
         else:
-            missing.append(f"{need}: {lack}")
-    return found, missing
+            missing.append(f"{hub_input}: {reason}")
+    return by_field, missing
 
 
 def resolve_staged(recipe: FullRecipe, cluster: Cluster) -> FullRecipe:
-    """The recipe with the folders of what is staged; the rest stays a name of the hub."""
-    staged, _ = find_staged(recipe, hub_folder(environment(cluster)))
+    """Returns the recipe with the folders of staged inputs; missing inputs stay hub names."""
+    staged, _ = find_staged(recipe, hub_cache_folder(job_environment(cluster)))
     return hub_inputs.with_folders(recipe, staged)
 
 
 def not_staged_error(
-    missing: list[str], hub: Path, recipe: str, cluster: str | None, overrides: list[str]
+    missing: list[str], cache: Path, *, recipe: str, cluster: str | None, overrides: list[str]
 ) -> UsageError:
-    """The refusal that lists what is missing in the cache, and the command that fetches it."""
-    chosen = ["-c", cluster] if cluster else []
-    changed = [word for text in overrides for word in ("-o", text)]
-    command = shlex.join(["hpcft", "stage", recipe, *chosen, *changed])
+    """Returns the error that lists missing inputs, with the command that downloads them.
+
+    Args:
+        missing: a line for each missing input.
+        cache: folder of the Hugging Face cache.
+        recipe: the recipe as the user gave it.
+        cluster: the profile as the user gave it.
+        overrides: the `-o` texts as the user gave them.
+    """
+    options = ["-c", cluster] if cluster else []
+    options += [word for text in overrides for word in ("-o", text)]
+    command = shlex.join(["hpcft", "stage", recipe, *options])
     lines = "".join(f"\n  {line}" for line in dict.fromkeys(missing))
     return UsageError(
-        f"{recipe}: compute nodes have no network, and the cache {hub} lacks:{lines}\n"
-        f"  fetch and check it on a node with network: {command}"
+        f"{recipe}: jobs run without network and need files that are not in the cache {cache}:"
+        f"{lines}\n"
+        f"  download them on a node with network, such as a login node: {command}"
     )
 
 
@@ -113,21 +131,21 @@ def not_staged_error(
 
 
 def load_run_recipe(paths: RunPaths) -> FullRecipe:
-    """The recipe of a run as its ranks read it: with folders in the place of hub names."""
+    """Reads the recipe of a run, with the staged folders in the place of hub names."""
     staged = read_record_if_exists(paths.staged, StagedInputs) or StagedInputs()
     return hub_inputs.with_folders(read_record(paths.recipe, FullRecipe), staged.inputs)
 
 
 def check_staged_of_run(paths: RunPaths) -> None:
-    """Checks on the compute node that the staged inputs of a run are there.
+    """Checks on a compute node that the staged inputs of a run are unchanged.
 
     Raises:
-        DataError: a file is gone or has changed.
+        DataError: a file is missing or has changed.
     """
     staged = read_record_if_exists(paths.staged, StagedInputs) or StagedInputs()
     for field, item in staged.inputs.items():
-        if lack := changed_since_staging(item):
-            fix = "stage it again, on a file system that the compute nodes share (HF_HOME)"
+        if change := changed_since_staging(item):
             raise DataError(
-                f"{field}: {item.name}: {lack}, as {os.uname().nodename} sees it; {fix}"
+                f"{field}: {item.name}: {change} (seen on node {os.uname().nodename}); run `hpcft "
+                "stage` again, with HF_HOME on a file system that the compute nodes share"
             )

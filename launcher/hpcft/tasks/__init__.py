@@ -1,4 +1,4 @@
-"""Tasks: each turns the rows of a data set into model inputs and scores into metrics."""
+"""Turns the rows of a data set into model inputs, and the model's outputs into metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from hpcft.tasks.base import TaskBase
 
-# Every task, as module and class of this package. A new task is a file and a line here.
+# Every task, as module and class of this package. A new task is one file and one line here.
 TASKS = (
     "classification:Classification",
     "instruction:Instruction",
@@ -19,7 +19,7 @@ TASKS = (
 )
 
 
-def _class_of(entry: str) -> Any:
+def _load_class(entry: str) -> Any:
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
@@ -28,4 +28,4 @@ if TYPE_CHECKING:
     AnyTask = TaskBase
 else:
     # A recipe's `task.name` chooses the class.
-    AnyTask = Annotated[Union[tuple(map(_class_of, TASKS))], Field(discriminator="name")]  # noqa: UP007
+    AnyTask = Annotated[Union[tuple(map(_load_class, TASKS))], Field(discriminator="name")]  # noqa: UP007

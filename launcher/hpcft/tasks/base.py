@@ -1,4 +1,4 @@
-"""What every task answers: which columns it needs, what head, what features and what metrics."""
+"""Defines what a task is: its columns, model head, inputs, loss and metrics."""
 
 from __future__ import annotations
 
@@ -7,64 +7,72 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from hpcft.core.errors import InputError, Problem
 from hpcft.core.records import Task
-from hpcft.metrics import Scores
-
-if TYPE_CHECKING:
-    from hpcft.tasks.few_shot.task import FewShot
+from hpcft.metrics.base import Scores
 
 Example = dict[str, Any]
+"""Checked content of a row; its keys are the task's own."""
 ModelInputs = dict[str, Any]
+"""One row of model inputs: token ids, labels, and whatever the metrics need beside them."""
 
-
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
-# What goes to the model; whatever else a row has is for the metrics.
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
-MAX_PROBLEMS = 10  # rows told one by one; the rest is counted
+IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy leaves out
+# Keys of ModelInputs that go to the model; the others are kept for the metrics.
+INPUT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "labels")
+MAX_PROBLEMS = 10  # bad rows that an error lists; the others are counted
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
-
 
 Mode = Literal["finetune", "evaluate", "few_shot"]
 """What a run does: trains and scores, scores a finished model, or prompts one as it is."""
 
 
 class BadRow(Exception):
-    """A row that the task cannot use; `field` names the column, `what` says why."""
+    """Reports a row that the task cannot use."""
 
-    def __init__(self, field: str, what: str, fix: str = "", *, empty: bool = False) -> None:
+    def __init__(self, column: str, what: str, fix: str = "", *, is_empty: bool = False) -> None:
+        """Creates the error.
+
+        Args:
+            column: name of the column.
+            what: what is wrong with it.
+            fix: what to do about it.
+            is_empty: whether its text is empty, so that `drop_empty` may leave the row out.
+        """
         super().__init__(what)
-        self.problem = Problem("", field, what, fix)
-        self.empty = empty
+        self.problem = Problem("", column, what, fix)
+        self.is_empty = is_empty
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output that a task puts on the model."""
+    """Describes the output layer that a task puts on the model."""
 
     auto_class: str
     """Name of the `transformers` Auto class."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration fields that go with it (`num_labels`, `id2label`)."""
+    """Fields of the model's configuration that the head needs (`num_labels`, `id2label`)."""
     outputs: int | None = None
-    """Outputs per position; None: the vocabulary."""
+    """Number of outputs per position; None: the size of the vocabulary."""
     module: str | None = None
-    """A module that the model has to have, where the Auto class gives some models without it."""
+    """Module that the model must have, where the Auto class makes some models without it."""
 
 
 class TaskBase(Task):
-    """A task with its behaviour. A row becomes a checked Example, an Example becomes Features."""
+    """Adds a task's behaviour to its recipe fields.
+
+    A row of the data becomes a checked Example, and an Example becomes ModelInputs.
+    """
 
     causal: ClassVar[bool] = False
     """Whether the model reads from left to right; decides the PEFT task type."""
     labels_per_token: ClassVar[bool] = False
-    """Whether labels are as long as the text, and padded with it."""
-    masks: ClassVar[bool] = False
+    """Whether there is a label for each token, padded together with the tokens."""
+    needs_mask_token: ClassVar[bool] = False
     """Whether the tokenizer needs a mask token."""
     keeps_locations: ClassVar[bool] = False
-    """Whether an example says as `place` which file and line it comes from."""
+    """Whether an example holds the file and line of its row, under `place`."""
 
     def mode(self, *, trains: bool) -> Mode:
         """Returns what a run of this task does.
@@ -76,96 +84,95 @@ class TaskBase(Task):
 
     @property
     def rows_per_example(self) -> int:
-        """Rows that score an example."""
+        """Number of model input rows that score one example."""
         return 1
 
     def rows_per_batch(self, windows: int) -> int:
-        """Returns the rows that one forward pass scores, in a batch of so many full windows."""
+        """Returns how many rows one forward pass scores.
+
+        Args:
+            windows: number of rows of `max_length` tokens that a batch has room for.
+        """
         return windows
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens that are generated for an example; 0 where likelihoods are compared."""
+        """Largest number of tokens generated for an example; 0 if none are."""
         return 0
 
     def problems(self) -> list[tuple[str, str, str]]:
-        """Returns what is wrong between the task's fields: field, what, fix."""
+        """Returns fields that contradict each other, as (field, what is wrong, fix)."""
         return []
 
     @property
     def as_trained(self) -> TrainedTask:
-        """This task as one that a model is trained for.
+        """This task, typed as one that a model is trained for.
 
         Raises:
-            TypeError: it is not.
+            TypeError: it is another kind of task.
         """
         raise TypeError(f"{self.name} is not a task to train for")
 
     @property
-    def as_few_shot(self) -> FewShot:
-        """This task as few-shot prompting.
-
-        Raises:
-            TypeError: it is not.
-        """
-        raise TypeError(f"{self.name} is not few-shot prompting")
-
-    @property
     def needed_splits(self) -> tuple[str, ...]:
-        """Splits that the data has to have, besides the one that is scored."""
+        """Splits that the data must have, besides the one that is scored."""
         return ("train",)
 
     @abstractmethod
     def columns(self) -> list[str]:
-        """Columns that every row has to have."""
+        """Returns the columns that every row must have."""
 
     @abstractmethod
-    def example(self, row: Mapping[str, Any]) -> Example:
-        """The checked content of a row.
+    def parse_row(self, row: Mapping[str, Any]) -> Example:
+        """Checks a row and returns its content.
 
         Raises:
             BadRow: the row cannot be used.
         """
 
-    def group_examples(self, examples: list[Example]) -> list[Example]:
-        """The examples of a split from its rows, in their order; by default one from each."""
-        return examples
+    def group_examples(self, rows: list[Example]) -> list[Example]:
+        """Makes the examples of a split from its parsed rows; by default each row is an example."""
+        return rows
 
     def check_splits(self, splits: Mapping[str, list[Example]], scored: str) -> None:
-        """Refuses splits that do not go together; by default all do.
+        """Checks that the splits suit each other; by default nothing is checked.
+
+        Args:
+            splits: all examples, by split.
+            scored: name of the split that is scored.
 
         Raises:
             DataError: they do not.
         """
 
     @abstractmethod
-    def texts(self, example: Example) -> list[str]:
-        """The texts of an example, to train a tokenizer on."""
+    def tokenizer_texts(self, example: Example) -> list[str]:
+        """Returns the texts of an example that a new tokenizer is trained on."""
 
     @abstractmethod
     def head(self) -> Head:
-        """The model's output for this task."""
+        """Returns the output layer that the model gets."""
 
     @abstractmethod
     def metric_names(self) -> list[str]:
-        """Names that `metrics` gives; `hpcft.metrics.facts` says what they are."""
+        """Returns the names of the metrics that `compute_metrics` gives."""
 
     @abstractmethod
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
-        """The scores of a split.
+    def compute_metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
+        """Computes the metrics of a split.
 
         Args:
-            reduced: what was made of each row: that of `TrainedTask.reduce_logits`, or an answer.
-            labels: of the rows.
-            examples: of the split.
+            reduced: results of `TrainedTask.reduce_logits`, one per row; or answers.
+            labels: labels, one per row.
+            examples: examples of the split.
         """
 
 
 class TrainedTask(TaskBase):
-    """A task that a model is trained for: its examples become features with labels and a loss."""
+    """Adds what training needs: model inputs with labels, and a loss."""
 
     cuts_texts: ClassVar[bool] = True
-    """Whether what is longer than `max_length` is lost."""
+    """Whether the part of a text beyond `max_length` is lost."""
 
     @property
     def as_trained(self) -> TrainedTask:
@@ -174,40 +181,42 @@ class TrainedTask(TaskBase):
 
     @abstractmethod
     def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
-        """Token ids and labels of one training example; several rows if it is long."""
+        """Returns token ids and labels of a training example; several rows if it is long."""
 
     @abstractmethod
     def scoring_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
-        """Token ids and labels of the rows that score one example; several if it has choices.
+        """Returns token ids and labels of the rows that score an example.
 
-        Keys that are not among `INPUTS` are kept with the example, as its `rows`, for the metrics.
+        An example with choices has a row for each of them. Keys that are not in `INPUT_KEYS` are
+        kept in the example, under `rows`, for `compute_metrics`.
         """
 
     def labels_shape(self, batch: int, tokens: int) -> tuple[int, ...]:
-        """Shape of the labels of B examples of S tokens: (B, S) or (B,)."""
+        """Returns the shape of the labels of B examples of S tokens: (B, S) or (B,)."""
         return (batch, tokens) if self.labels_per_token else (batch,)
 
     def logits(self, outputs: Any) -> Any:
-        """What `loss` needs of the model's outputs."""
+        """Returns the part of the model's outputs that `loss` needs."""
         return outputs["logits"]
 
     @abstractmethod
     def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
-        """Cross-entropy summed over this micro-batch and divided by `items`.
+        """Computes the cross-entropy, summed over this micro-batch and divided by `items`.
 
         Args:
-            logits: of `logits`: (B, S, V) or (B, C), or a tuple of several.
+            logits: result of `logits`: (B, S, V) or (B, C), or a tuple of several.
             labels: (B, S) or (B,).
-            items: labels that count in the whole global batch, over all ranks and micro-batches;
-                None: in this micro-batch. Dividing by it makes the gradient that of the global
-                batch, however it is split. (The models' own loss is a mean over the micro-batch,
-                which `Trainer` then scales by the number of ranks: twice the gradient on two.)
+            items: number of labels that count in the whole global batch, over all ranks and
+                micro-batches; None: in this micro-batch. Dividing by it makes the gradient that of
+                the global batch, however it is split. (The models' own loss is a mean over the
+                micro-batch, which `Trainer` then scales by the number of ranks: twice the gradient
+                on two.)
             smoothing: label smoothing, 0 to 1.
         """
 
     @abstractmethod
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
-        """What is kept of a scored batch on the device, before anything is gathered.
+        """Reduces the outputs of a scored batch on the device, before ranks gather them.
 
         Args:
             logits: (B, S, V) or (B, C), or a tuple of all of the model's outputs.
@@ -219,7 +228,14 @@ class TrainedTask(TaskBase):
 
 
 def summed_cross_entropy(logits: Any, targets: Any, items: Any, smoothing: float) -> Any:
-    """Cross-entropy in fp32 of logits (N, C) against targets (N,), summed, over `items`."""
+    """Computes the cross-entropy in fp32, summed over N targets and divided by `items`.
+
+    Args:
+        logits: (N, C).
+        targets: (N,).
+        items: divisor; None: N.
+        smoothing: label smoothing, 0 to 1.
+    """
     import torch
 
     total = torch.nn.functional.cross_entropy(
@@ -228,8 +244,8 @@ def summed_cross_entropy(logits: Any, targets: Any, items: Any, smoothing: float
     return total / (max(targets.numel(), 1) if items is None else items)
 
 
-def text_of(row: Mapping[str, Any], column: str) -> str:
-    """The text in a column.
+def column_text(row: Mapping[str, Any], column: str) -> str:
+    """Returns the text in a column.
 
     Raises:
         BadRow: it is missing, empty or not text.
@@ -240,7 +256,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
             column,
             "the text is empty",
             "fill it in, or set task.data.drop_empty: true",
-            empty=True,
+            is_empty=True,
         )
     if not isinstance(value, str | int | float):
         raise BadRow(column, f"expected text, got {type(value).__name__}")
@@ -248,20 +264,21 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        what = "the text has half of a surrogate pair, which is no letter"
-        raise BadRow(column, what, "it was cut apart in an earlier step: correct the row") from None
+        what = "the text holds half of a surrogate pair, which is not a character"
+        fix = "correct the row: an earlier step has cut the text in the middle of a character"
+        raise BadRow(column, what, fix) from None
     return text
 
 
 def rows_error(problems: list[Problem]) -> InputError:
-    """The error for rows that cannot be used: the first of them, and how many more there are."""
+    """Returns an error that lists the first bad rows and counts the others."""
     hidden = len(problems) - MAX_PROBLEMS
     more = [Problem(problems[-1].where, "", f"… and {hidden} more rows")] if hidden > 0 else []
     return InputError(problems[:MAX_PROBLEMS] + more)
 
 
 def label_index(row: Mapping[str, Any], column: str, labels: list[str]) -> int:
-    """The place among the labels of the one in a column, which holds its name or its index.
+    """Returns the index of the label in a column, which holds its name or its index.
 
     Raises:
         BadRow: it holds neither.
@@ -271,7 +288,7 @@ def label_index(row: Mapping[str, Any], column: str, labels: list[str]) -> int:
     for name in (text, text.strip()):
         if name in labels:
             return labels.index(name)
-    # An index counts only where it cannot be meant as a label: not for the labels 1 to 5.
+    # A number is taken as an index only where no label is a number (labels 1 to 5, for example).
     if not _INTEGER.fullmatch(text.strip()) or any(map(_INTEGER.fullmatch, labels)):
         raise BadRow(
             column,
@@ -291,14 +308,18 @@ def label_index(row: Mapping[str, Any], column: str, labels: list[str]) -> int:
 
 
 def unique(words: list[str]) -> list[str]:
-    """The same words; they may not repeat, because the model has one output for each."""
-    twice = [word for word, count in Counter(words).items() if count > 1]
-    if twice:
-        raise ValueError(f"{shorten_list(twice)} stands there more than once")
+    """Returns the words unchanged after checking that none is repeated.
+
+    Raises:
+        ValueError: a word is repeated; the model has one output for each.
+    """
+    repeated = [word for word, count in Counter(words).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{shorten_list(repeated)} is listed more than once")
     return words
 
 
-def shorten_list(words: Sequence[str], most: int = 20) -> str:
-    """The words in a row, the first of them if there are many."""
-    more = f", … ({len(words)} in all)" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
+def shorten_list(words: Sequence[str], limit: int = 20) -> str:
+    """Joins words with commas; of a long list only the first, and the number of all."""
+    more = f", … ({len(words)} in all)" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more

@@ -1,4 +1,4 @@
-"""Classification of a text or a pair of texts (IMDB, SST-2, MultiNLI)."""
+"""Classifies a text or a pair of texts (IMDB, SST-2, MultiNLI)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from hpcft.core.records.base import ColumnName, OneLine
-from hpcft.metrics import Scores, classification_names, compute_metric
+from hpcft.metrics import compute_metric
+from hpcft.metrics.base import Scores
+from hpcft.metrics.classification import classification_names
 from hpcft.tasks.base import (
     Example,
     Head,
     ModelInputs,
     TrainedTask,
+    column_text,
     label_index,
     summed_cross_entropy,
-    text_of,
     unique,
 )
 
 
 class Classification(TrainedTask):
-    """Give each text, or pair of texts, one of a fixed set of labels."""
+    """Gives each text, or pair of texts, one of a fixed set of labels."""
 
     name: Literal["classification"]
     """`classification`."""
@@ -33,26 +35,26 @@ class Classification(TrainedTask):
     label: ColumnName = "label"
     """Column of the label: one of `labels`, or its index."""
     labels: Annotated[list[OneLine], Field(min_length=2, max_length=10_000), AfterValidator(unique)]
-    """The labels in the order of the model's outputs; of two, the second is the positive class."""
+    """Labels in the order of the model's outputs; of two, the second is the positive class."""
 
     def columns(self) -> list[str]:
-        """Columns that every row has to have."""
+        """Returns the columns of the texts and of the label."""
         pair = [self.text_pair] if self.text_pair else []
         return [self.text, *pair, self.label]
 
-    def example(self, row: Mapping[str, Any]) -> Example:
-        """`text`, `text_pair` (or None) and `label` as an index."""
-        pair = text_of(row, self.text_pair) if self.text_pair else None
-        text = text_of(row, self.text)
+    def parse_row(self, row: Mapping[str, Any]) -> Example:
+        """Returns `text`, `text_pair` (or None) and `label` as an index."""
+        pair = column_text(row, self.text_pair) if self.text_pair else None
+        text = column_text(row, self.text)
         label = label_index(row, self.label, self.labels)
         return {"text": text, "text_pair": pair, "label": label}
 
-    def texts(self, example: Example) -> list[str]:
-        """The text, and the second one of a pair."""
+    def tokenizer_texts(self, example: Example) -> list[str]:
+        """Returns the text, and the second one of a pair."""
         return [text for text in (example["text"], example["text_pair"]) if text is not None]
 
     def head(self) -> Head:
-        """A linear layer with one output a label."""
+        """Returns a linear layer with one output per label."""
         return Head(
             "AutoModelForSequenceClassification",
             {
@@ -65,30 +67,30 @@ class Classification(TrainedTask):
         )
 
     def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
-        """Token ids, cut at `max_length`, and the label's index."""
+        """Returns token ids, cut at `max_length`, and the label's index."""
         encoded = tokenizer(
             example["text"], example["text_pair"], truncation=True, max_length=self.max_length
         )
         return [{**encoded, "labels": example["label"]}]
 
     def scoring_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
-        """The same as for training."""
+        """Returns the same rows as for training."""
         return self.training_features(example, tokenizer)
 
     def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
-        """Cross-entropy of logits (B, C) against label indices (B,)."""
+        """Computes the cross-entropy of logits (B, C) against label indices (B,)."""
         return summed_cross_entropy(logits, labels, items, smoothing)
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
-        """Logits (B, C) are small: kept as they are."""
+        """Returns the logits (B, C) in fp32; they are small already."""
         return (logits[0] if isinstance(logits, tuple) else logits).float()
 
     def metric_names(self) -> list[str]:
-        """Those of `metrics/classification`."""
+        """Returns the names of `metrics/classification`."""
         return classification_names(self.labels)
 
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
-        """Accuracy, precision, recall and F1 as in `metrics/classification`."""
+    def compute_metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
+        """Computes accuracy, precision, recall and F1 with `metrics/classification`."""
         return compute_metric(
             "classification",
             predictions=reduced.argmax(axis=-1).tolist(),

@@ -1,4 +1,4 @@
-"""Pretraining from scratch: masked words and next sentences (Devlin et al. 2019, arXiv:1810.04805).
+"""Pretrains on masked words and next sentences (Devlin et al. 2019, arXiv:1810.04805).
 
 Shapes: B pairs, S tokens, V words.
 """
@@ -13,48 +13,51 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from hpcft.core.records.base import ColumnName, Share
-from hpcft.metrics import Scores, compute_metric
-from hpcft.tasks.base import IGNORED, Example, Head, ModelInputs, TrainedTask, text_of
+from hpcft.metrics import compute_metric
+from hpcft.metrics.base import Scores
+from hpcft.metrics.pretraining import METRIC
+from hpcft.tasks.base import IGNORE_INDEX, Example, Head, ModelInputs, TrainedTask, column_text
 
-_TITLE = re.compile(r" ?= [^=].* = ?\s*")  # of an article, as WikiText has it; sections have more =
+# An article's title in WikiText; headings of its sections have more `=`.
+_TITLE = re.compile(r" ?= [^=].* = ?\s*")
 _HEADING = re.compile(r" ?= .* = ?\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-WORDS_OF_A_TOKEN = 0.75  # of English, in a subword vocabulary; what is too long is cut
+WORDS_PER_TOKEN = 0.75  # of English in a subword vocabulary; pieces that are too long are cut
 
 
 class Pretraining(TrainedTask):
-    """Guess masked words, and whether the second of two texts follows the first.
+    """Guesses masked words, and whether the second of two texts follows the first.
 
-    Rows are lines in their order. Where lines bear WikiText's titles (` = Title = `), a document
-    goes from one to the next and headings are left out; else documents are parted by empty lines.
-    A pair is two neighbouring pieces of a document, or half of the time (by `data.seed`) a piece
-    and one of another document. The masks are drawn once, by seed and text, not anew each epoch.
+    Rows are lines in their order. If some are WikiText titles (` = Title = `), a document reaches
+    from one title to the next and headings are left out; otherwise empty lines separate documents.
+    A pair is two neighbouring pieces of a document or, half of the time (by `data.seed`), a piece
+    and one of another document. Masks are drawn once, by seed and text: each epoch has the same.
     """
 
     labels_per_token: ClassVar[bool] = True
-    masks: ClassVar[bool] = True
+    needs_mask_token: ClassVar[bool] = True
 
     name: Literal["pretraining"]
     """`pretraining`."""
     text: ColumnName = "text"
     """Column of the line."""
     mlm_probability: Share = Field(default=0.15)
-    """Share of the tokens that are to be guessed: 80 % of them are masked, 10 % replaced by others
-    and 10 % left as they are."""
+    """Share of the tokens to guess: 80 % of them are masked, 10 % replaced by others and 10 % left
+    as they are."""
 
     def columns(self) -> list[str]:
-        """Columns that every row has to have."""
+        """Returns the column of the line."""
         return [self.text]
 
-    def example(self, row: Mapping[str, Any]) -> Example:
-        """`text`: a line, which may be empty."""
+    def parse_row(self, row: Mapping[str, Any]) -> Example:
+        """Returns `text`: a line, which may be empty."""
         value = row.get(self.text)
         is_empty = isinstance(value, str) and not value.strip()
-        return {"text": "" if is_empty else text_of(row, self.text)}
+        return {"text": "" if is_empty else column_text(row, self.text)}
 
-    def group_examples(self, examples: list[Example]) -> list[Example]:
-        """Pairs `first` and `second`, and `label`: 0 where it follows, 1 where it does not."""
-        documents = [self._pieces(document) for document in _documents(examples)]
+    def group_examples(self, rows: list[Example]) -> list[Example]:
+        """Returns pairs: `first`, `second`, and `label`: 0 if it follows, 1 if it does not."""
+        documents = [self._split_pieces(document) for document in _split_documents(rows)]
         documents = [pieces for pieces in documents if pieces]
         draw = random.Random(self.data.seed)
         pairs: list[Example] = []
@@ -71,33 +74,33 @@ class Pretraining(TrainedTask):
                 pairs.append({"first": first, "second": second, "label": label})
         return pairs
 
-    def _pieces(self, lines: list[str]) -> list[str]:
-        """The document in pieces of whole sentences, of which two fill a sequence."""
+    def _split_pieces(self, lines: list[str]) -> list[str]:
+        """Splits a document into pieces of whole sentences, two of which fill a sequence."""
         sentences = [s for line in lines for s in _SENTENCE_END.split(line.strip()) if s]
         words = sum(len(sentence.split()) for sentence in sentences)
-        wanted = min(self.max_length * WORDS_OF_A_TOKEN / 2, words / 2)
+        piece_words = min(self.max_length * WORDS_PER_TOKEN / 2, words / 2)
         pieces: list[str] = []
-        held: list[str] = []
+        piece: list[str] = []
         for sentence in sentences:
-            held.append(sentence)
-            if sum(len(s.split()) for s in held) >= wanted:
-                pieces.append(" ".join(held))
-                held = []
-        return pieces + ([" ".join(held)] if held else [])
+            piece.append(sentence)
+            if sum(len(s.split()) for s in piece) >= piece_words:
+                pieces.append(" ".join(piece))
+                piece = []
+        return pieces + ([" ".join(piece)] if piece else [])
 
-    def texts(self, example: Example) -> list[str]:
-        """Both pieces."""
+    def tokenizer_texts(self, example: Example) -> list[str]:
+        """Returns both pieces."""
         return [example["first"], example["second"]]
 
     def head(self) -> Head:
-        """The vocabulary for each token, and two outputs for the pair."""
+        """Returns outputs over the vocabulary for each token, and two for the pair."""
         return Head("AutoModelForPreTraining", module="cls.seq_relationship")
 
     def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
-        """Token ids with masks; labels (S,): the pair's first, then the masked tokens' ids.
+        """Returns token ids with masks, and labels (S,): the pair's, then the masked tokens'.
 
-        The first token is never masked, and its output is what the pair is judged by: so its place
-        holds the label of the pair.
+        The first token is never masked, and the pair is judged by its output: so its place in the
+        labels holds the pair's label.
         """
         encoded = tokenizer(
             example["first"],
@@ -108,13 +111,13 @@ class Pretraining(TrainedTask):
         )
         special = encoded.pop("special_tokens_mask")
         ids = list(encoded["input_ids"])
-        labels = [IGNORED] * len(ids)
+        labels = [IGNORE_INDEX] * len(ids)
         labels[0] = example["label"]
         draw = random.Random(f"{self.data.seed} {example['first']} {example['second']}")
-        open_places = [place for place, is_special in enumerate(special) if not is_special]
-        count = max(1, round(self.mlm_probability * len(open_places)))
+        maskable = [place for place, is_special in enumerate(special) if not is_special]
+        count = max(1, round(self.mlm_probability * len(maskable)))
         ordinary = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
-        for place in draw.sample(open_places, count):
+        for place in draw.sample(maskable, count):
             labels[place] = ids[place]
             chance = draw.random()
             if chance < 0.8:
@@ -124,86 +127,89 @@ class Pretraining(TrainedTask):
         return [{**encoded, "input_ids": ids, "labels": labels}]
 
     def scoring_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
-        """The same as for training."""
+        """Returns the same rows as for training."""
         return self.training_features(example, tokenizer)
 
     def logits(self, outputs: Any) -> Any:
-        """Scores of the words (B, S, V), and of "follows" and "does not" (B, 2)."""
+        """Returns scores of the words (B, S, V), and of "follows" and "does not" (B, 2)."""
         return outputs["prediction_logits"], outputs["seq_relationship_logits"]
 
     def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
-        """The mean over pairs of both cross-entropies: over a pair's masked tokens, and its own.
+        """Computes the mean over pairs of two cross-entropies: of the masked tokens, and the pair.
 
-        It is the sum of means that BERT was trained with, where all pairs have as many masked
-        tokens. A pair counts as often as it has labels (its masked tokens and one), so that the
-        parts of a global batch add up however it is split.
+        If all pairs have equally many masked tokens, this is the sum of means that BERT was trained
+        with. A pair counts as often as it has labels (its masked tokens and one), so that the parts
+        of a global batch add up however it is split.
         """
-        words, follows, counted, losses = self._parts(logits, labels, smoothing)
-        weights = counted.sum(1) + 1
-        each = losses.new_zeros(labels.shape[0]).index_add(0, words, losses)
-        total = (weights * (each / counted.sum(1).clamp(min=1) + follows)).sum()
+        pair, pair_losses, is_masked, token_losses = self._losses(logits, labels, smoothing)
+        weights = is_masked.sum(1) + 1
+        summed = token_losses.new_zeros(labels.shape[0]).index_add(0, pair, token_losses)
+        total = (weights * (summed / is_masked.sum(1).clamp(min=1) + pair_losses)).sum()
         return total / (weights.sum() if items is None else items)
 
     @staticmethod
-    def _parts(logits: Any, labels: Any, smoothing: float) -> tuple[Any, Any, Any, Any]:
-        """Pair of each masked token; losses of pairs; which tokens are masked; their losses."""
+    def _losses(logits: Any, labels: Any, smoothing: float) -> tuple[Any, Any, Any, Any]:
+        """Computes the cross-entropies of pairs and of masked tokens.
+
+        Returns:
+            Pair of each of N masked tokens (N,); losses of the pairs (B,); which tokens are masked
+            (B, S); losses of the masked tokens (N,).
+        """
         from torch.nn.functional import cross_entropy
 
-        counted = labels != IGNORED
-        counted[:, 0] = False
-        words = cross_entropy(
-            logits[0][counted].float(), labels[counted], reduction="none", label_smoothing=smoothing
+        is_masked = labels != IGNORE_INDEX
+        is_masked[:, 0] = False
+        token_losses = cross_entropy(
+            logits[0][is_masked].float(),
+            labels[is_masked],
+            reduction="none",
+            label_smoothing=smoothing,
         )
-        follows = cross_entropy(
+        pair_losses = cross_entropy(
             logits[1].float(), labels[:, 0], reduction="none", label_smoothing=smoothing
         )
-        return counted.nonzero()[:, 0], follows, counted, words
+        return is_masked.nonzero()[:, 0], pair_losses, is_masked, token_losses
 
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
-        """Sum of the masked tokens' losses, their number, those right, and whether the pair is.
+        """Reduces each pair to four numbers, (B, 4) in fp32.
 
-        As (B, 4) in float32.
+        They are the sum of its masked tokens' losses, the number of these tokens, how many of them
+        are right, and whether the pair is right.
         """
         import torch
 
-        pair, _, counted, losses = self._parts(logits, labels, 0.0)
-        right = (logits[0][counted].argmax(-1) == labels[counted]).float()
+        pair, _, is_masked, losses = self._losses(logits, labels, 0.0)
+        is_right = (logits[0][is_masked].argmax(-1) == labels[is_masked]).float()
         zeros = losses.new_zeros(labels.shape[0])
         return torch.stack(
             [
                 zeros.index_add(0, pair, losses),
-                counted.sum(1).float(),
-                zeros.index_add(0, pair, right),
+                is_masked.sum(1).float(),
+                zeros.index_add(0, pair, is_right),
                 (logits[1].argmax(-1) == labels[:, 0]).float(),
             ],
             dim=1,
         )
 
     def metric_names(self) -> list[str]:
-        """Loss, perplexity and accuracy over masked tokens, accuracy over pairs."""
-        return ["masked_loss", "perplexity", "masked_accuracy", "next_sentence_accuracy"]
+        """Returns loss, perplexity and accuracy of masked tokens, and accuracy of pairs."""
+        return list(METRIC.infos)
 
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
-        """Perplexity is exp of the mean cross-entropy over all masked tokens, not over batches."""
-        losses, counts, _, _ = reduced.T.tolist()
-        _, tokens, right, pairs = reduced.astype("float64").sum(axis=0).tolist()
-        return {
-            **compute_metric(
-                "perplexity", predictions=losses, references=counts, loss="masked_loss"
-            ),
-            "masked_accuracy": right / max(tokens, 1.0),
-            "next_sentence_accuracy": pairs / len(reduced),
-        }
+    def compute_metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
+        """Computes the metrics with `metrics/pretraining`."""
+        columns = METRIC.inputs["predictions"]
+        rows = [dict(zip(columns, row, strict=True)) for row in reduced.tolist()]
+        return compute_metric("pretraining", predictions=rows)
 
 
-def _documents(examples: list[Example]) -> list[list[str]]:
-    """The lines of each document, headings and empty lines left out."""
-    lines = [example["text"] for example in examples]
-    titled = any(_TITLE.fullmatch(line) for line in lines)
+def _split_documents(rows: list[Example]) -> list[list[str]]:
+    """Returns the lines of each document, without headings and empty lines."""
+    lines = [row["text"] for row in rows]
+    has_titles = any(_TITLE.fullmatch(line) for line in lines)
     documents: list[list[str]] = [[]]
     for line in lines:
-        if _TITLE.fullmatch(line) if titled else not line:
+        if _TITLE.fullmatch(line) if has_titles else not line:
             documents.append([])
-        elif line and not (titled and _HEADING.fullmatch(line)):
+        elif line and not (has_titles and _HEADING.fullmatch(line)):
             documents[-1].append(line)
     return documents

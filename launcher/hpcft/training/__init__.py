@@ -1,1 +1,1 @@
-"""The compute-node half: one process per GPU. Nothing outside this folder imports it."""
+"""Runs on compute nodes: one process per GPU. Nothing below this package imports it."""

@@ -1,4 +1,4 @@
-"""WorkerContext: what a training process knows of its run."""
+"""WorkerContext: a worker's run, rank and plan."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from hpcft.core.records import Plan
 from hpcft.recovery.run import Run
 from hpcft.training.distributed.rank_env import RankInfo
 
-if TYPE_CHECKING:  # it imports transformers, before which the environment has to be set
+if TYPE_CHECKING:  # The module imports transformers, before which the environment has to be set.
     from hpcft.training.telemetry.progress import ProgressReporter
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """One training process: its run, its rank, and the plan that it goes by."""
+    """Everything that the modes of a worker need: run, plan, rank and reporter."""
 
     run: Run
     """The run."""
     plan: Plan
     """The plan that runs now, read once when the process started."""
     reporter: ProgressReporter
-    """Writes progress, metrics and measurements."""
+    """Writer of progress, metrics and measurements."""
     restart_index: int = 0
     """Number of recoveries before this process started."""
+    planned_bytes: int | None = None
+    """Memory per rank that the submitted plan predicts, in bytes; a fallback takes less."""
 
     @property
     def rank(self) -> RankInfo:
-        """This process among the ranks."""
+        """Place of this process among the ranks."""
         return self.reporter.rank
 
     @property
     def paths(self) -> RunPaths:
-        """The run's files."""
+        """Paths of the run's files."""
         return self.run.paths
 
     @property

@@ -1,8 +1,8 @@
 """Decides after srun whether a run that has ended too early is requeued or resubmitted.
 
-It runs in the batch script, outside of the ranks, so that it is there even if all of them were
-killed. Where Slurm itself ends a job (a node that fails, preemption without notice) it also
-restarts it by itself, and the ranks find their checkpoint.
+It runs in the batch script, outside of the ranks, so that it runs even if all ranks were killed. If
+Slurm itself ends a job (a node fails, preemption without notice), Slurm also restarts it, and the
+ranks find their checkpoint.
 
     python -m hpcft.training.requeue RUNS_FILE
 """
@@ -23,7 +23,8 @@ from hpcft.recovery import limits, resubmit
 from hpcft.recovery.diagnosis import Failure, explain_failure
 from hpcft.recovery.log import append_recovery, is_superseded_start
 from hpcft.recovery.run import Run
-from hpcft.scheduler import slurm
+from hpcft.scheduler import slurm_commands, slurm_job
+from hpcft.scheduler.protocol import Refused
 from hpcft.training import entry
 
 log = logging.getLogger("hpcft.training.requeue")
@@ -41,18 +42,18 @@ def main(runs_file: str) -> None:
     log.setLevel(logging.INFO)
     try:
         run = Run.open(Path(folder))
-        log.info("%s", decide_requeue(run, slurm.current_job_id(), slurm.restart_count()))
+        log.info("%s", decide_requeue(run, slurm_job.current_job_id(), slurm_job.restart_count()))
     except HpcftError as error:
         log.error("not restarted: %s", error)
 
 
 def decide_requeue(run: Run, job_id: str, restart: int) -> str:
-    """Requeues or resubmits a run where its failure allows it; returns what was done, in words.
+    """Requeues or resubmits a run if its failure allows it; returns a sentence for the log.
 
     Args:
         run: the run; none of its ranks trains.
         job_id: the job that runs here.
-        restart: how often Slurm has restarted it before.
+        restart: how often Slurm has restarted the job before.
     """
     if run.paths.result.exists():
         return "the run is complete"
@@ -61,7 +62,7 @@ def decide_requeue(run: Run, job_id: str, restart: int) -> str:
         return f"the run continues as job {last.job_id}"
     if is_superseded_start(run.paths, job_id, restart):
         return "Slurm has restarted the job already"
-    state = slurm.job_states([job_id])[job_id]
+    state = slurm_commands.job_states([job_id])[job_id]
     if not state.is_live:
         return f"the job is over: {state.state}"
     recoveries = run.read_recoveries()
@@ -69,27 +70,26 @@ def decide_requeue(run: Run, job_id: str, restart: int) -> str:
     failure = explain_failure(run.paths, attempt, state, recoveries)
     error = _as_rank_error(failure, job_id)
     step, plan = run.saved_step(), run.read_plan()
-    more = oom_fallback.double_host_memory(plan) if failure.name == caps.HOST_OOM else None
-    if more:
-        return _resubmit(run, plan, more, error, failure, step)
+    with_more = oom_fallback.double_host_memory(plan) if failure.name == caps.HOST_OOM else None
+    if with_more:
+        return _resubmit(run, with_more, error, failure, step)
     if failure.policy not in ("requeue", "exclude"):
         return f"not restarted: {failure}"
     if reason := limits.restart_limit_reason(recoveries, failure.name, step):
-        if reason in failure.sentence:  # the ranks have refused for the same reason
+        if reason in failure.sentence:  # The supervisors gave up for the same reason.
             return f"not restarted: {failure}"
         message = f"{failure.sentence}; {reason}"
         update = {"failure": "stuck", "message": message, "next_step": failure.next_step}
         write_rank_error(run.paths, error.model_copy(update=update))
         return f"not restarted: {message}"
     if failure.policy == "exclude":
-        return _resubmit(run, plan, plan, error, failure, step)
-    return _requeue(run, plan, error, failure, step, restart)
+        return _resubmit(run, plan, error, failure, step)
+    return _requeue(run, error, failure, step, restart)
 
 
-def _requeue(
-    run: Run, plan: Plan, error: RankError, failure: Failure, step: int, restart: int
-) -> str:
-    """Has Slurm requeue the job; where it refuses, resubmits the run as another job."""
+def _requeue(run: Run, error: RankError, failure: Failure, step: int, restart: int) -> str:
+    """Requeues the job; resubmits the run as another job if Slurm refuses."""
+    plan = run.read_plan()
     append_recovery(
         run.paths,
         plan,
@@ -102,44 +102,41 @@ def _requeue(
         restart=restart + 1,
     )
     try:
-        slurm.requeue(error.job_id)
+        slurm_job.requeue(error.job_id)
     except ClusterError as refused:
         run.remove_last_recovery()
-        log.warning("the job cannot be requeued (%s)", refused)
-        return _resubmit(run, plan, plan, error, failure, step)
+        log.warning("the job cannot be requeued (%s): resubmitting the run", refused)
+        return _resubmit(run, plan, error, failure, step)
     return f"requeued at step {step}: {failure.sentence}"
 
 
-def _resubmit(
-    run: Run, before: Plan, after: Plan, error: RankError, failure: Failure, step: int
-) -> str:
-    """Submits the run as another job, which keeps away from the nodes that are to blame."""
-    number = len(run.read_recoveries()) + 1
-    blamed = [failure.node] if failure.policy == "exclude" and failure.node else []
+def _resubmit(run: Run, plan: Plan, error: RankError, failure: Failure, step: int) -> str:
+    """Submits the run with a plan as another job, which excludes the node at fault."""
+    excluded = [failure.node] if failure.policy == "exclude" and failure.node else []
     append_recovery(
         run.paths,
-        before,
-        after,
-        number=number,
+        run.read_plan(),
+        plan,
+        number=len(run.read_recoveries()) + 1,
         action="resubmit",
         error=error,
         cause=failure.name,
         step=step,
-        excluded=blamed,
+        excluded=excluded,
     )
     try:
-        job_id = resubmit.resubmit(run.paths, after, run.cluster, error.job_id, entry.start)
-    except (slurm.Refused, ClusterError) as refused:
+        job_id = resubmit.resubmit(run, plan, error.job_id, entry.start)
+    except (Refused, ClusterError) as refused:
         run.remove_last_recovery()
         return f"not restarted: {failure}; it cannot be resubmitted: {refused}"
-    away = f", away from {', '.join(blamed)}" if blamed else ""
+    without = f" without {', '.join(excluded)}" if excluded else ""
     change = run.read_recoveries()[-1].change
-    how = f"{away} with {change}" if change else away
-    return f"resubmitted as job {job_id}{how}, at step {step}: {failure.sentence}"
+    with_change = f" with {change}" if change else ""
+    return f"resubmitted as job {job_id}{without}{with_change}, at step {step}: {failure.sentence}"
 
 
 def _as_rank_error(failure: Failure, job_id: str) -> RankError:
-    """Returns the failure as an error of the rank that it began on."""
+    """Returns the failure as an error record of the rank that failed first."""
     return RankError.now(
         failure.rank or 0,
         "Ended",

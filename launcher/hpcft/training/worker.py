@@ -1,6 +1,6 @@
-"""Runs one rank from start to end; if it fails, it writes why and keeps no other rank waiting.
+"""Worker: runs the training of one rank; if it fails, it writes why and ends at once.
 
-Its supervisor starts it as `python -m hpcft.training.worker` with the arguments of `main`.
+The rank's supervisor starts it as `python -m hpcft.training.worker`, with the arguments of `main`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcft.core.errors import HpcftError
+from hpcft.core.files import check_private
 from hpcft.core.paths import RunPaths
 from hpcft.core.rank_errors import write_rank_error
 from hpcft.core.records import Plan, RankError
@@ -29,8 +30,8 @@ from hpcft.training.distributed.worker_channel import OUT_OF_MEMORY_EXIT, SAVED_
 if TYPE_CHECKING:
     from hpcft.training.telemetry.progress import ProgressReporter
 
-ELSEWHERE = (
-    "a smaller batch would not help: take a GPU that nobody else uses (another node, an exclusive "
+FOREIGN_MEMORY_ADVICE = (
+    "a smaller batch would not help: use a GPU that nobody else uses (another node, an exclusive "
     "job), or plan with --other-processes"
 )
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -45,8 +46,8 @@ def main(
         run_folder: the run's folder.
         restart_index: number of recoveries before this start.
         supervisor: process id of the supervisor; this process ends with it.
-        heartbeat_fd: pipe for heartbeats.
-        stacks_fd: file for stacks.
+        heartbeat_fd: descriptor of the pipe for heartbeats.
+        stacks_fd: descriptor of the file for stacks.
     """
     stop_signal.install()
     _end_with(int(supervisor))
@@ -54,30 +55,36 @@ def main(
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("hpcft").setLevel(logging.INFO)
     paths = RunPaths(Path(run_folder))
+    check_private(paths.folder)
     rank: RankInfo | None = None
     reporter: ProgressReporter | None = None
     plan: Plan | None = None
+    planned_bytes: int | None = None
     try:
         run = Run.open(paths.folder)
-        plan = run.read_plan()
+        plan, planned_bytes = run.read_plan(), run.read_planned_bytes()
         rank = init_rank_env(plan)
-        # Deprecations inside the libraries are for their developers, not for this log.
+        # Deprecation warnings of the libraries would only fill this log.
         warnings.filterwarnings("ignore", category=FutureWarning)
-        # Imported here: the environment has to be set before torch and transformers are.
+        # Imported here, because they import torch and transformers, which read the environment.
         from hpcft.training.modes import run_mode
         from hpcft.training.telemetry.progress import ProgressReporter
 
         reporter = ProgressReporter(paths, rank, int(restart_index), heartbeats)
-        run_mode(WorkerContext(run, plan, reporter, int(restart_index)))
+        run_mode(
+            WorkerContext(run, plan, reporter, int(restart_index), planned_bytes=planned_bytes)
+        )
     except stop_signal.StoppedAfterSave:
         sys.stdout.flush()
         os._exit(SAVED_EXIT)
     except BaseException as error:
-        # Frames hold tensors: what is left to do needs a little of their memory.
+        # The frames hold tensors, and writing the error needs a little of their memory.
         traceback.clear_frames(error.__traceback__)
         phase = reporter.progress.phase if reporter else "starting"
-        code = _write_error(paths, rank, plan, error, phase)
-        # An ordinary exit would wait for threads of a communicator whose peers are gone.
+        code = _write_error(
+            paths, error, rank=rank, plan=plan, planned_bytes=planned_bytes, phase=phase
+        )
+        # A normal exit would wait for threads of a communicator whose peers are gone.
         os._exit(code)
     sys.stdout.flush()
 
@@ -86,23 +93,29 @@ def _end_with(supervisor: int) -> None:
     """Lets the kernel end this process with its supervisor, however that one ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
-        os._exit(1)  # it was gone before
+        os._exit(1)  # The supervisor had ended before.
 
 
 def _write_error(
-    paths: RunPaths, rank: RankInfo | None, plan: Plan | None, error: BaseException, phase: str
+    paths: RunPaths,
+    error: BaseException,
+    *,
+    rank: RankInfo | None,
+    plan: Plan | None,
+    planned_bytes: int | None,
+    phase: str,
 ) -> int:
     """Writes why this rank ends; returns the exit code to end with."""
-    short = gpu_memory.out_of_memory_of(error, plan) if plan else None
-    answerable = bool(plan and short and gpu_memory.can_fall_back(short, plan))
-    # While a fallback may help, the error log stays silent: it is no failure yet.
-    traceback.print_exception(error, file=sys.stdout if answerable else sys.stderr)
+    shortage = gpu_memory.out_of_memory_of(error, plan, planned_bytes) if plan else None
+    may_fall_back = bool(plan and shortage and gpu_memory.can_fall_back(shortage, plan))
+    # As long as a fallback may help, the run has not failed, and its error log stays empty.
+    traceback.print_exception(error, file=sys.stdout if may_fall_back else sys.stderr)
     message, failure, next_step = str(error) or type(error).__name__, "", ""
-    if short:
-        message = short.foreign or short.evidence
-        if short.foreign:
-            failure, next_step = "foreign_memory", ELSEWHERE
-        elif short.fragmented and not gpu_memory.segments_expandable():
+    if shortage:
+        message = shortage.foreign or shortage.evidence
+        if shortage.foreign:
+            failure, next_step = "foreign_memory", FOREIGN_MEMORY_ADVICE
+        elif shortage.fragmented and not gpu_memory.segments_expandable():
             failure = FRAGMENTATION
     record = RankError.now(
         rank.rank if rank else int(os.environ.get("SLURM_PROCID", "0")),
@@ -117,7 +130,7 @@ def _write_error(
     write_rank_error(paths, record)
     sys.stdout.flush()
     sys.stderr.flush()
-    return OUT_OF_MEMORY_EXIT if answerable else 1
+    return OUT_OF_MEMORY_EXIT if may_fall_back else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plans of prompting: weights, caches and a batch by name; the trace against real tensors."""
+"""Tests plans of few-shot prompting by component, and the trace against real tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from hpcft.methods.frozen import Frozen
 from hpcft.planning import oom_fallback
 from hpcft.planning.memory.few_shot import batch_memory
 from hpcft.planning.memory.trace_types import PromptBatch
-from hpcft.planning.memory.tracing.few_shot import _peaks, shapes
-from hpcft.planning.memory.tracing.target_device import Target
+from hpcft.planning.memory.tracing.few_shot import batch_shapes, peak_bytes
 from hpcft.tasks.few_shot.scorer import Scorer
 from hpcft.tasks.few_shot.task import FewShot
 
@@ -27,21 +26,21 @@ pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 
 
 def planned(cli: Cli, *arguments: object) -> tuple[dict[str, Any], dict[str, int]]:
-    """The plan, and bytes of a GPU by component."""
-    said = cli("plan", *arguments, "--uncalibrated", "--json")
-    assert said.code == 0, said.err
-    return said.json, {item["name"]: item["bytes"] for item in said.json["gpu_memory"]}
+    """Returns the plan, and a GPU's bytes by component."""
+    result = cli("plan", *arguments, "--uncalibrated", "--json")
+    assert result.code == 0, result.err
+    return result.json, {item["name"]: item["bytes"] for item in result.json["gpu_memory"]}
 
 
-def test_gemma_shown_eight_reviews_on_one_gpu(cli: Cli) -> None:
+def test_few_shot_plan_of_gemma_7b_fits_one_gpu(cli: Cli) -> None:
     plan, items = planned(cli, "gemma7b_fewshot", "-c", "a100-40")
     assert plan["layout"]["ranks_per_node"] * plan["layout"]["nodes"] == 1
     assert plan["precision"] == "bf16"
     assert items.pop("weights") == 2 * GEMMA_7B
     assert items.pop("KV cache of the shots") == 2 * LAYERS * HEADS * HEAD_WIDTH * 2 * WINDOW
-    # They are of label positions only, and no more than what a layer held before them.
+    # Logits are of label positions only, and take no more than the layers before them.
     assert "logits" not in items
-    # At least a layer's feed-forward part: three times tokens × F in 16 bits.
+    # At least the feed-forward part of a layer: three times tokens × F in 16 bits.
     tokens = plan["per_device_eval_batch_size"] * WINDOW
     assert 3 * tokens * 24_576 * 2 * 0.9 < items.pop("activations") < 8 * tokens * 24_576 * 2
     assert set(items) == {"fragmentation", "CUDA context"}, "no gradients, no optimizer"
@@ -50,7 +49,7 @@ def test_gemma_shown_eight_reviews_on_one_gpu(cli: Cli) -> None:
     assert plan["gpu_hours"] < 1
 
 
-def test_a_gpu_that_is_too_small_takes_4_bits_or_shares(cli: Cli) -> None:
+def test_small_gpu_needs_4_bits_or_sharding(cli: Cli) -> None:
     plan, items = planned(cli, "gemma7b_fewshot", "-c", "t4-16", "-o", "method.load_in_4bit=true")
     assert plan["layout"]["zero_stage"] == 0
     assert items["weights"] + items["4-bit weights"] < 0.36 * 2 * GEMMA_7B
@@ -70,17 +69,17 @@ def test_a_gpu_that_is_too_small_takes_4_bits_or_shares(cli: Cli) -> None:
     assert "offload_optimizer" not in plan["ds_config"]["zero_optimization"]
 
 
-def test_generation_keeps_what_it_has_read(cli: Cli) -> None:
-    _, asked = planned(cli, "llama3_8b_mnli_oneshot", "-c", "a100-80")
+def test_generation_keeps_the_cache_of_the_batch(cli: Cli) -> None:
+    _, generating = planned(cli, "llama3_8b_mnli_oneshot", "-c", "a100-80")
     token = 2 * 32 * 8 * 128 * 2
-    assert asked["KV cache of the shots"] == token * 1024
-    assert asked["KV cache of the batch"] == token * 16_384
-    _, scored = planned(cli, "llama3_8b_mnli_oneshot", "-c", "a100-80", "-o",
+    assert generating["KV cache of the shots"] == token * 1024
+    assert generating["KV cache of the batch"] == token * 16_384
+    _, scoring = planned(cli, "llama3_8b_mnli_oneshot", "-c", "a100-80", "-o",
                         "task={answer: likelihood, temperature: 0}")  # fmt: skip
-    assert "KV cache of the batch" not in scored
+    assert "KV cache of the batch" not in scoring
 
 
-def test_what_is_out_of_memory_asks_less_at_once_then_moves_the_weights() -> None:
+def test_fallbacks_halve_the_batch_then_offload_the_weights() -> None:
     (point,) = recipe.load_recipe("gemma7b_fewshot")
     site = cluster_profile.load_profile("a100-40")
     plan = plan_run(point, site)
@@ -100,7 +99,7 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("prompts", [1, 8])
-def test_what_is_traced_is_what_real_tensors_take(prompts: int) -> None:
+def test_traced_batch_equals_real_tensors(prompts: int) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     task = FewShot.model_validate_json(json.dumps({
@@ -115,10 +114,11 @@ def test_what_is_traced_is_what_real_tensors_take(prompts: int) -> None:
     scorer = Scorer(AutoModelForCausalLM.from_config(config), [0])
     choices = [4, 10]
     real = [
-        _peaks(scorer, Target("cpu", "fp32"), rows, own, choices)
-        for rows, own in shapes(prompts, 200, choices)
+        peak_bytes(scorer, rows, tokens, choices)
+        for rows, tokens in batch_shapes(prompts, 200, choices)
     ]
-    assert max(a for a, *_ in real) == pytest.approx(traced.activations, rel=0.05)
-    assert max(m for *_, m in real) == pytest.approx(traced.activations + traced.logits, rel=0.05)
-    assert traced.token == 2 * 3 * 2 * 16 * 4
-    assert not traced.copies
+    with_logits = traced.activation_bytes + traced.logits_bytes
+    assert max(a for a, *_ in real) == pytest.approx(traced.activation_bytes, rel=0.05)
+    assert max(m for *_, m in real) == pytest.approx(with_logits, rel=0.05)
+    assert traced.kv_bytes_per_token == 2 * 3 * 2 * 16 * 4
+    assert not traced.copies_prefix

@@ -1,4 +1,4 @@
-"""Modules that a plan does without: not imported, and the real ones for all who want them."""
+"""Tests that a plan imports stubs only, and that the real modules load for any other use."""
 
 from __future__ import annotations
 
@@ -38,18 +38,19 @@ print(torch.distributed.tensor.DTensor.__name__, torch._dynamo.disable.__module_
 """
 
 
-def test_a_first_plan_leaves_compiler_and_sharded_tensors_out(tmp_path: Path) -> None:
+def test_first_plan_imports_no_compiler_and_no_dtensor(tmp_path: Path) -> None:
     planned = imported_by("plan", "llama3_8b_winogrande_qlora", "-c", "a100-80", cwd=tmp_path,
                           then=THEN, XDG_CACHE_HOME=str(tmp_path))  # fmt: skip
     absent = {"torch._dynamo", "torch.distributed.tensor", "torch._inductor", "scipy", "datasets"}
     assert absent & planned.modules == set()
     assert "torch" in planned.modules
-    assert planned.after[-1] == "REAL torch.distributed.tensor 2.0 2.0", "for all who come after it"
+    assert planned.after[-1] == "REAL torch.distributed.tensor 2.0 2.0", "real after a plan"
 
 
-def test_the_real_modules_come_when_more_is_asked() -> None:
+def test_stubs_give_way_to_real_modules_when_more_is_used() -> None:
     done = subprocess.run([sys.executable, "-c", INSIDE], capture_output=True, text=True,
                           timeout=120, check=True)  # fmt: skip
     assert done.stdout.splitlines() == [
-        "Sharded 0", "True True", "False", "True False", "True", "DTensor torch._dynamo.decorators",
+        "StubDTensor 0", "True True", "False", "True False", "True",
+        "DTensor torch._dynamo.decorators",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Memory by trace: it agrees with real training, closed forms, and itself at any depth."""
+"""Tests traced memory against real training, closed forms, and itself at any depth."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from builders import CLASSIFY, COMPLETE, ROOT, cluster, recipe
 from hpcft.core.records import Layout, ParameterCount, ZeroSizes
+from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.memory import rank_memory, zero3_schedule, zero_memory
 from hpcft.planning.memory.extrapolate import envelope, moments
 from hpcft.planning.memory.model_states import NF4_DOUBLE_BYTES, persistent_bytes
@@ -35,27 +36,27 @@ pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 
 
 def step(config: dict[str, Any], method: str = "full", **changes: Any) -> TracedStep:
-    """A step of a tiny model on a CPU."""
+    """Makes a step of a tiny model on a CPU."""
     task = {**(CLASSIFY if config["model_type"] == "bert" else COMPLETE), "max_length": 48}
     made = recipe(model={"config": config}, task=task, method={"name": method})
     fields: dict[str, Any] = {
         "precision": "fp32", "optim": "adamw_torch", "zero_stage": 0, "checkpointing": False,
-        "single": False, "padded": True, "accelerator": "cpu",
+        "single_example": False, "padded": True, "accelerator": "cpu",
     }  # fmt: skip
     return TracedStep(model=made.model, task=made.task, method=made.method, **(fields | changes))
 
 
-def peak(found: StepMemory, batch: int) -> int:
-    """The most of a step."""
-    return max(sum(line.at(batch)) for line in found.training)
+def peak(memory: StepMemory, batch: int) -> int:
+    """Returns the peak of a training step, in bytes."""
+    return max(sum(line.at(batch)) for line in memory.training)
 
 
 # ---------------------------------------------------------------- real training
 
 
 @pytest.mark.parametrize("name", ["llama-lora-bf16"])
-def test_the_trace_is_what_the_allocator_sees(name: str) -> None:
-    """Real steps through the product's own Trainer, by the benchmark, which has 80 such cases."""
+def test_trace_equals_allocator_in_real_training(name: str) -> None:
+    """Runs one case of the memory benchmark, which trains with hpcft's own Trainer."""
     import cases
     import measure
     import run
@@ -66,7 +67,7 @@ def test_the_trace_is_what_the_allocator_sees(name: str) -> None:
     assert predicted == pytest.approx(measured["peak_bytes"], rel=0.001)
 
 
-# ---------------------------------------------------------------- two small depths tell all
+# ---------------------------------------------------------------- extrapolation
 
 
 @pytest.mark.parametrize(
@@ -78,12 +79,12 @@ def test_the_trace_is_what_the_allocator_sees(name: str) -> None:
         (LLAMA, "qlora", {"checkpointing": True}),
         (GEMMA3, "full", {}),
         (GEMMA3, "lora", {"checkpointing": True}),
-        (BERT, "full", {"single": True}),
+        (BERT, "full", {"single_example": True}),
         (LLAMA, "full", {"zero_stage": 2}),
         (LLAMA, "full", {"zero_stage": 3, "checkpointing": True}),
     ],
 )
-def test_the_whole_model_is_what_small_traces_say(
+def test_extrapolated_memory_equals_trace_of_full_model(
     config: dict[str, Any],
     method: str,
     changes: dict[str, Any],
@@ -98,60 +99,67 @@ def test_the_whole_model_is_what_small_traces_say(
         max_reuse_distance_elements=60_000 if changes.get("checkpointing") else 0,
         sub_group_elements=100_000,
     )  # fmt: skip
-    asked = step(config, method, zero=sizes if changes.get("zero_stage") else None, **changes)
-    small = step_memory(asked)
+    traced = step(config, method, zero=sizes if changes.get("zero_stage") else None, **changes)
+    extrapolated = step_memory(traced)
     layers = int(config["num_hidden_layers"])
-    monkeypatch.setattr(run.models, "period", lambda *_: layers)  # so that nothing repeats
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where the small one is not known
-    whole = step_memory(asked)
-    for batch in (1,) if changes.get("single") else (2, 3, 8):
-        assert peak(small, batch) == pytest.approx(peak(whole, batch), rel=1e-3)
+    # Without repeating layers the full model is traced, in an empty cache.
+    monkeypatch.setattr(run, "layer_period", lambda *_: layers)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    full = step_memory(traced)
+    for batch in (1,) if changes.get("single_example") else (2, 3, 8):
+        assert peak(extrapolated, batch) == pytest.approx(peak(full, batch), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["opt", "gpt_neox", "gpt2", "qwen3", "mistral", "phi", "falcon"])
-def test_any_architecture_is_traced_without_a_rule_of_its_own(kind: str) -> None:
+def test_step_memory_traces_any_architecture(kind: str) -> None:
     names = {"gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 4}}
     plain = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-    found = step_memory(step({"model_type": kind, "vocab_size": 500, **names.get(kind, plain)}))
-    assert peak(found, 4) > peak(found, 2) > 0
-    assert found.evaluation_bytes(2) < peak(found, 2)
+    memory = step_memory(step({"model_type": kind, "vocab_size": 500, **names.get(kind, plain)}))
+    assert peak(memory, 4) > peak(memory, 2) > 0
+    assert memory.evaluation_bytes(2) < peak(memory, 2)
 
 
 @pytest.mark.parametrize(
     ("method", "changes"), [("full", {"zero_stage": 3, "zero": True}), ("qlora", {"padded": False})]
 )
-def test_what_an_operation_returns_is_remembered_rightly(
+def test_shape_cache_changes_no_trace(
     method: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hpcft.planning.memory.tracing import shape_cache
     from hpcft.planning.memory.tracing.run import trace_depths
 
     sizes = SIZES if changes.get("zero") else None
-    asked = step(LLAMA, method, checkpointing=True, single=True, **changes | {"zero": sizes})
-    remembered = trace_depths(asked).parts
+    traced = step(
+        LLAMA, method, checkpointing=True, single_example=True, **changes | {"zero": sizes}
+    )
+    with_cache = trace_depths(traced).segments
     monkeypatch.setattr(shape_cache, "_is_functional", lambda _: False)
-    assert remembered == trace_depths(asked).parts
+    assert with_cache == trace_depths(traced).segments
 
 
-def test_a_result_that_shares_memory_is_not_remembered() -> None:
+def test_shape_cache_skips_results_that_share_memory() -> None:
     import torch
 
     from hpcft.planning.memory.tracing import shape_cache
 
     whole = torch.empty(4, 6, device="meta")
     for operation, arguments in (
-        (torch.ops.aten._unsafe_view.default, (whole, [24])),  # shares, and does not say so
+        (
+            torch.ops.aten._unsafe_view.default,
+            (whole, [24]),
+        ),  # its schema does not say that it shares
         (torch.ops.aten.view.default, (whole, [24])),
         (torch.ops.aten.add_.Tensor, (whole, whole)),
     ):
         for _ in range(2):
-            found = shape_cache.run(operation, arguments, {}, 1)
-            assert found.untyped_storage()._cdata == whole.untyped_storage()._cdata
+            result = shape_cache.run_operation(operation, arguments, {}, 1)
+            assert result.untyped_storage()._cdata == whole.untyped_storage()._cdata
+    add = torch.ops.aten.add.Tensor
     for _ in range(2):
-        total = shape_cache.run(torch.ops.aten.add.Tensor, (whole, whole.T.contiguous().T), {}, 1)
+        total = shape_cache.run_operation(add, (whole, whole.T.contiguous().T), {}, 1)
         assert total.shape == (4, 6)
         assert total.untyped_storage()._cdata != whole.untyped_storage()._cdata
-    halves = shape_cache.run(torch.ops.aten.add.Tensor, (whole.half(), whole.half()), {}, 1)
+    halves = shape_cache.run_operation(add, (whole.half(), whole.half()), {}, 1)
     assert halves.dtype == torch.float16
 
 
@@ -166,50 +174,54 @@ LAYOUT = Layout(
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_closed_form_and_trace_agree_on_what_lasts(method: str, precision: Any) -> None:
+def test_persistent_bytes_equals_trace(method: str, precision: Any) -> None:
     from hpcft.planning import model_facts
     from hpcft.planning.memory.tracing.run import trace_depths
 
     wide = {**LLAMA, "hidden_size": 256, "intermediate_size": 512}
-    asked = step(wide, method, precision=precision)
-    facts = model_facts.compute_model_facts(asked.model, asked.task, asked.method)
-    traced = next(line for line in step_memory(asked).training if line.part.startswith("forward"))
-    kinds = dict(zip(KINDS, traced.at(2), strict=True))
-    by_hand = persistent_bytes(facts, asked.method, LAYOUT, precision, "adamw_torch")
-    lasting = sum(kinds[k] for k in ("weights", "4-bit weights", "adapters", "optimizer states"))
-    assert lasting == pytest.approx(by_hand, rel=0.02), "the tables of 4-bit types are beside"
+    traced = step(wide, method, precision=precision)
+    facts = model_facts.compute_model_facts(traced.model, traced.task, traced.method)
+    line = next(m for m in step_memory(traced).training if m.segment.startswith("forward"))
+    kinds = dict(zip(KINDS, line.at(2), strict=True))
+    made = recipe(model={"config": wide}, task=COMPLETE, method={"name": method})
+    inputs = PlanInputs(made, cluster("cpu"), facts, fixed_precision=precision)
+    closed_form = persistent_bytes(inputs, LAYOUT)
+    persistent = sum(kinds[k] for k in ("weights", "4-bit weights", "adapters", "optimizer states"))
+    assert persistent == pytest.approx(closed_form, rel=0.02), "without the tables of 4-bit types"
     assert kinds["optimizer states"] == pytest.approx(8 * facts.parameters.trainable, rel=1e-3)
     assert (kinds["adapters"] > 0) == (method != "full")
     assert kinds["adapters"] == pytest.approx(4 * facts.parameters.trainable * (method != "full"))
-    by_type = facts.parameters.quantised * NF4_DOUBLE_BYTES
-    assert kinds["4-bit weights"] == pytest.approx(by_type, rel=0.05)
-    at = KINDS.index("dequantised weights")
-    points = [
-        p for parts in trace_depths(asked).parts.values() for ps in parts.values() for p in ps
+    four_bit = facts.parameters.quantised * NF4_DOUBLE_BYTES
+    assert kinds["4-bit weights"] == pytest.approx(four_bit, rel=0.05)
+    place = KINDS.index("dequantised weights")
+    samples = [
+        sample
+        for segments in trace_depths(traced).segments.values()
+        for segment in segments.values()
+        for sample in segment
     ]
-    assert any(sizes[at] for sizes, _ in points) == (method == "qlora")
+    assert any(sizes[place] for sizes, _ in samples) == (method == "qlora")
 
 
 @pytest.mark.parametrize(
     ("method", "stage"), [("full", 0), ("full", 1), ("full", 3), ("lora", 2), ("qlora", 0)]
 )
-def test_what_is_known_without_a_trace_is_below_what_one_tells(method: str, stage: int) -> None:
-    """A layout that is refused by it would have been refused by its trace."""
+def test_lower_bound_is_at_most_traced_peak(method: str, stage: int) -> None:
+    """Checks that a layout refused by its lower bound would have been refused by its trace."""
     from hpcft.planning import model_facts
 
     made = recipe(model={"config": LLAMA}, task={**COMPLETE, "max_length": 48},
                   method={"name": method})  # fmt: skip
     facts = model_facts.compute_model_facts(made.model, made.task, made.method)
-    laid = LAYOUT.model_copy(update={"zero_stage": stage, "ranks_per_node": 2})
-    traced = step_memory(rank_memory.traced_step(made, laid, cluster("cpu"), facts, "fp32"))
-    peak = rank_memory.peak_memory(traced, facts, laid, "fp32", "adamw_torch", on_gpu=False)
-    least = rank_memory.lower_bound_bytes(
-        facts, made.method, laid, "fp32", "adamw_torch", on_gpu=False
-    )
-    assert 0 < least <= peak.total_bytes
+    layout = LAYOUT.model_copy(update={"zero_stage": stage, "ranks_per_node": 2})
+    inputs = PlanInputs(made, cluster("cpu"), facts, fixed_precision="fp32")
+    traced = step_memory(rank_memory.traced_step(inputs, layout))
+    items = rank_memory.peak_items(inputs, layout, traced)
+    least = rank_memory.lower_bound_bytes(inputs, layout)
+    assert 0 < least <= sum(item.bytes for item in items)
 
 
-def test_zero_1_is_traced_as_zero_2_where_every_gradient_fits_a_bucket() -> None:
+def test_traced_step_takes_zero_1_as_zero_2_if_every_gradient_fits_a_bucket() -> None:
     from hpcft.planning import model_facts
 
     site = cluster("a100-80")
@@ -217,10 +229,9 @@ def test_zero_1_is_traced_as_zero_2_where_every_gradient_fits_a_bucket() -> None
         made = recipe(model={"config": LLAMA | {"intermediate_size": width * 10}}, task=COMPLETE,
                       method={"name": method})  # fmt: skip
         facts = model_facts.compute_model_facts(made.model, made.task, made.method)
+        inputs = PlanInputs(made, site, facts, fixed_precision="bf16")
         steps = [
-            rank_memory.traced_step(
-                made, LAYOUT.model_copy(update={"zero_stage": n}), site, facts, "bf16"
-            )
+            rank_memory.traced_step(inputs, LAYOUT.model_copy(update={"zero_stage": n}))
             for n in (1, 2)
         ]
         assert steps[0].zero_stage == stage
@@ -231,23 +242,25 @@ def test_zero_1_is_traced_as_zero_2_where_every_gradient_fits_a_bucket() -> None
             )
 
 
-def test_logits_are_the_vocabulary_times_the_tokens() -> None:
+def test_logits_take_the_vocabulary_times_the_tokens() -> None:
     traced = max(
-        (line for line in step_memory(step(LLAMA)).training if line.part == "forward head"),
+        (line for line in step_memory(step(LLAMA)).training if line.segment == "forward head"),
         key=lambda line: sum(line.at(4)),
     )
     logits = dict(zip(KINDS, traced.at(4), strict=True))["logits and loss"]
-    assert logits == pytest.approx(4 * 4 * 48 * 500 * 3, rel=0.1), "all, chosen, log-softmax"
+    assert logits == pytest.approx(4 * 4 * 48 * 500 * 3, rel=0.1), (
+        "logits of all tokens, of labelled ones, log-softmax"
+    )
 
 
-def test_gradients_of_an_earlier_micro_batch_are_there_from_the_start() -> None:
+def test_with_accumulation_holds_gradients_from_the_start() -> None:
     once = step_memory(step(LLAMA))
-    again = once.accumulating()
+    again = once.with_accumulation()
     trained = max(line.fixed[KINDS.index("gradients")] for line in once.training)
     assert peak(again, 8) == pytest.approx(peak(once, 8) + trained, rel=0.02)
 
 
-def test_flash_attention_holds_less_than_a_mask() -> None:
+def test_flash_attention_takes_less_than_attention_with_a_mask() -> None:
     with_mask = step(LLAMA, accelerator="cuda", precision="bf16", flash_attention=True)
     without = with_mask.model_copy(update={"padded": False})
     assert peak(step_memory(without), 8) < peak(step_memory(with_mask), 8)
@@ -258,7 +271,7 @@ def test_flash_attention_holds_less_than_a_mask() -> None:
 
 lines = st.lists(
     st.tuples(st.integers(0, 1000), st.integers(0, 50)).map(
-        lambda pair: LinearBytes(part="forward 0", fixed=[pair[0]], each=[pair[1]])
+        lambda pair: LinearBytes(segment="forward 0", fixed=[pair[0]], per_example=[pair[1]])
     ),
     min_size=1,
     max_size=30,
@@ -266,53 +279,55 @@ lines = st.lists(
 
 
 @given(lines, st.integers(1, 200))
-def test_the_envelope_is_the_maximum(every: list[LinearBytes], batch: int) -> None:
-    best = envelope(every)
-    assert max(line.at(batch)[0] for line in best) == max(line.at(batch)[0] for line in every)
+def test_envelope_has_the_maximum_of_all_lines(all_lines: list[LinearBytes], batch: int) -> None:
+    upper = envelope(all_lines)
+    assert max(line.at(batch)[0] for line in upper) == max(line.at(batch)[0] for line in all_lines)
 
 
-def test_a_tensor_across_a_cut_is_kept_on_both_sides() -> None:
+def test_largest_share_counts_a_split_tensor_on_both_ranks() -> None:
     counts = ParameterCount(
         total=100, trainable=100, added=0, largest_layer=60, trained_tensors=[60, 40]
     )
     assert zero_memory.largest_share(counts, 2) == 1.0, (
-        "the second part begins inside the first tensor"
+        "the second rank's part begins inside the first tensor"
     )
     assert zero_memory.largest_share(counts, 1) == 1.0
     even = counts.model_copy(update={"trained_tensors": [50, 50]})
     assert zero_memory.largest_share(even, 2) == 0.5
 
 
-def test_a_group_of_the_optimizer_takes_whole_parameters() -> None:
-    """DeepSpeed adds one parameter's share after the other until the group is large enough."""
+def test_largest_group_takes_whole_parameters() -> None:
+    """Checks groups as DeepSpeed fills them, parameter by parameter until one is large enough."""
     counts = ParameterCount(
         total=100, trainable=100, added=0, largest_layer=60,
         trained_tensors=[20, 60, 10], trained_vectors=[10],
     )  # fmt: skip
     assert zero_memory.largest_group(counts, 2, 1000) == 45, (
-        "all matrices; vectors are a row of their own"
+        "all matrices; vectors are grouped apart"
     )
-    assert zero_memory.largest_group(counts, 2, 20) == 40, "10 are too few, and then come 30"
+    assert zero_memory.largest_group(counts, 2, 20) == 40, (
+        "a group of 10 is too small, so that 30 are added"
+    )
     assert zero_memory.largest_group(counts, 2, 1) == 30
     assert zero_memory.largest_group(counts.model_copy(update={"trained_tensors": []}), 1, 10) == 10
 
 
-def test_an_event_is_that_of_the_deeper_trace() -> None:
-    """Where two depths differ in their moments the largest stand for them, whatever their events.
+def test_moments_take_events_from_the_deeper_trace() -> None:
+    """Checks that an event number is one of the deeper trace, never an extrapolated one.
 
-    An event is a place in a list: what lies on a line through 3 and 9 of them would be beyond it.
+    It is an index into a list, which an extrapolated number would exceed.
     """
-    parts = {
+    segments = {
         depth: {f"backward {i}": [((depth,), event) for event in events] for i in range(depth)}
         for depth, events in ((2, (1, 3)), (3, (1, 5, 9)))
     }
-    traced = {(depth, batch): parts[depth] for depth in parts for batch in (2, 3)}
-    found = moments(traced, [2, 3], 80, 1)
-    assert {event for _, event in found} <= {1, 5, 9}
-    assert max(line.at(2)[0] for line, _ in found) == 80
+    traced = {(depth, batch): segments[depth] for depth in segments for batch in (2, 3)}
+    full = moments(traced, [2, 3], 80, 1)
+    assert {event for _, event in full} <= {1, 5, 9}
+    assert max(line.at(2)[0] for line, _ in full) == 80
 
 
-# ---------------------------------------------------------------- gathers
+# ---------------------------------------------------------------- ZeRO-3's schedule
 
 SIZES = ZeroSizes(
     reduce_bucket_elements=10, prefetch_bucket_elements=50, persistence_threshold_elements=5,
@@ -320,41 +335,41 @@ SIZES = ZeroSizes(
 )  # fmt: skip
 
 
-def order(layers: int) -> ModuleSchedule:
-    """A row of layers of 100 elements and a bias each, forward and back."""
+def schedule(layers: int) -> ModuleSchedule:
+    """Makes a schedule of layers with 100 elements and a bias each, forward and backward."""
     names = [f"layers.{i}" for i in range(layers)]
-    parts = {f"forward {i}": [(FETCH, n), (RELEASE, n)] for i, n in enumerate(names)}
-    parts |= {
+    events = {f"forward {i}": [(FETCH, n), (RELEASE, n)] for i, n in enumerate(names)}
+    events |= {
         f"backward {i}": [(FETCH, names[i]), (RELEASE, names[i])] for i in reversed(range(layers))
     }
-    return ModuleSchedule(parts, {n: {f"{n}.w": 100, f"{n}.b": 5} for n in names}, "layers")
+    return ModuleSchedule(events, {n: {f"{n}.w": 100, f"{n}.b": 5} for n in names}, "layers")
 
 
-def test_gathers_stay_within_their_bounds_and_end() -> None:
-    played = zero3_schedule.simulate(order(20), SIZES, on_cpu=False)
-    assert played.always == 20 * 5
-    most = max(max(high) for high in played.highest.values())
-    assert 200 <= most <= SIZES.max_live_elements + 100
-    assert list(played.settled.values())[-1][-1] <= played.always + SIZES.max_live_elements
+def test_simulate_stays_within_the_limits() -> None:
+    gathered = zero3_schedule.simulate(schedule(20), SIZES, on_cpu=False)
+    assert gathered.initial == 20 * 5
+    highest = max(max(elements) for elements in gathered.during.values())
+    assert 200 <= highest <= SIZES.max_live_elements + 100
+    assert list(gathered.after.values())[-1][-1] <= gathered.initial + SIZES.max_live_elements
 
 
-def test_without_prefetch_one_layer_is_whole_at_a_time() -> None:
-    alone = SIZES.model_copy(update={"prefetch_bucket_elements": 0})
-    played = zero3_schedule.simulate(order(20), alone, on_cpu=False)
-    assert {max(high) for high in played.highest.values()} == {100 + 100}
+def test_simulate_without_prefetch_gathers_one_layer_at_a_time() -> None:
+    no_prefetch = SIZES.model_copy(update={"prefetch_bucket_elements": 0})
+    gathered = zero3_schedule.simulate(schedule(20), no_prefetch, on_cpu=False)
+    assert {max(elements) for elements in gathered.during.values()} == {100 + 100}
 
 
-def test_what_is_used_again_soon_stays() -> None:
-    near = SIZES.model_copy(
+def test_simulate_keeps_parameters_within_the_reuse_distance() -> None:
+    reusing = SIZES.model_copy(
         update={"prefetch_bucket_elements": 0, "max_reuse_distance_elements": 210}
     )
-    played = zero3_schedule.simulate(order(20), near, on_cpu=False)
-    assert played.settled["forward 19"][-1] > played.settled["forward 0"][-1]
+    gathered = zero3_schedule.simulate(schedule(20), reusing, on_cpu=False)
+    assert gathered.after["forward 19"][-1] > gathered.after["forward 0"][-1]
 
 
-def test_a_row_of_layers_is_stretched_by_its_period() -> None:
-    long, like = zero3_schedule.extend_to_depth(order(4), 4, 10, 2)
-    assert list(long.parts)[:10] == [f"forward {i}" for i in range(10)]
-    assert [like[f"forward {i}"].split()[1] for i in range(10)] == list("0121212123")
-    assert set(long.owned) == {f"layers.{i}" for i in range(10)}
-    assert long.owned["layers.9"] == {"layers.9.w": 100, "layers.9.b": 5}
+def test_extend_to_depth_repeats_layers_by_their_period() -> None:
+    extended, source = zero3_schedule.extend_to_depth(schedule(4), 4, 10, 2)
+    assert list(extended.events)[:10] == [f"forward {i}" for i in range(10)]
+    assert [source[f"forward {i}"].split()[1] for i in range(10)] == list("0121212123")
+    assert set(extended.owned) == {f"layers.{i}" for i in range(10)}
+    assert extended.owned["layers.9"] == {"layers.9.w": 100, "layers.9.b": 5}

@@ -1,4 +1,4 @@
-"""A data set may be a folder, as on the hub or as it was saved."""
+"""Reads data sets from folders: as on the hub, or as `save_to_disk` wrote them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hpcft.core.errors import DataError, InputError
 from hpcft.tasks.data.examples import load_examples
 
 
-def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
-    """Files as on the hub, with several configurations, or what `save_to_disk` wrote."""
+def test_load_examples_reads_data_set_folders(tmp_path: Path, tiny: Path) -> None:
+    """The folder holds files as on the hub, with configurations, or a saved data set."""
     import datasets
 
-    written = tmp_path / "films"
+    folder = tmp_path / "films"
     for name in ("train", "test"):
         write_rows(tmp_path / f"{name}.jsonl", film_rows(4))
-        (written / "films").mkdir(parents=True, exist_ok=True)
-        shutil.copy(tmp_path / f"{name}.jsonl", written / "films")
-    (written / "README.md").write_text(
+        (folder / "films").mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / f"{name}.jsonl", folder / "films")
+    (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: films\n  data_files:\n"
         "  - {split: train, path: films/train.jsonl}\n  - {split: test, path: films/test.jsonl}\n"
         "---\n"
@@ -33,11 +33,11 @@ def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
 
     def examples(*changes: str) -> dict[str, int]:
         (point,) = recipe.load_recipe(str(tiny), ["task.data.files=null", *changes])
-        return {name: len(found) for name, found in load_examples(point.recipe.task).splits.items()}
+        return {name: len(rows) for name, rows in load_examples(point.recipe.task).splits.items()}
 
     both = "task.data.splits={train: train, test: test}"
     expected = {"train": 8, "test": 8}
-    assert examples(f"task.data.path={written}", "task.data.name=films", both) == expected
+    assert examples(f"task.data.path={folder}", "task.data.name=films", both) == expected
     assert examples(f"task.data.path={tmp_path}/saved", both) == expected
     alone = f"task.data.path={tmp_path}/alone"
     assert examples(alone, "task.data.fractions={train: 0.5, test: 0.5}") == {"train": 4, "test": 4}
@@ -45,7 +45,7 @@ def test_a_data_set_may_be_a_folder(tmp_path: Path, tiny: Path) -> None:
         examples(alone, both)
     with pytest.raises(InputError, match="there is no folder"):
         examples("task.data.path=/nowhere/films")
-    (point,) = recipe.load_recipe(str(tiny), ["task.data.files=null", f"task.data.path={written}"])
-    first = identity.compute_fingerprints(point.recipe)["task.data.path"]
-    write_rows(written / "films/test.jsonl", film_rows(3))
-    assert identity.compute_fingerprints(point.recipe)["task.data.path"] != first
+    (point,) = recipe.load_recipe(str(tiny), ["task.data.files=null", f"task.data.path={folder}"])
+    before = identity.compute_fingerprints(point.recipe)["task.data.path"]
+    write_rows(folder / "films/test.jsonl", film_rows(3))
+    assert identity.compute_fingerprints(point.recipe)["task.data.path"] != before

@@ -1,4 +1,4 @@
-"""A user's own data: odd columns, odd text, odd labels; every row is used, left out or named."""
+"""Reads users' own data with odd columns, texts and labels; each bad row is named."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def file_of(folder: Path, text: str | bytes, suffix: str = ".jsonl") -> Path:
     return path
 
 
-def jsonl(*found: dict[str, Any]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+def jsonl(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def loaded(path: Path, **options: Any) -> Examples:
+def load_file(path: Path, **options: Any) -> Examples:
     data = {"files": {"train": str(path)}, **options.pop("data", {})}
     return load_examples(classification(data, **options))
 
 
-def refused(path: Path, **options: Any) -> list[str]:
-    """What is said, without the folder."""
+def errors_of(path: Path, **options: Any) -> list[str]:
+    """Returns the lines of the error, without the folder."""
     with pytest.raises(HpcftError) as error:
-        loaded(path, **options)
+        load_file(path, **options)
     assert error.value.exit_code == 2
     return [line.replace(f"{path.parent}/", "") for line in str(error.value).splitlines()]
 
@@ -56,24 +56,24 @@ COLUMNS = (
 )
 
 
-def written(path: Path, found: list[dict[str, Any]]) -> None:
-    """Writes rows as the suffix says."""
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows in the format of the file's suffix."""
     if path.suffix == ".csv":
         import csv
 
         with path.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(found[0]))
+            writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
-            writer.writerows(found)
+            writer.writerows(rows)
     elif path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), path)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     elif path.suffix == ".json":
-        path.write_text(json.dumps(found), encoding="utf-8")
+        path.write_text(json.dumps(rows), encoding="utf-8")
     else:
-        path.write_text(jsonl(*found), encoding="utf-8")
+        path.write_text(jsonl(*rows), encoding="utf-8")
 
 
 TEXTS = (
@@ -89,16 +89,18 @@ TEXTS = (
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".json"])
 @pytest.mark.parametrize("column", COLUMNS)
-def test_any_column_name_and_any_text(tmp_path: Path, suffix: str, column: str) -> None:
+def test_load_examples_takes_any_column_name_and_text(
+    tmp_path: Path, suffix: str, column: str
+) -> None:
     path = tmp_path / f"odd{suffix}"
-    written(path, [{column: text, "Ist gut?": "good", "rest": 1} for text in TEXTS])
-    found = loaded(path, text=column, label="Ist gut?").splits["train"]
+    write_table(path, [{column: text, "Ist gut?": "good", "rest": 1} for text in TEXTS])
+    found = load_file(path, text=column, label="Ist gut?").splits["train"]
     assert found == [{"text": text, "text_pair": None, "label": 1} for text in TEXTS]
 
 
-def test_a_pair_of_texts(tmp_path: Path) -> None:
+def test_load_examples_reads_pair_of_texts(tmp_path: Path) -> None:
     path = file_of(tmp_path, jsonl({"a": "p", "b": "h", "label": "bad"}))
-    found = loaded(path, text="a", text_pair="b").splits["train"]
+    found = load_file(path, text="a", text_pair="b").splits["train"]
     assert found == [{"text": "p", "text_pair": "h", "label": 0}]
 
 
@@ -109,15 +111,15 @@ def test_a_pair_of_texts(tmp_path: Path) -> None:
         (".csv", "\ufefftext,label\r\n\r\na,good\r\n\r\n"),
     ],
 )
-def test_a_byte_order_mark_and_blank_lines_are_no_rows(
+def test_load_examples_skips_byte_order_mark_and_blank_lines(
     tmp_path: Path, suffix: str, text: str
 ) -> None:
-    assert [e["text"] for e in loaded(file_of(tmp_path, text, suffix)).splits["train"]] == ["a"]
+    assert [e["text"] for e in load_file(file_of(tmp_path, text, suffix)).splits["train"]] == ["a"]
 
 
-def test_a_text_longer_than_the_csv_module_likes(tmp_path: Path) -> None:
+def test_load_examples_csv_field_beyond_default_limit(tmp_path: Path) -> None:
     path = file_of(tmp_path, "text,label\n" + "y" * 300_000 + ",good\n", ".csv")
-    assert len(loaded(path).splits["train"][0]["text"]) == 300_000
+    assert len(load_file(path).splits["train"][0]["text"]) == 300_000
 
 
 # ---------------------------------------------------------------- empty text
@@ -127,21 +129,21 @@ GOOD = {"text": "fine", "label": "good"}
 
 
 @pytest.mark.parametrize("empty", ["", "  \n\t", "\u3000\u00a0", None])
-def test_empty_text_is_named_or_left_out(tmp_path: Path, empty: str | None) -> None:
+def test_load_examples_empty_text_is_refused_or_dropped(tmp_path: Path, empty: str | None) -> None:
     path = file_of(tmp_path, jsonl(GOOD, {"text": empty, "label": "bad"}, GOOD))
-    (said,) = refused(path)
-    assert said.startswith("my data ü.jsonl:2 text: the text is empty")
-    assert "task.data.drop_empty: true" in said
-    kept = loaded(path, data={"drop_empty": True})
+    (error,) = errors_of(path)
+    assert error.startswith("my data ü.jsonl:2 text: the text is empty")
+    assert "task.data.drop_empty: true" in error
+    kept = load_file(path, data={"drop_empty": True})
     assert len(kept.splits["train"]) == 2
     assert kept.notes == ["train: 1 rows with empty text left out"]
 
 
-def test_a_file_of_nothing_but_empty_rows(tmp_path: Path) -> None:
+def test_load_examples_file_without_text_is_refused(tmp_path: Path) -> None:
     path = file_of(tmp_path, jsonl({"text": "", "label": "bad"}))
-    assert refused(path, data={"drop_empty": True}) == ["my data ü.jsonl: has no rows with text"]
+    assert errors_of(path, data={"drop_empty": True}) == ["my data ü.jsonl: has no rows with text"]
     for text in ("", "\n\n", "\ufeff"):
-        assert refused(file_of(tmp_path, text)) == ["my data ü.jsonl: has no rows"]
+        assert errors_of(file_of(tmp_path, text)) == ["my data ü.jsonl: has no rows"]
 
 
 # ---------------------------------------------------------------- labels
@@ -161,11 +163,11 @@ def test_a_file_of_nothing_but_empty_rows(tmp_path: Path) -> None:
         ([" 0", " 1"], " 1", 1),
     ],
 )
-def test_a_label_by_name_or_by_index(
+def test_load_examples_takes_label_by_name_or_index(
     tmp_path: Path, labels: list[str], value: Any, index: int
 ) -> None:
     path = file_of(tmp_path, jsonl({"text": "a", "label": value}))
-    assert loaded(path, labels=labels).splits["train"][0]["label"] == index
+    assert load_file(path, labels=labels).splits["train"][0]["label"] == index
 
 
 @pytest.mark.parametrize(
@@ -189,28 +191,28 @@ def test_a_label_by_name_or_by_index(
         ([f"l{n}" for n in range(99)], "x", "l18, l19, … (99 in all), got 'x'"),
     ],
 )
-def test_a_wrong_label_names_line_and_column(
+def test_load_examples_wrong_label_names_line_and_column(
     tmp_path: Path, labels: list[str], value: Any, what: str
 ) -> None:
     path = file_of(
         tmp_path, jsonl({"text": "a", "label": labels[0]}, {"text": "b", "label": value})
     )
-    (said,) = refused(path, labels=labels)
-    assert said.startswith("my data ü.jsonl:2 label: ")
-    assert what in said
-    assert len(said) < 400
+    (error,) = errors_of(path, labels=labels)
+    assert error.startswith("my data ü.jsonl:2 label: ")
+    assert what in error
+    assert len(error) < 400
 
 
-def test_a_label_that_occurs_once_is_kept(tmp_path: Path) -> None:
+def test_load_examples_keeps_label_that_occurs_once(tmp_path: Path) -> None:
     path = file_of(tmp_path, jsonl(*[GOOD] * 5, {"text": "b", "label": "bad"}))
-    assert [e["label"] for e in loaded(path).splits["train"]] == [1, 1, 1, 1, 1, 0]
+    assert [e["label"] for e in load_file(path).splits["train"]] == [1, 1, 1, 1, 1, 0]
 
 
 # ---------------------------------------------------------------- rows that cannot be read
 
 
 @pytest.mark.parametrize(
-    ("suffix", "text", "said"),
+    ("suffix", "text", "message"),
     [
         (".jsonl", jsonl(GOOD) + '{"text": "a"', ":2: is not JSON: Expecting"),
         (".jsonl", jsonl(GOOD) + "text\n", ":2: is not JSON: Expecting value, column 1"),
@@ -219,12 +221,12 @@ def test_a_label_that_occurs_once_is_kept(tmp_path: Path) -> None:
         (".jsonl", "[" * 100_000 + "\n", ":1: cannot be read: maximum recursion"),
         (".jsonl", '\n{"text": "a", "label": %s}\n' % ("9" * 5000), ":2: cannot be read: Exceeds"),
         (".jsonl", jsonl(GOOD).encode() + b'{"text": "caf\xe9"}\n', ":2: is not UTF-8; convert"),
-        (".jsonl", '{"text": "\\ud83d", "label": "bad"}', ":1 text: the text has half of a surr"),
+        (".jsonl", '{"text": "\\ud83d", "label": "bad"}', ":1 text: the text holds half of a surr"),
         (".jsonl", '{"text": {"a": 1}, "label": "bad"}', ":1 text: expected text, got dict"),
         (".csv", "text,label\na,good\nb,bad,ugly\n", ":3: more fields than the header has"),
         (".csv", "text,label\na,good\nb\n", ":3 label: expected one of bad, good, got None"),
         (".csv", 'text,label\na,good\n"b,bad\nc,good\n', ":3: is not CSV: unexpected end of data"),
-        (".csv", "text,label,text\na,good,b\n", ":1: the column text stands there twice"),
+        (".csv", "text,label,text\na,good,b\n", ":1: the header repeats the column text"),
         (".csv", "text;label\na;good\n", ":2 text, label: there is no such column; the row has: "
          "text;label"),
         (".csv", b"text,label\na,good\ncaf\xe9,bad\n", ":3: is not UTF-8"),
@@ -240,31 +242,31 @@ def test_a_label_that_occurs_once_is_kept(tmp_path: Path) -> None:
         (".jsonl", jsonl({f"c{n}": 1 for n in range(300)}), "c18, c19, … (300 in all)"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_names_file_and_line(
-    tmp_path: Path, suffix: str, text: str | bytes, said: str
+def test_load_examples_unreadable_file_names_line(
+    tmp_path: Path, suffix: str, text: str | bytes, message: str
 ) -> None:
-    (found,) = refused(file_of(tmp_path, text, suffix))
+    (found,) = errors_of(file_of(tmp_path, text, suffix))
     assert found.startswith(f"my data ü{suffix}:")
-    assert said in found
+    assert message in found
 
 
-def test_an_absent_or_unreadable_file(tmp_path: Path) -> None:
-    assert refused(tmp_path / "absent.csv") == [
+def test_load_examples_absent_file_is_refused(tmp_path: Path) -> None:
+    assert errors_of(tmp_path / "absent.csv") == [
         "absent.csv: cannot be read: No such file or directory"
     ]
     (tmp_path / "folder.jsonl").mkdir()
-    assert refused(tmp_path / "folder.jsonl") == ["folder.jsonl: cannot be read: Is a directory"]
+    assert errors_of(tmp_path / "folder.jsonl") == ["folder.jsonl: cannot be read: Is a directory"]
 
 
-def test_ten_problems_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+def test_load_examples_lists_ten_problems_and_counts_the_rest(tmp_path: Path) -> None:
     bad = {"text": "a", "label": "x"}
-    found = refused(file_of(tmp_path, jsonl(GOOD, *[bad] * 25)))
+    found = errors_of(file_of(tmp_path, jsonl(GOOD, *[bad] * 25)))
     assert len(found) == 11
     assert found[9].startswith("my data ü.jsonl:11 label")
     assert found[10].endswith("… and 15 more rows")
 
 
-def test_problems_of_all_splits_are_told_together(tmp_path: Path) -> None:
+def test_check_local_data_lists_problems_of_all_splits(tmp_path: Path) -> None:
     train = file_of(tmp_path, jsonl({"text": "a", "label": "x"}))
     (tmp_path / "deep").mkdir()
     test = file_of(tmp_path / "deep", jsonl(GOOD, {"text": "", "label": "bad"}))
@@ -290,21 +292,21 @@ def texts(found: Examples) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     "shares", [(0.7, 0.1, 0.2), (0.8, 0.1, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.6, 0.2, 0.2)]
 )
-def test_fractions_are_disjoint_and_complete(
+def test_load_examples_fractions_are_disjoint_and_complete(
     tmp_path: Path, count: int, shares: tuple[float, float, float]
 ) -> None:
     path = numbered(tmp_path, count)
     fractions = dict(zip(("train", "validation", "test"), shares, strict=True))
-    found = texts(loaded(path, data={"fractions": fractions}))
+    found = texts(load_file(path, data={"fractions": fractions}))
     assert sorted(int(t) for part in found.values() for t in part) == list(range(count))
     assert [abs(len(found[s]) - share * count) < 1 for s, share in fractions.items()] == [True] * 3
 
 
-def test_the_seed_decides_who_is_where(tmp_path: Path) -> None:
+def test_load_examples_splits_depend_on_seed(tmp_path: Path) -> None:
     path = numbered(tmp_path, 50)
 
     def cut(**data: Any) -> dict[str, list[str]]:
-        return texts(loaded(path, data=data))
+        return texts(load_file(path, data=data))
 
     fractions = {"train": 0.5, "test": 0.5}
     assert cut(fractions=fractions, seed=1) == cut(fractions=fractions, seed=1)
@@ -314,14 +316,14 @@ def test_the_seed_decides_who_is_where(tmp_path: Path) -> None:
     assert cut(limits=limits, seed=1) != cut(limits=limits, seed=2)
 
 
-def test_fractions_of_less_than_one_leave_the_rest_out(tmp_path: Path) -> None:
+def test_load_examples_fractions_below_one_leave_rows_out(tmp_path: Path) -> None:
     data = {"fractions": {"train": 0.2, "test": 0.2}}
-    found = texts(loaded(numbered(tmp_path, 50), data=data))
+    found = texts(load_file(numbered(tmp_path, 50), data=data))
     assert {split: len(part) for split, part in found.items()} == {"train": 10, "test": 10}
     assert not set(found["train"]) & set(found["test"])
 
 
-def test_fractions_pool_all_files(tmp_path: Path) -> None:
+def test_load_examples_fractions_pool_all_files(tmp_path: Path) -> None:
     first, second = numbered(tmp_path, 10), tmp_path / "more.jsonl"
     second.write_text(jsonl(*({"text": str(n), "label": "bad"} for n in range(10, 30))))
     data = {"files": {"train": str(first), "test": str(second)},
@@ -331,10 +333,10 @@ def test_fractions_pool_all_files(tmp_path: Path) -> None:
     assert len(found["train"]) == 15
 
 
-def test_a_share_too_small_for_one_row(tmp_path: Path) -> None:
+def test_load_examples_fraction_without_row_is_refused(tmp_path: Path) -> None:
     data = {"fractions": {"train": 0.9, "test": 0.01}}
-    with pytest.raises(DataError, match=r"0.01 of 10 rows leave no test"):
-        loaded(numbered(tmp_path, 10), data=data)
+    with pytest.raises(DataError, match=r"0.01 of 10 rows leaves the test split empty"):
+        load_file(numbered(tmp_path, 10), data=data)
 
 
 @pytest.mark.parametrize(
@@ -348,8 +350,8 @@ def test_a_share_too_small_for_one_row(tmp_path: Path) -> None:
         ({"sample": {"train": 0.5}, "limits": {"train": 30}}, 20),
     ],
 )
-def test_samples_and_limits(tmp_path: Path, data: dict[str, Any], count: int) -> None:
-    found = loaded(numbered(tmp_path, 40), data={"seed": 3, **data})
+def test_load_examples_samples_and_limits(tmp_path: Path, data: dict[str, Any], count: int) -> None:
+    found = load_file(numbered(tmp_path, 40), data={"seed": 3, **data})
     part = [int(t) for t in texts(found)["train"]]
     assert len(set(part)) == len(part) == count
     assert part == sorted(part), "in the order of the file"

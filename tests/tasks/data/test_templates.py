@@ -1,4 +1,4 @@
-"""Prompts and completions filled from rows, and their tokens."""
+"""Fills prompts and completions from rows, and checks their tokens and labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from builders import write_rows
 from hpcft.core.errors import InputError
-from hpcft.tasks.base import IGNORED
+from hpcft.tasks.base import IGNORE_INDEX
 from hpcft.tasks.classification import Classification
 from hpcft.tasks.data import examples
 from hpcft.tasks.instruction import Instruction
@@ -25,11 +25,11 @@ def instruction(data: dict[str, Any] | None = None, **options: Any) -> Instructi
 # ---------------------------------------------------------------- prompts and completions
 
 
-def test_templates_are_filled_from_columns_of_any_name() -> None:
+def test_parse_row_fills_templates_from_any_column_name() -> None:
     task = instruction(prompt="{{{a.b}}} {x y} {评论} {c[0]} {x y}", completion="{$(z)}")
     row = {"a.b": "{q}", "x y": "2", "评论": "三", "c[0]": 4, "$(z)": "%s {}"}
     assert task.columns() == ["a.b", "x y", "评论", "c[0]", "$(z)"]
-    assert task.example(row) == {"prompt": "{{q}} 2 三 4 2", "completion": "%s {}"}
+    assert task.parse_row(row) == {"prompt": "{{q}} 2 三 4 2", "completion": "%s {}"}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_templates_are_filled_from_columns_of_any_name() -> None:
         ("prompt", "", "at least 1 character"),
     ],
 )
-def test_a_wrong_template_names_its_field(field: str, template: str, what: str) -> None:
+def test_template_malformed_names_its_field(field: str, template: str, what: str) -> None:
     from pydantic import ValidationError
 
     with pytest.raises(ValidationError) as error:
@@ -53,7 +53,7 @@ def test_a_wrong_template_names_its_field(field: str, template: str, what: str) 
     assert what in detail["msg"]
 
 
-def test_a_template_of_an_unknown_column_names_the_known_ones(tmp_path: Path) -> None:
+def test_load_examples_unknown_column_names_known_ones(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "x.jsonl", [{"question": "x", "a": "y"}])
     with pytest.raises(
         InputError, match=r":1 q: there is no such column; the row has: question, a$"
@@ -61,7 +61,7 @@ def test_a_template_of_an_unknown_column_names_the_known_ones(tmp_path: Path) ->
         examples.load_examples(instruction({"files": {"train": str(path)}}))
 
 
-def test_a_completion_has_to_be_among_the_choices(tmp_path: Path) -> None:
+def test_load_examples_completion_outside_choices_is_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "x.jsonl", [{"q": "x", "a": 1}, {"q": "x", "a": "3"}])
     task = instruction({"files": {"train": str(path)}}, choices=[" 1", " 2"])
     with pytest.raises(InputError) as error:
@@ -69,7 +69,7 @@ def test_a_completion_has_to_be_among_the_choices(tmp_path: Path) -> None:
     (problem,) = error.value.problems
     assert (problem.where, problem.key) == (f"{path}:2", "a")
     assert problem.what == "expected a completion among  1,  2, got ' 3'"
-    with pytest.raises(ValueError, match="more than once"):
+    with pytest.raises(ValueError, match="a is listed more than once"):
         instruction(choices=["a", "a"])
 
 
@@ -98,7 +98,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def with_bos(tokenizer: Any) -> Any:
-    """The same tokenizer, which puts a start token in front, as Llama's does."""
+    """The same tokenizer with a start token in front, like Llama's."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -115,7 +115,7 @@ def with_bos(tokenizer: Any) -> Any:
     "completion", [" four legs", "four", " 四条腿 🐎", " e\u0301", "\n", " </s>x", " a " * 50]
 )
 @pytest.mark.parametrize("kind", ["tokenizer", "with_bos"])
-def test_labels_are_the_completion_and_nothing_else(
+def test_training_features_labels_exactly_the_completion(
     kind: str, completion: str, request: pytest.FixtureRequest
 ) -> None:
     tokenizer = request.getfixturevalue(kind)
@@ -124,9 +124,9 @@ def test_labels_are_the_completion_and_nothing_else(
     (features,) = task.training_features({"prompt": prompt, "completion": completion}, tokenizer)
     ids, labels = features["input_ids"], features["labels"]
     assert len(ids) == len(labels) == len(features["attention_mask"])
-    start = next(i for i, label in enumerate(labels) if label != IGNORED)
-    assert labels[:start] == [IGNORED] * start
-    assert labels[start:] == ids[start:], "never ignored on the completion"
+    start = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
+    assert labels[:start] == [IGNORE_INDEX] * start
+    assert labels[start:] == ids[start:], "no token of the completion is ignored"
     assert ids[-1] == tokenizer.eos_token_id
     decode = tokenizer.backend_tokenizer.decoder.decode
     tokens = tokenizer.convert_ids_to_tokens
@@ -135,16 +135,18 @@ def test_labels_are_the_completion_and_nothing_else(
     assert decode(tokens(ids[start:-1])) == completion
 
 
-def test_a_token_over_the_border_belongs_to_the_completion(tokenizer: Any) -> None:
+def test_training_features_token_across_border_is_labelled(tokenizer: Any) -> None:
     task = instruction()
     example = {"prompt": "Q: how ma", "completion": "ny legs"}
     (features,) = task.training_features(example, tokenizer)
-    kept = [label for label in features["labels"] if label != IGNORED]
+    kept = [label for label in features["labels"] if label != IGNORE_INDEX]
     assert tokenizer.decode(kept[:-1]).strip().startswith("many legs")
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "with_bos"])
-def test_too_long_a_prompt_loses_its_front(kind: str, request: pytest.FixtureRequest) -> None:
+def test_training_features_long_prompt_loses_its_front(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     tokenizer = request.getfixturevalue(kind)
     example = {"prompt": "start " + "how many legs " * 100 + "end:", "completion": " four legs"}
     (short,) = instruction(max_length=24).training_features(example, tokenizer)
@@ -156,31 +158,31 @@ def test_too_long_a_prompt_loses_its_front(kind: str, request: pytest.FixtureReq
     )
     kept = 24 - first
     assert short["input_ids"][first:] == whole["input_ids"][-kept:]
-    assert [i for i in short["labels"] if i != IGNORED] == [
-        i for i in whole["labels"] if i != IGNORED
+    assert [i for i in short["labels"] if i != IGNORE_INDEX] == [
+        i for i in whole["labels"] if i != IGNORE_INDEX
     ]
 
 
-def test_a_completion_longer_than_all_is_cut_at_its_end(tokenizer: Any) -> None:
+def test_training_features_long_completion_is_cut_at_its_end(tokenizer: Any) -> None:
     example = {"prompt": "how many legs has a horse", "completion": " four legs" * 50}
     (features,) = instruction(max_length=16).training_features(example, tokenizer)
     assert len(features["input_ids"]) == 16
-    assert features["labels"][0] == IGNORED, "something to predict the first token from"
+    assert features["labels"][0] == IGNORE_INDEX, "something to predict the first token from"
     assert features["labels"][1:] == features["input_ids"][1:]
 
 
-def test_every_choice_is_scored_after_the_same_prompt(tokenizer: Any) -> None:
+def test_scoring_features_puts_each_choice_after_same_prompt(tokenizer: Any) -> None:
     task = instruction(choices=[" four", " legs has"])
     example = {"prompt": "Q: how many\nA:", "completion": " four"}
-    found = task.scoring_features(example, tokenizer)
-    scored = [[i for i in row["labels"] if i != IGNORED] for row in found]
+    rows = task.scoring_features(example, tokenizer)
+    scored = [[i for i in row["labels"] if i != IGNORE_INDEX] for row in rows]
     assert [tokenizer.decode(ids) for ids in scored] == task.choices
-    prompts = [row["input_ids"][: row["labels"].count(IGNORED)] for row in found]
+    prompts = [row["input_ids"][: row["labels"].count(IGNORE_INDEX)] for row in rows]
     assert prompts[0] == prompts[1]
     assert len(instruction().scoring_features(example, tokenizer)) == 1
 
 
-def test_classification_tokens_are_cut_at_max_length(tokenizer: Any) -> None:
+def test_training_features_classification_is_cut_at_max_length(tokenizer: Any) -> None:
     made = {"name": "classification", "labels": ["bad", "good"], "data": {"path": "x/y"}}
     task = Classification.model_validate(made | {"max_length": 8})
     example = {"text": "how many legs " * 50, "text_pair": None, "label": 1}

@@ -1,4 +1,4 @@
-"""Prompting: shots, windows and answers by hand; what cannot be asked."""
+"""Checks shots, prompts and answers of the few-shot task by hand, and what it refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from builders import ASKED, write_rows
 from hpcft.config import recipe
 from hpcft.core.errors import DataError, InputError
 from hpcft.tasks.base import Example
-from hpcft.tasks.data import examples
+from hpcft.tasks.data.examples import check_local_data
 from hpcft.tasks.few_shot.task import NO_ANSWER, FewShot
 
 QUESTION = "Review: {text}\nIt is "
@@ -29,12 +29,12 @@ def film(text: str, label: int, number: int = 1) -> Example:
     return {"prompt": prompt, "label": label, "place": f"test.jsonl:{number}"}
 
 
-def splits_of(shown: int, asked: int) -> dict[str, list[Example]]:
-    """Films of both labels in turn; no film is in two splits."""
+def splits_of(train: int, test: int) -> dict[str, list[Example]]:
+    """Makes films with labels in turn; no film is in two splits."""
     return {
-        "train": [film(f"a film, number {n}", n % 2) for n in range(shown)],
+        "train": [film(f"a film, number {n}", n % 2) for n in range(train)],
         "test": [film(f"a play, number {n}{' indeed' * (n % 7)}", n % 2, n + 1)
-                 for n in range(asked)],
+                 for n in range(test)],
     }  # fmt: skip
 
 
@@ -42,92 +42,92 @@ def splits_of(shown: int, asked: int) -> dict[str, list[Example]]:
 
 
 @pytest.mark.parametrize("shots", [0, 1, 4, 5, 8])
-def test_shots_are_balanced_and_drawn_by_the_seed(shots: int) -> None:
+def test_draw_shots_is_balanced_and_depends_on_seed(shots: int) -> None:
     splits = splits_of(40, 6)
     task = task_of(shots=shots)
-    drawn = {seed: task.chosen_shots(splits, "test", seed) for seed in range(20)}
-    for found in drawn.values():
-        labels = [example["label"] for example in found]
+    drawn = {seed: task.draw_shots(splits, "test", seed) for seed in range(20)}
+    for examples in drawn.values():
+        labels = [example["label"] for example in examples]
         assert len(labels) == shots
         assert abs(labels.count(0) - labels.count(1)) == shots % 2
-        assert len({example["prompt"] for example in found}) == shots
-    assert drawn[3] == task.chosen_shots(splits, "test", 3)
-    if shots % 2:  # the odd one is of either label
-        assert {sum(e["label"] for e in found) for found in drawn.values()} == {
+        assert len({example["prompt"] for example in examples}) == shots
+    assert drawn[3] == task.draw_shots(splits, "test", 3)
+    if shots % 2:  # either label may get one more
+        assert {sum(e["label"] for e in examples) for examples in drawn.values()} == {
             shots // 2, shots // 2 + 1,
         }  # fmt: skip
     if shots:
-        assert len({json.dumps(found) for found in drawn.values()}) > 15
+        assert len({json.dumps(examples) for examples in drawn.values()}) > 15
 
 
-def test_what_is_asked_is_never_shown() -> None:
-    """Not even where the splits overlap, or differ in blanks and case only."""
+def test_draw_shots_never_shows_scored_questions() -> None:
+    """Questions count as the same if they differ in blanks and case only."""
     asked = [film("The Same", n % 2) for n in range(2)]
     train = [film(" the  same ", n % 2) for n in range(6)] + [film("other", 0), film("another", 1)]
     task = task_of(shots=2)
     for seed in range(10):
-        shown = task.chosen_shots({"train": train, "test": asked}, "test", seed)
+        shown = task.draw_shots({"train": train, "test": asked}, "test", seed)
         assert {example["prompt"] for example in shown} == {
             film("other", 0)["prompt"], film("another", 1)["prompt"],
         }  # fmt: skip
-    with pytest.raises(DataError, match=r"4 shots of 2 labels take 2 labelled .*, the train split "
-                       r"has 1 beside what is scored; lower task.shots"):  # fmt: skip
-        task_of(shots=4).chosen_shots({"train": train, "test": asked}, "test", 0)
+    with pytest.raises(DataError, match=r"4 shots of 2 labels need 2 examples labelled .*; "
+                       r"without those that are scored, the train split has 1; lower"):  # fmt: skip
+        task_of(shots=4).draw_shots({"train": train, "test": asked}, "test", 0)
 
 
 # ---------------------------------------------------------------- prompts and their window
 
 
-def test_a_prompt_is_preamble_shots_and_question(tokenizer: Any) -> None:
+def test_build_prompts_joins_preamble_shots_and_question(tokenizer: Any) -> None:
     splits = splits_of(8, 3)
     task = task_of(shots=2, preamble="Films.\n\n", separator="\n---\n")
-    first, second = task.chosen_shots(splits, "test", 5)
-    found = task.prompts(splits, "test", tokenizer, 5)
-    for prompt, example in zip(found, splits["test"], strict=True):
+    first, second = task.draw_shots(splits, "test", 5)
+    prompts = task.build_prompts(splits, "test", tokenizer, 5)
+    for prompt, example in zip(prompts, splits["test"], strict=True):
         text = (
             f"Films.\n\n{first['prompt']}{task.labels[first['label']]}\n---\n"
             f"{second['prompt']}{task.labels[second['label']]}\n---\n{example['prompt']}"
         )
         assert prompt.shots == 2
         assert tokenizer.decode(prompt.request.tokens) == text.rstrip()
-        # The blank that ends the prompt is the answer's.
+        # The blank that ends the prompt belongs to the answer.
         assert [tokenizer.decode(c) for c in prompt.request.choices] == [" bad", " good"]
 
 
-def test_too_long_a_prompt_loses_whole_shots_the_last_first(tokenizer: Any) -> None:
+def test_build_prompts_too_long_drops_last_shots_first(tokenizer: Any) -> None:
     splits = splits_of(20, 6)
     splits["test"][1] = film("long " * 25, 0)
     splits["test"][4] = film("longer " * 25, 1)
     window = 240
     task = task_of(shots=6, max_length=window)
-    shots = task.chosen_shots(splits, "test", 0)
-    found = task.prompts(splits, "test", tokenizer, 0)
-    kept = [prompt.shots for prompt in found]
+    shots = task.draw_shots(splits, "test", 0)
+    prompts = task.build_prompts(splits, "test", tokenizer, 0)
+    kept = [prompt.shots for prompt in prompts]
     assert kept[4] < kept[1] < kept[0] < 6
-    for prompt, example in zip(found, splits["test"], strict=True):
+    for prompt, example in zip(prompts, splits["test"], strict=True):
         text = tokenizer.decode(prompt.request.tokens)
         assert text.endswith(example["prompt"].rstrip()), "the question is never cut"
         shown = [s["prompt"] + task.labels[s["label"]] for s in shots[: prompt.shots + 1]]
         assert text.startswith("\n\n".join(shown[: prompt.shots]))
         one_more = len(prompt.request.tokens) + len("\n\n" + shown[-1]) + len(" good")
         assert len(prompt.request.tokens) + len(" good") <= window < one_more
-    (way, fewer) = task.notes(found, 0)
-    assert way.startswith("6-shot, shots drawn by seed 0, the likeliest choice counts")
+    (answers, shortened) = task.describe_prompts(prompts, 0)
+    assert answers.startswith("6-shot, shots drawn by seed 0, the likeliest choice counts")
     counts = ", ".join(f"{kept.count(n)} with {n}" for n in sorted(set(kept), reverse=True))
-    assert fewer == (
+    assert shortened == (
         f"6 of 6 prompts exceed max_length {window} with 6 shots and show fewer: {counts}"
     )
 
 
-def test_a_question_that_does_not_fit_alone_is_told_with_its_row(tokenizer: Any) -> None:
+def test_build_prompts_question_too_long_names_its_row(tokenizer: Any) -> None:
     splits = splits_of(4, 3)
     splits["test"][1] = film("very " * 30 + "long", 0, number=2)
     with pytest.raises(InputError) as error:
-        task_of(max_length=100).prompts(splits, "test", tokenizer, 0)
+        task_of(max_length=100).build_prompts(splits, "test", tokenizer, 0)
     (problem,) = error.value.problems
     assert str(problem) == (
         "test.jsonl:2 text: the question alone takes 173 tokens with its answer, the window is "
-        "100; raise task.max_length as far as the model allows, or leave the row out"
+        "100; raise task.max_length as far as the model allows, or remove the row"
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def test_a_question_that_does_not_fit_alone_is_told_with_its_row(tokenizer: Any)
 
 
 @pytest.mark.parametrize(
-    ("row", "options", "said"),
+    ("row", "options", "message"),
     [
         ({"text": "a", "label": "ugly"}, {}, "test.jsonl:2 label: expected one of bad, good"),
         (
@@ -146,44 +146,53 @@ def test_a_question_that_does_not_fit_alone_is_told_with_its_row(tokenizer: Any)
         ({"text": " ", "label": 1}, {}, "test.jsonl:2 text: the text is empty"),
         ({"text": "a"}, {}, "test.jsonl:2 label: there is no such column; the row has: text"),
         ({}, {"prompt": "{txt}?"}, "test.jsonl:1 txt: there is no such column"),
-        ({"text": "a", "label": 1}, {"shots": 6}, "6 shots of 2 labels take 3 labelled"),
+        ({"text": "a", "label": 1}, {"shots": 6}, "6 shots of 2 labels need 3 examples labelled"),
     ],
 )
-def test_rows_that_cannot_be_asked(
-    tmp_path: Path, row: dict[str, Any], options: dict[str, Any], said: str
+def test_check_local_data_refuses_unusable_rows(
+    tmp_path: Path, row: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     good = {"text": "fine", "label": "good"}
     train = [{"text": f"film {n}", "label": n % 2} for n in range(4)]
     files = {"train": str(write_rows(tmp_path / "train.jsonl", train)),
              "test": str(write_rows(tmp_path / "test.jsonl", [good, row or good]))}  # fmt: skip
     with pytest.raises((InputError, DataError)) as error:
-        examples.check_local_data(task_of(data={"files": files}, **options), "test")
-    assert said in str(error.value)
+        check_local_data(task_of(data={"files": files}, **options), "test")
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
-        ("method.name=lora", "method.name: the task prompting trains nothing, lora does; use"),
+        (
+            "method.name=lora",
+            "method.name: the task prompting trains nothing, but the method lora does",
+        ),
         ("task.prompt=What?", "task.prompt: names no {column}"),
         ("task.prompt='{text'", "task.prompt: the template is malformed"),
         ("task.choices=[yes, no, maybe]", "task.choices: expected one for each of 2 labels, got 3"),
-        ("task={answer: generation, choices: [Yes, 'yes ']}", "task.choices: differ in blanks or"),
-        ("task={answer: generation, length_normalised: true}", "task.length_normalised: is of"),
-        ("task.temperature=0.5", "task.temperature: is of answer: generation"),
-        ("evaluation.before=true", "evaluation.before: nothing is trained"),
+        (
+            "task={answer: generation, choices: [Yes, 'yes ']}",
+            "task.choices: two differ only in blanks or case",
+        ),
+        (
+            "task={answer: generation, length_normalised: true}",
+            "task.length_normalised: applies to answer: likelihood",
+        ),
+        ("task.temperature=0.5", "task.temperature: applies to answer: generation"),
+        ("evaluation.before=true", "evaluation.before: the method frozen trains nothing"),
         ("task.data={files: , path: a/b, splits: {test: test}}", "task.data: has no train split"),
     ],
 )
 @pytest.mark.usefixtures("asked")
-def test_fields_that_do_not_go_together(override: str, said: str) -> None:
+def test_load_recipe_refuses_contradicting_fields(override: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         recipe.load_recipe("asked.yaml", [override])
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.usefixtures("asked")
-def test_without_shots_there_need_not_be_a_train_split(asked: Path) -> None:
+def test_needed_splits_without_shots_is_empty(asked: Path) -> None:
     asked.write_text(ASKED.replace("train: train.jsonl, ", ""))
     (point,) = recipe.load_recipe("asked.yaml", ["task.shots=0"])
     assert point.recipe.task.needed_splits == ()
@@ -192,28 +201,30 @@ def test_without_shots_there_need_not_be_a_train_split(asked: Path) -> None:
     assert [point.recipe.task.model_dump()["shots"] for point in grid] == [0, 1, 4, 8]
 
 
-def test_frozen_scores_no_new_model(tiny: Path) -> None:
-    with pytest.raises(InputError, match=r"model\.path: a new model has nothing that could be sc"):
+def test_load_recipe_frozen_refuses_new_model(tiny: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"model\.path: is required: a new model has learnt nothing"
+    ):
         recipe.load_recipe(str(tiny), ["method.name=frozen"])
 
 
 # ---------------------------------------------------------------- answers
 
 
-def test_a_generated_answer_is_the_choice_that_it_begins_with() -> None:
+def test_parse_answer_returns_choice_that_text_begins_with() -> None:
     task = task_of(labels=["e", "n", "c"], choices=["yes", "no", "not sure"], answer="generation")
-    said = {" Yes, it does": 0, "no": 1, "NO.": 1, "not sure\n\nPremise:": 2, "nothing": NO_ANSWER,
-            "": NO_ANSWER, "well, yes": NO_ANSWER, "yes\n\nno": 0, "not": NO_ANSWER}  # fmt: skip
-    assert {text: task.answered(text) for text in said} == said
-    metrics = task.metrics([0, 1, NO_ANSWER, NO_ANSWER], [0, 1, 2, 0], [])
+    parsed = {" Yes, it does": 0, "no": 1, "NO.": 1, "not sure\n\nPremise:": 2, "yes\n\nno": 0}
+    parsed |= dict.fromkeys(["nothing", "", "well, yes", "not"], NO_ANSWER)
+    assert {text: task.parse_answer(text) for text in parsed} == parsed
+    metrics = task.compute_metrics([0, 1, NO_ANSWER, NO_ANSWER], [0, 1, 2, 0], [])
     assert metrics["accuracy"] == 0.5
     assert metrics["no_answer"] == 0.5
     assert metrics["recall[c]"] == 0
     assert set(task.metric_names()) >= {"no_answer", "accuracy", "recall[e]"}
 
 
-def test_the_likeliest_choice_with_and_without_normalising() -> None:
+def test_most_likely_choice_with_and_without_normalisation() -> None:
     scores, tokens = [-2.0, -3.0], [1, 3]
-    assert task_of().likeliest(scores, tokens) == 0
-    assert task_of(length_normalised=True).likeliest(scores, tokens) == 1
-    assert task_of().likeliest([-1.0, -1.0], tokens) == 0, "of equals the first"
+    assert task_of().most_likely_choice(scores, tokens) == 0
+    assert task_of(length_normalised=True).most_likely_choice(scores, tokens) == 1
+    assert task_of().most_likely_choice([-1.0, -1.0], tokens) == 0, "of equal choices the first"

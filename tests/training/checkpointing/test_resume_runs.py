@@ -1,4 +1,4 @@
-"""Runs that end at any step and go on from a checkpoint as if they had never ended."""
+"""Tests of runs that are interrupted at some step, and resume as if they had not been."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ZERO3_SAVED_OFTEN = (
 
 @pytest.fixture
 def small(workplace: Path) -> Path:
-    """A recipe with dropout, a validation each third step, and lines of four steps."""
+    """A recipe with dropout, an evaluation every three steps, and a log every four."""
     rows = film_rows(12)
     for name, part in (("train", rows), ("validation", rows[4:16]), ("test", rows[:8])):
         write_rows(workplace / f"{name}.jsonl", part)
@@ -56,81 +56,87 @@ def small(workplace: Path) -> Path:
     return path
 
 
-def weights(folder: Path) -> dict[str, bytes]:
+def model_files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (folder / "model").glob("*.safetensors")}
 
 
-def saved(folder: Path) -> list[int]:
+def saved_steps(folder: Path) -> list[int]:
     return sorted(
         map(checkpoints.checkpoint_step, checkpoints.checkpoint_folders(RunPaths(folder)))
     )
 
 
-def assert_same(folder: Path, whole: Path) -> RunRecord:
-    """A run ended as another one did: to the bit, apart from the clock."""
-    assert starts.lines(folder) == starts.lines(whole)
-    assert weights(folder) == weights(whole)
-    result, other = (read_record(RunPaths(f).result, RunRecord) for f in (folder, whole))
+def assert_same(folder: Path, uninterrupted: Path) -> RunRecord:
+    """Checks that a run gave the same result as another one to the bit, apart from times."""
+    assert starts.logged_lines(folder) == starts.logged_lines(uninterrupted)
+    assert model_files(folder) == model_files(uninterrupted)
+    result, other = (read_record(RunPaths(f).result, RunRecord) for f in (folder, uninterrupted))
     assert (result.metrics, result.metrics_before) == (other.metrics, other.metrics_before)
     return result
 
 
 @pytest.mark.slow
-def test_one_rank_told_to_end_goes_on_to_the_bit(small: Path, tmp_path: Path) -> None:
-    """In the middle of an epoch and of a line of metrics."""
-    folder = starts.made(tmp_path / "run", small)
-    whole = starts.copied(folder, tmp_path / "whole")
-    assert starts.start(whole) == [0]
+def test_resume_one_rank_stopped_within_an_epoch_gives_same_bits(
+    small: Path, tmp_path: Path
+) -> None:
+    """It is stopped within an epoch and between two lines of metrics.jsonl."""
+    folder = starts.make_run(tmp_path / "run", small)
+    uninterrupted = starts.copy_run(folder, tmp_path / "uninterrupted")
+    assert starts.start(uninterrupted) == [0]
     assert starts.start(folder, at=5, signum=signal.SIGUSR2) == [SAVED_EXIT]
-    assert saved(folder) == [5]
+    assert saved_steps(folder) == [5]
     assert starts.start(folder) == [0]
-    result = assert_same(folder, whole)
+    result = assert_same(folder, uninterrupted)
     assert result.notes == []
-    assert saved(folder) == [], "those to go on from go with the end"
+    assert saved_steps(folder) == [], "checkpoints to resume from are removed at the end"
 
 
-def test_ranks_of_zero3_killed_at_a_step_go_on_to_the_bit(small: Path, tmp_path: Path) -> None:
-    """One rank is killed, and the newest checkpoint is damaged: the one before is taken."""
-    folder = starts.made(tmp_path / "run", small, *ZERO3_SAVED_OFTEN)
-    whole = starts.copied(folder, tmp_path / "whole")
-    assert starts.start(whole) == [0, 0]
-    assert saved(whole) == [6, 8, 10]
-    first, second = starts.start(folder, at=7, who="1")
+def test_resume_zero3_killed_rank_and_damaged_checkpoint_gives_same_bits(
+    small: Path, tmp_path: Path
+) -> None:
+    """One rank is killed, and the newest checkpoint is damaged: it resumes from the one before."""
+    folder = starts.make_run(tmp_path / "run", small, *ZERO3_SAVED_OFTEN)
+    uninterrupted = starts.copy_run(folder, tmp_path / "uninterrupted")
+    assert starts.start(uninterrupted) == [0, 0]
+    assert saved_steps(uninterrupted) == [6, 8, 10]
+    first, second = starts.start(folder, at=7, ranks="1")
     assert (first != 0, second) == (True, -signal.SIGKILL)
-    assert saved(folder) == [2, 4, 6]
+    assert saved_steps(folder) == [2, 4, 6]
     (shard,) = folder.glob("checkpoints/checkpoint-6/global_step6/*rank_1*optim_states.pt")
     os.truncate(shard, 100)
     assert starts.start(folder) == [0, 0]
-    result = assert_same(folder, whole)
+    result = assert_same(folder, uninterrupted)
     (note,) = result.notes
     assert note.startswith("checkpoint-6 was damaged (global_step6/")
-    assert saved(folder) == [6, 8, 10]
+    assert saved_steps(folder) == [6, 8, 10]
 
 
 @pytest.mark.slow
-def test_what_a_nodes_disk_had_not_handed_over_is_done_again(small: Path, tmp_path: Path) -> None:
-    """Written to the disk of the node, copied while training goes on; the same to the bit."""
-    folder = starts.made(tmp_path / "run", small, *ZERO3_SAVED_OFTEN)
-    whole = starts.copied(folder, tmp_path / "whole")
-    assert starts.start(whole) == [0, 0]
+def test_resume_checkpoint_not_copied_from_node_disk_repeats_its_steps(
+    small: Path, tmp_path: Path
+) -> None:
+    """Checkpoints go to the node's disk first; the result is the same to the bit."""
+    folder = starts.make_run(tmp_path / "run", small, *ZERO3_SAVED_OFTEN)
+    uninterrupted = starts.copy_run(folder, tmp_path / "uninterrupted")
+    assert starts.start(uninterrupted) == [0, 0]
     disk = tmp_path / "disk"
     disk.mkdir()
     paths = RunPaths(folder)
     site = read_record(paths.cluster, Cluster).model_copy(update={"node_disk_path": str(disk)})
     write_record(paths.cluster, site)
-    starts.start(folder, at=7, who="1")  # that of step 6 gets its name in step 7 at the earliest
-    assert saved(folder) == [2, 4]
-    near = node_local.node_folder(paths, site, RankInfo(0, 2, 0, os.uname().nodename, "1"))
-    assert near is not None
-    (near / "left.pt").touch()
+    starts.start(folder, at=7, ranks="1")  # That of step 6 is published in step 7 at the earliest.
+    assert saved_steps(folder) == [2, 4]
+    node_folder = node_local.node_folder(paths, site, RankInfo(0, 2, 0, os.uname().nodename, "1"))
+    assert node_folder is not None
+    (node_folder / "left.pt").touch()
     assert starts.start(folder) == [0, 0]
-    assert assert_same(folder, whole).notes == []
-    assert saved(folder) == [6, 8, 10]
-    assert [*near.iterdir()] == []
+    assert assert_same(folder, uninterrupted).notes == []
+    assert saved_steps(folder) == [6, 8, 10]
+    assert [*node_folder.iterdir()] == []
     assert "training paused for " in (folder / "logs/2.log").read_text()
 
 
-# ---------------------------------------------------------------- every way, in the nightly tier
+# ---------------------------------------------------------------- every layout, in the nightly tier
 
 LAYOUTS = {
     "fp32 alone": (),
@@ -150,22 +156,22 @@ LAYOUTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_interrupted_twice_it_ends_the_same(kind: str, small: Path, tmp_path: Path) -> None:
-    """Told to end in mid-epoch, and killed while it saved; epochs have three steps."""
+def test_resume_interrupted_twice_gives_same_bits(kind: str, small: Path, tmp_path: Path) -> None:
+    """It is stopped within an epoch of three steps, and later killed while it saves."""
     often = "resources.checkpoint_min=0.000001"
-    folder = starts.made(tmp_path / "run", small, *LAYOUTS[kind], often)
-    whole = starts.copied(folder, tmp_path / "whole")
-    assert {*starts.start(whole)} == {0}
+    folder = starts.make_run(tmp_path / "run", small, *LAYOUTS[kind], often)
+    uninterrupted = starts.copy_run(folder, tmp_path / "uninterrupted")
+    assert {*starts.start(uninterrupted)} == {0}
     assert {*starts.start(folder, at=4, signum=signal.SIGTERM)} == {SAVED_EXIT}
-    assert 4 in saved(folder)
-    codes = starts.start(folder, at=7, moment="save", who="0")
+    assert 4 in saved_steps(folder)
+    codes = starts.start(folder, at=7, moment="save", ranks="0")
     assert codes[0] == -signal.SIGKILL
-    assert max(saved(folder)) == 6
+    assert max(saved_steps(folder)) == 6
     assert {*starts.start(folder)} == {0}
-    assert_same(folder, whole)
+    assert_same(folder, uninterrupted)
 
 
-RESHAPES = {
+RESHARDED = {
     "fewer ranks": ((2, 3), (1, 3)),
     "more ranks": ((2, 3), (4, 3)),
     "stage 3 to 2": ((2, 3), (2, 2)),
@@ -179,21 +185,24 @@ RESHAPES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", RESHAPES)
-def test_it_goes_on_in_another_layout(kind: str, small: Path, tmp_path: Path) -> None:
-    """Without dropout, whose random numbers depend on the ranks, losses are the same."""
-    still = ("model.config.hidden_dropout_prob=0", "model.config.attention_probs_dropout_prob=0")
-    first, then = (
-        (*still, f"resources.gpus_per_node={ranks}", f"resources.zero_stage={stage}")
-        for ranks, stage in RESHAPES[kind]
+@pytest.mark.parametrize("kind", RESHARDED)
+def test_resume_in_another_layout_gives_same_losses(kind: str, small: Path, tmp_path: Path) -> None:
+    """There is no dropout, whose random numbers depend on the number of ranks."""
+    no_dropout = (
+        "model.config.hidden_dropout_prob=0",
+        "model.config.attention_probs_dropout_prob=0",
     )
-    folder = starts.made(tmp_path / "run", small, *first)
-    whole = starts.copied(folder, tmp_path / "whole")
-    assert {*starts.start(whole)} == {0}
+    first, then = (
+        (*no_dropout, f"resources.gpus_per_node={ranks}", f"resources.zero_stage={stage}")
+        for ranks, stage in RESHARDED[kind]
+    )
+    folder = starts.make_run(tmp_path / "run", small, *first)
+    uninterrupted = starts.copy_run(folder, tmp_path / "uninterrupted")
+    assert {*starts.start(uninterrupted)} == {0}
     assert {*starts.start(folder, at=5, signum=signal.SIGTERM)} == {SAVED_EXIT}
-    starts.made(folder, small, *then)
+    starts.make_run(folder, small, *then)
     assert {*starts.start(folder)} == {0}
-    ours, theirs = starts.lines(folder), starts.lines(whole)
+    ours, theirs = starts.logged_lines(folder), starts.logged_lines(uninterrupted)
     for key in ("loss", "eval_loss", "learning_rate"):
         values = [[line[key] for line in lines if key in line] for lines in (ours, theirs)]
         assert values[0] == pytest.approx(values[1], rel=1e-5), key
@@ -201,24 +210,28 @@ def test_it_goes_on_in_another_layout(kind: str, small: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_before_a_time_limit_it_saves_and_ends(small: Path, tmp_path: Path) -> None:
-    """The limit is some seconds away when training begins: at least one step is done and saved."""
-    folder = starts.made(tmp_path / "run", small, "train.max_steps=100000",
+def test_time_limit_near_saves_and_stops(small: Path, tmp_path: Path) -> None:
+    """The limit is some seconds away when training starts: at least one step is done and saved."""
+    folder = starts.make_run(tmp_path / "run", small, "train.max_steps=100000",
                          "evaluation.before=false")  # fmt: skip
-    near = {"SLURM_JOB_END_TIME": str(int(time.time()) + 5)}
-    assert starts.start(folder, environment=near) == [SAVED_EXIT]
-    (step,) = saved(folder)
+    time_limit = {"SLURM_JOB_END_TIME": str(int(time.time()) + 5)}
+    assert starts.start(folder, environment=time_limit) == [SAVED_EXIT]
+    (step,) = saved_steps(folder)
     assert step >= 1
 
 
 @pytest.mark.slow
-def test_a_model_that_is_asked_goes_on_with_the_next_batch(asked: Path, tmp_path: Path) -> None:
-    folder = starts.made(tmp_path / "run", asked)
-    whole = starts.copied(folder, tmp_path / "whole")
-    assert {*starts.start(whole)} == {0}
+def test_resume_few_shot_run_continues_with_the_next_batch(asked: Path, tmp_path: Path) -> None:
+    folder = starts.make_run(tmp_path / "run", asked)
+    uninterrupted = starts.copy_run(folder, tmp_path / "uninterrupted")
+    assert {*starts.start(uninterrupted)} == {0}
     assert {*starts.start(folder, at=0, signum=signal.SIGTERM, moment="answer")} == {SAVED_EXIT}
     assert 0 < len(answer_log.read_answers(folder / "answers")) < 40
     assert {*starts.start(folder)} == {0}
-    assert answer_log.read_answers(folder / "answers") == answer_log.read_answers(whole / "answers")
-    ours, theirs = (read_record(RunPaths(f).result, RunRecord).metrics for f in (folder, whole))
+    assert answer_log.read_answers(folder / "answers") == answer_log.read_answers(
+        uninterrupted / "answers"
+    )
+    ours, theirs = (
+        read_record(RunPaths(f).result, RunRecord).metrics for f in (folder, uninterrupted)
+    )
     assert ours == theirs

@@ -1,7 +1,6 @@
-"""Scoring what was trained before: its number is that of the run that trained it.
+"""Tests of evaluating a finished model or adapter: its scores are those of its training run.
 
-Adapters that runs of their own have trained for several tasks are scored together over one base,
-by a sweep; and so is a finished model.
+A sweep can score the adapters of several tasks over one base model.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ PROMPTING = {
 
 
 def write(name: str, task: dict[str, Any], method: dict[str, Any], **more: Any) -> Path:
-    """A recipe over the model in `base`, and the films that it is about."""
+    """Writes a recipe for the model in `base`, and its data; returns the recipe's file."""
     rows = film_rows(18)
     data = {"files": {"test": str(write_rows(Path("test.jsonl"), rows[1:]))}}
     if method["name"] != "frozen":
@@ -41,12 +40,12 @@ def write(name: str, task: dict[str, Any], method: dict[str, Any], **more: Any) 
         "train": TRAIN, "resources": RUN, **more,
     }  # fmt: skip
     file = Path(f"{name}.yaml")
-    file.write_text(json.dumps(recipe))  # YAML holds JSON
+    file.write_text(json.dumps(recipe))  # JSON is YAML.
     return file
 
 
 def run(cli: Cli, name: str, *arguments: Any, **recipe: Any) -> list[Path]:
-    """The folders of a recipe's runs, which have come to their end."""
+    """Submits a recipe and waits; returns its run folders."""
     done = cli("submit", write(name, **recipe), "-c", "local", "--watch", *arguments)
     assert done.code == 0, done.err
     return sorted(Path("runs", name).glob("*"))
@@ -60,8 +59,8 @@ def scores(folder: Path) -> Any:
     return read(folder, "result")["metrics"]
 
 
-def assert_scored_again(again: Path, trained: Path) -> None:
-    """To the last digit, with nothing trained or saved."""
+def assert_same_scores(again: Path, trained: Path) -> None:
+    """The scores agree to the last digit, and nothing was trained or saved."""
     assert scores(again) == scores(trained)
     assert not (again / "model").exists()
     record = read(again, "result")
@@ -69,17 +68,17 @@ def assert_scored_again(again: Path, trained: Path) -> None:
     assert record["measured"]["peak_memory_bytes"] < record["predicted_memory_bytes"]
 
 
-def test_an_adapter_has_the_scores_that_its_run_had(workplace: Path, cli: Cli) -> None:
+def test_an_adapter_has_the_scores_of_its_training_run(workplace: Path, cli: Cli) -> None:
     bert_folder(workplace / "base", layers=4)
     (trained,) = run(cli, "trained", task=CLASSIFICATION, method=LORA)
     method = {"name": "frozen", "adapter_path": str(trained / "model")}
-    assert scores(trained)["accuracy"] > 0.9, "else chance would score alike"
+    assert scores(trained)["accuracy"] > 0.9, "an untrained model would score less"
     (again,) = run(cli, "again", task=CLASSIFICATION, method=method)
-    assert_scored_again(again, trained)
+    assert_same_scores(again, trained)
 
 
 @pytest.mark.slow
-def test_adapters_of_several_tasks_are_scored_over_one_base(workplace: Path, cli: Cli) -> None:
+def test_a_sweep_scores_adapters_of_several_tasks_over_one_base(workplace: Path, cli: Cli) -> None:
     bert_folder(workplace / "base", layers=4)
     task, other = CLASSIFICATION, {**CLASSIFICATION, "labels": ["good", "bad"]}
     (first,) = run(cli, "first", task=task, method=LORA)
@@ -88,16 +87,18 @@ def test_adapters_of_several_tasks_are_scored_over_one_base(workplace: Path, cli
         "method.adapter_path": [str(folder / "model") for folder in (first, second)],
         "task.labels": [task["labels"], other["labels"]],
     }
-    found = run(cli, "together", task=task, method={"name": "frozen"}, sweep={"zip": together})
-    again = {read(folder, "recipe")["method"]["adapter_path"]: folder for folder in found}
+    folders = run(cli, "together", task=task, method={"name": "frozen"}, sweep={"zip": together})
+    again = {read(folder, "recipe")["method"]["adapter_path"]: folder for folder in folders}
     for trained in (first, second):
-        assert_scored_again(again[str((trained / "model").absolute())], trained)
+        assert_same_scores(again[str((trained / "model").absolute())], trained)
     rows = [row for row in cli("collect", "--json").json if row["recipe"] == "together"]
     assert [row["state"] for row in rows] == ["COMPLETED", "COMPLETED"]
 
 
 @pytest.mark.slow
-def test_a_finished_model_is_scored_on_two_ranks(workplace: Path, cli: Cli) -> None:
+def test_a_finished_model_on_two_ranks_has_the_scores_of_its_training_run(
+    workplace: Path, cli: Cli
+) -> None:
     llama_folder(workplace / "base")
     (trained,) = run(cli, "trained", task=INSTRUCTION, method={"name": "full"})
     layout = ("-o", f"model.path={trained}/model", "-o", "resources.gpus_per_node=2")
@@ -105,7 +106,7 @@ def test_a_finished_model_is_scored_on_two_ranks(workplace: Path, cli: Cli) -> N
     assert scores(again) == pytest.approx(scores(trained), abs=1e-6)
 
 
-def refused(cli: Cli, *arguments: Any, task: dict[str, Any]) -> str:
+def plan_error(cli: Cli, *arguments: Any, task: dict[str, Any]) -> str:
     method = {"name": "frozen"}
     said = cli("plan", write("asked", task, method), "-c", "local", *arguments)
     assert said.code == 2
@@ -113,20 +114,20 @@ def refused(cli: Cli, *arguments: Any, task: dict[str, Any]) -> str:
     return said.err
 
 
-def test_a_head_that_nobody_trained_is_not_scored(workplace: Path, cli: Cli) -> None:
+def test_plan_refuses_a_model_without_a_trained_head(workplace: Path, cli: Cli) -> None:
     bert_folder(workplace / "base")
     headless = bert_folder(workplace / "bare", head=False)
-    said = refused(cli, "-o", f"model.path={headless}", task=CLASSIFICATION)
+    said = plan_error(cli, "-o", f"model.path={headless}", task=CLASSIFICATION)
     assert "no file has weights of classifier" in said
-    said = refused(cli, task={**CLASSIFICATION, "labels": ["good", "bad"]})
-    assert "has them in another order: bad, good" in said
+    said = plan_error(cli, task={**CLASSIFICATION, "labels": ["good", "bad"]})
+    assert "has them in another order; use [bad, good]" in said
 
 
 @pytest.mark.parametrize("task", [INSTRUCTION, PROMPTING], ids=lambda task: task["name"])
-def test_an_adapter_over_many_layers_can_be_planned(
+def test_plan_of_an_adapter_traces_fewer_layers_than_the_adapter_has(
     workplace: Path, cli: Cli, task: dict[str, Any]
 ) -> None:
-    """What is traced has a few of the layers, and the adapter's file has all."""
+    """The traced model has a few of the layers, and the adapter's file has all."""
     from transformers import AutoModelForCausalLM
 
     base = llama_folder(workplace / "base", layers=6)

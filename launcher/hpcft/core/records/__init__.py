@@ -1,8 +1,9 @@
-"""The nouns of hpcft, in the order of the story.
+"""The records of hpcft: what people write, and what run folders hold.
 
-A Recipe says what to train, a Cluster what there is, a Plan how it fits, a Job where it was
-submitted, Progress how far it is, a RunRecord what came out. Every field is defined once, here (or
-beside its task or method): validation, the JSON Schema and the reference page all come from it.
+A Recipe describes an experiment, a Cluster a site, a Plan how the one fits the other, a Job the
+submissions of a run, Progress its current step, and a RunRecord its result. Every field is defined
+once, here or with its task or method: validation, the JSON Schema and the reference page all come
+from that definition.
 """
 
 from hpcft.core.records.base import (
@@ -48,7 +49,6 @@ from hpcft.core.records.staged import Staged, StagedFile, StagedInputs
 
 __all__ = [
     "CALIBRATION_BOUNDS",
-    "EvaluatedLayout",
     "Attempt",
     "Baseline",
     "Calibration",
@@ -56,19 +56,20 @@ __all__ = [
     "Cluster",
     "Confusion",
     "DataSpec",
+    "EvaluatedLayout",
     "Evaluation",
     "Fingerprints",
-    "InputRecord",
     "Gpu",
+    "InputRecord",
     "Job",
     "Layout",
-    "OomCaps",
     "Measurement",
     "MemoryItem",
     "Method",
     "ModelFacts",
     "ModelSpec",
     "Offload",
+    "OomCaps",
     "ParameterCount",
     "PhasePeaks",
     "Plan",
@@ -86,9 +87,9 @@ __all__ = [
     "Staged",
     "StagedFile",
     "StagedInputs",
+    "StepTime",
     "StoredPart",
     "StoredRecord",
-    "StepTime",
     "Sweep",
     "Task",
     "TokenizerTraining",

@@ -1,4 +1,4 @@
-"""Bases of the records, and the text types that may reach sbatch, a path or a shell."""
+"""Base classes of the records, and types of text that may reach sbatch, a path or a shell."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "cpu", "nvme"]
 Split = Literal["train", "validation", "test"]
 
-# What may reach sbatch, a path or a shell line. Nothing here is special to a shell or to #SBATCH.
-# Lengths in the thousands stand beside the pattern: one that counts that far takes 30 ms to build.
+# Texts that may reach sbatch, a path or a shell line. They allow no character that is special to a
+# shell or to #SBATCH. Lengths in the thousands are apart from the pattern, because a pattern that
+# counts that far takes 30 ms to build.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 SlurmWord = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:+-]{0,127}$")]
 SlurmExpression = Annotated[
@@ -27,7 +28,7 @@ SlurmExpression = Annotated[
 ]
 Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")]
 OneLine = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=4096)]
-# A command and its arguments, words apart; `$NAME` is filled in by the job's shell, no more.
+# A command and its arguments, separated by blanks. The job's shell expands `$NAME`, nothing else.
 CommandLine = Annotated[
     str,
     StringConstraints(
@@ -40,30 +41,29 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f]*$",
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
-# A process or a job of Slurm, `123` or `123_4`: it goes into file names and to scancel.
+# A process id or a Slurm job id, `123` or `123_4`. It goes into file names and to scancel.
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}(_[0-9]{1,10})?$")]
 AnyPath = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$", max_length=4096)]
 
 PositiveInt = Annotated[int, Field(gt=0)]
-# No quantity is larger, whatever its unit; beyond, products of two would no longer be finite.
-MOST = 1e12
-NonNegative = Annotated[float, Field(ge=0, le=MOST)]
-Positive = Annotated[float, Field(gt=0, le=MOST)]
+# Larger than any real quantity in any unit, and small enough that products of two stay finite.
+MAX_QUANTITY = 1e12
+NonNegative = Annotated[float, Field(ge=0, le=MAX_QUANTITY)]
+Positive = Annotated[float, Field(gt=0, le=MAX_QUANTITY)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
-
-# Sums and products of a few numbers up to here can still be told from infinity.
-MOST_NUMBER = 1e100
+# Sums and products of a few numbers of this size are still finite.
+MAX_NUMBER = 1e100
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, int | float) and abs(value) > MOST_NUMBER:
-        raise ValueError(f"{name} is beyond {MOST_NUMBER:g}")
+    if isinstance(value, int | float) and abs(value) > MAX_NUMBER:
+        raise ValueError(f"{name} is beyond {MAX_NUMBER:g}")
 
 
 class Record(BaseModel):
-    """Base of all records: strict, immutable, documented by the docstrings under their fields."""
+    """Base of all records: strict, immutable, with a docstring under each field."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -72,8 +72,8 @@ class Record(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
         validate_by_name=True,
-        # Reading the sources for the attributes' docstrings and building what a command does not
-        # use would take a tenth of its time; `config.schema` reads the docstrings when asked.
+        # Validators are built on first use, and `config.schema` reads the docstrings of fields only
+        # when it prints them. Doing both at import would take a tenth of a command's time.
         defer_build=True,
     )
 
@@ -86,32 +86,34 @@ class Record(BaseModel):
 
 
 class InputRecord(Record):
-    """Base of what people write: closed, so that a misspelt field is an error."""
+    """Base of the records that people write: closed, so that a misspelt field is an error."""
 
 
 class StoredPart(Record):
-    """Base of the parts of stored records: open, so that an older hpcft reads what a newer wrote.
+    """Base of the parts of stored records: open, so that an older hpcft can read a newer file.
 
-    A field that is added has a default, so that a newer hpcft reads what an older one wrote.
+    Every field that is added has a default, so that a newer hpcft can read an older file.
     """
 
     model_config = ConfigDict(extra="ignore")
 
 
 def renamed_from(old: str, new: str) -> AliasChoices:
-    """Returns the names under which a stored field is read: today's, and that of hpcft 0.1.
+    """Returns the two names of a renamed field that are read; only the new one is written.
 
-    Both stay readable for a release; today's is written.
+    Args:
+        old: name in files that hpcft 0.1 wrote.
+        new: name today.
     """
     return AliasChoices(new, old)
 
 
 class StoredRecord(StoredPart):
-    """Base of the files that hpcft writes: open like their parts, with a version of the format."""
+    """Base of the files that hpcft writes: open like their parts, with a format version."""
 
     schema_version: PositiveInt = 1
-    """Version of the file's format. It rises only when an older hpcft would misread the file, which
-    then refuses it."""
+    """Version of the file's format. It rises only when an older hpcft would misread the file; the
+    older hpcft then refuses it."""
 
     @classmethod
     def known_version(cls) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoint: what a run can go on from, and the mark that it was written whole."""
+"""Checkpoint: the record that marks a checkpoint as complete."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ from hpcft.core.records.plan import Layout
 
 
 class Checkpoint(StoredRecord):
-    """Written last into a checkpoint's folder, so that its presence means that all of it is there.
+    """The record in a checkpoint's folder, written last: with it, the checkpoint is complete.
 
-    It also holds what the Trainer does not save of itself.
+    It also holds the state of hpcft that the Hugging Face Trainer does not save.
     """
 
     step: int
-    """Optimizer steps done."""
+    """Optimizer steps done at the checkpoint."""
     at: float
-    """Unix time in seconds."""
+    """Unix time of the checkpoint, in seconds."""
     user_requested: bool = Field(validation_alias=renamed_from("asked", "user_requested"))
-    """Whether `train.save_strategy` asked for it; if not, it is only there to go on from."""
+    """Whether `train.save_strategy` asked for it; otherwise it is there only to resume from."""
     layout: Layout
-    """How the run was laid out that wrote it."""
+    """Layout of the run that wrote it."""
     precision: Precision
-    """Type that it computed in."""
+    """Compute precision of the run that wrote it."""
     files: dict[str, int]
-    """Every file in the folder to its size in bytes."""
+    """Size in bytes of every file in the folder, by relative path."""
     tag: str = ""
-    """Folder of DeepSpeed's part; empty where the run did without DeepSpeed."""
+    """Name of DeepSpeed's own folder inside it; empty without DeepSpeed."""
     metrics_bytes: int
-    """Size of metrics.jsonl by then; later lines are of steps that are done again."""
+    """Size of metrics.jsonl in bytes; lines after it are of steps that a resumed run repeats."""
     losses: list[float]
-    """Of each rank the sum of the losses since the last line of metrics.jsonl."""
+    """Sum of the losses since the last line of metrics.jsonl, for each rank."""
     logged_loss: float
-    """Sum of all losses before that line."""
+    """Sum of all losses before the last line of metrics.jsonl."""
     logged_step: int
-    """Step of that line."""
+    """Optimizer step of the last line of metrics.jsonl."""
     train_s: float
-    """Seconds of training so far, over all starts."""
+    """Seconds of training so far, over all starts of the run."""
     save_s: float | None = None
-    """Seconds that the checkpoint before took to be written; None where it is the first."""
+    """Seconds that writing the previous checkpoint took; None for the first one."""
     notes: list[str] = Field(default_factory=list)
-    """What the reader of the result should know of earlier starts."""
-    versions: dict[str, str] = Field(default_factory=dict)
-    """Versions of what wrote it."""
+    """Notes of earlier starts for the reader of the result."""

@@ -1,4 +1,4 @@
-"""Job: where a run was submitted, attempt by attempt."""
+"""Job: every submission of a run."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from hpcft.core.records.base import AnyPath, JobId, Name, StoredPart, StoredReco
 
 
 class Fingerprints(StoredRecord):
-    """What the inputs of a run were when it was submitted."""
+    """Fingerprints of a run's inputs at the time of submission."""
 
     files: dict[str, str] = Field(default_factory=dict)
-    """Dotted field of the recipe to the hash of local files, or the commit on the hub."""
+    """Hash of the local files, or commit on the hub, by dotted field of the recipe."""
 
 
 class Attempt(StoredPart):
     """One submission of a run."""
 
     job_id: JobId | None
-    """Slurm's id (`123`, `123_4` in an array) or the local controller's process id; None until
-    known."""
+    """Slurm's job id (`123`, or `123_4` in an array), or the process id of the local controller;
+    None until the scheduler has given one."""
     token: str
-    """Written before sbatch and sent as the job's comment: lets a later start adopt the job."""
+    """Comment of the job, by which a later command finds a job whose id was not saved."""
     array_index: int | None = None
-    """Element of the job array."""
+    """Index in the job array; None outside an array."""
     submitted_at: float
-    """Unix time in seconds."""
+    """Unix time of the submission, in seconds."""
     logs: AnyPath
-    """Folder of submitit's logs."""
+    """Folder of the logs, which submitit writes."""
     host: str
-    """Machine that submitted; a local process can only be asked about there."""
+    """Machine that submitted; the state of a local process is known only there."""
     process_started: float | None = None
-    """Start time of the local controller, so that a recycled process id is not mistaken for it."""
+    """Start time of the local controller; a later process with the same id has another one."""
 
 
 class Job(StoredRecord):
-    """Where a run was submitted: every attempt, the latest last."""
+    """The submissions of a run, the latest last."""
 
     run_id: str
-    """Identity by content."""
+    """Run id: a hash of the run's content."""
     recipe: Name
     """Name of the recipe."""
     cluster: Name
-    """Name of the profile."""
+    """Name of the cluster profile."""
     scheduler: Literal["slurm", "local"]
-    """Who runs it."""
+    """Scheduler that runs it."""
     point: dict[str, JsonValue] = Field(default_factory=dict)
-    """This run's values of the swept fields."""
+    """Values of the swept fields in this run."""
     sweep_id: str | None = None
-    """Identity of the sweep that the run belongs to."""
+    """Id of the sweep that the run was submitted in; None outside a sweep."""
     attempts: list[Attempt] = Field(default_factory=list)
-    """Every submission."""
+    """Every submission, the latest last."""

@@ -1,4 +1,4 @@
-"""Plan: how a recipe fits a cluster, number by number."""
+"""Plan: the layout of a run on a cluster, with predicted memory and time."""
 
 from __future__ import annotations
 
@@ -13,251 +13,271 @@ class ParameterCount(StoredPart):
     """Parameters of the model with its head and method, counted on the meta device."""
 
     total: int
-    """All parameters, adapters and head included; a tied weight counts once."""
+    """Number of all parameters, with adapters and head; a tied weight counts once."""
     trainable: int
-    """Those that the optimizer updates."""
+    """Number of parameters that the optimizer updates."""
     added: int
-    """Those that the method and the head add to the pretrained model."""
+    """Number of parameters that the method and the head add to the pretrained model."""
     largest_layer: int
-    """Parameters of the largest module that ZeRO-3 gathers at once."""
+    """Number of parameters of the largest module that ZeRO-3 gathers at once."""
     layer: int = 0
-    """Parameters of a decoder or encoder layer, the largest."""
+    """Number of parameters of the largest decoder or encoder layer."""
     trained_tensors: list[int] = Field(default_factory=list)
-    """Those of each trained matrix, in order."""
+    """Number of parameters of each trained matrix, in order."""
     trained_vectors: list[int] = Field(default_factory=list)
-    """Those of each trained bias and norm, in order."""
+    """Number of parameters of each trained bias and norm, in order."""
     largest_trained: int = 0
-    """Those of the largest tensor that is trained."""
+    """Number of parameters of the largest trained tensor."""
     quantised: int = 0
-    """Weights that the method holds in 4 bits."""
+    """Number of weights that the method stores in 4 bits."""
     embedding_parameters: int = Field(
         default=0, validation_alias=renamed_from("looked_up", "embedding_parameters")
     )
-    """Those of embedding tables: looked up, never multiplied. A table that is tied to the output
-    layer is multiplied there and does not count."""
+    """Number of parameters in embedding tables, which are looked up and never multiplied. A table
+    that is tied to the output layer is multiplied there, so it does not count."""
 
 
 class ModelFacts(StoredPart):
-    """What planning has to know of a model, all from its configuration."""
+    """Facts of a model that planning needs, all from its configuration."""
 
     model_type: str
-    """`transformers` model type."""
+    """Model type of `transformers`."""
     parameters: ParameterCount
-    """Exact counts."""
+    """Exact parameter counts."""
     layers: int
-    """Decoder or encoder layers, L."""
+    """Number of decoder or encoder layers, L."""
     hidden_size: int
-    """Width, H."""
+    """Hidden size, H."""
     vocab_size: int
-    """Vocabulary, V."""
+    """Vocabulary size, V."""
     logits_width: int
-    """Outputs per position that the loss sees: V for a language model, the labels for a head."""
+    """Outputs per position in the loss: V for a language model, the number of labels for a head."""
     max_positions: int | None = None
-    """Longest sequence that the model accepts, in tokens."""
+    """Longest sequence that the model accepts, in tokens; None without a limit."""
     supports_chunked_loss: bool = Field(
         default=False, validation_alias=renamed_from("loss_in_parts", "supports_chunked_loss")
     )
-    """Whether logits and loss can be computed in parts: for a language model whose logits are what
-    its output layer gives, or soft-capped."""
+    """Whether logits and loss can be computed in chunks: true for a language model whose logits are
+    the output layer's own, or soft-capped."""
 
 
 class MemoryItem(StoredPart):
     """One component of a predicted peak."""
 
     name: str
-    """What takes the memory."""
+    """Name of the component."""
     bytes: int
-    """How much, per GPU or per node."""
+    """Size in bytes, per GPU or per node."""
     rule: str
-    """The formula with its numbers."""
+    """Formula with its numbers."""
 
 
 class Layout(StoredPart):
-    """How a run is laid out over GPUs: everything that the planner may choose."""
+    """Layout of a run over GPUs: everything that the planner may choose."""
 
     nodes: int
-    """Nodes."""
+    """Number of nodes."""
     ranks_per_node: int
-    """Ranks (processes) on each node, one per GPU."""
+    """Number of ranks (processes) on each node, one per GPU."""
     per_device_train_batch_size: int
-    """Micro-batch, B."""
+    """Micro-batch size, B: examples per rank and forward pass."""
     gradient_accumulation_steps: int
-    """Micro-batches per optimizer step and rank."""
+    """Number of micro-batches per optimizer step and rank."""
     gradient_checkpointing: bool
-    """Whether activations are recomputed."""
+    """Whether activations are recomputed in the backward pass."""
     zero_stage: int
     """DeepSpeed ZeRO stage; 0 is plain data parallelism without DeepSpeed."""
     offload_optimizer: Offload
-    """Where the optimizer's states are."""
+    """Place of the optimizer states."""
     offload_param: Offload
-    """Where the parameters are between uses."""
+    """Place of the parameters between uses."""
     loss_chunks: int = 1
-    """Parts in which logits and loss are computed, one after the other; 1 is all at once."""
+    """Number of chunks in which logits and loss are computed; 1 is all at once."""
 
     @property
     def world_size(self) -> int:
-        """Ranks in all."""
+        """Number of all ranks."""
         return self.nodes * self.ranks_per_node
 
     @property
     def examples_per_step(self) -> int:
-        """Examples of a step on all ranks: the global batch, or what is scored at once."""
+        """Number of examples per step on all ranks: the global batch, or the scoring batch."""
         micro_batches = self.gradient_accumulation_steps * self.world_size
         return self.per_device_train_batch_size * micro_batches
 
     @property
     def recomputes(self) -> bool:
-        """Whether modules run again in the backward pass: layers, or the output layer."""
+        """Whether modules run again in the backward pass: the layers or the output layer."""
         return self.gradient_checkpointing or self.loss_chunks > 1
 
 
 class ZeroSizes(StoredPart):
-    """Sizes that DeepSpeed is given, in elements."""
+    """Sizes in DeepSpeed's ZeRO configuration, in elements."""
 
     reduce_bucket_elements: int
-    """Gradients that are reduced together."""
+    """Number of gradient elements that are reduced together."""
     prefetch_bucket_elements: int
-    """ZeRO-3: parameters that are gathered ahead of their use."""
+    """Number of parameter elements that ZeRO-3 gathers ahead of their use."""
     persistence_threshold_elements: int
-    """ZeRO-3: parameters up to this size are whole at all times."""
+    """Size up to which ZeRO-3 never shards a parameter."""
     max_live_elements: int
-    """ZeRO-3: nothing is gathered ahead while this much is whole."""
+    """Number of gathered elements above which ZeRO-3 gathers nothing ahead."""
     max_reuse_distance_elements: int
-    """ZeRO-3: parameters that are used again within this distance stay whole."""
+    """Distance to the next use, in elements, within which ZeRO-3 keeps parameters gathered."""
     sub_group_elements: int
-    """ZeRO-3: elements of a rank's shard that its optimizer goes over at once."""
+    """Number of elements of a rank's shard that ZeRO-3's optimizer updates at once."""
 
 
 class StepTime(StoredPart):
-    """Predicted time of one optimizer step; nothing is taken to overlap."""
+    """Predicted time of one optimizer step; assumes that nothing overlaps."""
 
     compute_s: float
-    """Forward, backward and recomputation of all micro-batches."""
+    """Seconds of forward, backward and recomputation of all micro-batches."""
     communication_s: float
-    """Gathering, reducing and scattering between ranks."""
+    """Seconds of collectives between ranks: gather, reduce, scatter."""
     offload_s: float
-    """Between GPU, host and disk, and the optimizer on the host."""
+    """Seconds of transfers between GPU, host and disk, and of the optimizer on the host."""
 
     @property
     def total_s(self) -> float:
-        """The whole step."""
+        """Seconds of the whole step."""
         return self.compute_s + self.communication_s + self.offload_s
 
 
 class RunTime(StoredPart):
-    """Predicted time of a run; what depends on the number of examples is None where that is."""
+    """Predicted time of a run; fields that need the number of examples are None without it."""
 
     step: StepTime
-    """One optimizer step."""
+    """Predicted time of one optimizer step."""
     steps: int | None
-    """Optimizer steps of the run; None: the number of examples is not known before it starts."""
+    """Number of optimizer steps; None if the number of examples is not known before the start."""
     start_s: float
-    """Starting Python on all ranks and reading the weights."""
+    """Seconds to start Python on all ranks and to load the weights."""
     evaluation_s: float | None
-    """Scoring during and after training."""
+    """Seconds of evaluation during and after training; None if the split's size is not known."""
     saving_s: float
-    """Writing checkpoints and the model."""
+    """Seconds to write checkpoints and the model."""
 
     @property
     def run_s(self) -> float | None:
-        """The whole run."""
+        """Seconds of the whole run; None if its length is not known."""
         if self.steps is None or self.evaluation_s is None:
             return None
         return self.start_s + self.steps * self.step.total_s + self.evaluation_s + self.saving_s
 
 
 class EvaluatedLayout(StoredPart):
-    """A layout beside the chosen one: what it costs, and what is in its way."""
+    """A layout that the planner evaluated: its cost, and why it does not fit."""
 
     layout: Layout
-    """The layout."""
+    """Layout that was evaluated."""
     step: StepTime
     """Predicted time of one optimizer step."""
-    gpu_peak_bytes: int | None
-    """Predicted peak per rank; None where the model states alone exceed what there is."""
-    why_infeasible: str = Field(validation_alias=renamed_from("obstacle", "why_infeasible"))
-    """Why it does not fit; empty when it does."""
+    run_s: float | None = None
+    """Predicted time of the whole run in seconds; None if its length is unknown."""
+    over_limit_s: float = 0.0
+    """Seconds by which the run exceeds its longest time limit; 0 within it or if unknown."""
+    gpu_peak_bytes: int | None = None
+    """Predicted peak memory per rank, in bytes; None if the model states alone are too large."""
+    why_infeasible: str = Field(
+        default="", validation_alias=renamed_from("obstacle", "why_infeasible")
+    )
+    """Reason why it does not fit; empty if it fits."""
 
     @property
     def gpu_hours_per_1000_steps(self) -> float:
-        """GPU hours of 1,000 steps."""
+        """Predicted GPU hours of 1,000 steps."""
         return self.layout.world_size * self.step.total_s / 3.6
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Predicted GPU time of the run in seconds; of one example if its length is unknown."""
+        layout = self.layout
+        if self.run_s is not None:
+            return layout.world_size * self.run_s
+        examples = layout.per_device_train_batch_size * layout.gradient_accumulation_steps
+        return self.step.total_s / examples
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """Sort key by which the planner prefers layouts: in time first, then GPU time."""
+        return self.over_limit_s, self.gpu_seconds
 
 
 class Plan(StoredRecord):
-    """Exactly what a job will run: the layout, what it needs, and why."""
+    """The plan of a job: its layout, the resources that it needs, and the reasons."""
 
     recipe: str
     """Name of the recipe."""
     cluster: str
-    """Name of the profile."""
+    """Name of the cluster profile."""
     accelerator: Literal["cuda", "cpu"]
-    """What the ranks compute on."""
+    """Device that the ranks compute on."""
     layout: Layout
-    """How the run is laid out."""
+    """Layout of the run."""
     precision: Precision
     """Compute precision."""
     optim: str
-    """Optimizer that the device supports."""
+    """Optimizer, one that the device supports."""
     per_device_eval_batch_size: int
     """Examples per rank and forward pass when scoring."""
     facts: ModelFacts
-    """The model."""
+    """Facts of the model."""
     gpu_memory: list[MemoryItem]
-    """Predicted peak per rank, by component."""
+    """Predicted peak memory per rank, by component; empty for a fallback."""
     gpu_capacity_bytes: int
-    """What one rank may use: the GPU without what other processes hold."""
+    """Memory that a rank may use, in bytes: the GPU without what other processes hold."""
     other_processes_bytes: int = 0
-    """What other processes hold on the GPU."""
+    """Memory that other processes hold on the GPU, in bytes."""
     host_memory: list[MemoryItem]
-    """Predicted peak host memory per node, by component."""
+    """Predicted peak host memory per node, by component; empty for a fallback."""
     host_capacity_bytes: int
-    """What a node offers."""
+    """Host memory of a node that a job may use, in bytes."""
     cpus_per_task: int
-    """CPU cores per rank."""
+    """Number of CPU cores per rank."""
     mem_mib: int
-    """Host memory to ask for per node, in MiB."""
+    """Host memory to request per node, in MiB."""
     time_min: int
-    """Time limit to ask for."""
+    """Time limit to request, in minutes."""
     signal_delay_s: int = 60
-    """Seconds before the time limit at which the job is signalled, so that it can save."""
+    """Seconds before the time limit at which Slurm signals the job, so that it can save."""
     time: RunTime | None = None
-    """Predicted time, from which the limit comes; None for a fallback."""
+    """Predicted time, from which the time limit follows; None for a fallback."""
     loading_s: float = 0.0
     """Seconds that starting and loading may take before a rank counts as hanging."""
     saving_s: float = 0.0
     """Seconds that saving may take before a rank counts as hanging."""
     disk: list[MemoryItem] = Field(default_factory=list)
-    """Predicted size of what the run writes, by component."""
+    """Predicted size of the files that the run writes, by component."""
     node_disk_bytes: int = 0
-    """Room that offloading takes on the disk of each node."""
+    """Disk space on each node that offloading takes, in bytes."""
     node_disk_capacity_bytes: int = 0
-    """Room on the disk of each node."""
+    """Disk space on each node, in bytes."""
     partition: str | None = None
-    """Partition to submit to."""
+    """Partition to submit to; None for the site's default."""
     warnings: list[str] = Field(default_factory=list)
-    """What the user should know before submitting."""
+    """Warnings for the user before submitting."""
     reasons: list[str] = Field(default_factory=list)
-    """Why this layout."""
+    """Reasons for this layout."""
     next_best: EvaluatedLayout | None = None
-    """The cheapest layout of another kind that fits too."""
+    """Cheapest layout of another kind that fits too; None if there is none."""
     cheaper_infeasible: list[EvaluatedLayout] = Field(
         default_factory=list, validation_alias=renamed_from("fell_out", "cheaper_infeasible")
     )
-    """Kinds of layout that would be cheaper but do not fit even at their smallest micro-batch."""
+    """Cheaper kinds of layout that do not fit even at their smallest micro-batch."""
     recovery_number: int = 0
-    """Number of the recovery that it follows; 0: the plan that the run was submitted with."""
+    """Number of the recovery that it follows; 0 for the plan of the submission."""
     ds_config: dict[str, Any] | None = None
-    """The DeepSpeed configuration; None without DeepSpeed."""
+    """DeepSpeed configuration; None without DeepSpeed."""
 
     @property
     def gpu_peak_bytes(self) -> int | None:
-        """Predicted peak per rank; None for a fallback, whose layout nobody has predicted."""
+        """Predicted peak memory per rank, in bytes; None for a fallback."""
         return sum(item.bytes for item in self.gpu_memory) if self.gpu_memory else None
 
     @property
     def gpu_hours(self) -> float | None:
-        """Predicted GPU hours of the run; None where its length is not known."""
+        """Predicted GPU hours of the run; None if its length is not known."""
         run_s = self.time.run_s if self.time else None
         return None if run_s is None else self.layout.world_size * run_s / 3600
 
@@ -268,5 +288,5 @@ class Plan(StoredRecord):
 
     @property
     def host_peak_bytes(self) -> int | None:
-        """Predicted peak per node; None for a fallback."""
+        """Predicted peak host memory per node, in bytes; None for a fallback."""
         return sum(item.bytes for item in self.host_memory) if self.host_memory else None

@@ -10,32 +10,32 @@ from hpcft.core.records.base import StoredRecord, renamed_from
 
 
 class Progress(StoredRecord):
-    """The heartbeat: how far a run is, rewritten whole every few seconds by rank 0."""
+    """The heartbeat of a run, which rank 0 rewrites every few seconds."""
 
     phase: Literal["starting", "data", "model", "training", "evaluation", "saving", "done"]
-    """What the run is doing."""
+    """Phase that the run is in."""
     updated_at: float
-    """Unix time in seconds of this heartbeat."""
+    """Unix time of this heartbeat, in seconds."""
     started_at: float
-    """Unix time at which the ranks started, for the last time."""
+    """Unix time at which the ranks started last, in seconds."""
     ranks: int = 1
-    """As many."""
+    """Number of ranks in this start."""
     previous_s: float = Field(default=0.0, validation_alias=renamed_from("earlier_s", "previous_s"))
-    """Seconds that they ran in earlier starts."""
+    """Seconds that the ranks ran in earlier starts."""
     previous_rank_s: float = Field(
         default=0.0, validation_alias=renamed_from("earlier_rank_s", "previous_rank_s")
     )
-    """The sum over ranks of those."""
+    """Sum over all ranks of the seconds that each ran in earlier starts."""
     job_id: str = ""
-    """Attempt that wrote it."""
+    """Job id of the attempt that wrote it."""
     node: str = ""
-    """Node of rank 0."""
+    """Node that rank 0 runs on."""
     step: int = 0
-    """Optimizer steps done; of a run that trains nothing, examples."""
+    """Optimizer steps done; examples done in a run that only evaluates."""
     total_steps: int = 0
-    """As many in all."""
+    """Optimizer steps of the whole run; examples in a run that only evaluates; 0 if not known."""
     epoch: float = 0.0
-    """Epochs done."""
+    """Epochs of training done."""
     loss: float | None = None
     """Latest training loss."""
     learning_rate: float | None = None
@@ -43,13 +43,13 @@ class Progress(StoredRecord):
     tokens_per_s: float | None = None
     """Tokens (padding left out) per second over all ranks."""
     memory_bytes: int | None = None
-    """Memory of rank 0 now: device memory on a GPU, resident set on a CPU."""
+    """Memory of rank 0 now: device memory on a GPU, resident set size on a CPU."""
     peak_memory_bytes: int | None = None
-    """Its peak."""
+    """Peak memory of rank 0, measured like `memory_bytes`."""
     eta_s: float | None = None
-    """Seconds to the last step at the current speed."""
+    """Estimated seconds until the last step, at the current speed."""
 
     def ran_s(self) -> tuple[float, float]:
-        """Seconds that ranks ran until this heartbeat, in all starts; and their sum over ranks."""
+        """Returns the seconds that the run ran over all starts, and their sum over all ranks."""
         last_s = self.updated_at - self.started_at
         return self.previous_s + last_s, self.previous_rank_s + last_s * self.ranks

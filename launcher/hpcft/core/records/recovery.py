@@ -1,9 +1,9 @@
-"""Recovery and RankError: what interrupted a run and how it continued."""
+"""RankError and Recovery: the failures of a run, and how it continued after each."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -13,43 +13,43 @@ from hpcft.core.records.plan import Layout
 
 Action = Literal["retry_step", "restart", "requeue", "resubmit", "resume"]
 
-# What hpcft 0.1 wrote.
-_OLD_ACTIONS = {
+# The first words of the names that hpcft 0.1 wrote, and today's names.
+_RENAMED_ACTIONS = {
     "in-process": "retry_step",
     "restarted": "restart",
     "requeued": "requeue",
-    "queued anew": "resubmit",
+    "queued": "resubmit",
     "resumed": "resume",
 }
 
 
-def _action(value: Any) -> Any:
-    return _OLD_ACTIONS.get(value, value) if isinstance(value, str) else value
+def _renamed_action(value: object) -> object:
+    return _RENAMED_ACTIONS.get(value.partition(" ")[0], value) if isinstance(value, str) else value
 
 
 class RankError(StoredRecord):
-    """What a rank wrote about its own end."""
+    """The error that ended a rank, written by the rank itself."""
 
     rank: int
     """Global rank."""
     node: str
-    """Node that it ran on."""
+    """Node that the rank ran on."""
     at: float
-    """Unix time in seconds."""
+    """Unix time of the error, in seconds."""
     kind: str
-    """Class of the exception."""
+    """Name of the exception's class."""
     message: str
-    """Its text."""
+    """Text of the exception."""
     job_id: str = ""
-    """Attempt that it belonged to."""
+    """Job id of the attempt that the rank belonged to."""
     phase: str = ""
-    """What the rank was doing, in the words of `Progress`."""
+    """Phase that the rank was in, as in `Progress`."""
     failure: str = ""
-    """Class of the failure, where the rank knew more than its text tells; else empty."""
+    """Class of the failure, if the rank could tell it better than its text does; else empty."""
     next_step: str = ""
-    """What to do, where the rank knew it."""
+    """Advice to the user, if the rank had a better one than the failure's class; else empty."""
     traceback: str = ""
-    """For developers; shown by `hpcft logs`."""
+    """Traceback for developers, which `hpcft logs` shows."""
 
     @classmethod
     def now(
@@ -65,7 +65,7 @@ class RankError(StoredRecord):
         next_step: str = "",
         traceback: str = "",
     ) -> RankError:
-        """Returns an error of this moment, by default of this node; arguments as of the record."""
+        """Returns an error at the current time, by default on this node."""
         return cls(
             rank=rank,
             node=node or node_name(),
@@ -81,36 +81,36 @@ class RankError(StoredRecord):
 
 
 class Recovery(StoredRecord):
-    """What a run met on its way, and how it went on; a rung of the ladder is one with a change."""
+    """A failure of a run, and how the run continued; with a `change`, it is a fallback."""
 
     number: int
-    """From 1, in the order in which they came."""
+    """Number of the recovery, from 1, in order of time."""
     at: float
-    """Unix time in seconds."""
+    """Unix time of the failure, in seconds."""
     job_id: str
-    """Attempt that met it; of one that was queued anew, the one that ended with it."""
+    """Job id of the attempt that failed."""
     restart: int = 0
-    """How often Slurm had started this job again before."""
+    """Number of times that Slurm had restarted this job before."""
     rank: int = 0
-    """Global rank that met it first."""
+    """Global rank that failed first."""
     node: str = ""
-    """Node that it ran on."""
+    """Node of the rank that failed first."""
     cause: str
     """Class of the failure: `out_of_memory`, `timeout`, `preempted`, `rank_died`, …"""
     evidence: str
-    """Line that tells of it."""
-    action: Annotated[Action, BeforeValidator(_action)] = Field(
+    """Decisive line about the failure, for example of a log."""
+    action: Annotated[Action, BeforeValidator(_renamed_action)] = Field(
         validation_alias=renamed_from("how", "action")
     )
-    """How the run continued: the same process retried the step, all ranks restarted within their
-    allocation, Slurm requeued the job, another job was submitted, or a person resumed the run."""
+    """How the run continued: the processes retried the step, all ranks restarted within their
+    allocation, Slurm requeued the job, hpcft submitted another job, or a person resumed the run."""
     step: int = 0
-    """Optimizer step that it goes on from; of a run that trains nothing, examples."""
+    """Optimizer step that the run resumes from; examples done in a run that only evaluates."""
     change: str = ""
-    """Of a rung what was changed, for example `micro-batch 8 → 4`; else empty."""
+    """Change that a fallback made, for example `micro-batch 8 → 4`; else empty."""
     layout: Layout
-    """How the run is laid out from here on; the global batch is the same."""
+    """Layout of the run from here on; the global batch does not change."""
     per_device_eval_batch_size: int
     """Examples per rank and forward pass when scoring, from here on."""
     excluded: list[str] = Field(default_factory=list)
-    """Nodes that the run keeps away from, from here on."""
+    """Nodes that the run avoids from here on."""

@@ -1,4 +1,4 @@
-"""Job, Progress and RunRecord: where a run is, how far, and what came out."""
+"""RunRecord: the result of a completed run."""
 
 from __future__ import annotations
 
@@ -12,120 +12,120 @@ from hpcft.core.records.recovery import Recovery
 
 
 class PhasePeaks(StoredPart):
-    """The most that ranks held during a phase of a run, of all ranks that of the largest."""
+    """Peak memory of the ranks during a phase of a run; of all ranks, the largest."""
 
     resident_bytes: int
-    """Resident set of a rank's process."""
+    """Resident set size of a rank's process, in bytes."""
     host_bytes: int = 0
-    """Sum of the resident sets of a node's ranks."""
+    """Sum of the resident set sizes of all ranks of a node, in bytes."""
     allocated_bytes: int | None = None
-    """Device memory in tensors; None on a CPU."""
+    """GPU memory in tensors, in bytes; None on a CPU."""
     reserved_bytes: int | None = None
-    """Device memory that the allocator held; None on a CPU."""
+    """GPU memory that PyTorch's allocator reserved, in bytes; None on a CPU."""
     device_bytes: int | None = None
-    """Device memory in use, context and communicators included, without what the plan says that
-    others hold; None on a CPU."""
+    """GPU memory in use, with the CUDA context and communicators and without what the plan expects
+    other processes to hold, in bytes; None on a CPU."""
 
 
 class Measurement(StoredPart):
-    """What a run really took."""
+    """Measured time and memory of a run."""
 
     wall_s: float
-    """Seconds that the ranks ran, of all starts; what lay between those does not count."""
+    """Seconds that the ranks ran, over all starts; pauses between starts do not count."""
     train_s: float | None = None
-    """Seconds of training alone."""
+    """Seconds of training alone; None if it was not measured."""
     gpu_hours: float
-    """Ranks × hours; on a CPU, rank-hours."""
+    """Ranks × hours that they ran; on a CPU, rank hours."""
     peak_memory_bytes: int
-    """Largest peak of one rank: device memory reserved on a GPU, resident set on a CPU."""
+    """Largest peak of a rank: GPU memory reserved, or resident set size on a CPU, in bytes."""
     peak_host_bytes: int
-    """Largest sum of resident sets over the ranks of a node."""
+    """Largest sum of resident set sizes over the ranks of a node, in bytes."""
     tokens_per_s: float | None = None
     """Training tokens per second over all ranks."""
     phases: dict[str, PhasePeaks] = Field(default_factory=dict)
-    """Phase, as in the heartbeat, to its peaks: `model` (loading), `training`, `evaluation`, …"""
+    """Peak memory by phase of the heartbeat: `model` (loading), `training`, `evaluation`, …"""
     step_s: Positive | None = None
-    """Median time of an optimizer step, the first ones left out."""
+    """Median seconds of an optimizer step, without the first steps."""
     timed_steps: int = 0
-    """Steps that this median is of."""
+    """Number of steps in that median."""
     tokens_per_step: float | None = None
-    """Training tokens (padding left out) of an optimizer step over all ranks."""
+    """Training tokens (without padding) of an optimizer step over all ranks."""
 
     @property
     def rank_bytes(self) -> int:
-        """What compares with the prediction: all of a GPU that a rank used; on a CPU its peak."""
+        """Peak memory of a rank in bytes, as the plan predicts it: all of its GPU or CPU memory."""
         used = [peaks.device_bytes or 0 for peaks in self.phases.values()]
         return max([self.peak_memory_bytes, *used])
 
 
 class Prediction(StoredPart):
-    """What the plan of a run predicted, in the parts that measurements tell something of."""
+    """The plan's prediction, in the parts that a run can measure."""
 
     tensor_bytes: int
-    """Tensors of a rank at its peak."""
+    """Predicted tensors of a rank at its peak, in bytes."""
     communicator_bytes: int
-    """Buffers of communicators on a GPU."""
+    """Predicted communicator buffers on a GPU, in bytes."""
     step_s: float
-    """An optimizer step."""
+    """Predicted seconds of an optimizer step."""
     flops_s: float
-    """What of it is the time of FLOPs: the rest is overhead, communication and offloading."""
+    """Predicted seconds of a step's FLOPs; the rest is overhead, communication and offloading."""
     efficiency: float
-    """Share of the peak FLOP/s that was taken for it."""
+    """Share of the peak FLOP/s that the prediction assumed."""
     tokens_per_step: PositiveInt
-    """Tokens that it was taken for: every sequence as long as the recipe allows."""
+    """Tokens per step that the prediction assumed: every sequence at its maximal length."""
 
 
 class Confusion(StoredPart):
-    """Which labels a model takes for which."""
+    """Confusion matrix of a classifier."""
 
     labels: list[str]
-    """In the order of rows and columns."""
+    """Labels, in the order of rows and columns."""
     counts: list[list[int]]
-    """Examples by the label that they have (a row) and the one that they were given (a column); a
-    last column without a label, if there is one, counts those that were given none."""
+    """Number of examples by true label (row) and predicted label (column). A last column without a
+    label, if there is one, counts the examples without a prediction."""
 
 
 class RunRecord(StoredRecord):
-    """What came out of a run that completed; written last, so that its presence means success."""
+    """The result of a completed run; written last, so that its presence means success."""
 
     run_id: str
-    """Identity by content."""
+    """Run id: a hash of the run's content."""
     recipe: Name
     """Name of the recipe."""
     cluster: Name | Literal[""] = ""
-    """Name of the profile."""
+    """Name of the cluster profile."""
     finished_at: float
-    """Unix time in seconds."""
+    """Unix time of the end, in seconds."""
     job_id: str = ""
-    """Attempt that wrote it."""
+    """Job id of the attempt that wrote it."""
     split: str = ""
-    """Split that the metrics are of."""
+    """Split that the metrics were computed on."""
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Metric to value, after training."""
+    """Value of each metric after training."""
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Metric to the ends of its 95 % interval, by a bootstrap over the examples."""
+    """Ends of each metric's 95 % interval, from a bootstrap over the examples."""
     confusion: Confusion | None = None
-    """Of a classifier, unless it has too many labels to show."""
+    """Confusion matrix of a classifier; None if it has too many labels to show."""
     metrics_before: dict[str, float] = Field(default_factory=dict)
-    """Metric to value before training, where the recipe asked for it."""
+    """Value of each metric before training, if the recipe asks for it."""
     examples: dict[str, int] = Field(default_factory=dict)
-    """Examples of each split."""
+    """Number of examples of each split."""
     notes: list[str] = Field(default_factory=list)
-    """What the reader of the number should know (rows dropped, texts cut)."""
+    """Notes for the reader of the result (rows dropped, texts cut)."""
     parameters: ParameterCount | None = None
-    """Counted on the model that was trained."""
+    """Parameters of the trained model, counted on it."""
     measured: Measurement | None = None
-    """What it took."""
+    """Measured time and memory."""
     recoveries: list[Recovery] = Field(default_factory=list)
-    """What it met on its way; none where it went through as planned."""
+    """Recoveries of the run; empty if nothing interrupted it."""
     predicted_memory_bytes: int | None = None
-    """The plan's peak per rank."""
+    """Predicted peak memory per rank, in bytes."""
     predicted: Prediction | None = None
-    """Its parts, and the predicted time."""
+    """Prediction in parts: memory and time."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Versions of what computed the number."""
+    """Versions of the software that computed the result, by package."""
 
     @property
     def fallbacks(self) -> list[Recovery]:
-        """Steps down the ladder that it needed; none where the plan held."""
+        """Out-of-memory fallbacks of the run; empty if the planned layout fitted."""
         return [recovery for recovery in self.recoveries if recovery.change]

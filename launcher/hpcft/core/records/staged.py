@@ -1,4 +1,4 @@
-"""Staged: a model, tokenizer or data set of the hub that lies checked in the shared cache."""
+"""Staged: a model, tokenizer or data set of the hub that was fetched and checked."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ Kind = Literal["model", "tokenizer", "dataset"]
 
 
 class StagedFile(StoredPart):
-    """A file as it was when it was checked."""
+    """A file at the time of its check."""
 
     size_bytes: int
-    """Its size."""
+    """Size of the file in bytes."""
     mtime_ns: int
-    """When it was last changed, so that an unchanged one is not hashed again."""
+    """Time of the file's last change, in nanoseconds; an unchanged file is not hashed again."""
     digest: str = ""
-    """Its hash by the hub: sha256 of a large file, git's sha1 of a small one."""
+    """Hash of the file on the hub: SHA-256 of a large file, Git's SHA-1 of a small one."""
 
 
 class Staged(StoredRecord):
-    """What was fetched, at which commit, and where jobs read it."""
+    """A model, tokenizer or data set of the hub at one commit, in the shared cache."""
 
     kind: Kind
-    """What it is; of a model's repository `tokenizer` is only that part."""
+    """Kind of the input; `tokenizer` is only that part of a model's repository."""
     name: str
-    """Name on the hub."""
+    """Name of the repository on the hub."""
     config_name: str | None = None
-    """Configuration of a data set."""
+    """Configuration of a data set; None for the default one."""
     revision: str
-    """Branch, tag or commit that was asked for."""
+    """Branch, tag or commit that the recipe asks for."""
     commit: str
-    """Commit that it stood for."""
+    """Commit that `revision` stood for when it was fetched."""
     folder: str
-    """Folder that jobs read: a snapshot of the cache, or a data set as `datasets` prepared it."""
+    """Folder that jobs read: a snapshot in the cache, or a data set that `datasets` prepared."""
     files: dict[str, StagedFile]
-    """Files of that folder that are needed."""
+    """Files in `folder` that jobs need, by relative path."""
     splits: dict[str, int] = Field(default_factory=dict)
-    """Rows of each split of a data set."""
+    """Number of rows of each split of a data set."""
     fingerprint: str
-    """Hash of names, sizes and hashes of all files on the hub that were fetched."""
+    """Hash of the names, sizes and hashes of all fetched files on the hub."""
     staged_at: float
-    """Unix time in seconds."""
+    """Unix time of the last check, in seconds."""
 
     @property
     def size_bytes(self) -> int:
-        """Size of the files that jobs read."""
+        """Size in bytes of the files that jobs read."""
         return sum(file.size_bytes for file in self.files.values())
 
 
 class StagedInputs(StoredRecord):
-    """What a run reads instead of asking the hub."""
+    """The staged inputs that a run reads instead of the hub."""
 
     inputs: dict[str, Staged] = Field(default_factory=dict)
-    """Dotted field of the recipe to what stands for its hub name."""
+    """Staged input, by the dotted field of the recipe that names it."""

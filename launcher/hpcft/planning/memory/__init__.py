@@ -1,1 +1,1 @@
-"""Memory rules: each a small function with its formula, unit and source."""
+"""Predicts the memory of a rank; every rule has its formula, unit and source."""

@@ -1,4 +1,4 @@
-"""Cache keys: the content of a model's or adapter's configuration."""
+"""Cache keys: the content of a model's or adapter's configuration file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from hpcft.methods.base import MethodBase
 
 
 def model_config_content(model: ModelSpec) -> str:
-    """The configuration file of a local model, which may change under the same path."""
-    return _text(model.path, "config.json")
+    """Returns the text of a local model's `config.json`, which may change under the same path.
+
+    It is empty for a model of the hub and for a new model.
+    """
+    return _read_text(model.path, "config.json")
 
 
 def adapter_config_content(method: MethodBase) -> str:
-    """That of a local adapter, likewise."""
-    return _text(method.adapter_folder, "adapter_config.json")
+    """Returns the text of a local adapter's `adapter_config.json`; empty if there is none."""
+    return _read_text(method.adapter_folder, "adapter_config.json")
 
 
-def _text(folder: str | None, name: str) -> str:
+def _read_text(folder: str | None, name: str) -> str:
     file = Path(folder or "") / name
     return file.read_text() if folder and file.is_file() else ""

@@ -1,9 +1,9 @@
-"""Memory of a rank that asks a model and trains nothing: weights, caches, and one batch.
+"""Computes a rank's memory in few-shot prompting: weights, KV caches, and one batch.
 
 P is all parameters, Q those held in 4 bits, A those of an adapter, N the ranks, w the bytes of a
-weight, L the layers, K the heads of keys and values, D a head's width, S `max_length`, B the
-prompts of that length that a batch may hold. Shorter prompts are more to a batch, with no more
-tokens in all.
+weight, V the vocabulary, L the layers, K the heads of keys and values, D a head's width and S
+`max_length`. A batch has room for a number of prompts of S tokens; it may hold more prompts that
+are shorter, with no more tokens in total.
 """
 
 from __future__ import annotations
@@ -11,113 +11,113 @@ from __future__ import annotations
 import importlib.metadata
 import json
 
-from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.disk_cache import cached
-from hpcft.core.records import Layout, MemoryItem, ModelFacts, Precision
-from hpcft.methods import AnyMethod
+from hpcft.core.disk_cache import load_or_compute
+from hpcft.core.records import Layout, MemoryItem
 from hpcft.methods.base import COMPUTE_BYTES
+from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.memory import model_states, zero_memory
 from hpcft.planning.memory.cache_key import adapter_config_content, model_config_content
-from hpcft.planning.memory.import_stubs import gc_paused, meta_imports
+from hpcft.planning.memory.import_stubs import meta_imports
 from hpcft.planning.memory.trace_errors import translate_trace_errors
 from hpcft.planning.memory.trace_types import BatchMemory, PromptBatch
 from hpcft.tasks.few_shot.task import MAX_ROWS
 
-TRACING = 3  # raised when what is traced changes, so that earlier cache files are not read
-# Of generated answers a draw takes the logits in fp64 as they are, as shares, and summed up.
-DRAWING_BYTES = 3 * 8
+# Version of the traces: it rises when they or their stored form change, so that cache files of an
+# earlier hpcft are not read.
+TRACING = 4
+# Sampling a generated token holds fp64 copies of the logits: scaled, as probabilities, and their
+# running sum.
+SAMPLING_BYTES = 3 * 8
 
 
-def few_shot_items(
-    recipe: FullRecipe, layout: Layout, facts: ModelFacts, precision: Precision, accelerator: str
-) -> list[MemoryItem]:
-    """What is on a rank's device while a batch is asked."""
-    task = recipe.task.as_few_shot
+def few_shot_items(inputs: PlanInputs, layout: Layout) -> list[MemoryItem]:
+    """Returns the tensors of a rank while it runs a batch of prompts, by component."""
+    task = inputs.recipe.few_shot_task
     batch = PromptBatch(
-        model=recipe.model,
+        model=inputs.recipe.model,
         task=task,
-        method=recipe.method,
-        precision=precision,
-        accelerator=accelerator,
+        method=inputs.method,
+        precision=inputs.precision,
+        accelerator=inputs.cluster.accelerator,
         prompts=layout.per_device_train_batch_size,
     )
-    known = batch_memory(batch)
+    memory = batch_memory(batch)
     tokens = batch.prompts * task.max_length
-    found = _weights(recipe.method, facts, layout, precision)
+    items = _weights(inputs, layout)
 
-    def item(name: str, size_bytes: float, rule: str) -> None:
-        found.append(MemoryItem(name=name, bytes=int(size_bytes), rule=rule))
+    def add(name: str, size_bytes: float, rule: str) -> None:
+        items.append(MemoryItem(name=name, bytes=int(size_bytes), rule=rule))
 
     # Keys and values: 2 × K × D × w bytes a token and layer (Pope et al. 2022, arXiv:2211.05102).
-    each = f"2 × L × K × D × w = {known.token:,} bytes a token"
-    item("KV cache of the shots", known.token * task.max_length, f"{each} × S {task.max_length:,}")
+    per_token = memory.kv_bytes_per_token
+    each = f"2 × L × K × D × w = {per_token:,} bytes a token"
+    add("KV cache of the shots", per_token * task.max_length, f"{each} × S {task.max_length:,}")
     generates = task.answer == "generation"
-    if generates or known.copies:
-        item("KV cache of the batch", known.token * tokens, f"{each} × {tokens:,} of the batch")
+    if generates or memory.copies_prefix:
+        add("KV cache of the batch", per_token * tokens, f"{each} × {tokens:,} of the batch")
     rule = f"traced: {tokens:,} tokens in a batch"
-    item("activations", known.activations - known.dequantised, rule)
-    if known.dequantised:
-        item("dequantised weights", known.dequantised, rule)
+    add("activations", memory.activation_bytes - memory.dequantised_bytes, rule)
+    if memory.dequantised_bytes:
+        add("dequantised weights", memory.dequantised_bytes, rule)
     if generates:
-        size = MAX_ROWS * facts.vocab_size * (COMPUTE_BYTES[precision] + DRAWING_BYTES)
-        item("logits", size, f"{MAX_ROWS} rows × V {facts.vocab_size:,} × (w + {DRAWING_BYTES})")
-    elif known.logits:
-        rule = "traced: where a choice's token is asked for, beyond the activations"
-        item("logits", known.logits, rule)
-    return found
+        vocab_size = inputs.facts.vocab_size
+        size = MAX_ROWS * vocab_size * (COMPUTE_BYTES[inputs.precision] + SAMPLING_BYTES)
+        add("logits", size, f"{MAX_ROWS} rows × V {vocab_size:,} × (w + {SAMPLING_BYTES})")
+    elif memory.logits_bytes:
+        rule = "traced: output layer at the positions of labels, beyond the activations"
+        add("logits", memory.logits_bytes, rule)
+    return items
 
 
-def _weights(
-    method: AnyMethod, facts: ModelFacts, layout: Layout, precision: Precision
-) -> list[MemoryItem]:
-    p, n, w = facts.parameters, layout.world_size, COMPUTE_BYTES[precision]
+def _weights(inputs: PlanInputs, layout: Layout) -> list[MemoryItem]:
+    p, n, w = inputs.facts.parameters, layout.world_size, COMPUTE_BYTES[inputs.precision]
     if layout.zero_stage == 0:
         own = p.total - p.quantised - p.added
         rest = "(P − Q − A)" if p.quantised or p.added else "P"
-        found = [MemoryItem(name="weights", bytes=w * own, rule=f"{w} bytes × {rest} {own:,}")]
+        items = [MemoryItem(name="weights", bytes=w * own, rule=f"{w} bytes × {rest} {own:,}")]
         if p.quantised:
-            each = model_states.four_bit_bytes(method)
+            each = model_states.four_bit_bytes(inputs.method)
             rule = f"{each:.3f} bytes × Q {p.quantised:,}"
             size = int(each * p.quantised)
-            found.append(MemoryItem(name="4-bit weights", bytes=size, rule=rule))
-        if p.added:  # PEFT loads them in fp32, whatever the model is in
+            items.append(MemoryItem(name="4-bit weights", bytes=size, rule=rule))
+        if p.added:  # PEFT loads adapters in fp32, whatever the type of the model.
             rule = f"4 bytes × A {p.added:,}"
-            found.append(MemoryItem(name="adapters", bytes=4 * p.added, rule=rule))
-        return found
-    sizes = zero_memory.zero_sizes(facts, recomputes=False)
+            items.append(MemoryItem(name="adapters", bytes=4 * p.added, rule=rule))
+        return items
+    sizes = zero_memory.zero_sizes(inputs.facts, layout)
     ahead = sizes.max_live_elements + sizes.prefetch_bucket_elements
-    # The table of a large vocabulary is gathered whole, and more layers ahead of their use.
-    whole = min(ahead + p.largest_layer, p.total)
-    found = [
+    # Layers are gathered ahead of their use, and the embeddings of a large vocabulary as a whole.
+    gathered = min(ahead + p.largest_layer, p.total)
+    items = [
         MemoryItem(
             name="ZeRO gathers and buckets",
-            bytes=w * whole,
-            rule=f"{w} bytes × {whole:,}: layers gathered ahead, and the largest module",
+            bytes=w * gathered,
+            rule=f"{w} bytes × {gathered:,}: layers gathered ahead, and the largest module",
         )
     ]
     if layout.offload_param == "none":
         rule = f"{w} bytes × P {p.total:,} / N {n}"
-        found.append(MemoryItem(name="weight shards", bytes=w * p.total // n, rule=rule))
-    return found
+        items.append(MemoryItem(name="weight shards", bytes=w * p.total // n, rule=rule))
+    return items
 
 
 def batch_memory(batch: PromptBatch) -> BatchMemory:
-    """What a batch takes; traced where it is not cached.
+    """Returns the memory of a batch of prompts, from the cache or a new trace.
 
     Raises:
         DataError: the model cannot be traced.
     """
-    return cached("batches", _key(batch), BatchMemory, lambda: _traced(batch))
+    return load_or_compute("batches", _cache_key(batch), BatchMemory, lambda: _trace(batch))
 
 
-def _key(batch: PromptBatch) -> str:
+def _cache_key(batch: PromptBatch) -> str:
     task = batch.task
     return json.dumps(
         [
             TRACING,
             [importlib.metadata.version(p) for p in ("torch", "transformers")],
             batch.model_dump(mode="json", exclude={"task": True, "model": {"tokenizer"}}),
-            [task.max_length, task.words, task.answer],
+            [task.max_length, task.answer_texts, task.answer],
             model_config_content(batch.model),
             adapter_config_content(batch.method),
         ],
@@ -125,10 +125,10 @@ def _key(batch: PromptBatch) -> str:
     )
 
 
-@gc_paused()
 @meta_imports()
-def _traced(batch: PromptBatch) -> BatchMemory:
+def _trace(batch: PromptBatch) -> BatchMemory:
+    # Imported here, because tracing imports torch, which a cached batch does not need.
     from hpcft.planning.memory.tracing.few_shot import trace_batch
 
-    with translate_trace_errors("asking it", "another model, or attn_implementation: eager"):
+    with translate_trace_errors("a forward pass", "another model, or attn_implementation: eager"):
         return trace_batch(batch)

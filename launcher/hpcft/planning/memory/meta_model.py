@@ -1,10 +1,10 @@
-"""Builds models on PyTorch's meta device, without weights."""
+"""Builds models on PyTorch's meta device: shapes without weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hpcft.config.hf_model import _reason, auto_model_class, build_model_config
+from hpcft.config.hf_model import auto_model_class, build_model_config, library_error_text
 from hpcft.core.errors import DataError
 from hpcft.core.records import ModelSpec
 from hpcft.methods import AnyMethod
@@ -12,10 +12,10 @@ from hpcft.tasks.base import TaskBase
 
 
 def build_on_meta(model: ModelSpec, task: TaskBase) -> Any:
-    """The model with the task's head on the meta device: shapes without weights.
+    """Returns the model with the task's head on the meta device, in fp32.
 
     Raises:
-        DataError: there is no such model, or it has no such head.
+        DataError: `transformers` has no such model, or no such head for it.
     """
     import torch
 
@@ -26,20 +26,20 @@ def build_on_meta(model: ModelSpec, task: TaskBase) -> Any:
             bare = auto_model_class(task).from_config(config, dtype=torch.float32)
         if head.module:
             bare.get_submodule(head.module)
-    except Exception as error:  # as above
+    except Exception as error:  # A model's code may raise anything.
         raise DataError(
-            f"model: {config.model_type} makes no {head.auto_class}: {_reason(error)}"
+            f"model: {config.model_type} has no {head.auto_class}: {library_error_text(error)}"
         ) from None
     return bare
 
 
 def apply_method(bare: Any, task: TaskBase, method: AnyMethod) -> Any:
-    """The model as the method trains it.
+    """Returns the model as the method trains it, for example with adapters.
 
     Raises:
-        DataError: the method cannot train such a model.
+        DataError: the method cannot train this model.
     """
     try:
         return method.wrap(bare, causal=task.causal, checkpointing=False)
     except (ValueError, TypeError) as error:
-        raise DataError(f"method.{method.name}: {_reason(error)}") from None
+        raise DataError(f"method.{method.name}: {library_error_text(error)}") from None

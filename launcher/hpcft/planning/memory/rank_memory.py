@@ -1,154 +1,127 @@
-"""Memory of a rank's device by component: the trace, and what ZeRO or data parallelism add."""
+"""Predicts the memory of a rank's device: traced tensors, ZeRO or DDP buffers, overhead."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.records import Calibration, Cluster, Layout, MemoryItem, ModelFacts, Precision
-from hpcft.methods import AnyMethod
-from hpcft.planning.memory import model_states, zero_memory
+from hpcft.core.records import Cluster, Layout, MemoryItem
+from hpcft.core.units import GIB
+from hpcft.planning.hardware import FLASH_ATTENTION_CAPABILITY, has_capability
+from hpcft.planning.inputs import PlanInputs
+from hpcft.planning.memory import few_shot, model_states, zero_memory
 from hpcft.planning.memory.trace_types import KINDS, PHASES, LinearBytes, StepMemory, TracedStep
 
-# Reserved beyond what tensors take; within 2 MiB and 20 MiB segments, by long use more. A profile's
-# calibration replaces it.
-FRAGMENTATION = 0.05
-# Ampere; PyTorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
-FLASH_CAPABILITY = 8.0
-# Examples that are scored at once, at most.
-MOST_SCORED = 64
+# Memory that the caching allocator reserves and cannot use, as a share of the tensors. It reserves
+# segments of 2 and 20 MiB; the share grows in long runs. A profile's calibration replaces it.
+FRAGMENTATION_SHARE = 0.05
+# Largest evaluation batch that the planner chooses.
+MAX_SCORED_EXAMPLES = 64
 
 
-@dataclass(frozen=True)
-class Peak:
-    """The moment of a step at which a rank holds the most."""
+def tensor_items(inputs: PlanInputs, layout: Layout) -> tuple[list[MemoryItem], int]:
+    """Returns a rank's tensors at its peak by component, and its evaluation batch.
 
-    part: str
-    """Part of the step: `forward head`, `backward 0`, `optimizer`, …"""
-    items: list[MemoryItem]
-    """What is there, by component."""
-
-    @property
-    def total_bytes(self) -> int:
-        """All together."""
-        return sum(item.bytes for item in self.items)
-
-
-def traced_step(
-    recipe: FullRecipe, layout: Layout, cluster: Cluster, facts: ModelFacts, precision: Precision
-) -> TracedStep:
-    """What has to be traced for a layout; layouts of one kind share it.
-
-    Examples of one micro-batch differ in length, so that attention takes a mask, unless there is
-    only one.
+    Raises:
+        DataError: the model or the method cannot be traced.
     """
-    micro = layout.per_device_train_batch_size
-    stage = layout.zero_stage
-    sizes = zero_memory.zero_sizes(facts, recomputes=layout.recomputes) if stage else None
+    if inputs.recipe.mode == "few_shot":
+        items = few_shot.few_shot_items(inputs, layout)
+        return items, layout.per_device_train_batch_size
+    traced = inputs.trace(traced_step(inputs, layout))
+    items = peak_items(inputs, layout, traced)
+    training_bytes = total_bytes(items)
+    batch, evaluation_bytes = evaluation_batch(inputs, layout, traced, training_bytes)
+    if evaluation_bytes > training_bytes:
+        size = evaluation_bytes - training_bytes
+        rule = f"scoring {batch} at once takes more than training"
+        items.append(MemoryItem(name="evaluation", bytes=size, rule=rule))
+    return items, batch
+
+
+def traced_step(inputs: PlanInputs, layout: Layout) -> TracedStep:
+    """Returns what has to be traced for a layout; layouts of one kind share it.
+
+    The examples of a micro-batch of several differ in length, so that attention takes a mask.
+    """
+    recipe, facts, cluster = inputs.recipe, inputs.facts, inputs.cluster
+    micro, stage = layout.per_device_train_batch_size, layout.zero_stage
+    sizes = zero_memory.zero_sizes(facts, layout) if stage else None
     if stage == 1 and sizes and facts.parameters.largest_trained <= sizes.reduce_bucket_elements:
-        stage = 2  # they differ in gradients that no bucket holds
-    has_flash = cluster.accelerator == "cuda" and (
-        cluster.gpu is not None and cluster.gpu.compute_capability >= FLASH_CAPABILITY
-    )
+        stage = 2  # The two stages differ only in gradients that no bucket holds.
     return TracedStep(
         model=recipe.model,
         task=recipe.task.as_trained,
         method=recipe.method,
-        precision=precision,
+        precision=inputs.precision,
         # Under ZeRO the optimizer works on shards, which are no part of the trace.
-        optim="" if stage else recipe.train.optim,
+        optim="" if stage else inputs.optim,
         zero_stage=stage,
         zero=sizes,
         checkpointing=layout.gradient_checkpointing,
         loss_chunks=layout.loss_chunks,
-        single=micro == 1,
+        single_example=micro == 1,
         padded=micro > 1,
         packed=recipe.packs(facts.model_type),
         accelerator=cluster.accelerator,
-        flash_attention=has_flash,
+        flash_attention=has_capability(cluster, FLASH_ATTENTION_CAPABILITY),
     )
 
 
-def peak_memory(
-    traced: StepMemory,
-    facts: ModelFacts,
-    layout: Layout,
-    precision: Precision,
-    optim: str,
-    *,
-    on_gpu: bool,
-) -> Peak:
-    """The moment of an optimizer step with the most memory.
+def peak_items(inputs: PlanInputs, layout: Layout, traced: StepMemory) -> list[MemoryItem]:
+    """Returns a rank's tensors at the peak of an optimizer step, by component.
 
     Args:
-        traced: the curve of the layout's `step_of`.
-        facts: the model.
+        inputs: what is planned.
         layout: how the run is laid out.
-        precision: compute precision.
-        optim: optimizer.
-        on_gpu: whether ranks compute on GPUs.
+        traced: the memory of the layout's `traced_step`.
     """
     micro, ranks = layout.per_device_train_batch_size, layout.world_size
     if layout.gradient_accumulation_steps > 1 and not layout.zero_stage:
-        traced = traced.accumulating()
-    share = (
-        zero_memory.largest_share(facts.parameters, ranks) if layout.zero_stage in (1, 2) else 1.0
-    )
-    passing = {
-        phase: zero_memory.per_phase_bytes(
-            phase, facts, layout, precision, optim, share, on_gpu=on_gpu
-        )
-        if layout.zero_stage
-        else []
-        for phase in PHASES
-    }
+        traced = traced.with_accumulation()
+    is_sharding_gradients = layout.zero_stage in (1, 2)
+    counts = inputs.facts.parameters
+    share = zero_memory.largest_share(counts, ranks) if is_sharding_gradients else 1.0
+    per_phase: dict[str, list[MemoryItem]] = {phase: [] for phase in PHASES}
+    if layout.zero_stage:
+        per_phase = {
+            phase: zero_memory.per_phase_items(inputs, layout, phase, share) for phase in PHASES
+        }
 
-    def total(line: LinearBytes) -> int:
-        return sum(line.at(micro, share)) + sum(item.bytes for item in passing[line.phase])
+    def moment_bytes(line: LinearBytes) -> int:
+        return sum(line.at(micro, share)) + total_bytes(per_phase[line.phase])
 
-    top = max(traced.training, key=total)
+    top = max(traced.training, key=moment_bytes)
+    rule = f"traced: {top.segment}, B {micro}"
     items = [
-        MemoryItem(name=name, bytes=size, rule=f"traced: {top.part}, B {micro}" + _by(name, ranks))
-        for name, size in zip(KINDS, top.at(micro, share), strict=True)
+        MemoryItem(name=kind, bytes=size, rule=rule + _per_rank(kind, ranks))
+        for kind, size in zip(KINDS, top.at(micro, share), strict=True)
         if size
     ]
-    lasting = outside_trace(facts, layout, precision, optim)
-    return Peak(top.part, items + lasting + passing[top.phase])
+    return [*items, *outside_trace(inputs, layout), *per_phase[top.phase]]
 
 
-def lower_bound_bytes(
-    facts: ModelFacts,
-    method: AnyMethod,
-    layout: Layout,
-    precision: Precision,
-    optim: str,
-    *,
-    on_gpu: bool,
-) -> int:
-    """Tensors of a rank at least, whatever a trace says of activations; arguments as for `peak`.
+def lower_bound_bytes(inputs: PlanInputs, layout: Layout) -> int:
+    """Returns a lower bound of a rank's tensors from closed forms, without a trace.
 
-    Where something is trained it is what is there when the optimizer takes the gradients.
+    Where something is trained it is the memory at the optimizer step, which holds all gradients.
     """
-    least = model_states.persistent_bytes(facts, method, layout, precision, optim)
-    if not method.trains:
+    least = model_states.persistent_bytes(inputs, layout)
+    if not inputs.method.trains:
         return least
-    shared = sum(item.bytes for item in outside_trace(facts, layout, precision, optim))
+    counts = inputs.facts.parameters
+    outside = total_bytes(outside_trace(inputs, layout))
     if layout.zero_stage == 0:
-        return least + shared + 4 * facts.parameters.trainable
-    share = zero_memory.largest_share(facts.parameters, layout.world_size)
-    work = zero_memory.per_phase_bytes(
-        "optimizer", facts, layout, precision, optim, share, on_gpu=on_gpu
-    )
-    return max(least, shared) + sum(item.bytes for item in work)
+        return least + outside + 4 * counts.trainable
+    share = zero_memory.largest_share(counts, layout.world_size)
+    work = zero_memory.per_phase_items(inputs, layout, "optimizer", share)
+    return max(least, outside) + total_bytes(work)
 
 
-def outside_trace(
-    facts: ModelFacts, layout: Layout, precision: Precision, optim: str
-) -> list[MemoryItem]:
-    """What is there all the time beside the trace."""
+def outside_trace(inputs: PlanInputs, layout: Layout) -> list[MemoryItem]:
+    """Returns persistent memory that the trace does not see: ZeRO shards or DDP buckets."""
     if layout.zero_stage:
-        return zero_memory.persistent_items(facts, layout, precision, optim)
-    trained = facts.parameters.trainable
+        return zero_memory.persistent_items(inputs, layout)
+    trained = inputs.facts.parameters.trainable
     if layout.world_size == 1 or not trained:
         return []
     # «The saved memory size will be equal to the total gradients size» (PyTorch on
@@ -158,33 +131,60 @@ def outside_trace(
 
 
 def evaluation_batch(
-    traced: StepMemory, most_bytes: int, beside_bytes: int, micro_batch: int, *, fixed: int | None
+    inputs: PlanInputs, layout: Layout, traced: StepMemory, training_bytes: int
 ) -> tuple[int, int]:
-    """Examples that are scored at once, and the memory that it takes.
+    """Returns the number of examples that a rank scores at once, and the bytes that this takes.
 
     Args:
-        traced: the curve of the step.
-        most_bytes: what training takes: scoring is given no more, but a micro-batch of one fits
-            where it must.
-        beside_bytes: what is there all the time beside the trace.
-        micro_batch: training's.
-        fixed: what the recipe says, if it does.
+        inputs: what is planned.
+        layout: how the run is laid out.
+        traced: the memory of the layout's `traced_step`.
+        training_bytes: the peak of training. A batch that the planner chooses takes no more, unless
+            it is a single example.
     """
-    if fixed is not None:
-        return fixed, traced.evaluation_bytes(fixed) + beside_bytes
-    batch = min(MOST_SCORED, 4 * micro_batch)
-    while batch > 1 and traced.evaluation_bytes(batch) + beside_bytes > most_bytes:
+    outside = total_bytes(outside_trace(inputs, layout))
+    micro = layout.per_device_train_batch_size
+    fixed = inputs.recipe.evaluation.per_device_eval_batch_size if inputs.method.trains else micro
+    if fixed != "auto":
+        return fixed, traced.evaluation_bytes(fixed) + outside
+    batch = min(MAX_SCORED_EXAMPLES, 4 * micro)
+    while batch > 1 and traced.evaluation_bytes(batch) + outside > training_bytes:
         batch //= 2
-    return batch, traced.evaluation_bytes(batch) + beside_bytes
+    return batch, traced.evaluation_bytes(batch) + outside
 
 
-def fragmentation_item(items: list[MemoryItem], known: Calibration) -> MemoryItem:
-    """What the caching allocator reserves and cannot use: a share of the tensors."""
-    share = known.fragmentation or FRAGMENTATION
-    rule = f"{share:.0%} of the above" + ", calibrated" * (known.fragmentation is not None)
-    size = int(share * sum(item.bytes for item in items))
-    return MemoryItem(name=model_states.FRAGMENTATION, bytes=size, rule=rule)
+def overhead_items(inputs: PlanInputs, layout: Layout, tensor_bytes: int) -> list[MemoryItem]:
+    """Returns what a rank holds besides tensors: its process, or fragments and CUDA context.
+
+    Args:
+        inputs: what is planned.
+        layout: how the run is laid out.
+        tensor_bytes: tensors of the rank at its peak.
+    """
+    calibration = inputs.cluster.calibration
+    if not inputs.on_gpu:
+        return [model_states.process_item(calibration)]
+    share = calibration.fragmentation or FRAGMENTATION_SHARE
+    fragments = MemoryItem(
+        name=model_states.FRAGMENTATION_ITEM,
+        bytes=int(share * tensor_bytes),
+        rule=f"{share:.0%} of the above" + ", calibrated" * (calibration.fragmentation is not None),
+    )
+    return [fragments, *model_states.context_items(layout, calibration)]
 
 
-def _by(name: str, ranks: int) -> str:
-    return f" / N {ranks}" if name == KINDS[-1] and ranks > 1 else ""
+def capacity_bytes(cluster: Cluster, layout: Layout) -> int:
+    """Returns the memory that one rank may use: of its GPU, or its share of the node's."""
+    if cluster.accelerator == "cpu":
+        return int(cluster.host_memory_gib * GIB) // layout.ranks_per_node
+    assert cluster.gpu is not None
+    return int((cluster.gpu.memory_gib - cluster.gpu.other_processes_gib) * GIB)
+
+
+def total_bytes(items: Iterable[MemoryItem]) -> int:
+    """Returns the sum of all components, in bytes."""
+    return sum(item.bytes for item in items)
+
+
+def _per_rank(kind: str, ranks: int) -> str:
+    return f" / N {ranks}" if kind == KINDS[-1] and ranks > 1 else ""

@@ -1,9 +1,9 @@
-"""The memory of a training step as lines in the micro-batch: traced once, then read from a cache.
+"""Predicts the memory of a training step for any micro-batch, from small traces.
 
-A peak is a maximum over moments of the step. At each moment what is alive is a sum of tensors whose
-sizes are linear in the number of layers and in the micro-batch, so two small traces tell every
-moment of the whole model; the maximum is taken last. (Extrapolating the peak itself would be wrong:
-which moment wins changes with the depth.)
+A peak is a maximum over moments of the step. At each moment the live bytes are a sum of tensors
+whose sizes are linear in the number of layers and in the micro-batch, so that two small traces give
+every moment of the full model. The maximum is taken last: extrapolating the peak itself would be
+wrong, because another moment can be the peak at another depth.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 
-from hpcft.core.disk_cache import cached
+from hpcft.core.disk_cache import load_or_compute
 from hpcft.planning.memory import zero3_schedule
 from hpcft.planning.memory.cache_key import adapter_config_content, model_config_content
 from hpcft.planning.memory.extrapolate import envelope, moments
-from hpcft.planning.memory.import_stubs import gc_paused, meta_imports
+from hpcft.planning.memory.import_stubs import meta_imports
 from hpcft.planning.memory.trace_errors import translate_trace_errors
 from hpcft.planning.memory.trace_types import (
     KINDS,
@@ -29,19 +29,21 @@ from hpcft.planning.memory.trace_types import (
     Traces,
 )
 
-TRACING = 8  # raised when what is traced changes, so that earlier cache files are not read
+# Version of the traces: it rises when they or their stored form change, so that cache files of an
+# earlier hpcft are not read.
+TRACING = 9
 
 
 def step_memory(step: TracedStep) -> StepMemory:
-    """The step's memory; traced where it is not cached.
+    """Returns the memory of a training step, from the cache or a new trace.
 
     Raises:
-        DataError: the model or the method cannot be built.
+        DataError: the model or the method cannot be built or traced.
     """
-    return cached("steps", _key(step), StepMemory, lambda: _traced(step))
+    return load_or_compute("steps", _cache_key(step), StepMemory, lambda: _trace(step))
 
 
-def _key(step: TracedStep) -> str:
+def _cache_key(step: TracedStep) -> str:
     task = step.task
     return json.dumps(
         [
@@ -61,59 +63,59 @@ def _versions() -> list[str]:
     return [importlib.metadata.version(p) for p in ("torch", "transformers", "peft")]
 
 
-@gc_paused()
 @meta_imports()
-def _traced(step: TracedStep) -> StepMemory:
+def _trace(step: TracedStep) -> StepMemory:
+    # Imported here, because tracing imports torch, which a cached step does not need.
     from hpcft.planning.memory.tracing.run import trace_depths
 
     fix = "another model, task or method, or attn_implementation: eager"
-    with translate_trace_errors("its training step", fix):
-        found = trace_depths(step)
-    found_lines = moments(found.parts, found.batches, found.layers, found.period)
-    lines = list(_with_gathers(found_lines, step, found))
-    scoring = [line for line in lines if line.part.startswith("evaluation")]
+    with translate_trace_errors("a training step", fix):
+        traces = trace_depths(step)
+    found = moments(traces.segments, traces.micro_batches, traces.layers, traces.period)
+    lines = list(_with_zero3_gathers(found, step, traces))
+    evaluation = [line for line in lines if line.segment.startswith("evaluation")]
     training = []
-    for name in PHASES:
-        of_phase = [line for line in lines if line.part.startswith(name)]
+    for phase in PHASES:
+        of_phase = [line for line in lines if line.segment.startswith(phase)]
         if of_phase:
             training += envelope(of_phase)
-        if name == "backward" and of_phase:
-            # Where gradients are there from before, another moment of the pass may be the largest.
+        if phase == "backward" and of_phase:
+            # With gradient accumulation another moment of the backward pass may be the largest.
             training += envelope(of_phase, without=KINDS.index("gradients"))
-    return StepMemory(training=training, evaluation=envelope(scoring))
+    return StepMemory(training=training, evaluation=envelope(evaluation))
 
 
-def _with_gathers(
-    lines: Sequence[tuple[LinearBytes, int]], step: TracedStep, found: Traces
+def _with_zero3_gathers(
+    lines: Sequence[tuple[LinearBytes, int]], step: TracedStep, traces: Traces
 ) -> Iterator[LinearBytes]:
-    """The lines with what ZeRO-3 has gathered at each of its events."""
-    elements: dict[str, tuple[list[int], list[int]]] = {}
-    always = most = 0
-    if found.order is not None and step.zero is not None:
-        deep = max(depth for depth, _ in found.parts)
-        order, like = zero3_schedule.extend_to_depth(found.order, deep, found.layers, found.period)
-        played = zero3_schedule.simulate(order, step.zero, on_cpu=step.accelerator == "cpu")
-        most = max(max(high) for high in played.highest.values())
-        always = played.always
-        for part, traced in like.items():
-            old = elements.get(traced, ([0], [0]))
-            elements[traced] = (
-                _each_largest(old[0], played.settled[part]),
-                _each_largest(old[1], played.highest[part]),
+    """Adds to each line the parameters that ZeRO-3 holds gathered at its event."""
+    by_segment: dict[str, tuple[list[int], list[int]]] = {}
+    initial = highest = 0
+    if traces.schedule is not None and step.zero is not None:
+        traced = max(depth for depth, _ in traces.segments)
+        schedule, source = zero3_schedule.extend_to_depth(
+            traces.schedule, traced, traces.layers, traces.period
+        )
+        gathered = zero3_schedule.simulate(schedule, step.zero, on_cpu=step.accelerator == "cpu")
+        highest = max(max(elements) for elements in gathered.during.values())
+        initial = gathered.initial
+        # A traced segment stands for several of the full model: the largest of them counts.
+        for segment, traced_segment in source.items():
+            after, during = by_segment.get(traced_segment, ([0], [0]))
+            by_segment[traced_segment] = (
+                _elementwise_max(after, gathered.after[segment]),
+                _elementwise_max(during, gathered.during[segment]),
             )
     for line, event in lines:
-        settled, highest = elements.get(line.part.partition(" of ")[0], ([always], [always]))
-        size = (
-            most
-            if line.part.startswith("evaluation")
-            else (highest[-event] if event < 0 else settled[event])
-        )
-        line.fixed[KINDS.index("ZeRO gathers and buckets")] += size * found.width
+        traced_segment = line.segment.partition(" of ")[0]
+        after, during = by_segment.get(traced_segment, ([initial], [initial]))
+        if line.segment.startswith("evaluation"):
+            elements = highest
+        else:
+            elements = during[-event] if event < 0 else after[event]
+        line.fixed[KINDS.index("ZeRO gathers and buckets")] += elements * traces.element_bytes
         yield line
 
 
-def _each_largest(a: list[int], b: list[int]) -> list[int]:
+def _elementwise_max(a: list[int], b: list[int]) -> list[int]:
     return [max(pair) for pair in itertools.zip_longest(a, b, fillvalue=0)]
-
-
-# ---------------------------------------------------------------- from small traces to the model

@@ -1,4 +1,4 @@
-"""What a user is told of a model whose code cannot be followed without data."""
+"""Translates errors of tracing a model into one message for the user."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hpcft.core.errors import DataError
 
 @contextlib.contextmanager
 def translate_trace_errors(what: str, fix: str) -> Iterator[None]:
-    """Makes one sentence of whatever a stranger's module raises on shapes without data.
+    """Turns any error of a model's code on the meta device into a `DataError`.
 
     Args:
-        what: what was traced, for example `its training step`.
+        what: what is traced, for example `a training step`.
         fix: what to use instead.
 
     Raises:
-        DataError: it cannot be traced.
+        DataError: the model cannot be traced.
     """
     try:
         yield
@@ -26,5 +26,6 @@ def translate_trace_errors(what: str, fix: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"model: {what} cannot be traced: {type(error).__name__}: {reason}\n  use {fix}"
+            f"model: hpcft cannot trace {what} of this model, which it needs to predict memory: "
+            f"{type(error).__name__}: {reason}\n  use {fix}"
         ) from None

@@ -1,7 +1,7 @@
-"""The classes of failures: what is evidence of each, what hpcft does, and what a person can do.
+"""Failure classes: the evidence of each, what hpcft does about it, and what a person can do.
 
-Data, read from the top down: the first class whose pattern a text matches wins, so the narrower
-stand above the wider. `docs/failures.md` is made of it.
+The classes are data, tried from the top down: the first class whose pattern matches a text wins, so
+narrow patterns stand above wide ones. `make docs` writes the table of failures from them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Literal
 Policy = Literal["requeue", "exclude", "change", "stop"]
 
 POLICIES: dict[Policy, str] = {
-    "requeue": "starts again from the last checkpoint, as long as it comes further in between",
-    "exclude": "starts again from the last checkpoint, away from the node",
-    "change": "starts again with less memory, one rung down the ladder",
-    "stop": "stops, until a person has it go on",
+    "requeue": "restarts from the last checkpoint, as long as it makes progress between restarts",
+    "exclude": "restarts from the last checkpoint, on other nodes",
+    "change": "restarts with the next fallback, which takes less memory",
+    "stop": "stops until a person resumes it",
 }
 
 
@@ -24,36 +24,36 @@ class FailureClass:
     """A class of failures."""
 
     name: str
-    """As tables show it."""
+    """Name that tables show."""
     means: str
-    """What has happened, as a sentence; shown where no line tells more."""
+    """Sentence that says what happened; shown if no line of a log says more."""
     policy: Policy
-    """What hpcft does about it."""
+    """Action that hpcft takes by itself."""
     next_step: str
-    """What a person can do where the run has ended with it."""
+    """Advice for a person whose run ended with this failure."""
     patterns: tuple[str, ...] = ()
-    """What ranks, libraries or Slurm print; groups named `rank` and `node` say whose it is. A class
-    without any is judged by a rank itself, by figures, or by Slurm's state."""
+    """Regular expressions for what ranks, libraries or Slurm print; their groups `rank` and `node`
+    say where. A class without patterns is reported by a rank itself, or by Slurm's state."""
     states: tuple[str, ...] = ()
-    """Slurm's words for the end of a job."""
+    """States of a job in which Slurm reports this failure."""
 
 
-RESUME = "hpcft resume goes on from its last checkpoint"
-SEE_LOGS = "see hpcft logs --stderr"
+RESUME = "hpcft resume RUN continues from the last checkpoint"
+SEE_LOGS = "see hpcft logs RUN --stderr"
 LESS_MEMORY = (
     "lower train.per_device_train_batch_size or set train.gradient_checkpointing: true; "
-    "hpcft plan --all lists layouts that hold less"
+    "hpcft plan --all lists the layouts that take less memory"
 )
 _TASK = r"srun: error: (?P<node>\S{1,255}): tasks? (?P<rank>\d{1,6})\S*: "
 
-# With several daemons on a machine each names its node.
+# If several daemons run on one machine, each adds its node to its name.
 _STEPD = r"slurmstepd(?:-(?P<node>\S{1,255}))?: error: "
 
 
 def _raised(*words: str) -> str:
-    """A pattern of an uncaught exception whose text has these words before anything quoted.
+    """Returns a pattern for an uncaught exception whose text has one of these words.
 
-    What is quoted may be data, or a recipe's text, and is no evidence of anything.
+    The words have to come before anything quoted: quoted text may be data, and is no evidence.
     """
     return rf"(?m)^(?:\[rank\d+\]: ?)?[\w.]*(?:Error|Exception): [^\n'\"]*?(?:{'|'.join(words)})"
 
@@ -66,23 +66,23 @@ CAUSES = (
          r"(?m)^ModuleNotFoundError: No module named '(submitit|hpcft)'"),
     ),
     FailureClass(
-        "gpu_oom", "the memory of a GPU was not enough", "change", LESS_MEMORY,
+        "gpu_oom", "a GPU ran out of memory", "change", LESS_MEMORY,
         (r"(?m)^(\[rank\d+\]: ?)?[\w.]*OutOfMemoryError\b",
          _raised("CUDA out of memory", "CUDA error: out of memory",
                  "CU(BLAS|DNN)_STATUS_ALLOC_FAILED"),
          r"(?m)^Cuda failure (\d+ )?'out of memory'"),
     ),
     FailureClass(
-        "fragmentation", "the memory of a GPU was free in pieces too small to use", "change",
+        "fragmentation", "GPU memory was free only in pieces too small to use", "change",
         "set environment: { PYTORCH_CUDA_ALLOC_CONF: expandable_segments:True } in the profile",
     ),
     FailureClass(
-        "foreign_memory", "other processes hold the GPU", "exclude",
-        "go to another node, or plan with --other-processes: a smaller batch would not help",
+        "foreign_memory", "other processes hold the memory of the GPU", "exclude",
+        "use another node, or plan with --other-processes; a smaller batch would not help",
     ),
     FailureClass(
-        "host_oom", "it used more host memory than the job had", "change",
-        "lower the ranks per node or offload less",
+        "host_oom", "the job used more host memory than it had requested", "change",
+        "lower resources.gpus_per_node, or offload less",
         (r"Detected \d+ oom[-_]kill event", rf"{_TASK}Out Of Memory",
          r"(?m)^Out of memory: Killed process", r"(?m)^Killed: [^\n]*\(oom_kill\)",
          rf"{_STEPD}[^\n]{{0,200}}[Ee]xceeded [^\n]{{0,50}}memory limit",
@@ -92,28 +92,27 @@ CAUSES = (
         ("OUT_OF_MEMORY",),
     ),
     FailureClass(
-        "out_of_memory", "memory ran out on the last rung of the ladder", "stop",
+        "out_of_memory", "memory ran out and no fallback is left", "stop",
         "take GPUs or nodes with more memory, or a method that trains less (lora, qlora)",
     ),
     FailureClass(
-        "disk", "there is no room left to write to", "stop",
-        "make room (files count as well as bytes), then hpcft resume goes on from its last "
-        "checkpoint",
+        "disk", "the file system has no room left", "stop",
+        f"make room (the number of files may be limited too); then {RESUME}",
         (_raised("No space left on device", "Disk quota exceeded",
-                 # What torch.save says of a full file system.
+                 # torch.save prints this if the file system is full.
                  "PytorchStreamWriter failed writing file"),
          r"(?m)^[^\n'\"]{0,500}(No space left on device|Disk quota exceeded)$"),
     ),
     FailureClass(
-        "file_system", "a file system did not answer", "requeue", RESUME,
+        "file_system", "a file system did not respond", "requeue", RESUME,
         (_raised("Stale file handle", "Input/output error", "Read-only file system",
                  "Transport endpoint is not connected",
                  "Cannot send after transport endpoint shutdown"),),
     ),
     FailureClass(
-        # Which Xid are the hardware's: docs.nvidia.com/deploy/xid-errors (13, 31 and 43 are the
-        # program's own).
-        "bad_node", "the hardware of a node is at fault", "exclude", "tell the site which node",
+        # These Xid are hardware faults (13, 31 and 43 are errors of the program):
+        # docs.nvidia.com/deploy/xid-errors
+        "bad_node", "the hardware of a node failed", "exclude", "report the node to the site",
         (_raised("uncorrectable ECC error", "CUDA error: system not yet initialized",
                  r"CUDA-capable device\(s\) is/are busy or unavailable",
                  "Driver/library version mismatch"),
@@ -121,8 +120,8 @@ CAUSES = (
          r"NVRM: [^\n]*GPU has fallen off the bus"),
     ),
     FailureClass(
-        "access", "a model or data set is not in the local cache, or not for you", "stop",
-        "hpcft stage fetches it on the login node (a gated one asks for a token there)",
+        "access", "a model or data set is not in the local cache, or may not be read", "stop",
+        "run hpcft stage on the login node (a gated repository needs a token there)",
         (r"(?m)^[\w.]*(GatedRepo|LocalEntryNotFound|OfflineModeIsEnabled)(Error)?: ",
          _raised("40[13] Client Error", r"We couldn't connect to 'https?://[^']*' to load",
                  "outgoing traffic has been disabled",
@@ -135,17 +134,17 @@ CAUSES = (
          _raised("Current loss scale already at minimum")),
     ),
     FailureClass(
-        "port", "the port of rank 0 was taken", "requeue", RESUME,
+        "port", "the port of rank 0 was in use", "requeue", RESUME,
         (_raised("EADDRINUSE", "[Aa]ddress already in use"),),
     ),
     FailureClass(
-        "stale_build_lock", "a lock in the folder of DeepSpeed's compiled operators was held",
-        "stop", "end the process that holds it, then submit it again",
+        "stale_build_lock", "another process holds the build lock of a DeepSpeed operator",
+        "stop", "end the process that holds the lock, then submit the run again",
         (r"the build lock of a DeepSpeed operator is still held",),
     ),
 )  # fmt: skip
 
-# What ends all ranks from outside: of use only where none of them had failed before.
+# Ends of all ranks from outside. They count only if no rank had failed before.
 FROM_OUTSIDE = (
     FailureClass(
         "timeout", "the time limit was reached", "requeue",
@@ -154,7 +153,7 @@ FROM_OUTSIDE = (
         ("TIMEOUT", "DEADLINE"),
     ),
     FailureClass(
-        "preempted", "a job of higher priority took its place", "requeue", RESUME,
+        "preempted", "a job of higher priority preempted it", "requeue", RESUME,
         (r"CANCELLED AT \S+ DUE TO PREEMPTION",), ("PREEMPTED",),
     ),
     FailureClass(
@@ -163,32 +162,33 @@ FROM_OUTSIDE = (
          r"srun: error: Node failure on (?P<node>\S{1,255})"),
         ("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL"),
     ),
-    FailureClass("cancelled", "it was cancelled", "stop", f"{RESUME} when wanted",
+    FailureClass("cancelled", "the job was cancelled", "stop", RESUME,
                  states=("CANCELLED", "REVOKED")),
 )  # fmt: skip
 
-# What a rank says when a peer is gone: of use only where nothing tells why the peer went.
+# Errors of a rank whose peer is gone. They count only if nothing says why the peer ended.
 CONSEQUENCES = (
     FailureClass(
-        "rank_died", "a rank ended without a word", "requeue", f"{SEE_LOGS}, or {RESUME}",
+        "rank_died", "a rank ended without an error message", "requeue", f"{SEE_LOGS}, or {RESUME}",
         (r"(?m)^Died: ",
          rf"{_TASK}(Killed|Segmentation fault|Aborted|Bus error|Illegal instruction)"),
     ),
     FailureClass(
-        "nccl", "a rank or the network between nodes was gone", "requeue",
-        f"look at the other ranks' logs, or {RESUME}",
+        "nccl", "a rank, or the network between nodes, was lost", "requeue",
+        f"see the other ranks' logs (hpcft logs RUN --rank N), or {RESUME}",
         (r"ProcessGroupNCCL\.cpp:\d+\][^\n]{0,400}(timeout|exception)",
          r"(?m)^(\[rank\d+\]: ?)?[\w.]*Dist(Backend|Network|Store)Error: ",
          _raised("NCCL error", r"Connection (closed|reset) by peer", "Connection refused",
                  "No route to host", r"Timed out waiting \d+ms for")),
     ),
     FailureClass(
-        "interrupted", "it was told to end", "stop", f"see the other ranks' logs, or {RESUME}",
+        "interrupted", "a signal stopped it", "stop",
+        f"see the other ranks' logs (hpcft logs RUN --rank N), or {RESUME}",
         (r"(?m)^KeyboardInterrupt\b",),
     ),
 )  # fmt: skip
 
-# The last words before the end, where there is nothing else.
+# Last lines before the end, for runs without other evidence.
 LAST_WORDS = (
     FailureClass(
         "user", "the program raised an error", "stop", SEE_LOGS,
@@ -196,20 +196,21 @@ LAST_WORDS = (
          r"(?m)^[^\n]{1,500}: command not found$"),
     ),
     FailureClass(
-        "rank_died", "a rank ended without a word", "requeue", f"{SEE_LOGS}, or {RESUME}",
+        "rank_died", "a rank ended without an error message", "requeue", f"{SEE_LOGS}, or {RESUME}",
         (rf"{_TASK}(Exited with exit code \d+|Terminated)",),
     ),
 )  # fmt: skip
 
-# Told by states, or by what was tried before.
+# Failures known from states, or from the restarts that were tried.
 OTHERS = (
-    FailureClass("stuck", "it came no further", "requeue",
-                 f"see stacks/ in the run's folder for what each rank was doing, or {RESUME}"),
-    FailureClass("requeue_held", "Slurm could not start it again, and holds it", "stop",
-                 "scontrol release lets it start; if it is held again, ask the site",
+    FailureClass("stuck", "the run made no progress", "requeue",
+                 "see hpcft logs RUN, and stacks/ in the run's folder for what each rank was "
+                 f"doing; {RESUME}"),
+    FailureClass("requeue_held", "Slurm could not restart the job, and holds it", "stop",
+                 "scontrol release lets the job start; if it is held again, ask the site",
                  states=("REQUEUE_HOLD", "SPECIAL_EXIT")),
-    FailureClass("not_submitted", "it never became a job", "stop", "submit it again"),
-    FailureClass("unknown", "nobody can say", "stop", SEE_LOGS),
+    FailureClass("not_submitted", "the run never became a job", "stop", "submit the run again"),
+    FailureClass("unknown", "the cause is not known", "stop", SEE_LOGS),
 )  # fmt: skip
 
 KNOWN = {row.name: row for row in (*LAST_WORDS, *CAUSES, *FROM_OUTSIDE, *CONSEQUENCES, *OTHERS)}

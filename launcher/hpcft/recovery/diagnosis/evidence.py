@@ -1,7 +1,7 @@
-"""What tells why a run ended: the errors of its ranks, and the ends of their logs.
+"""Reads the evidence of why a run ended: the errors of its ranks, and the ends of their logs.
 
-All of it is untrusted text, which a library, a data set or another user of a node has had a part
-in: only its end is read, and only so much of each line.
+All of it is untrusted text, to which libraries, data sets and other users of a node contribute: it
+is read only from the end of a file, and only a limited part of each line.
 """
 
 from __future__ import annotations
@@ -14,62 +14,63 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcft.core.files import open_file
-from hpcft.core.log_markers import SETUP_BEGINS, SETUP_ENDS, STARTS_AGAIN
+from hpcft.core.log_markers import RESTART_LINE, SETUP_BEGIN_LINE, SETUP_END_LINE
 from hpcft.core.paths import RunPaths
 from hpcft.core.rank_errors import rank_error_file
 from hpcft.core.records import RankError
 
 TAIL_BYTES = 40_000
 LINE_CHARS = 2_000
-# Of so many ranks the logs are read; Slurm's own words stand in that of the first.
-LOGS = 64
-# What a sentence holds of a line.
+# Only the logs of the first ranks are read. Slurm writes its own messages into the log of rank 0.
+MAX_LOGS = 64
+# Longest part of a line that a sentence shows.
 EVIDENCE_CHARS = 300
 
 
 @dataclass(frozen=True)
 class EvidenceText:
-    """Something that was said about the end of a run."""
+    """A text about the end of a run."""
 
     text: str
-    """What was said."""
+    """The text."""
     source: str
-    """File that it stands in."""
+    """File that holds the text."""
     rank: int | None = None
-    """Global rank that said it, or in whose log it stands."""
+    """Global rank that wrote the text, or in whose log it stands."""
     node: str = ""
-    """Node of that rank, where it is known."""
+    """Node of that rank; empty if it is not known."""
     setup_failed: bool = False
-    """Whether the batch script ended within the profile's setup: then the text is of that."""
+    """Whether the batch script ended within the profile's setup, which wrote this text."""
 
 
 def as_text(error: RankError, paths: RunPaths | None = None) -> EvidenceText:
-    """What a rank wrote, as text."""
+    """Returns a rank's error as evidence."""
     source = str(rank_error_file(paths, error.rank)) if paths else ""
     return EvidenceText(_bounded(f"{error.kind}: {error.message}"), source, error.rank, error.node)
 
 
 def log_ends(logs: Path, job_id: str, nodes: dict[int, str]) -> Iterator[EvidenceText]:
-    """The ends of the ranks' error logs, without what an earlier start of the job has left there.
+    """Reads the ends of the ranks' error logs, from the last restart on.
 
     Args:
-        logs: submitit's folder.
-        job_id: of the attempt.
-        nodes: where ranks ran, as far as it is known.
+        logs: folder of submitit's logs.
+        job_id: job of the attempt.
+        nodes: node of each rank, for the ranks whose node is known.
     """
-    found = {
+    files = {
         int(match[1]): file
         for file in logs.glob(f"{job_id}_*_log.err")
         if (match := re.fullmatch(rf"{job_id}_(\d{{1,6}})_log\.err", file.name))
     }
-    for rank, file in sorted(found.items())[:LOGS]:
-        with contextlib.suppress(OSError), open_file(file) as stream:  # no evidence, then
+    for rank, file in sorted(files.items())[:MAX_LOGS]:
+        # A log that cannot be read is no evidence.
+        with contextlib.suppress(OSError), open_file(file) as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
             text = stream.read(TAIL_BYTES).decode(errors="replace")
-            text = text.rpartition(STARTS_AGAIN)[2]
-            _, begun, setup = text.rpartition(SETUP_BEGINS)
-            failed = bool(begun) and SETUP_ENDS not in setup
-            text = setup.rpartition(SETUP_ENDS)[2]
+            text = text.rpartition(RESTART_LINE)[2]
+            _, begun, setup = text.rpartition(SETUP_BEGIN_LINE)
+            failed = bool(begun) and SETUP_END_LINE not in setup
+            text = setup.rpartition(SETUP_END_LINE)[2]
             yield EvidenceText(_bounded(text), str(file), rank, nodes.get(rank, ""), failed)
 
 
@@ -78,6 +79,6 @@ def _bounded(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text as it may stand in a cell of a table: a short line, a mark for what is not printable."""
+    """Returns text as a short line for a table; replaces what is not printable by a mark."""
     words = " ".join(text[: 10 * EVIDENCE_CHARS].split())
     return "".join(c if c.isprintable() else "�" for c in words)[:EVIDENCE_CHARS]

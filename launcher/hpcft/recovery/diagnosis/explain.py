@@ -1,4 +1,4 @@
-"""Which of all that was said about the end of a run is why it ended."""
+"""Decides which of the evidence is the reason why a run ended."""
 
 from __future__ import annotations
 
@@ -27,31 +27,32 @@ from hpcft.recovery.diagnosis.from_scheduler import (
 )
 from hpcft.scheduler.job_state import JobState
 
-# What ends a rank from outside, and what one says when nothing has helped.
-_TOLD = ("interrupted", *(row.name for row in FROM_OUTSIDE))
-_IN_VAIN = ("stuck", "out_of_memory")
+# Classes of an end from outside, and classes that a rank reports after all restarts have failed.
+_EXTERNAL = ("interrupted", *(row.name for row in FROM_OUTSIDE))
+_EXHAUSTED = ("stuck", "out_of_memory")
 
 
 def explain_failure(
     paths: RunPaths,
     attempt: Attempt | None,
     state: JobState,
-    taken: Sequence[Recovery] = (),
+    recoveries: Sequence[Recovery] = (),
 ) -> Failure:
-    """Why a run that ended has no result.
+    """Diagnoses why a run that ended has no result.
 
-    What a rank knew itself comes before what texts tell, a cause before what follows from it.
+    A class that a rank reported itself comes before what texts tell, and a cause before its
+    consequences.
 
     Args:
-        paths: the run.
-        attempt: the latest.
-        state: what the scheduler says of it; of a job that still lives, nothing of use.
-        taken: how the run went on after earlier failures: what led to those is dealt with.
+        paths: the run's files.
+        attempt: the latest attempt.
+        state: the scheduler's state of its job; a live job's state is no evidence.
+        recoveries: of the run so far; errors from before the last one are dealt with.
     """
     job_id = (attempt.job_id if attempt else None) or ""
-    errors = [error for error in read_rank_errors(paths) if _is_new(error, job_id, taken)]
-    if word := _own_word(errors):
-        return from_rank(word, paths)
+    errors = [error for error in read_rank_errors(paths) if _is_new(error, job_id, recoveries)]
+    if reported := _reported_by_rank(errors):
+        return from_rank(reported, paths)
     texts = [as_text(error, paths) for error in errors if not error.failure]
     if attempt and job_id:
         nodes = {error.rank: error.node for error in errors}
@@ -64,51 +65,51 @@ def explain_failure(
     if own := next((error for error in errors if not is_secondary(error)), None):
         return from_exception(own, paths)
     if state.state in BY_STATE:
-        return from_state(state, paths, taken)
+        return from_state(state, paths, recoveries)
     if ended := first_match(FROM_OUTSIDE, texts):
-        ended = from_time_limit(ended, paths, taken) if ended.name == "timeout" else ended
+        ended = from_time_limit(ended, paths, recoveries) if ended.name == "timeout" else ended
         return with_node(ended, state)
-    for error in errors:  # the earliest word, be it that a rank was told to end or lost a peer
-        if told := from_rank(error, paths) if error.failure else _followed(error, paths):
-            return told
-    if follows := first_match(CONSEQUENCES, texts) or first_match(LAST_WORDS, texts):
-        return with_node(follows, state)
+    for error in errors:  # only stopped ranks and ranks that lost a peer are left: the earliest
+        if failure := from_rank(error, paths) if error.failure else _consequence(error, paths):
+            return failure
+    if consequence := first_match(CONSEQUENCES, texts) or first_match(LAST_WORDS, texts):
+        return with_node(consequence, state)
     if state.reason:
         return from_class("unknown" if job_id else "not_submitted", state.reason)
-    died = from_class("rank_died", f"a rank ended without a word{describe_exit(state)}")
-    return with_node(died, state)
+    text = f"a rank ended without an error message{describe_exit(state)}"
+    return with_node(from_class("rank_died", text), state)
 
 
 def classify(error: RankError) -> Failure | None:
-    """The class of what one rank said about its end; None where it tells of none."""
+    """Returns the failure that one rank's error is evidence of; None if it is of no known class."""
     if error.failure:
         return from_rank(error)
     return first_match((*CAUSES, *FROM_OUTSIDE, *CONSEQUENCES), [as_text(error)])
 
 
 def is_secondary(error: RankError) -> bool:
-    """Whether a rank's error is just what one says whose peer is gone, or that was told to end."""
+    """Returns whether a rank's error only follows from a lost peer or from an external stop."""
     if error.failure:
-        return error.failure in _TOLD
-    return first_match(CAUSES, [as_text(error)]) is None and _followed(error) is not None
+        return error.failure in _EXTERNAL
+    return first_match(CAUSES, [as_text(error)]) is None and _consequence(error) is not None
 
 
-def _followed(error: RankError, paths: RunPaths | None = None) -> Failure | None:
+def _consequence(error: RankError, paths: RunPaths | None = None) -> Failure | None:
     return first_match(CONSEQUENCES, [as_text(error, paths)])
 
 
-def _own_word(errors: Sequence[RankError]) -> RankError | None:
-    """The error that was judged where it happened, with more at hand than its text; None if none.
+def _reported_by_rank(errors: Sequence[RankError]) -> RankError | None:
+    """Returns the error whose class a rank determined itself; None if there is none.
 
-    The last word on what was tried in vain comes before all. That a rank was told to end does not
-    count here: srun tells all of them so when one has ended with an error of its own.
+    The last report that all restarts have failed comes first. A rank's external stop does not count
+    here: when one rank fails, srun stops all others.
     """
-    final = [error for error in errors if error.failure in _IN_VAIN]
-    own = [error for error in errors if error.failure and error.failure not in _TOLD]
-    return final[-1] if final else own[0] if own else None
+    exhausted = [error for error in errors if error.failure in _EXHAUSTED]
+    classified = [error for error in errors if error.failure and error.failure not in _EXTERNAL]
+    return exhausted[-1] if exhausted else classified[0] if classified else None
 
 
-def _is_new(error: RankError, job_id: str, taken: Sequence[Recovery]) -> bool:
-    """Whether an error belongs to the latest start of the latest attempt."""
-    of_another = error.job_id and job_id and error.job_id != job_id
-    return not of_another and not (taken and error.at <= taken[-1].at)
+def _is_new(error: RankError, job_id: str, recoveries: Sequence[Recovery]) -> bool:
+    """Returns whether an error belongs to the latest start of the latest attempt."""
+    of_another_job = error.job_id and job_id and error.job_id != job_id
+    return not of_another_job and not (recoveries and error.at <= recoveries[-1].at)

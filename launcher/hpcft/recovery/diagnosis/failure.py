@@ -1,4 +1,4 @@
-"""What an explanation is made of: class, evidence, place, next step."""
+"""Failure: class, evidence, place and next step of a failed run."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from hpcft.recovery.diagnosis.evidence import one_line
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run has no result."""
+    """Reason why a run has no result."""
 
     name: str
-    """Class, for example `gpu_oom`."""
+    """Failure class, for example `gpu_oom`."""
     evidence: str
-    """The decisive line, or what Slurm's state says in words."""
+    """Decisive line of a log or error file, or a description of Slurm's state."""
     next_step: str
-    """What to do."""
+    """Advice for the user."""
     policy: Policy
-    """What hpcft does about it."""
+    """Action that hpcft takes by itself."""
     rank: int | None = None
-    """Global rank that it happened to; None where that is not known."""
+    """Global rank that failed; None if it is not known."""
     node: str = ""
-    """Node that it happened on; empty where that is not known."""
+    """Node of the failure; empty if it is not known."""
     source: str = ""
-    """File that the evidence stands in; empty where the scheduler said it."""
+    """File that holds the evidence; empty if the evidence is the scheduler's state."""
 
     @property
     def sentence(self) -> str:
-        """What happened, to whom and where."""
-        where = f"rank {self.rank}" if self.rank is not None else ""
-        where += f"{' ' * bool(where)}on {self.node}" if self.node else ""
-        if not where or self.evidence.startswith(f"rank {self.rank} "):
+        """The evidence, after its rank and node."""
+        place = f"rank {self.rank}" if self.rank is not None else ""
+        place += f"{' ' * bool(place)}on {self.node}" if self.node else ""
+        if not place or self.evidence.startswith(f"rank {self.rank} "):
             return self.evidence
-        return f"{where}: {self.evidence}"
+        return f"{place}: {self.evidence}"
 
     def as_dict(self) -> dict[str, str | int | None]:
-        """For programs."""
-        own = {key: value for key, value in vars(self).items() if key != "name"}
-        return {"class": self.name, "sentence": self.sentence, **own}
+        """Returns the failure for JSON output."""
+        fields = {key: value for key, value in vars(self).items() if key != "name"}
+        return {"class": self.name, "sentence": self.sentence, **fields}
 
     def __str__(self) -> str:
         return f"{self.name}: {self.sentence}; {self.next_step}"
 
 
 def from_class(name: str, evidence: str) -> Failure:
-    """A failure of a known class; of a class that another version knew, as much as is known."""
-    known = KNOWN.get(name, KNOWN["unknown"])
-    return Failure(name, one_line(evidence), known.next_step, known.policy)
+    """Returns a failure of a class; a class of another version gets the advice for `unknown`."""
+    row = KNOWN.get(name, KNOWN["unknown"])
+    return Failure(name, one_line(evidence), row.next_step, row.policy)

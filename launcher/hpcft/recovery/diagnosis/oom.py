@@ -1,4 +1,4 @@
-"""Whether an error means that memory ran out, and whose: this run's, or other processes'."""
+"""Finds out of an error whether memory ran out, and whether this run or another process held it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from hpcft.core.units import GIB, KIB, MIB, format_bytes
 
 EVIDENCE_CHARS = 300
-# What a process holds that PyTorch does not count, where nobody lists it: the CUDA context.
+# Size of a CUDA context, which PyTorch does not count. It is assumed if no message lists it.
 CONTEXT_BYTES = GIB
 
-# `Cannot allocate memory` is ENOMEM in words, `std::bad_alloc` what C++ throws.
+# `Cannot allocate memory` is the text of ENOMEM; C++ throws `std::bad_alloc`.
 _TEXT = re.compile(
     r"out of memory|CUBLAS_STATUS_ALLOC_FAILED|an't allocate memory|annot allocate memory"
     r"|std::bad_alloc",
@@ -23,109 +23,115 @@ _UNITS = {"bytes": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 
 @dataclass(frozen=True)
 class GpuMemoryUsage:
-    """Who held what of a GPU when memory ran out, in bytes."""
+    """Memory of a GPU, by holder, at the moment when it ran out; in bytes."""
 
     total: int
     """Memory of the GPU."""
     free: int
-    """What nobody held."""
+    """Memory that no process held."""
     own: int
-    """What this process held."""
+    """Memory that this process held."""
     wanted: int = 0
-    """What it asked for in vain."""
+    """Size of the allocation that failed."""
     others: tuple[tuple[str, int], ...] = ()
-    """Other processes by name, and what each held."""
+    """Name and memory of each other process."""
     unused: int = 0
-    """What PyTorch had reserved, in pieces that it could not use."""
+    """Memory that PyTorch had reserved, in pieces that it could not use."""
 
     @property
     def others_bytes(self) -> int:
-        """What the others held together."""
+        """Memory that all other processes held."""
         return sum(size for _, size in self.others)
 
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """Memory ran out."""
+    """An error that means that memory ran out."""
 
     evidence: str
-    """The line that says so."""
+    """Line of the error that says so."""
     of_host: bool = False
-    """Whether it was the node's memory, and not a GPU's."""
+    """Whether the node's memory ran out, not a GPU's."""
     foreign: str = ""
-    """Who else held it, as a sentence; empty where it was this run's own doing."""
+    """Sentence that names the other processes that held the memory; empty if this run held it."""
     fragmented: bool = False
-    """Whether what was asked for would have fitted into what PyTorch held unused, in pieces."""
+    """Whether the allocation would have fitted into the pieces that PyTorch held unused."""
 
 
 def parse_out_of_memory(
-    error: BaseException, planned_bytes: int | None = None, seen: GpuMemoryUsage | None = None
+    error: BaseException, planned_bytes: int | None = None, measured: GpuMemoryUsage | None = None
 ) -> OutOfMemory | None:
-    """What an exception tells of missing memory; None where it tells of something else.
+    """Reads an exception; returns None if it does not mean that memory ran out.
 
     Args:
-        error: what was raised, on a GPU or on a CPU.
-        planned_bytes: what the plan predicts for this process.
-        seen: what the device said, for errors whose text names no figures.
+        error: exception of a rank, on a GPU or on a CPU.
+        planned_bytes: memory that the plan predicts for this process; None without a prediction.
+        measured: usage that the device reports, for errors whose text names no sizes.
     """
     text = f"{type(error).__name__}: {error}"
-    found = _TEXT.search(text)
-    if found is None and not isinstance(error, MemoryError):
+    match = _TEXT.search(text)
+    if match is None and not isinstance(error, MemoryError):
         return None
-    line = line_of(text, found.start() if found else 0)
+    line = line_of(text, match.start() if match else 0)
     on_gpu = re.search(r"cuda|cublas|nccl", text, re.IGNORECASE) is not None
     if not on_gpu:
         return OutOfMemory(line, of_host=True)
-    use = parse_gpu_usage(str(error)) or seen
-    if use is None:
+    usage = parse_gpu_usage(str(error)) or measured
+    if usage is None:
         return OutOfMemory(line)
-    return OutOfMemory(line, foreign=foreign_memory(use, planned_bytes), fragmented=_in_pieces(use))
+    return OutOfMemory(
+        line,
+        foreign=describe_foreign_memory(usage, planned_bytes),
+        fragmented=_is_fragmented(usage),
+    )
 
 
 def gpu_oom_class(text: str) -> str:
-    """What figures make of a GPU's shortage: `foreign_memory`, `fragmentation`, or nothing."""
-    use = parse_gpu_usage(text)
-    if use is None:
+    """Returns `foreign_memory` or `fragmentation` if the sizes in the text show it, else empty."""
+    usage = parse_gpu_usage(text)
+    if usage is None:
         return ""
-    if foreign_memory(use, None):
+    if describe_foreign_memory(usage, None):
         return "foreign_memory"
-    return "fragmentation" if _in_pieces(use) else ""
+    return "fragmentation" if _is_fragmented(usage) else ""
 
 
-def _in_pieces(use: GpuMemoryUsage) -> bool:
-    return 0 < use.wanted <= use.unused
+def _is_fragmented(usage: GpuMemoryUsage) -> bool:
+    return 0 < usage.wanted <= usage.unused
 
 
 def line_of(text: str, position: int, chars: int = EVIDENCE_CHARS) -> str:
-    """The line around a position, cut to what a table can hold."""
+    """Returns the line around a position, cut to so many characters."""
     start = text.rfind("\n", 0, position) + 1
     end = text.find("\n", position)
     return text[start : end if end >= 0 else None].strip()[:chars]
 
 
-def foreign_memory(use: GpuMemoryUsage, planned_bytes: int | None) -> str:
-    """Who else holds the memory that is missing, as a sentence; empty where it is not theirs.
+def describe_foreign_memory(usage: GpuMemoryUsage, planned_bytes: int | None) -> str:
+    """Describes the other processes that hold the missing memory; empty if they do not hold it.
 
-    It is theirs if they hold at least what was missing, and if this process would have had no more
-    than was planned for it.
+    They are the cause if they hold at least the missing memory, and if this process would not have
+    exceeded its planned memory.
     """
-    missing = use.wanted - use.free
-    allowed = use.total if planned_bytes is None else planned_bytes
-    if use.others_bytes < max(missing, 1) or use.own + use.wanted > allowed:
+    missing = usage.wanted - usage.free
+    allowed = usage.total if planned_bytes is None else planned_bytes
+    if usage.others_bytes < max(missing, 1) or usage.own + usage.wanted > allowed:
         return ""
-    named = ", ".join(f"{name} {format_bytes(size)}" for name, size in use.others)
+    holders = ", ".join(f"{name} {format_bytes(size)}" for name, size in usage.others)
     planned = "" if planned_bytes is None else f" of the {format_bytes(planned_bytes)} planned"
+    own = f"{format_bytes(usage.own)}{planned}"
     return (
-        f"other processes hold {format_bytes(use.others_bytes)} of the GPU's "
-        f"{format_bytes(use.total)} ({named}); this run holds {format_bytes(use.own)}{planned}"
+        f"other processes hold {format_bytes(usage.others_bytes)} of the GPU's "
+        f"{format_bytes(usage.total)} ({holders}); this run holds {own}"
     )
 
 
 def parse_gpu_usage(text: str) -> GpuMemoryUsage | None:
-    """The figures in PyTorch's message; None where it has none.
+    """Reads the sizes in PyTorch's message; None if it has none.
 
-    In a container PyTorch cannot tell which process it is itself and names itself by number too:
-    then the listed process that holds what PyTorch has allocated, and least beyond it, is itself.
+    In a container PyTorch does not know its own process id, and lists itself like another process.
+    Then the listed process that holds what PyTorch has allocated, and least beyond it, is taken to
+    be this one.
     """
     total = _bytes(rf"total capacity of {_SIZE}", text)
     free = _bytes(rf"of which {_SIZE} is free", text)
@@ -145,13 +151,18 @@ def parse_gpu_usage(text: str) -> GpuMemoryUsage | None:
         own = itself[1] if itself else reserved
         others = [p for p in listed if p is not itself]
     elif own > total:
-        # 17179869184.00 GiB has been seen: less than nothing, printed without a sign.
+        # PyTorch prints a negative size without its sign: 17179869184.00 GiB.
         own = reserved
     if not listed:
-        unseen = total - free - own - CONTEXT_BYTES
-        others = [("unseen", unseen)] if unseen > 0 else []
+        others = unlisted_processes(total, free, own)
     wanted = _bytes(rf"Tried to allocate {_SIZE}", text) or 0
     return GpuMemoryUsage(total, free, own, wanted, tuple(others), unused)
+
+
+def unlisted_processes(total: int, free: int, own: int) -> list[tuple[str, int]]:
+    """Returns what neither this process nor a free byte accounts for, as one other process."""
+    size = total - free - own - CONTEXT_BYTES
+    return [("unlisted", size)] if size > 0 else []
 
 
 def _bytes(pattern: str, text: str) -> int | None:

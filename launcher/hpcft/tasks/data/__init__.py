@@ -1,1 +1,1 @@
-"""Reads data sets into examples."""
+"""Reads data sets into checked examples."""

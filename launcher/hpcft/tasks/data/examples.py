@@ -1,4 +1,4 @@
-"""Rows from files or the hub to checked examples; what is wrong names file, row and field."""
+"""Reads rows from files or hub data sets and turns them into checked examples."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass
 class Examples:
-    """The checked examples of a run."""
+    """Holds the checked examples of a run."""
 
     splits: dict[str, list[Example]]
-    """Our split to its examples."""
+    """Examples of each split."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the result should know, for example rows left out."""
+    """Remarks for the reader of the result, for example on rows left out."""
 
 
 def split_sources(data: DataSpec) -> dict[str, str]:
-    """Where each split is read from: a file, or a split of the hub data set.
+    """Returns where each split is read from: a file, or a split of the hub data set.
 
-    A hub data set has the splits that `splits` lists; without it, the usual three, or for
-    `fractions` the one to cut up.
+    A hub data set has the splits that `splits` lists; without that list, it has the usual three,
+    or, with `fractions`, the train split alone.
     """
     if data.files is not None:
-        named = dict(data.files)
+        sources = dict(data.files)
     else:
-        named = dict(data.splits) or {s: s for s in (SPLITS[:1] if data.fractions else SPLITS)}
-    return {split: named[split] for split in SPLITS if split in named}
+        sources = dict(data.splits) or {s: s for s in (SPLITS[:1] if data.fractions else SPLITS)}
+    return {split: sources[split] for split in SPLITS if split in sources}
 
 
 def read_splits(data: DataSpec, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a split of the data set in a folder, or of several, joined with `+`.
+    """Reads the rows of a split of the data set in a folder; several are joined with `+`.
 
     Raises:
         DataError: it cannot be read.
@@ -51,7 +51,7 @@ def read_splits(data: DataSpec, split: str) -> Iterator[tuple[int, dict[str, Any
 
 
 def load_examples(task: TaskBase) -> Examples:
-    """The examples of every split: read, checked, cut into fractions, sampled and limited.
+    """Reads and checks the examples of every split, cuts them into fractions and samples them.
 
     Raises:
         InputError: rows that the task cannot use, each with file, line and field.
@@ -66,7 +66,7 @@ def load_examples(task: TaskBase) -> Examples:
             source, rows = name, read_file(Path(name))
         else:
             source, rows = f"{data.path}[{name}]", read_splits(data, name)
-        examples, dropped = _check(task, source, rows, problems)
+        examples, dropped = _check_rows(task, source, rows, problems)
         if dropped:
             notes.append(f"{split}: {dropped} rows with empty text left out")
         if not examples and not problems:
@@ -77,11 +77,11 @@ def load_examples(task: TaskBase) -> Examples:
     if problems:
         raise rows_error(problems)
     if data.fractions is not None:
-        loaded = _cut(loaded, data)
-    return Examples({s: _sampled(s, rows, data, notes) for s, rows in loaded.items()}, notes)
+        loaded = _cut_fractions(loaded, data)
+    return Examples({s: _limit_split(s, rows, data, notes) for s, rows in loaded.items()}, notes)
 
 
-def _check(
+def _check_rows(
     task: TaskBase, source: str, rows: Iterator[tuple[int, dict[str, Any]]], problems: list[Problem]
 ) -> tuple[list[Example], int]:
     examples: list[Example] = []
@@ -100,13 +100,13 @@ def _check(
                 )
             )
             if len(problems) > MAX_PROBLEMS or not examples:
-                break  # a wrong column name is wrong in every row
+                break  # a wrong column name would be reported for every row
             continue
         place = {"place": f"{source}:{number}"} if task.keeps_locations else {}
         try:
-            examples.append({**task.example(row), **place})
+            examples.append({**task.parse_row(row), **place})
         except BadRow as bad:
-            if task.data.drop_empty and bad.empty:
+            if task.data.drop_empty and bad.is_empty:
                 dropped += 1
                 continue
             p = bad.problem
@@ -114,7 +114,7 @@ def _check(
     return examples, dropped
 
 
-def _cut(loaded: dict[str, list[Example]], data: DataSpec) -> dict[str, list[Example]]:
+def _cut_fractions(loaded: dict[str, list[Example]], data: DataSpec) -> dict[str, list[Example]]:
     assert data.fractions is not None
     pool = [example for rows in loaded.values() for example in rows]
     random.Random(data.seed).shuffle(pool)
@@ -128,12 +128,15 @@ def _cut(loaded: dict[str, list[Example]], data: DataSpec) -> dict[str, list[Exa
             start += share
             if not result[split]:
                 raise DataError(
-                    f"task.data.fractions: {share:g} of {len(pool)} rows leave no {split}"
+                    f"task.data.fractions: {share:g} of {len(pool)} rows leaves the {split} split "
+                    "empty; raise the fraction or add rows"
                 )
     return result
 
 
-def _sampled(split: str, rows: list[Example], data: DataSpec, notes: list[str]) -> list[Example]:
+def _limit_split(
+    split: str, rows: list[Example], data: DataSpec, notes: list[str]
+) -> list[Example]:
     share = {**data.sample}.get(split)  # type: ignore[call-overload]
     limit = {**data.limits}.get(split)  # type: ignore[call-overload]
     count = len(rows)
@@ -149,17 +152,18 @@ def _sampled(split: str, rows: list[Example], data: DataSpec, notes: list[str]) 
 
 
 def check_local_data(task: TaskBase, scored: str) -> dict[str, list[Example]]:
-    """Reads and checks local data on the login node, so that bad data is found before queueing.
+    """Reads and checks a task's data on the login node, before anything is queued.
 
     Args:
-        task: whose data.
-        scored: the split that is scored.
+        task: the task, which names the data.
+        scored: name of the split that is scored.
 
     Returns:
         The examples of each split.
 
     Raises:
-        InputError, DataError: as `load`.
+        InputError: the task cannot use some rows.
+        DataError: a file or data set cannot be read, or the splits do not suit each other.
     """
     splits = load_examples(task).splits
     task.check_splits(splits, scored)

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hpcft.core.errors import DataError
+from hpcft.core.errors import DataError, first_line
 from hpcft.tasks.base import shorten_list
 
 
 def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a CSV, JSONL, JSON or Parquet file with their line (or row) number, from 1.
+    """Reads a CSV, JSONL, JSON or Parquet file: yields line (or row) number, from 1, and row.
 
     Raises:
         DataError: a line cannot be read.
@@ -42,12 +42,13 @@ def _first_line_not_utf8(path: Path) -> int:
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 is less than a long text
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        # Strict: else a quote that is never closed swallows the rest of the file without a word.
+        # Without `strict`, a quote that is never closed silently swallows the rest of the file.
         reader = csv.DictReader(stream, strict=True)
         try:
-            twice = [n for n, count in Counter(reader.fieldnames or ()).items() if count > 1]
-            if twice:
-                raise DataError(f"{path}:1: the column {shorten_list(twice)} stands there twice")
+            columns = Counter(reader.fieldnames or ())
+            repeated = [name for name, count in columns.items() if count > 1]
+            if repeated:
+                raise DataError(f"{path}:1: the header repeats the column {shorten_list(repeated)}")
             for row in reader:
                 if None in row:
                     raise DataError(f"{path}:{reader.line_num}: more fields than the header has")
@@ -57,28 +58,31 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = _parsed(path, 1, path.read_text(encoding="utf-8-sig"))
+    rows = _parse_json(path, 1, path.read_text(encoding="utf-8-sig"))
     if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of objects; one a line is .jsonl")
-    yield from ((number, _object(path, number, row)) for number, row in enumerate(rows, 1))
+        raise DataError(
+            f"{path}: expected a list of objects; "
+            "a file with one object per line has to be called .jsonl"
+        )
+    yield from ((number, _check_object(path, number, row)) for number, row in enumerate(rows, 1))
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
-                yield number, _object(path, number, _parsed(path, number, line))
+                yield number, _check_object(path, number, _parse_json(path, number, line))
 
 
-def _parsed(path: Path, first_line: int, text: str) -> Any:
+def _parse_json(path: Path, start: int, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
+        line = start + error.lineno - 1
         what = f"is not JSON: {error.msg}, column {error.colno}"
         raise DataError(f"{path}:{line}: {what}") from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 100,000 brackets
-        raise DataError(f"{path}:{first_line}: cannot be read: {error}") from None
+        raise DataError(f"{path}:{start}: cannot be read: {error}") from None
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -92,10 +96,10 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 number += 1
                 yield number, row
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: is not readable Parquet: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: is not readable Parquet: {first_line(error)}") from None
 
 
-def _object(path: Path, number: int, row: Any) -> dict[str, Any]:
+def _check_object(path: Path, number: int, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{path}:{number}: expected an object {{…}}, got {type(row).__name__}")
     return row

@@ -1,4 +1,4 @@
-"""Templates: texts with `{column}` where a column's text goes; `{{` is a brace."""
+"""Fills templates: texts with `{column}` in place of a column's text; `{{` is a brace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 
-def _checked(template: str) -> str:
+def _check_template(template: str) -> str:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -20,16 +20,16 @@ def _checked(template: str) -> str:
     return template
 
 
-Template = Annotated[str, Field(min_length=1), AfterValidator(_checked)]
+Template = Annotated[str, Field(min_length=1), AfterValidator(_check_template)]
 
 
 def template_fields(template: str) -> list[str]:
-    """The columns that a template names, each as often as it does."""
+    """Returns the columns that a template names, repeated ones included."""
     return [name for _, name, _, _ in string.Formatter().parse(template) if name]
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str:
-    """The template with the values in the place of the columns."""
-    # Not `str.format`: to it the column `a.b` is an attribute, here it is a name.
+    """Returns the template with each column replaced by its value."""
+    # `str.format` would take the column `a.b` for an attribute; here it is a name.
     parts = string.Formatter().parse(template)
     return "".join(text + (values[name] if name else "") for text, name, _, _ in parts)

@@ -1,5 +1,6 @@
-"""Few-shot prompting: the shots are computed once and shared by every query and every choice.
+"""Prompts a model with few shots, which are computed once and shared by all queries and choices.
 
-`requests` and `batches` say what to run, `prefix` runs what all prompts share, `attention` lets
-many rows read it, `scorer` gives the likelihood of choices and `generation` writes answers.
+`requests` and `batching` say what is run, `prefix_cache` runs the tokens that all prompts begin
+with, `cascade_attention` lets many rows read them, `scorer` computes the likelihood of choices and
+`generation` writes answers. `task` is the task of a recipe.
 """

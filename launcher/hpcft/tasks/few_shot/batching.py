@@ -1,36 +1,41 @@
-"""Which requests run together: those of like length, within a budget of tokens."""
+"""Groups requests of similar length into batches, within a budget of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpcft.tasks.few_shot.requests import PromptRequest, row_tokens
+from hpcft.tasks.few_shot.requests import PromptRequest, count_row_tokens
 
 
 def make_batches(
-    requests: Sequence[PromptRequest], prefix: int, max_tokens: int
+    requests: Sequence[PromptRequest], prefix_length: int, max_tokens: int
 ) -> list[list[int]]:
-    """Indices of the requests of each batch, longest first, padding counted in the budget.
+    """Returns the indices of the requests of each batch, longest first.
 
-    A request that is longer than the budget runs alone. The longest come first, so that memory
-    that does not suffice shows at once.
+    Padding counts in the budget, and a request that is longer than the budget runs alone. The
+    longest come first, so that a lack of memory shows at once.
+
+    Args:
+        requests: all requests.
+        prefix_length: number of leading tokens that no batch runs again.
+        max_tokens: budget of a batch.
     """
-    lengths = [row_tokens(request, prefix) for request in requests]
-    found: list[list[int]] = []
+    lengths = [count_row_tokens(request, prefix_length) for request in requests]
+    batches: list[list[int]] = []
     for index in sorted(range(len(requests)), key=lambda i: -lengths[i]):
-        if found and (len(found[-1]) + 1) * lengths[found[-1][0]] <= max_tokens:
-            found[-1].append(index)
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
+            batches[-1].append(index)
         else:
-            found.append([index])
-    return found
+            batches.append([index])
+    return batches
 
 
-def split_batches(all_batches: Sequence[list[int]], ranks: int) -> list[list[list[int]]]:
-    """The batches of each rank: as many on each, because a sharded model needs all at each step.
+def split_batches(batches: Sequence[list[int]], ranks: int) -> list[list[list[int]]]:
+    """Splits the batches among ranks, equally many to each, as a sharded model needs.
 
-    Where they do not divide evenly, the shortest batch is run again; its indices tell that its
-    results are known already.
+    If they do not divide evenly, the last batch, the shortest, is run again; its indices show that
+    its results are there already.
     """
-    missing = -len(all_batches) % ranks
-    filled = [*all_batches, *([all_batches[-1]] * missing if all_batches else [])]
+    missing = -len(batches) % ranks
+    filled = [*batches, *([batches[-1]] * missing if batches else [])]
     return [filled[rank::ranks] for rank in range(ranks)]

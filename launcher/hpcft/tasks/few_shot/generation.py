@@ -1,4 +1,4 @@
-"""What a model answers to a batch of prompts that share their beginning."""
+"""Generates answers to a batch of prompts that share their beginning."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcft.tasks.few_shot.prefix_cache import Prefix, device_of, reader, run_prefix
+from hpcft.tasks.few_shot.prefix_cache import (
+    Prefix,
+    input_device,
+    model_after_prefix,
+    run_prefix,
+)
 from hpcft.tasks.few_shot.requests import PromptRequest
-from hpcft.tasks.few_shot.scorer import run_rows
-from hpcft.tasks.few_shot.token_layout import tensors, tree_rows
+from hpcft.tasks.few_shot.scorer import run_tree
+from hpcft.tasks.few_shot.token_layout import tree_layout, tree_tensors
 
-Steps = Generator[Tensor, Tensor, None]
-"""Gives the logits of each row's next token, (B, V); takes the tokens that were chosen, (B, 1)."""
+LogitSteps = Generator[Tensor, Tensor, None]
+"""Yields the logits of each row's next token, (B, V); is sent the chosen tokens, (B, 1)."""
 
 
 @torch.no_grad()
@@ -30,58 +35,64 @@ def generate(
     stop: Collection[int] = (),
     agree: Callable[[bool], bool] = bool,
 ) -> list[list[int]]:
-    """The tokens that the model writes after each prompt, without the one that ended them.
+    """Generates an answer to each prompt: its tokens, without the stop token that ended it.
 
     Args:
         model: a causal model of transformers, in evaluation mode.
-        prefix: the tokens that all prompts begin with, or what `Scorer.prefix` kept of them.
-        requests: the prompts, one batch.
-        max_new_tokens: after how many an answer ends in any case.
-        temperature: 0 takes the likeliest token; else one is drawn, its logits divided by this.
-        seeds: one for each request, where tokens are drawn. An answer depends on its own seed
-            alone, not on what else is in the batch.
+        prefix: the tokens that all prompts begin with, or `Scorer.prefix`.
+        requests: the prompts of one batch.
+        max_new_tokens: largest number of tokens of an answer.
+        temperature: 0 takes the likeliest token; otherwise logits are divided by it and a token is
+            sampled.
+        seeds: one for each request, if tokens are sampled. An answer depends on its own seed alone,
+            not on the rest of the batch.
         stop: tokens that end an answer.
-        agree: asked after each step whether all are done. Ranks that share a sharded model have
-            to take as many steps: they ask one another here.
+        agree: is called after each step with whether all answers are done, and decides. Ranks that
+            share a sharded model have to take equally many steps: they ask one another here.
+
+    Raises:
+        ValueError: tokens are sampled without seeds.
     """
     if temperature and seeds is None:
-        raise ValueError("tokens are drawn: each request needs a seed")
+        raise ValueError("tokens are sampled: each request needs a seed")
     seeds = seeds or []
     if not isinstance(prefix, Prefix):
         prefix = run_prefix(model, prefix)
     answers: list[list[int]] = [[] for _ in requests]
-    for chosen in _together(requests, prefix):
-        batch = [PromptRequest(requests[i].tokens, []) for i in chosen]
-        steps = (_tree if prefix.sharing == "cascade" else _plain)(model, prefix, batch)
-        draws = (
-            _draws([seeds[i] for i in chosen], max_new_tokens) if seeds and temperature else None
+    for group in _concurrent_requests(requests, prefix):
+        batch = [PromptRequest(requests[i].tokens, []) for i in group]
+        steps = (_tree_steps if prefix.sharing == "cascade" else _flat_steps)(model, prefix, batch)
+        numbers = (
+            _random_numbers([seeds[i] for i in group], max_new_tokens)
+            if seeds and temperature
+            else None
         )
-        open_rows = set(chosen)
+        unfinished = set(group)
         logits = next(steps)
         for step in range(max_new_tokens):
-            draw = None if draws is None else draws[:, step].to(logits.device)
-            tokens = _pick(logits, temperature, draw)
-            for i, token in zip(chosen, tokens.flatten().tolist(), strict=True):
-                if i in open_rows and token in stop:
-                    open_rows.remove(i)
-                elif i in open_rows:
+            number = None if numbers is None else numbers[:, step].to(logits.device)
+            tokens = _choose_tokens(logits, temperature, number)
+            for i, token in zip(group, tokens.flatten().tolist(), strict=True):
+                if i in unfinished and token in stop:
+                    unfinished.remove(i)
+                elif i in unfinished:
                     answers[i].append(token)
-            if agree(not open_rows or step == max_new_tokens - 1):
+            if agree(not unfinished or step == max_new_tokens - 1):
                 break
             logits = steps.send(tokens)
     return answers
 
 
-def _together(requests: Sequence[PromptRequest], prefix: Prefix) -> list[list[int]]:
-    """Which rows run side by side: all, but with a plain cache only those of one length."""
-    every = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
+def _concurrent_requests(requests: Sequence[PromptRequest], prefix: Prefix) -> list[list[int]]:
+    """Groups the requests that run together: all; without `cascade`, those of one length."""
+    by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].tokens))
     if prefix.sharing == "cascade":
-        return [every] if every else []
-    return [list(group) for _, group in groupby(every, key=lambda i: len(requests[i].tokens))]
+        return [by_length] if by_length else []
+    return [list(group) for _, group in groupby(by_length, key=lambda i: len(requests[i].tokens))]
 
 
-def _draws(seeds: Sequence[int], count: int) -> Tensor:
-    """Numbers between 0 and 1 for each request's tokens, (B, count), the same on any device."""
+def _random_numbers(seeds: Sequence[int], count: int) -> Tensor:
+    """Draws numbers from 0 to 1 for each request's tokens, (B, count), the same on any device."""
     return torch.stack(
         [
             torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -90,41 +101,41 @@ def _draws(seeds: Sequence[int], count: int) -> Tensor:
     )
 
 
-def _pick(logits: Tensor, temperature: float, draw: Tensor | None) -> Tensor:
-    """The next token of each row, (B, 1): the likeliest, or the one that the number drawn hits."""
-    if draw is None:
+def _choose_tokens(logits: Tensor, temperature: float, numbers: Tensor | None) -> Tensor:
+    """Chooses the next token of each row, (B, 1): the likeliest, or by a random number (B,)."""
+    if numbers is None:
         return logits.argmax(1, keepdim=True)
-    heaped = (logits.double() / temperature).softmax(1).cumsum(1)
-    found = torch.searchsorted(heaped, draw[:, None] * heaped[:, -1:], right=True)
-    return found.clamp_(max=logits.shape[1] - 1)
+    cumulative = (logits.double() / temperature).softmax(1).cumsum(1)
+    tokens = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)
+    return tokens.clamp_(max=logits.shape[1] - 1)
 
 
-def _tree(model: Any, prefix: Prefix, requests: Sequence[PromptRequest]) -> Steps:
-    """All rows in one sequence that reads one copy of the prefix; each keeps its own tokens."""
-    layout = tree_rows(requests, len(prefix.tokens))
-    tokens, rows = tensors(layout, prefix, device_of(model))
-    rows.kept = {}
-    count, width = tokens.shape
-    lasts = torch.tensor([[column] for _, column in layout.outputs], device=tokens.device)
-    starts = torch.arange(count, device=tokens.device)[:, None] * width
-    logits = run_rows(model, tokens, rows, (starts + lasts).flatten())
+def _tree_steps(model: Any, prefix: Prefix, requests: Sequence[PromptRequest]) -> LogitSteps:
+    """Runs all rows in one sequence that reads one copy of the prefix."""
+    layout = tree_layout(requests, len(prefix.tokens))
+    tokens, row_masks = tree_tensors(layout, prefix, input_device(model))
+    row_masks.row_cache = {}
+    rows, width = tokens.shape
+    depths = torch.tensor([[column] for _, column in layout.outputs], device=tokens.device)
+    starts = torch.arange(rows, device=tokens.device)[:, None] * width
+    logits = run_tree(model, tokens, row_masks, (starts + depths).flatten())
     while True:
         tokens = yield logits
-        lasts = lasts + 1
-        rows = rows.followed(lasts)
-        logits = run_rows(model, tokens, rows, torch.arange(count, device=tokens.device))
+        depths = depths + 1
+        row_masks = row_masks.next_token_rows(depths)
+        logits = run_tree(model, tokens, row_masks, torch.arange(rows, device=tokens.device))
 
 
-def _plain(model: Any, prefix: Prefix, requests: Sequence[PromptRequest]) -> Steps:
-    """Rows of one length over copies of the prefix; their whole prompts, where nothing is kept."""
+def _flat_steps(model: Any, prefix: Prefix, requests: Sequence[PromptRequest]) -> LogitSteps:
+    """Runs rows of one length over copies of the prefix; without a cache, their whole prompts."""
     rows = [request.tokens[len(prefix.tokens) :] for request in requests]
-    tokens = torch.tensor(rows, device=device_of(model))
-    cache = prefix.copies(len(rows))
+    tokens = torch.tensor(rows, device=input_device(model))
+    cache = prefix.expand_cache(len(rows))
     if cache is not None:
-        model = reader(model)
+        model = model_after_prefix(model)
     while True:
         logits = model(
             input_ids=tokens, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
         ).logits[:, -1]
-        new = yield logits
-        tokens = torch.cat([tokens, new], 1) if cache is None else new
+        chosen = yield logits
+        tokens = torch.cat([tokens, chosen], 1) if cache is None else chosen

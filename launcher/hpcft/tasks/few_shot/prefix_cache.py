@@ -1,4 +1,4 @@
-"""What all prompts share, run once: its keys and values, and how batches may read them."""
+"""Runs the tokens that all prompts begin with once, and keeps their keys and values."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from torch import Tensor
 
 Sharing = Literal["cascade", "expanded", "none"]
 
-CASCADE = frozenset(
+CASCADE_MODEL_TYPES = frozenset(
     {"gemma", "gemma2", "gemma3_text", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3",
      "qwen2", "qwen3"}
 )  # fmt: skip
-"""Model types whose attention is no more than `attention.cascade` computes. Each is tested against
-a plain forward; any other is served by a copy of the cache for each row."""
+"""Model types whose attention is what `cascade_attention` computes. Each is tested against a plain
+forward pass; any other type gets a copy of the cache for each row."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a model keeps of the tokens that all prompts begin with."""
+    """Holds what a model keeps of the tokens that all prompts begin with."""
 
     tokens: list[int]
-    """The shared tokens: those of each prompt that no batch runs again."""
+    """Shared tokens, which no batch runs again."""
 
     length: int
-    """Positions before the first of a row: the shared tokens, and an adapter's virtual ones."""
+    """Number of positions before a row's first: the shared tokens and an adapter's virtual ones."""
 
     sharing: Sharing
-    """`cascade`: all rows read one copy. `expanded`: each row has its own copy, which any causal
-    model of transformers understands. `none`: each row runs its whole prompt, alone."""
+    """How rows read the prefix. `cascade`: all rows read one copy. `expanded`: each row has a copy,
+    which any causal model of transformers understands. `none`: each row runs its whole prompt,
+    alone."""
 
     cache: Any = None
-    """The cache that the model returned; None where nothing was run."""
+    """Cache that the model returned; None if nothing was run."""
 
     @property
     def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, (1, K, P, D); a sliding layer holds its last ones only."""
+        """Keys and values of each layer, (1, K, P, D); a sliding layer holds only its last ones."""
         return [(layer.keys, layer.values) for layer in self.cache.layers] if self.cache else []
 
-    def copies(self, rows: int) -> Any:
-        """A cache of so many rows, each with its own copy of the prefix."""
+    def expand_cache(self, rows: int) -> Any:
+        """Returns a cache of so many rows, each with its own copy of the prefix; None if empty."""
         cache = copy.deepcopy(self.cache)
         if cache is not None:
             cache.batch_repeat_interleave(rows)
@@ -52,40 +53,42 @@ class Prefix:
 
 @torch.no_grad()
 def run_prefix(model: Any, tokens: Sequence[int]) -> Prefix:
-    """Run the shared tokens through the model, once, and keep what later tokens read of them."""
-    way = _way(model.config)
-    if way == "none" or (not tokens and reader(model) is not model):
+    """Runs the shared tokens through the model and keeps what later tokens read of them."""
+    sharing = _sharing_of(model.config)
+    if sharing == "none" or (not tokens and model_after_prefix(model) is not model):
         return Prefix([], 0, "none")
     if not tokens:
-        return Prefix([], 0, way)
-    ids = torch.tensor([list(tokens)], device=device_of(model))
+        return Prefix([], 0, sharing)
+    ids = torch.tensor([list(tokens)], device=input_device(model))
     cache = getattr(model(input_ids=ids, use_cache=True, logits_to_keep=1), "past_key_values", None)
     if cache is None:
         return Prefix([], 0, "none")
-    return Prefix(list(tokens), cache.get_seq_length(), way, cache)
+    return Prefix(list(tokens), cache.get_seq_length(), sharing, cache)
 
 
-def _way(config: Any) -> Sharing:
-    """How the prefix of such a model can be shared."""
+def _sharing_of(config: Any) -> Sharing:
+    """Returns how rows of such a model can share the prefix."""
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
     if kinds & {"dynamic", "longrope"}:
-        return "none"  # what it keeps of a token depends on the length of the whole
-    if config.model_type in CASCADE and not getattr(text, "use_bidirectional_attention", False):
+        return "none"  # its keys depend on the length of the whole text
+    is_bidirectional = getattr(text, "use_bidirectional_attention", False)
+    if config.model_type in CASCADE_MODEL_TYPES and not is_bidirectional:
         return "cascade"
     return "expanded"
 
 
-def reader(model: Any) -> Any:
-    """What runs the tokens after the prefix: the model, without an adapter's virtual tokens.
+def model_after_prefix(model: Any) -> Any:
+    """Returns the model that runs the tokens after the prefix, without virtual tokens.
 
-    P-tuning and its like put virtual tokens before whatever they run; here the prefix has them.
+    P-tuning and prompt tuning put virtual tokens before whatever they run; here the prefix has
+    them already.
     """
     adapter = getattr(model, "active_peft_config", None)
     return model.get_base_model() if getattr(adapter, "is_prompt_learning", False) else model
 
 
-def device_of(model: Any) -> torch.device:
-    """Where the model's inputs belong."""
+def input_device(model: Any) -> torch.device:
+    """Returns the device of the model's inputs."""
     return model.get_input_embeddings().weight.device  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Prompting: a causal model answers as it is, shown none or some examples (zero- to few-shot)."""
+"""Prompts a causal model that is not trained, with no or some examples shown (few-shot)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from pydantic import AfterValidator, Field
 
 from hpcft.core.errors import DataError, Problem
 from hpcft.core.records.base import ColumnName, NonNegative, OneLine, PositiveInt
-from hpcft.metrics import Scores, classification_names, compute_metric
+from hpcft.metrics import compute_metric
+from hpcft.metrics.base import Scores
+from hpcft.metrics.classification import classification_names
 from hpcft.tasks.base import (
     Example,
     Head,
     Mode,
     TaskBase,
+    column_text,
     label_index,
     rows_error,
-    text_of,
     unique,
 )
 from hpcft.tasks.data.templates import Template, fill_template, template_fields
@@ -28,26 +30,26 @@ from hpcft.tasks.data.templates import Template, fill_template, template_fields
 if TYPE_CHECKING:
     from hpcft.tasks.few_shot.requests import PromptRequest
 
-MAX_ROWS = 64  # prompts of a batch at most, which bounds its logits
-NO_ANSWER = -1  # the answer that is none of the choices
+MAX_ROWS = 64  # largest number of prompts in a batch, which bounds its logits
+NO_ANSWER = -1  # index of an answer that is none of the choices
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is asked for one example."""
+    """Holds the prompt of one example."""
 
     shots: int
-    """Shots that it shows: fewer than the task's where they would exceed the window."""
+    """Number of shots in it: fewer than the task's if they would exceed the window."""
     request: PromptRequest
-    """Its tokens."""
+    """Tokens of the prompt and its choices."""
 
 
 class FewShot(TaskBase):
-    """Give each example one of a fixed set of labels by asking a model that is not trained for it.
+    """Gives each example one of a fixed set of labels by prompting a model that is not trained.
 
     The text is `preamble`, then each shot (the prompt of a training example and its answer), then
     the prompt of the example, with `separator` between them. The shots are drawn by `train.seed`
-    from the train split, of each label as many as of the others, and are the same for all.
+    from the train split, equally many of each label, and are the same for all examples.
     """
 
     causal: ClassVar[bool] = True
@@ -57,29 +59,29 @@ class FewShot(TaskBase):
     """`prompting`."""
     prompt: Template
     """Question with `{column}` where a column's text goes, up to where the answer begins; `{{` is a
-    brace. Blanks at its end are taken as the answer's."""
+    brace. Blanks at its end count as the answer's."""
     label: ColumnName = "label"
     """Column of the true label: one of `labels`, or its index."""
     labels: Annotated[list[OneLine], Field(min_length=2, max_length=1000), AfterValidator(unique)]
-    """The labels; of two, the second is the positive class."""
+    """Labels; of two, the second is the positive class."""
     choices: Annotated[list[OneLine], Field(default_factory=list), AfterValidator(unique)]
-    """The words that answer, one for each label; without it the labels themselves."""
+    """Text of the answer for each label; by default the labels themselves."""
     shots: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Examples shown before the question, k; 0 is zero-shot."""
+    """Number of examples shown before the question; 0 is zero-shot."""
     preamble: str = ""
-    """Text in front of it all."""
+    """Text in front of everything else."""
     separator: str = "\n\n"
     """Text between the shots, and before the question."""
     answer: Literal["likelihood", "generation"] = "likelihood"
-    """`likelihood`: the choice whose tokens are the likeliest after the prompt. `generation`: the
-    choice that the generated text begins with; where it begins with none, there is no answer, which
-    counts as wrong."""
+    """How the answer is found. `likelihood`: the choice whose tokens are likeliest after the
+    prompt. `generation`: the choice that the generated text begins with; a text that begins with
+    none is no answer, which counts as wrong."""
     length_normalised: bool = False
-    """Divide a choice's log-likelihood by its tokens before comparing."""
+    """Whether to divide a choice's log-likelihood by its number of tokens before comparing."""
     max_new_tokens: PositiveInt = 8
-    """Tokens that are generated at most."""
+    """Largest number of generated tokens."""
     temperature: NonNegative = 0.0
-    """Of generation; 0 is greedy, else one sample is drawn by `train.seed`."""
+    """Temperature of generation: 0 is greedy; otherwise one sample is drawn by `train.seed`."""
     max_length: Annotated[int, Field(ge=8, le=1_000_000)] = 2048
     """Window in tokens, answer included. Of a longer prompt whole shots are left out, the last
     first; the question is never cut."""
@@ -89,155 +91,153 @@ class FewShot(TaskBase):
         return "few_shot"
 
     def rows_per_batch(self, windows: int) -> int:
-        """Returns the prompts of a batch, taking a shot to be as long as the question."""
+        """Returns the number of prompts in a batch, taking a shot to be as long as the question."""
         return min(windows * (1 + self.shots), MAX_ROWS)
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens that are generated for an example; 0 where likelihoods are compared."""
+        """Largest number of tokens generated for an example; 0 if likelihoods are compared."""
         return self.max_new_tokens if self.answer == "generation" else 0
 
     @property
-    def as_few_shot(self) -> FewShot:
-        """This task."""
-        return self
-
-    @property
-    def words(self) -> list[str]:
-        """The answers, one for each label."""
+    def answer_texts(self) -> list[str]:
+        """Text of the answer for each label."""
         return self.choices or self.labels
 
     @property
     def needed_splits(self) -> tuple[str, ...]:
-        """Without shots there is nothing to take from the train split."""
+        """The train split, if shots are shown."""
         return ("train",) if self.shots else ()
 
     def problems(self) -> list[tuple[str, str, str]]:
-        """What is wrong between its fields: field, what, fix."""
+        """Returns fields that contradict each other, as (field, what is wrong, fix)."""
         found = []
         if not template_fields(self.prompt):
-            what = "names no {column}, so that every example asks the same"
-            found.append(("prompt", what, "put the column's name in braces"))
+            what = "names no {column}, so that all examples have the same prompt"
+            found.append(("prompt", what, "put a column's name in braces"))
         if self.choices and len(self.choices) != len(self.labels):
             what = f"expected one for each of {len(self.labels)} labels, got {len(self.choices)}"
-            found.append(("choices", what, "in the order of the labels"))
+            found.append(("choices", what, "list them in the order of the labels"))
         if self.answer == "generation":
-            if len({word.strip().casefold() for word in self.words}) < len(self.words):
-                what = "differ in blanks or case only, which answers do not tell apart"
+            if len(set(map(_normalise, self.answer_texts))) < len(self.answer_texts):
+                what = "two differ only in blanks or case, which are ignored in generated answers"
                 found.append(("choices", what, "use other words"))
             if self.length_normalised:
-                what = "is of answer: likelihood, which generation does not use"
-                found.append(("length_normalised", what, "leave it out"))
+                what = "applies to answer: likelihood only"
+                found.append(("length_normalised", what, "remove it"))
         if self.answer == "likelihood" and self.temperature:
-            what = "is of answer: generation; a likelihood is not drawn"
-            found.append(("temperature", what, "leave it out or set answer: generation"))
+            what = "applies to answer: generation only"
+            found.append(("temperature", what, "remove it, or set answer: generation"))
         return found
 
     def columns(self) -> list[str]:
-        """Columns that the prompt names, and that of the label."""
+        """Returns the columns that the prompt names, and that of the label."""
         return list(dict.fromkeys([*template_fields(self.prompt), self.label]))
 
-    def example(self, row: Mapping[str, Any]) -> Example:
-        """`prompt`, filled in, and `label` as an index."""
-        values = {column: text_of(row, column) for column in template_fields(self.prompt)}
+    def parse_row(self, row: Mapping[str, Any]) -> Example:
+        """Returns `prompt`, filled in, and `label` as an index."""
+        values = {column: column_text(row, column) for column in template_fields(self.prompt)}
         prompt = fill_template(self.prompt, values)
         return {"prompt": prompt, "label": label_index(row, self.label, self.labels)}
 
-    def texts(self, example: Example) -> list[str]:
-        """Prompt and answer together."""
-        return [example["prompt"] + self.words[example["label"]]]
+    def tokenizer_texts(self, example: Example) -> list[str]:
+        """Returns prompt and answer as one text."""
+        return [self._shot(example)]
 
     def head(self) -> Head:
-        """The language model's own head."""
+        """Returns the language model's own head."""
         return Head("AutoModelForCausalLM")
 
     # ------------------------------------------------------------ prompts
 
     def check_splits(self, splits: Mapping[str, list[Example]], scored: str) -> None:
-        """Refuses a train split with too few shots of a label."""
-        self.chosen_shots(splits, scored, seed=0)
+        """Checks that the train split has enough examples of each label for the shots."""
+        self.draw_shots(splits, scored, seed=0)
 
-    def chosen_shots(
+    def draw_shots(
         self, splits: Mapping[str, list[Example]], scored: str, seed: int
     ) -> list[Example]:
-        """The shots, in their order.
+        """Draws the shots, equally many of each label, in the order in which they are shown.
 
-        Each label gets as many as the others; which labels get the odd ones is drawn too.
+        If the labels do not divide the shots, the labels that get one more are drawn too.
 
         Args:
-            splits: all examples.
-            scored: the split that is scored: what it asks is never shown, wherever it comes from.
-            seed: what they are drawn by.
+            splits: all examples, by split.
+            scored: name of the split that is scored; its questions are never shown as shots, even
+                if the train split has them too.
+            seed: seed of the draw.
 
         Raises:
-            DataError: the train split has too few of a label.
+            DataError: the train split has too few examples of a label.
         """
         if not self.shots:
             return []
-        asked = {_content(example["prompt"]) for example in splits[scored]}
+        scored_questions = {_normalise(example["prompt"]) for example in splits[scored]}
         pools: list[dict[str, Example]] = [{} for _ in self.labels]
         for example in splits["train"]:
-            content = _content(example["prompt"])
-            if content not in asked:
-                pools[example["label"]].setdefault(content, example)
+            question = _normalise(example["prompt"])
+            if question not in scored_questions:
+                pools[example["label"]].setdefault(question, example)
         draw = random.Random(seed)
         order = draw.sample(range(len(self.labels)), len(self.labels))
         shots = []
         for place, label in enumerate(order):
-            wanted = self.shots // len(order) + (place < self.shots % len(order))
+            count = self.shots // len(order) + (place < self.shots % len(order))
             pool = list(pools[label].values())
-            if len(pool) < wanted:
+            if len(pool) < count:
                 raise DataError(
-                    f"task.shots: {self.shots} shots of {len(order)} labels take {wanted} labelled "
-                    f"{self.labels[label]}, the train split has {len(pool)} beside what is scored; "
-                    "lower task.shots or add examples"
+                    f"task.shots: {self.shots} shots of {len(order)} labels need {count} examples "
+                    f"labelled {self.labels[label]}; without those that are scored, the train "
+                    f"split has {len(pool)}; lower task.shots or add examples"
                 )
-            shots += draw.sample(pool, wanted)
+            shots += draw.sample(pool, count)
         draw.shuffle(shots)
         return shots
 
-    def prompts(
+    def build_prompts(
         self, splits: Mapping[str, list[Example]], scored: str, tokenizer: Any, seed: int
     ) -> list[Prompt]:
-        """What the model is asked, for each example of the scored split.
+        """Builds the prompt of each example of the scored split.
 
         Args:
-            splits: all examples.
-            scored: the split that is scored.
-            tokenizer: of the model.
-            seed: what the shots are drawn by.
+            splits: all examples, by split.
+            scored: name of the split that is scored.
+            tokenizer: the model's tokenizer.
+            seed: seed by which the shots are drawn.
 
         Raises:
             DataError: the train split has too few examples of a label.
-            InputError: a question does not fit the window by itself.
+            InputError: a question alone exceeds the window.
         """
-        from hpcft.tasks.few_shot.requests import encode
+        # `requests` is imported late, because the package's other modules import torch.
+        from hpcft.tasks.few_shot.requests import encode_prompt
 
-        shown = [
-            example["prompt"] + self.words[example["label"]]
-            for example in self.chosen_shots(splits, scored, seed)
-        ]
-        found: list[Prompt] = []
+        shots = [self._shot(example) for example in self.draw_shots(splits, scored, seed)]
+        prompts: list[Prompt] = []
         problems: list[Problem] = []
         for example in splits[scored]:
-            for count in range(len(shown), -1, -1):
-                text = self.preamble + self.separator.join([*shown[:count], example["prompt"]])
+            for count in range(len(shots), -1, -1):
+                text = self.preamble + self.separator.join([*shots[:count], example["prompt"]])
                 try:
-                    request = encode(tokenizer, text, self.words)
-                except ValueError as error:  # the tokenizer makes nothing of a choice
+                    request = encode_prompt(tokenizer, text, self.answer_texts)
+                except ValueError as error:  # a choice adds no token
                     raise DataError(f"{example['place']} task.choices: {error}") from None
                 excess = self._length(request) - self.max_length
                 if excess <= 0:
-                    found.append(Prompt(count, request))
+                    prompts.append(Prompt(count, request))
                     break
             else:
                 problems.append(self._too_long(example, excess))
         if problems:
             raise rows_error(problems)
-        return found
+        return prompts
+
+    def _shot(self, example: Example) -> str:
+        """Returns the text that shows an example: its prompt and the true answer."""
+        return str(example["prompt"] + self.answer_texts[example["label"]])
 
     def _length(self, request: PromptRequest) -> int:
-        """Tokens of a prompt with the longest answer."""
+        """Returns the tokens of a prompt with its longest answer."""
         generates = self.answer == "generation"
         longest = self.max_new_tokens if generates else max(map(len, request.choices))
         return len(request.tokens) + longest
@@ -247,77 +247,81 @@ class FewShot(TaskBase):
             f"the question alone takes {self.max_length + excess} tokens with its answer, "
             f"the window is {self.max_length}"
         )
-        fix = "raise task.max_length as far as the model allows, or leave the row out"
+        fix = "raise task.max_length as far as the model allows, or remove the row"
         return Problem(example["place"], ", ".join(template_fields(self.prompt)), what, fix)
 
-    def notes(self, prompts: Sequence[Prompt], seed: int) -> list[str]:
-        """How the number was made, and which prompts show fewer shots."""
-        found = [self._way(seed)]
-        fewer = [prompt.shots for prompt in prompts if prompt.shots < self.shots]
-        if fewer:
-            each = ", ".join(f"{fewer.count(n)} with {n}" for n in sorted({*fewer}, reverse=True))
-            found.append(
-                f"{len(fewer)} of {len(prompts)} prompts exceed max_length {self.max_length} with "
-                f"{self.shots} shots and show fewer: {each}"
+    def describe_prompts(self, prompts: Sequence[Prompt], seed: int) -> list[str]:
+        """Returns notes for the result: how answers are found, and which prompts were shortened."""
+        notes = [self._describe_answers(seed)]
+        shortened = [prompt.shots for prompt in prompts if prompt.shots < self.shots]
+        if shortened:
+            counts = ", ".join(
+                f"{shortened.count(n)} with {n}" for n in sorted({*shortened}, reverse=True)
             )
-        return found
+            notes.append(
+                f"{len(shortened)} of {len(prompts)} prompts exceed max_length {self.max_length} "
+                f"with {self.shots} shots and show fewer: {counts}"
+            )
+        return notes
 
-    def _way(self, seed: int) -> str:
+    def _describe_answers(self, seed: int) -> str:
         shots = f"{self.shots}-shot, " + (f"shots drawn by seed {seed}, " if self.shots else "")
         if self.answer == "generation":
-            drawn = f"sampled at temperature {self.temperature:g} by seed {seed}"
-            how = drawn if self.temperature else "generated greedily"
+            sampled = f"sampled at temperature {self.temperature:g} by seed {seed}"
+            how = sampled if self.temperature else "generated greedily"
             return f"{shots}answers {how}, at most {self.max_new_tokens} tokens"
         norm = "divided by its tokens" if self.length_normalised else "not normalised by length"
         return f"{shots}the likeliest choice counts, its log-likelihood {norm}"
 
     # ------------------------------------------------------------ answers
 
-    def likeliest(self, scores: Sequence[float], tokens: Sequence[int]) -> int:
-        """The choice with the highest log-likelihood; of equals the first.
+    def most_likely_choice(self, scores: Sequence[float], tokens: Sequence[int]) -> int:
+        """Returns the choice with the highest log-likelihood; the first of equal ones.
 
         Args:
             scores: log-likelihood of each choice, summed over its tokens.
             tokens: number of tokens of each.
         """
-        each = tokens if self.length_normalised else [1] * len(scores)
-        judged = [score / count for score, count in zip(scores, each, strict=True)]
-        return max(range(len(judged)), key=judged.__getitem__)
+        divisors = tokens if self.length_normalised else [1] * len(scores)
+        compared = [score / divisor for score, divisor in zip(scores, divisors, strict=True)]
+        return max(range(len(compared)), key=compared.__getitem__)
 
-    def answered(self, text: str) -> int:
-        """The choice that a text begins with, upper and lower case alike; `NO_ANSWER` for none.
+    def parse_answer(self, text: str) -> int:
+        """Returns the choice that a text begins with, in any case; `NO_ANSWER` if it has none.
 
         A choice is a whole word: `no` does not begin `nothing`.
         """
-        begun = text.strip().casefold()
-        longest_first = sorted(range(len(self.words)), key=lambda i: -len(self.words[i]))
+        start = text.strip().casefold()
+        longest_first = sorted(
+            range(len(self.answer_texts)), key=lambda i: -len(self.answer_texts[i])
+        )
         for index in longest_first:
-            word = self.words[index].strip().casefold()
-            if begun.startswith(word) and not re.match(r"\w", begun[len(word) :]):
+            word = self.answer_texts[index].strip().casefold()
+            if start.startswith(word) and not re.match(r"\w", start[len(word) :]):
                 return index
         return NO_ANSWER
 
     def metric_names(self) -> list[str]:
-        """Those of `metrics/classification`; of generated answers also the share that is none."""
-        generated = ["no_answer"] if self.answer == "generation" else []
-        return [*classification_names(self.labels), *generated]
+        """Returns the names of `metrics/classification`, with that of the share without answer."""
+        return classification_names(self.labels, allows_no_answer=self.answer == "generation")
 
-    def metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
-        """Accuracy, precision, recall and F1 as in `metrics/classification`.
+    def compute_metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
+        """Computes accuracy, precision, recall and F1 with `metrics/classification`.
 
         Args:
             reduced: index of each example's answer; `NO_ANSWER` is wrong for every label.
-            labels: index of the true one.
-            examples: not needed.
+            labels: index of the true label.
+            examples: not used.
         """
-        result = compute_metric(
-            "classification", predictions=reduced, references=labels, labels=self.labels
+        return compute_metric(
+            "classification",
+            predictions=reduced,
+            references=labels,
+            labels=self.labels,
+            allows_no_answer=self.answer == "generation",
         )
-        if self.answer == "generation":
-            result["no_answer"] = reduced.count(NO_ANSWER) / len(reduced)
-        return result
 
 
-def _content(text: str) -> str:
-    """What makes two questions the same: their words, whatever the blanks and the case."""
+def _normalise(text: str) -> str:
+    """Returns a text's words without regard to blanks and case, to compare texts by."""
     return " ".join(text.split()).casefold()

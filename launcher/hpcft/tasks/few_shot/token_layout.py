@@ -1,4 +1,4 @@
-"""Where a batch's tokens lie in its rows, and which outputs say what of which choice."""
+"""Lays out a batch's tokens in rows, and says which outputs score which choice."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from hpcft.tasks.few_shot.requests import PromptRequest
 
 @dataclass
 class TokenLayout:
-    """A batch before it is tensors."""
+    """Holds a batch's tokens, row by row, before they become tensors."""
 
     rows: list[list[int]] = field(default_factory=list)
-    """The tokens of each row, without padding."""
+    """Tokens of each row, without padding."""
 
     depths: list[list[int]] = field(default_factory=list)
-    """The place of each token after the prefix."""
+    """Place of each token after the prefix."""
 
     branches: list[list[int]] = field(default_factory=list)
-    """Whether a token is the prompt's, or which choice's."""
+    """Branch of each token: that of the prompt, or of a choice."""
 
     outputs: list[tuple[int, int]] = field(default_factory=list)
-    """Row and column of every token whose next token is asked for, row after row."""
+    """Row and column of every token whose next token is scored, row after row."""
 
-    asked: list[tuple[int, int, int]] = field(default_factory=list)
-    """Each token of each choice: the output it is read from, the token, the choice's number."""
+    scored: list[tuple[int, int, int]] = field(default_factory=list)
+    """For each token of each choice: index in `outputs`, token, number of the choice."""
 
 
-def tree_rows(requests: Sequence[PromptRequest], prefix: int) -> TokenLayout:
-    """One row a request: its tokens, then those of each choice but its last, side by side."""
+def tree_layout(requests: Sequence[PromptRequest], prefix_length: int) -> TokenLayout:
+    """Lays out a row for each request: its tokens, then those of each choice but its last."""
     layout = TokenLayout()
     number = 0
     for index, request in enumerate(requests):
-        row = request.tokens[prefix:]
+        row = request.tokens[prefix_length:]
         own = len(row)
         depths, branches = list(range(own)), [PROMPT] * own
         first = len(layout.outputs)
@@ -47,7 +47,7 @@ def tree_rows(requests: Sequence[PromptRequest], prefix: int) -> TokenLayout:
             more = len(choice) - 1
             outputs = [first, *range(len(layout.outputs), len(layout.outputs) + more)]
             layout.outputs += [(index, len(row) + i) for i in range(more)]
-            layout.asked += [
+            layout.scored += [
                 (output, token, number) for output, token in zip(outputs, choice, strict=True)
             ]
             row = row + choice[:-1]
@@ -60,40 +60,44 @@ def tree_rows(requests: Sequence[PromptRequest], prefix: int) -> TokenLayout:
     return layout
 
 
-def plain_rows(requests: Sequence[PromptRequest], prefix: int) -> TokenLayout:
-    """One row a choice: the prompt's tokens, then the choice's but its last; equal rows are one."""
+def flat_layout(requests: Sequence[PromptRequest], prefix_length: int) -> TokenLayout:
+    """Lays out a row for each choice: the prompt's tokens, then the choice's but its last.
+
+    Choices of a request whose rows are equal share one.
+    """
     layout = TokenLayout()
     number = 0
     for request in requests:
-        own = request.tokens[prefix:]
-        firsts: dict[tuple[int, ...], int] = {}  # of each row of this request, its first output
+        own = request.tokens[prefix_length:]
+        first_outputs: dict[tuple[int, ...], int] = {}  # by row of this request
         for choice in request.choices:
             row = own + choice[:-1]
-            if tuple(row) not in firsts:
-                firsts[tuple(row)] = len(layout.outputs)
+            if tuple(row) not in first_outputs:
+                first_outputs[tuple(row)] = len(layout.outputs)
                 columns = range(len(own) - 1, len(row))
                 layout.outputs += [(len(layout.rows), column) for column in columns]
                 layout.rows.append(row)
-            first = firsts[tuple(row)]
-            layout.asked += [(first + i, token, number) for i, token in enumerate(choice)]
+            first = first_outputs[tuple(row)]
+            layout.scored += [(first + i, token, number) for i, token in enumerate(choice)]
             number += 1
     return layout
 
 
-def tensors(layout: TokenLayout, prefix: Prefix, device: torch.device) -> tuple[Tensor, RowMasks]:
-    """The tokens of a tree layout, (B, S), and what attention has to know of them."""
-    depths = padded(layout.depths, 0, device)
-    rows = RowMasks(
+def tree_tensors(
+    layout: TokenLayout, prefix: Prefix, device: torch.device
+) -> tuple[Tensor, RowMasks]:
+    """Returns the tokens of a tree layout, (B, S), and the masks of their attention."""
+    row_masks = RowMasks(
         prefix,
-        depths,
-        padded(layout.branches, PADDING, device),
-        deepest=max(map(max, layout.depths)),
-        causal=all(branch == PROMPT for row in layout.branches for branch in row),
+        pad_rows(layout.depths, 0, device),
+        pad_rows(layout.branches, PADDING, device),
+        max_depth=max(map(max, layout.depths)),
+        is_causal=all(branch == PROMPT for row in layout.branches for branch in row),
     )
-    return padded(layout.rows, 0, device), rows
+    return pad_rows(layout.rows, 0, device), row_masks
 
 
-def padded(rows: list[list[int]], fill: int, device: torch.device) -> Tensor:
-    """Rows of unlike length as one tensor, filled at their ends."""
+def pad_rows(rows: list[list[int]], fill: int, device: torch.device) -> Tensor:
+    """Returns rows of different lengths as one tensor, filled at their ends."""
     width = max(map(len, rows))
     return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)

@@ -1,40 +1,41 @@
-"""How often a run is saved, so that saving and doing lost steps again take least time together."""
+"""Chooses the interval between checkpoints, weighing the time of saves against lost steps."""
 
 from __future__ import annotations
 
 import math
 
-NODE_FAILS_S = 1000 / 6.5 * 86_400
-"""Mean time between failures of a node: 6.5 in a thousand node-days on the larger of two clusters
-of A100s (Kokolis et al. 2025, arXiv:2410.21680)."""
-MOST_S = 3600.0
-"""Never more is lost than an hour: jobs also end in ways that no statistics of nodes tell of."""
+NODE_MTBF_S = 1000 / 6.5 * 86_400
+"""Mean time between failures of a node in seconds: 6.5 failures in a thousand node-days, on the
+larger of two clusters of A100s (Kokolis et al. 2025, arXiv:2410.21680)."""
+MAX_INTERVAL_S = 3600.0
+"""Longest interval in seconds that `auto` chooses: jobs also end in ways that the failure rate of
+nodes does not count."""
 
 
-def interval_s(minutes: float | str, save_s: float, nodes: int) -> float:
-    """Seconds from one checkpoint to the next; infinite where there are to be none.
+def checkpoint_interval_s(minutes: float | str, save_s: float, nodes: int) -> float:
+    """Returns the seconds from one checkpoint to the next; infinity for no checkpoints.
 
     Args:
         minutes: `resources.checkpoint_min`: a number, 0 for none, or `auto`.
         save_s: seconds that a save takes.
-        nodes: nodes of the run, any of which may fail.
+        nodes: number of nodes, each of which may fail.
     """
     if isinstance(minutes, str):
-        return min(best_s(save_s, NODE_FAILS_S / nodes), MOST_S)
+        return min(optimal_interval_s(save_s, NODE_MTBF_S / nodes), MAX_INTERVAL_S)
     return 60 * minutes if minutes else math.inf
 
 
-def best_s(save_s: float, fails_s: float) -> float:
-    """The interval that loses least time, after Daly.
+def optimal_interval_s(save_s: float, mtbf_s: float) -> float:
+    """Returns the interval in seconds that loses the least time, after Daly.
 
-    A higher-order estimate (Daly 2006, doi:10.1016/j.future.2004.11.016, equation 37) of what Young
-    gave as √(2 · save · time between failures) (1974, doi:10.1145/361147.361115).
+    This is the higher-order estimate (Daly 2006, doi:10.1016/j.future.2004.11.016, equation 37) of
+    Young's √(2 · save time · time between failures) (1974, doi:10.1145/361147.361115).
 
     Args:
         save_s: seconds that a save takes.
-        fails_s: mean time between failures in seconds.
+        mtbf_s: mean time between failures in seconds.
     """
-    share = save_s / (2 * fails_s)
-    if share >= 1:
-        return fails_s
-    return math.sqrt(2 * save_s * fails_s) * (1 + math.sqrt(share) / 3 + share / 9) - save_s
+    ratio = save_s / (2 * mtbf_s)
+    if ratio >= 1:
+        return mtbf_s
+    return math.sqrt(2 * save_s * mtbf_s) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - save_s

@@ -1,8 +1,9 @@
-"""Checkpoints that are written to a node's own disk, and copied from there while training goes on.
+"""Copies checkpoints from a node's own disk to the run folder while training continues.
 
-A run folder lies on a disk that all nodes share, and that is slow when all ranks write at once.
+A run folder lies on a disk that all nodes share, and which is slow when all ranks write at once.
 With `node_disk_path` in the profile, training pauses only until the node's disk has the files; a
-thread copies them. What is on the way when a node fails is lost; the checkpoint before is there.
+thread copies them while training continues. If the node fails before the copy is complete, that
+checkpoint is lost, and the one before it is still in the run folder.
 """
 
 from __future__ import annotations
@@ -20,51 +21,59 @@ from hpcft.training.distributed.rank_env import RankInfo
 log = logging.getLogger(__name__)
 
 
-def node_folder(paths: RunPaths, cluster: Cluster, me: RankInfo) -> Path | None:
-    """Where this run writes on this node's own disk; None where the profile names no such disk."""
+def node_folder(paths: RunPaths, cluster: Cluster, rank: RankInfo) -> Path | None:
+    """Returns the run's folder on this node's own disk; None if the profile names no such disk."""
     if cluster.node_disk_path is None:
         return None
-    return Path(cluster.node_disk_path) / f"hpcft-{paths.folder.name}-{me.node}"
+    return Path(cluster.node_disk_path) / f"hpcft-{paths.folder.name}-{rank.node}"
 
 
-def prepare_node_folder(paths: RunPaths, cluster: Cluster, me: RankInfo) -> Path | None:
-    """The folder, without what an earlier start has left there; None where it cannot be used."""
-    near = node_folder(paths, cluster, me)
-    if near is None or me.local_rank != 0:
-        return near
-    remove_node_folder(near)
+def prepare_node_folder(paths: RunPaths, cluster: Cluster, rank: RankInfo) -> Path | None:
+    """Empties and creates the run's folder on this node's disk; the node's first rank does it.
+
+    Returns:
+        The folder; None if the profile names no disk, or if the folder cannot be used.
+    """
+    folder = node_folder(paths, cluster, rank)
+    if folder is None or rank.local_rank != 0:
+        return folder
+    remove_node_folder(folder)
     try:
-        near.mkdir(mode=0o700)  # one that is there yet is not ours
+        folder.mkdir(mode=0o700)  # If it still exists, it belongs to another user.
     except OSError as error:
-        log.warning("checkpoints are written to the run folder at once: %s", error)
+        log.warning(
+            "%s cannot be used, so checkpoints are written to the run folder directly: %s",
+            folder,
+            error,
+        )
         return None
-    return near
+    return folder
 
 
-def remove_node_folder(near: Path | None) -> None:
-    """Removes the folder, where there is one."""
-    if near is not None:
-        shutil.rmtree(near, ignore_errors=True)
+def remove_node_folder(folder: Path | None) -> None:
+    """Removes a folder on the node's disk, if there is one."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def has_room(near: Path, size: int) -> bool:
-    """Whether a checkpoint of so many bytes has room there."""
+def has_room(folder: Path, size: int) -> bool:
+    """Returns whether the disk of a folder has room for so many bytes."""
     try:
-        return shutil.disk_usage(near).free > size
+        return shutil.disk_usage(folder).free > size
     except OSError:
         return False
 
 
 class AsyncCopy:
-    """What one node wrote of a checkpoint, on its way to where it stays."""
+    """Copies one node's part of a checkpoint into the run folder, in a thread."""
 
     def __init__(self, source: Path, target: Path) -> None:
-        """Begins at once.
+        """Starts the thread.
 
         Args:
-            source: folder with what this node wrote; removed once it is copied, unless it is
-                `target`, whose files then only have to reach the disk.
-            target: folder in the run folder, where other nodes write, too.
+            source: folder with the files that this node wrote; it is removed once it is copied. If
+                it is `target` itself, its files are only flushed to the disk.
+            target: folder in the run folder, which the other nodes write to as well.
         """
         self._source, self._target = source, target
         self._error: Exception | None = None
@@ -73,32 +82,33 @@ class AsyncCopy:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has arrived, or failed."""
+        """Whether the thread has ended, with success or without."""
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Returns once it has arrived.
+        """Waits until the files are on the disk of the run folder.
 
         Raises:
-            OSError: it could not be written; or whatever else has kept it from arriving.
+            OSError: a file could not be read or written; any other error of the thread is raised
+                as it is.
         """
         self._thread.join()
         if self._error:
             raise self._error
 
     def _copy(self) -> None:
-        near = self._source != self._target
+        has_own_disk = self._source != self._target
         try:
             for file in self._source.rglob("*"):
                 if not file.is_file():
                     continue
                 copied = self._target / file.relative_to(self._source)
-                if near:
+                if has_own_disk:
                     copied.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                     shutil.copyfile(file, copied)
                 with copied.open("rb") as stream:
                     os.fsync(stream.fileno())
-        except Exception as error:  # whatever it is, what is there is not all
+        except Exception as error:  # Any error means that the copy is incomplete; `wait` raises it.
             self._error = error
-        if near:
+        if has_own_disk:
             remove_node_folder(self._source)

@@ -1,8 +1,9 @@
-"""A checkpoint of one layout for a run of another: other ranks, another ZeRO stage, offloading.
+"""Converts a checkpoint for another layout: other ranks, ZeRO stage or offloading.
 
-Without DeepSpeed every rank holds everything, and any number of ranks can go on. With it each rank
-has its shard: DeepSpeed's universal format puts them together again, parameter by parameter. By way
-of it a run also goes on with DeepSpeed that had begun without, and the other way round.
+Without DeepSpeed every rank holds the whole state, and a checkpoint loads on any number of ranks.
+With DeepSpeed each rank saves its shard. DeepSpeed's universal format joins the shards, parameter
+by parameter; by way of it a run also resumes with DeepSpeed that had started without, and the
+other way round.
 """
 
 from __future__ import annotations
@@ -24,92 +25,104 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import Layout, Plan
 from hpcft.planning import oom_fallback
 from hpcft.training.checkpointing import retention, universal_format
-from hpcft.training.checkpointing.universal_format import MODEL_STATES, MOMENTS, load_trusted
+from hpcft.training.checkpointing.universal_format import (
+    MODEL_STATE_FILES,
+    MOMENTS,
+    load_trusted,
+)
 
 log = logging.getLogger(__name__)
 
-# The optimizers whose states the converter knows: two moments in fp32.
-CONVERTIBLE = ("adamw_torch", "adamw_torch_fused")
+CONVERTIBLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
+"""Optimizers whose state DeepSpeed's converter knows: two moments in fp32."""
 
 
 def find_resume_checkpoint(
     paths: RunPaths, plan: Plan
 ) -> tuple[CompleteCheckpoint | None, list[str]]:
-    """What a start goes on from, in a form that it can load, and what was passed over.
+    """Returns the newest loadable checkpoint, converted if needed, and notes on skipped ones.
 
-    Only rank 0 asks, before the others meet it. What an interrupted save left behind is removed,
-    and metrics.jsonl is cut.
+    Rank 0 calls it before the other ranks join. It removes what an interrupted save left behind,
+    and cuts metrics.jsonl to the lines up to the checkpoint.
     """
     retention.remove_unfinished(paths)
-    found, notes = checkpoints.latest_checkpoint(paths)
-    if found and (why := reshard_blocker(found, plan)):
-        notes.append(f"{found.folder.name} could not be gone on from ({why}): training began anew")
-        found = None
+    checkpoint, notes = checkpoints.latest_checkpoint(paths)
+    if checkpoint and (reason := reshard_blocker(checkpoint, plan)):
+        name = checkpoint.folder.name
+        notes.append(f"{name} cannot be resumed from ({reason}): training started from step 0")
+        checkpoint = None
     for note in notes:
         log.warning(note)
-    retention.cut_metrics(paths, found.record.metrics_bytes if found else 0)
-    if found is None:
+    retention.cut_metrics(paths, checkpoint.record.metrics_bytes if checkpoint else 0)
+    if checkpoint is None:
         return None, notes
-    log.info("goes on from step %d (%s)", found.record.step, found.folder.name)
-    return resharded(found, plan.layout), notes
+    log.info("resumes from step %d (%s)", checkpoint.record.step, checkpoint.folder.name)
+    return resharded(checkpoint, plan.layout), notes
 
 
-def resharded(found: CompleteCheckpoint, now: Layout) -> CompleteCheckpoint:
-    """The checkpoint in a form that a layout loads: as it is, or converted."""
-    to = resharded_folder(found, now)
-    if to != found.folder:
-        shutil.rmtree(to, ignore_errors=True)
-        convert(found, to)
-    return CompleteCheckpoint(to, found.record)
+def resharded(checkpoint: CompleteCheckpoint, layout: Layout) -> CompleteCheckpoint:
+    """Returns the checkpoint in a form that a layout loads: as it is, or converted."""
+    folder = resharded_folder(checkpoint, layout)
+    if folder != checkpoint.folder:
+        shutil.rmtree(folder, ignore_errors=True)
+        convert(checkpoint, folder)
+    return CompleteCheckpoint(folder, checkpoint.record)
 
 
-def resharded_folder(found: CompleteCheckpoint, now: Layout) -> Path:
-    """Where `fitting` puts it."""
-    if not needs_conversion(found.record.layout, now):
-        return found.folder
-    return found.folder.with_name(f".universal-{found.record.step}")
+def resharded_folder(checkpoint: CompleteCheckpoint, layout: Layout) -> Path:
+    """Returns the folder in which a layout finds the checkpoint after `resharded`."""
+    if not needs_conversion(checkpoint.record.layout, layout):
+        return checkpoint.folder
+    return checkpoint.folder.with_name(f".universal-{checkpoint.record.step}")
 
 
-def reshard_blocker(found: CompleteCheckpoint, plan: Plan) -> str:
-    """Why a run cannot go on from a checkpoint as it is planned now; empty where it can."""
-    before, now = found.record.layout, plan.layout
-    if not needs_conversion(before, now):
+def reshard_blocker(checkpoint: CompleteCheckpoint, plan: Plan) -> str:
+    """Returns why a plan cannot resume from a checkpoint; empty if it can."""
+    saved, planned = checkpoint.record.layout, plan.layout
+    if not needs_conversion(saved, planned):
         return ""
-    if "nvme" in (before.offload_optimizer, before.offload_param,
-                  now.offload_optimizer, now.offload_param):  # fmt: skip
-        return "states on a node's disk cannot be divided otherwise"
-    if plan.optim not in CONVERTIBLE:
-        return f"states of {plan.optim} cannot be divided otherwise"
-    if not before.zero_stage and not universal_format.knows_its_order(found.folder):
-        return "it does not say which state is of which weight"
+    if "nvme" in (saved.offload_optimizer, saved.offload_param,
+                  planned.offload_optimizer, planned.offload_param):  # fmt: skip
+        return "state that is offloaded to a node's disk cannot be resharded"
+    if plan.optim not in CONVERTIBLE_OPTIMIZERS:
+        return f"the state of {plan.optim} cannot be resharded"
+    if not saved.zero_stage and not universal_format.has_optimizer_order(checkpoint.folder):
+        return "it does not record which optimizer state belongs to which weight"
     return ""
 
 
-def needs_conversion(before: Layout, now: Layout) -> bool:
-    """Whether what a layout has written has to be put together for another."""
-    return bool(before.zero_stage or now.zero_stage) and not oom_fallback.same_sharding(before, now)
+def needs_conversion(saved: Layout, planned: Layout) -> bool:
+    """Returns whether a checkpoint of one layout has to be converted for another."""
+    uses_deepspeed = bool(saved.zero_stage or planned.zero_stage)
+    return uses_deepspeed and not oom_fallback.same_sharding(saved, planned)
 
 
-def convert(found: CompleteCheckpoint, to: Path) -> None:
-    """Writes the checkpoint in DeepSpeed's universal format."""
-    if found.record.layout.zero_stage:
-        _put_together(found, to)
+def convert(checkpoint: CompleteCheckpoint, target: Path) -> None:
+    """Writes a checkpoint in DeepSpeed's universal format.
+
+    Args:
+        checkpoint: the checkpoint to convert.
+        target: folder to write to.
+    """
+    if checkpoint.record.layout.zero_stage:
+        _merge_shards(checkpoint, target)
     else:
-        universal_format.to_universal(found.folder, to, found.record.step)
-    for file in found.folder.iterdir():
+        universal_format.write_universal(checkpoint.folder, target, checkpoint.record.step)
+    for file in checkpoint.folder.iterdir():
         if file.is_file() and file.suffix != ".safetensors" and file.name != OPTIMIZER_NAME:
-            shutil.copy2(file, to / file.name)
+            shutil.copy2(file, target / file.name)
 
 
-def _put_together(found: CompleteCheckpoint, to: Path) -> None:
-    """Of the ranks' shards, one in memory at a time."""
+def _merge_shards(checkpoint: CompleteCheckpoint, target: Path) -> None:
+    """Joins the shards of all ranks, with one of them in memory at a time."""
+    # Imported here, because importing DeepSpeed takes seconds, and most runs do without it.
     from deepspeed.checkpoint import ds_to_universal
 
-    tag = found.record.tag
-    states = to / f"{tag}_universal"
+    tag = checkpoint.record.tag
+    states = target / f"{tag}_universal"
     states.mkdir(mode=0o700, parents=True)
     options = argparse.Namespace(
-        input_folder=str(found.folder / tag),
+        input_folder=str(checkpoint.folder / tag),
         output_folder=str(states),
         num_extract_workers=1,
         num_merge_workers=1,
@@ -117,30 +130,30 @@ def _put_together(found: CompleteCheckpoint, to: Path) -> None:
         strict=True,
         inject_missing_state=True,
     )
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         ds_to_universal.main(options)
-    _complete(states)
+    _make_loadable_by_all_stages(states)
 
 
-def _complete(states: Path) -> None:
-    """Adds what a reader of another stage looks for.
+def _make_loadable_by_all_stages(states: Path) -> None:
+    """Adds the files that a reader of another ZeRO stage looks for.
 
-    Stages 1 and 2 want the optimizer's step and the shape beside each parameter, stage 3 the step
-    in one place. And stage 3 would give all parameters the weight decay of the first group: without
-    their options, groups keep those of the recipe.
+    Stages 1 and 2 look for the optimizer's step and the shape in each parameter's folder, stage 3
+    for the step in one place. Stage 3 would also give all parameters the weight decay of the first
+    group: without saved options, the groups keep those of the recipe.
     """
-    import deepspeed
+    import deepspeed  # imported here, as in `_merge_shards`
 
     file = states / "zero/optimizer_state.pt"
     optimizer: dict[str, Any] = load_trusted(file)
     first = min(states.glob("*model_states.pt"))
     inner = optimizer.get("optimizer_state_dict")
-    if inner:  # written by stage 3
+    if inner:  # Stage 3 wrote it.
         step = inner["state"][0]["step"]
         for group in load_trusted(first)["param_shapes"]:
             for name, shape in group.items():
-                _shape(states / "zero" / name, shape)
+                _restore_shape(states / "zero" / name, shape)
                 torch.save(step, states / "zero" / name / "step.pt")
     else:
         step = load_trusted(next((states / "zero").rglob("step.pt")))
@@ -148,13 +161,13 @@ def _complete(states: Path) -> None:
     optimizer["param_groups"] = [{} for _ in optimizer["param_groups"]]
     optimizer["ds_version"] = deepspeed.__version__
     torch.save(optimizer, file)
-    for name in MODEL_STATES:
+    for name in MODEL_STATE_FILES:
         if not (states / name).exists():
             shutil.copy2(first, states / name)
 
 
-def _shape(parameter: Path, shape: Any) -> None:
-    """Gives the weight and the moments of a parameter their shape, which stage 3 has flattened."""
+def _restore_shape(parameter: Path, shape: Any) -> None:
+    """Gives a parameter's weight and moments their shape back, which stage 3 has flattened."""
     for key in ("fp32", *MOMENTS):
         file = parameter / f"{key}.pt"
         torch.save({"param": load_trusted(file).view(shape)}, file)

@@ -1,13 +1,13 @@
-"""The order of the training examples: which make up a step, and how ranks divide them.
+"""Orders the training examples into steps, ranks and micro-batches.
 
 The examples of a step depend on the seed, the epoch and the global batch, never on the layout; and
 losses are sums over a step's examples. So a run on other ranks, or with other micro-batches, takes
-the same steps up to rounding. Within a step the examples are divided such that ranks wait little
-for each other and little is padded:
+the same steps up to rounding. The examples of a step are divided so that ranks wait little for each
+other, with little padding:
 
-- padded, micro-batches hold equally many examples, of similar length;
-- packed, they hold equally many tokens, and as a micro-batch has room for `micro-batch ×
-  max_length` tokens, as planned, a step needs fewer of them where examples are shorter.
+- padded micro-batches hold equally many examples, of similar length;
+- packed micro-batches hold about equally many tokens. Each has room for `micro-batch × max_length`
+  tokens, as planned; so a step of shorter examples needs fewer of them.
 """
 
 from __future__ import annotations
@@ -23,86 +23,87 @@ from torch.utils.data import Sampler
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Plan
-from hpcft.tasks.base import IGNORED, ModelInputs
+from hpcft.tasks.base import IGNORE_INDEX, ModelInputs
 from hpcft.training.data.prepare import PreparedSplit
 
 Group = list[int]
 """Indices of examples."""
 GROUPED_STEPS = 50
-"""`group_by_length` sorts so many global batches at once, as `transformers` does."""
+"""Number of global batches that `group_by_length` sorts together, as transformers does."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The order of a run's training examples."""
+    """The steps and micro-batches of a run's training examples."""
 
     lengths: Sequence[int]
     """Tokens of each example."""
     global_batch: int
-    """Examples of a step."""
+    """Examples of an optimizer step."""
     strategy: str
     """`train.train_sampling_strategy`."""
     seed: int
     """`train.seed`."""
     epochs: int
-    """Epochs of the run; the last may end early."""
+    """Number of epochs; the last one may end early."""
     ranks: int
-    """Ranks in all."""
-    planned: int
-    """Micro-batches that a step has room for on each rank."""
-    most_tokens: int | None = None
-    """Tokens of a packed micro-batch at most; None: micro-batches are padded."""
+    """Number of ranks."""
+    max_accumulation: int
+    """Planned number of micro-batches of a step on each rank, which is the largest needed."""
+    max_tokens: int | None = None
+    """Largest number of tokens in a packed micro-batch; None: micro-batches are padded."""
 
     def steps(self, epoch: int) -> list[Group]:
-        """The examples of each step of an epoch."""
-        draw = random.Random(f"{self.seed}/{epoch}")
+        """Returns the examples of each step of an epoch."""
+        rng = random.Random(f"{self.seed}/{epoch}")
         size, count = self.global_batch, len(self.lengths)
         order = list(range(count))
         if self.strategy != "sequential":
-            draw.shuffle(order)
+            rng.shuffle(order)
         if self.strategy == "group_by_length":
-            # At least four windows, where there is enough: else every epoch sorts the same.
+            # With fewer than four windows, every epoch would sort the same examples together.
             window = size * max(1, min(GROUPED_STEPS, count // (4 * size)))
-            parts = [order[at : at + window] for at in range(0, count, window)]
-            order = [index for part in parts for index in self._longest_first(part)]
+            windows = [order[at : at + window] for at in range(0, count, window)]
+            order = [index for group in windows for index in self._longest_first(group)]
         steps = [order[at : at + size] for at in range(0, count, size)]
         if self.strategy == "group_by_length":
-            draw.shuffle(steps)
+            rng.shuffle(steps)
         return steps
 
     @cached_property
     def accumulation(self) -> int:
-        """Micro-batches of a step on each rank, the fewest in which every step finds room.
+        """Micro-batches of a step on each rank: the smallest number that every step fits into.
 
-        There always is room in as many as were planned: an example goes to the emptiest
-        micro-batch, and if that had less room than `max_length`, all of them would hold at least
-        `micro-batch` examples, and so the whole step.
+        The planned number always suffices: an example goes to the emptiest micro-batch, and if
+        that had less room than `max_length`, all of them would hold at least `micro-batch`
+        examples, and so the whole step.
         """
-        if self.most_tokens is None:
-            return self.planned
-        found = 1
+        if self.max_tokens is None:
+            return self.max_accumulation
+        accumulation = 1
         for epoch in range(self.epochs):
             for step in self.steps(epoch):
-                while found < self.planned and not self._fits(step, found):
-                    found += 1
-        return found
+                while accumulation < self.max_accumulation and not self._fits(step, accumulation):
+                    accumulation += 1
+        return accumulation
 
     def micro_batches(self, epoch: int) -> Iterator[tuple[int, ...]]:
-        """Those of an epoch, in the order in which ranks take turns: some are empty at its end."""
+        """Yields the micro-batches of an epoch, the ranks taking turns; the last may be empty."""
         for step in self.steps(epoch):
-            yield from map(tuple, self._divided(step, self.accumulation))
+            yield from map(tuple, self._divide(step, self.accumulation))
 
     def _fits(self, step: Group, accumulation: int) -> bool:
-        loads = [sum(map(self._length, group)) for group in self._divided(step, accumulation)]
-        return self.most_tokens is None or max(loads) <= self.most_tokens
+        loads = [sum(map(self._length, group)) for group in self._divide(step, accumulation)]
+        return self.max_tokens is None or max(loads) <= self.max_tokens
 
-    def _divided(self, step: Group, accumulation: int) -> list[Group]:
+    def _divide(self, step: Group, accumulation: int) -> list[Group]:
+        """Divides the examples of a step among the micro-batches of all ranks."""
         count = self.ranks * accumulation
         ordered = self._longest_first(step)
-        if self.most_tokens is None:
+        if self.max_tokens is None:
             ends = [len(step) * number // count for number in range(count + 1)]
             return [ordered[ends[i] : ends[i + 1]] for i in range(count)]
-        # Longest first, each to the emptiest (Graham 1969, doi:10.1137/0117039).
+        # The longest goes first, each to the emptiest (Graham 1969, doi:10.1137/0117039).
         loads = [(0, number) for number in range(count)]
         groups: list[Group] = [[] for _ in loads]
         for index in ordered:
@@ -119,12 +120,12 @@ class BatchPlan:
 
 
 def plan_batches(recipe: FullRecipe, plan: Plan, lengths: Sequence[int]) -> BatchPlan:
-    """The order of a run's training examples.
+    """Plans the steps and micro-batches of a run.
 
     Args:
-        recipe: of the run.
-        plan: what runs now.
-        lengths: tokens of each example.
+        recipe: the run's recipe.
+        plan: the plan that runs now.
+        lengths: tokens of each training example.
     """
     train, layout = recipe.train, plan.layout
     epochs = train.num_train_epochs
@@ -138,29 +139,28 @@ def plan_batches(recipe: FullRecipe, plan: Plan, lengths: Sequence[int]) -> Batc
         seed=train.seed,
         epochs=math.ceil(epochs),
         ranks=layout.world_size,
-        planned=layout.gradient_accumulation_steps,
-        most_tokens=room if recipe.packs(plan.facts.model_type) else None,
+        max_accumulation=layout.gradient_accumulation_steps,
+        max_tokens=room if recipe.packs(plan.facts.model_type) else None,
     )
 
 
-class MicroBatches(Sampler[tuple[int, ...]]):
-    """An order as the data loader asks for it: one item is a micro-batch."""
+class MicroBatchSampler(Sampler[tuple[int, ...]]):
+    """Samples micro-batches for the data loader, each as one item."""
 
-    def __init__(self, order: BatchPlan, epoch: Callable[[], int]) -> None:
-        self.order = order
-        self.epoch = epoch
+    def __init__(self, batch_plan: BatchPlan, current_epoch: Callable[[], int]) -> None:
+        self.batch_plan = batch_plan
+        self.current_epoch = current_epoch
 
     def __len__(self) -> int:
-        order = self.order
-        steps = -(-len(order.lengths) // order.global_batch)
-        return steps * order.ranks * order.accumulation
+        plan = self.batch_plan
+        return math.ceil(len(plan.lengths) / plan.global_batch) * plan.ranks * plan.accumulation
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        return self.order.micro_batches(self.epoch())
+        return self.batch_plan.micro_batches(self.current_epoch())
 
 
 class MicroBatchDataset:
-    """A split whose items are micro-batches: the features of the examples with these indices."""
+    """Looks up micro-batches in a split: an item is the model inputs of several examples."""
 
     def __init__(self, split: PreparedSplit) -> None:
         self.split = split
@@ -169,13 +169,13 @@ class MicroBatchDataset:
         return len(self.split)
 
     def __getitem__(self, indices: tuple[int, ...]) -> list[ModelInputs]:
-        return self.split.rows(indices) or [self._blank]
+        return self.split.read_rows(indices) or [self._blank]
 
     @cached_property
     def _blank(self) -> ModelInputs:
-        """An example without labels: ranks compute together, also where one has nothing left."""
+        """An example without labels, for a rank without examples: all have to compute."""
         lengths = self.split.lengths
-        (row,) = self.split.rows([lengths.index(min(lengths))])
+        (row,) = self.split.read_rows([lengths.index(min(lengths))])
         labels = row["labels"]
-        ignored = [IGNORED] * len(labels) if isinstance(labels, list) else IGNORED
+        ignored = [IGNORE_INDEX] * len(labels) if isinstance(labels, list) else IGNORE_INDEX
         return {**row, "labels": ignored}

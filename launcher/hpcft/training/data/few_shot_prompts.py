@@ -1,67 +1,66 @@
-"""The prompts of a run: written once by rank 0, read by all, in groups that share their shots."""
+"""Writes the prompts of a run once, in groups that share their shots; all ranks read them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.paths import RunPaths
 from hpcft.tasks.base import Example
-from hpcft.tasks.few_shot.requests import PromptRequest, common_prefix
-from hpcft.tasks.few_shot.task import FewShot, Prompt
+from hpcft.tasks.few_shot.requests import PromptRequest, common_prefix_length
+from hpcft.tasks.few_shot.task import Prompt
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Prompts that show the same shots, and so begin alike."""
+    """Prompts that show the same shots, and so begin with the same tokens."""
 
     prefix: list[int]
-    """The tokens that all of them begin with."""
+    """Tokens that all prompts of the group begin with."""
     examples: list[int]
-    """Which example of the scored split each prompt is of."""
+    """Index of each prompt's example in the scored split."""
     labels: list[int]
-    """The true label of each."""
+    """Index of each example's true label."""
     requests: list[PromptRequest]
-    """What is asked, as whole prompts."""
+    """The whole prompts, prefix included, with the choices to score."""
 
 
 def write_prompts(
     paths: RunPaths,
     recipe: FullRecipe,
-    task: FewShot,
-    splits: dict[str, list[Example]],
+    splits: Mapping[str, list[Example]],
     tokenizer: Any,
-    notes: list[str],
-) -> dict[str, int]:
-    """Writes the prompts of the scored split; its tokens, with shots.
+) -> tuple[dict[str, int], list[str]]:
+    """Writes the prompts of the scored split.
 
-    What a group's prompts share stands once in the file: eight shots may be most of a prompt.
+    The file holds the tokens that a group shares only once: eight shots may be most of a prompt.
 
     Args:
-        paths: the run.
-        recipe: its recipe.
-        task: the recipe's task.
-        splits: all examples.
-        tokenizer: of the model.
-        notes: is told how the number is made.
+        paths: the run's files.
+        recipe: the run's recipe.
+        splits: all examples, by split.
+        tokenizer: the model's tokenizer.
+
+    Returns:
+        The tokens of the split, shots included; and notes for the reader of the result.
     """
-    scored, seed = recipe.evaluation.split, recipe.train.seed
-    prompts = task.prompts(splits, scored, tokenizer, seed)
-    notes += task.notes(prompts, seed)
+    task, scored, seed = recipe.few_shot_task, recipe.evaluation.split, recipe.train.seed
+    prompts = task.build_prompts(splits, scored, tokenizer, seed)
     labels = [example["label"] for example in splits[scored]]
-    kinds = sorted({prompt.shots for prompt in prompts}, reverse=True)
-    groups = [_group(prompts, labels, shots) for shots in kinds]
+    shot_counts = sorted({prompt.shots for prompt in prompts}, reverse=True)
+    groups = [_group(prompts, labels, shots) for shots in shot_counts]
     (paths.prepared / "prompts.json").write_text(json.dumps(groups))
-    return {scored: sum(len(prompt.request.tokens) for prompt in prompts)}
+    tokens: dict[str, int] = {scored: sum(len(prompt.request.tokens) for prompt in prompts)}
+    return tokens, task.describe_prompts(prompts, seed)
 
 
 def _group(prompts: Sequence[Prompt], labels: Sequence[int], shots: int) -> dict[str, Any]:
     members = [index for index, prompt in enumerate(prompts) if prompt.shots == shots]
     requests = [prompts[index].request for index in members]
-    shared = common_prefix(requests)
+    shared = common_prefix_length(requests)
     return {
         "prefix": requests[0].tokens[:shared],
         "examples": members,
@@ -72,7 +71,7 @@ def _group(prompts: Sequence[Prompt], labels: Sequence[int], shots: int) -> dict
 
 
 def read_prompts(paths: RunPaths) -> list[PromptGroup]:
-    """The prompts that rank 0 has prepared, those with the most shots first."""
+    """Reads the prompts that rank 0 has prepared, the group with the most shots first."""
     return [
         PromptGroup(
             group["prefix"],

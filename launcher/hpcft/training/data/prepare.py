@@ -1,10 +1,10 @@
-"""What rank 0 makes once for all ranks: tokenizer, features, and the weights of a new model."""
+"""Prepares a run's data on rank 0: tokenizer, model inputs, weights of a new model."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import Fingerprints, StoredRecord, TokenizerTraining
 from hpcft.staging import staged_inputs
 from hpcft.staging.verify import load_tokenizer as load_pretrained_tokenizer
-from hpcft.tasks.base import INPUTS, Example, ModelInputs, TrainedTask
+from hpcft.tasks.base import INPUT_KEYS, Example, ModelInputs, TrainedTask
 from hpcft.tasks.data.examples import load_examples
 from hpcft.training.context import WorkerContext
 from hpcft.training.data import few_shot_prompts
@@ -30,18 +30,18 @@ from hpcft.training.distributed import rank_env, rendezvous, torch_extensions
 
 
 class DataSummary(StoredRecord):
-    """What was prepared; written last."""
+    """Size of the prepared data; the file is written last."""
 
     examples: dict[str, int]
-    """Examples of each split."""
+    """Number of examples, by split."""
     tokens: dict[str, int]
-    """Tokens of each split, padding left out."""
+    """Number of tokens without padding, by split."""
     notes: list[str]
-    """What the reader of the result should know."""
+    """Notes on the data for the reader of the result."""
 
 
 class PreparedSplit:
-    """Features of a split for the Trainer, with the examples that its metrics need."""
+    """Model inputs of a split for the Trainer, with the examples that its metrics need."""
 
     def __init__(self, features: Any, examples: list[Example]) -> None:
         self.features = features
@@ -57,25 +57,25 @@ class PreparedSplit:
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
-        import pyarrow.compute
+        import pyarrow.compute  # imported here, because only training uses it
 
         column = self.features.data.column("input_ids")
-        counted: list[int] = pyarrow.compute.list_value_length(column).to_pylist()
-        return counted
+        lengths: list[int] = pyarrow.compute.list_value_length(column).to_pylist()
+        return lengths
 
-    def rows(self, indices: Sequence[int]) -> list[ModelInputs]:
-        """Several rows, read at once."""
-        found: list[ModelInputs] = self.features.__getitems__(list(indices))
-        return found
+    def read_rows(self, indices: Sequence[int]) -> list[ModelInputs]:
+        """Reads several rows at once."""
+        rows: list[ModelInputs] = self.features.__getitems__(list(indices))
+        return rows
 
 
 def prepare_all_ranks(context: WorkerContext) -> DataSummary:
-    """Has rank 0 prepare the data, then lets all ranks meet; returns what was prepared."""
+    """Prepares the data on rank 0, then joins all ranks; returns the size of the data."""
     plan, reporter, index = context.plan, context.reporter, context.restart_index
-    if index:  # from here on, metrics.jsonl begins again or continues from a checkpoint
+    if index:  # metrics.jsonl continues from a checkpoint, or starts from step 0.
         last = context.run.read_recoveries()[-1]
-        what = {"number": last.number, "change": last.change, "action": last.action}
-        reporter.log("recovery", what)
+        values = {"number": last.number, "change": last.change, "action": last.action}
+        reporter.log("recovery", values)
     reporter.set(phase="data")
     if plan.ds_config is not None:
         torch_extensions.use_own_lock()
@@ -88,57 +88,60 @@ def prepare_all_ranks(context: WorkerContext) -> DataSummary:
 
 
 def prepare_data(paths: RunPaths, recipe: FullRecipe) -> None:
-    """Writes `prepared/`; what an earlier attempt finished is kept."""
-    done = paths.prepared / "summary.json"
-    if done.exists():
+    """Writes the folder `prepared/`, unless an earlier start has finished it.
+
+    Args:
+        paths: the run's files.
+        recipe: the run's recipe.
+
+    Raises:
+        DataError: the data cannot be used, or has changed since the run was submitted.
+    """
+    summary = paths.prepared / "summary.json"
+    if summary.exists():
         return
     _check_unchanged(paths)
     shutil.rmtree(paths.prepared, ignore_errors=True)
     paths.prepared.mkdir(mode=0o700)
     examples = load_examples(recipe.task)
-    notes = list(examples.notes)
-    tokenizer = _tokenizer(recipe, examples.splits.get("train", []))
+    tokenizer = _make_tokenizer(recipe, examples.splits.get("train", []))
     tokenizer.save_pretrained(paths.prepared / "tokenizer")
     if recipe.mode == "few_shot":
-        tokens = few_shot_prompts.write_prompts(
-            paths, recipe, recipe.task.as_few_shot, examples.splits, tokenizer, notes
-        )
+        tokens, notes = few_shot_prompts.write_prompts(paths, recipe, examples.splits, tokenizer)
     else:
-        tokens = _features(paths, recipe.task.as_trained, examples.splits, tokenizer, notes)
+        tokens, notes = _write_features(paths, recipe.task.as_trained, examples.splits, tokenizer)
     if recipe.model.path is None:
-        _new_weights(recipe, tokenizer, paths.prepared / "model")
-    counts = {split: len(found) for split, found in examples.splits.items()}
-    write_record(done, DataSummary(examples=counts, tokens=tokens, notes=notes))
+        write_initial_weights(recipe, tokenizer, paths.prepared / "model")
+    counts = {split: len(rows) for split, rows in examples.splits.items()}
+    notes = [*examples.notes, *notes]
+    write_record(summary, DataSummary(examples=counts, tokens=tokens, notes=notes))
 
 
-def _features(
-    paths: RunPaths,
-    task: TrainedTask,
-    splits: dict[str, list[Example]],
-    tokenizer: Any,
-    notes: list[str],
-) -> dict[str, int]:
-    """Writes the features of every split; the tokens of each."""
-    tokens = {}
-    for split, found in splits.items():
-        features_of = task.training_features if split == "train" else task.scoring_features
-        kept, features = [], []
-        for example in found:
-            made = features_of(example, tokenizer)
-            beside = [{k: v for k, v in row.items() if k not in INPUTS} for row in made]
-            kept.append({**example, "rows": beside} if any(beside) else example)
-            features += [{k: v for k, v in row.items() if k in INPUTS} for row in made]
-        cut = sum(len(row["input_ids"]) >= task.max_length for row in features)
+def _write_features(
+    paths: RunPaths, task: TrainedTask, splits: Mapping[str, list[Example]], tokenizer: Any
+) -> tuple[dict[str, int], list[str]]:
+    """Writes the model inputs and examples of all splits; returns tokens by split, and notes."""
+    tokens, notes = {}, []
+    for split, examples in splits.items():
+        make_features = task.training_features if split == "train" else task.scoring_features
+        kept_examples, inputs = [], []
+        for example in examples:
+            rows = make_features(example, tokenizer)
+            for_metrics = [{k: v for k, v in row.items() if k not in INPUT_KEYS} for row in rows]
+            kept_examples.append({**example, "rows": for_metrics} if any(for_metrics) else example)
+            inputs += [{k: v for k, v in row.items() if k in INPUT_KEYS} for row in rows]
+        cut = sum(len(row["input_ids"]) >= task.max_length for row in inputs)
         if cut and task.cuts_texts:
-            notes.append(f"{split}: {cut} of {len(features)} texts reach max_length and may be cut")
-        tokens[split] = sum(len(row["input_ids"]) for row in features)
-        datasets.Dataset.from_list(features).save_to_disk(paths.prepared / split)
-        (paths.prepared / f"{split}.json").write_text(json.dumps(kept, ensure_ascii=False))
-    return tokens
+            notes.append(f"{split}: {cut} of {len(inputs)} texts reach max_length and may be cut")
+        tokens[split] = sum(len(row["input_ids"]) for row in inputs)
+        datasets.Dataset.from_list(inputs).save_to_disk(paths.prepared / split)
+        text = json.dumps(kept_examples, ensure_ascii=False)
+        (paths.prepared / f"{split}.json").write_text(text)
+    return tokens, notes
 
 
 def load_split(paths: RunPaths, split: str) -> PreparedSplit | None:
-    """A prepared split, memory-mapped; None where the data has no such split."""
+    """Opens a prepared split, memory-mapped; returns None if the data has no such split."""
     folder = paths.prepared / split
     if not folder.is_dir():
         return None
@@ -147,45 +150,50 @@ def load_split(paths: RunPaths, split: str) -> PreparedSplit | None:
 
 
 def load_tokenizer(paths: RunPaths) -> Any:
-    """The run's tokenizer."""
+    """Loads the run's tokenizer."""
     return AutoTokenizer.from_pretrained(paths.prepared / "tokenizer")
 
 
 def _check_unchanged(paths: RunPaths) -> None:
+    """Checks that local and staged files are those that the run was submitted with."""
     staged_inputs.check_staged_of_run(paths)
     submitted = read_record(paths.fingerprints, Fingerprints).files
     for key, value in identity.compute_fingerprints(read_record(paths.recipe, FullRecipe)).items():
         if submitted.get(key) not in (None, value):
-            raise DataError(f"{key}: the files have changed since the run was submitted")
+            raise DataError(
+                f"{key}: the files have changed since the run was submitted: restore them, or "
+                "submit the run again (hpcft submit)"
+            )
 
 
-def _tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
-    wanted = recipe.model.tokenizer
-    if isinstance(wanted, TokenizerTraining):
-        texts = [text for example in train for text in recipe.task.texts(example)]
+def _make_tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
+    """Trains the tokenizer on the training split, or loads the one that the recipe names."""
+    spec = recipe.model.tokenizer
+    if isinstance(spec, TokenizerTraining):
+        texts = [text for example in train for text in recipe.task.tokenizer_texts(example)]
         config = build_model_config(recipe.model, recipe.task)
         tokenizer = train_tokenizer(
-            wanted,
+            spec,
             texts,
             causal=recipe.task.causal,
-            mask=recipe.task.masks,
-            segments=getattr(config, "type_vocab_size", 1) > 1,
+            has_mask=recipe.task.needs_mask_token,
+            has_segments=getattr(config, "type_vocab_size", 1) > 1,
         )
         tokenizer.model_max_length = recipe.task.max_length
     else:
-        source = wanted or recipe.model.path
-        assert source is not None  # a recipe without either is refused
+        source = spec or recipe.model.path
+        assert source is not None  # The recipe's checks require one of them.
         tokenizer = load_pretrained_tokenizer(source)
     if tokenizer.pad_token_id is None:
-        # Harmless: padding is masked by position, and labels of real end tokens are kept.
+        # This is harmless: padding is masked by position, and labels of end tokens are kept.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
 
-def _new_weights(recipe: FullRecipe, tokenizer: Any, folder: Path) -> None:
-    """Initial weights from the recipe's seed, on a file: the same for any number of ranks.
+def write_initial_weights(recipe: FullRecipe, tokenizer: Any, folder: Path) -> None:
+    """Writes initial weights, drawn by the recipe's seed, to a file that all ranks load.
 
-    Under `zero.Init` one seed gives other weights for each number of ranks.
+    So they are the same for any number of ranks; under `zero.Init` they would not be.
     """
     config = build_model_config(recipe.model, recipe.task)
     if len(tokenizer) > config.vocab_size:

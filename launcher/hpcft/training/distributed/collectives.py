@@ -1,4 +1,4 @@
-"""How ranks agree at the end of a step: over processors alone, so that no GPU waits for it."""
+"""Collectives between ranks on the CPU (gloo), so that no GPU has to wait for them."""
 
 from __future__ import annotations
 
@@ -9,41 +9,42 @@ from torch import distributed
 
 
 class RankConsensus:
-    """The ranks of a run, or one rank alone."""
+    """Lets the ranks of a run agree on flags and numbers; works for a single rank too."""
 
     def __init__(self) -> None:
-        """Made by all ranks at once, after they have joined."""
-        self.together = distributed.is_initialized() and distributed.get_world_size() > 1
+        """Creates a gloo group; all ranks have to call it, after the process group is set up."""
+        self.is_distributed = distributed.is_initialized() and distributed.get_world_size() > 1
         self.group: Any = None
-        if self.together and distributed.get_backend() != "gloo":
+        if self.is_distributed and distributed.get_backend() != "gloo":
             self.group = distributed.new_group(backend="gloo")
 
-    def any(self, *mine: bool) -> list[bool]:
-        """Of each question whether it is so on any rank; the same answers on all."""
-        if not self.together:
-            return list(mine)
-        votes = torch.tensor(mine, dtype=torch.uint8)
+    def any(self, *flags: bool) -> list[bool]:
+        """Returns, per flag, whether it is set on any rank (all ranks get the same list)."""
+        if not self.is_distributed:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.uint8)
         distributed.all_reduce(votes, op=distributed.ReduceOp.MAX, group=self.group)
         return [bool(vote) for vote in votes.tolist()]
 
-    def wait(self) -> None:
-        """Returns when every rank has come here."""
+    def barrier(self) -> None:
+        """Waits until every rank has called it."""
         self.any(True)
 
-    def all(self, mine: float) -> list[float]:
-        """The number of each rank, on every rank."""
-        if not self.together:
-            return [mine]
-        found = [torch.zeros(1, dtype=torch.float64) for _ in range(distributed.get_world_size())]
-        own = torch.tensor([mine], dtype=torch.float64)
-        distributed.all_gather(found, own, group=self.group)
-        return [float(number) for number in found]
+    def gather(self, number: float) -> list[float]:
+        """Returns the numbers of all ranks, by rank (all ranks get the same list)."""
+        if not self.is_distributed:
+            return [number]
+        size = distributed.get_world_size()
+        numbers = [torch.zeros(1, dtype=torch.float64) for _ in range(size)]
+        own = torch.tensor([number], dtype=torch.float64)
+        distributed.all_gather(numbers, own, group=self.group)
+        return [float(number) for number in numbers]
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The value of every rank, on every rank."""
+    """Returns the values of all ranks, by rank; values have to be picklable."""
     if not torch.distributed.is_initialized():
         return [value]
-    every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, value)
-    return every
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

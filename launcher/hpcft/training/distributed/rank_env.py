@@ -1,4 +1,4 @@
-"""Distributed start: who this rank is, where rank 0 listens, and the environment before imports."""
+"""Environment of a rank: its place among the ranks, and the variables that libraries read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from hpcft.training.distributed.torch_extensions import extensions_folder
 
 @dataclass(frozen=True)
 class RankInfo:
-    """This process among its peers."""
+    """Place of this process among the ranks of its job."""
 
     rank: int
+    """Global rank."""
     world_size: int
+    """Number of ranks of the job."""
     local_rank: int
+    """Rank among those of the same node."""
     node: str
+    """Name of the node."""
     job_id: str
+    """Id of the job."""
 
     @property
     def is_first(self) -> bool:
@@ -27,18 +32,18 @@ class RankInfo:
         return self.rank == 0
 
     def error(self, kind: str, message: str, **more: str) -> RankError:
-        """Returns an error of this rank, of this moment; `more` are further fields of the record.
+        """Returns an error record of this rank, with the current time.
 
         Args:
-            kind: class of the exception, or another word for what ended the rank.
-            message: its text.
-            more: phase, failure, next_step or traceback.
+            kind: class of the exception, or a word for what ended the rank.
+            message: text of the error.
+            more: further fields of the record: phase, failure, next_step or traceback.
         """
         return RankError.now(self.rank, kind, message, node=self.node, job_id=self.job_id, **more)
 
 
 def rank_info() -> RankInfo:
-    """This process among its peers, as its launcher tells it."""
+    """Reads this process's place among the ranks from the environment that its launcher set."""
     from submitit import JobEnvironment
 
     job = JobEnvironment()
@@ -52,18 +57,22 @@ def rank_info() -> RankInfo:
 
 
 def init_rank_env(plan: Plan) -> RankInfo:
-    """Sets the environment of this rank; call it before anything imports torch or transformers."""
+    """Sets the environment of this rank; call it before torch or transformers are imported.
+
+    Raises:
+        RuntimeError: the job has another number of ranks than the plan.
+    """
     rank = rank_info()
     expected = plan.layout.world_size
     if rank.world_size != expected:
-        raise RuntimeError(f"the plan has {expected} ranks, {rank.world_size} were started")
+        raise RuntimeError(f"the plan has {expected} ranks, but {rank.world_size} were started")
     _set_environment(rank, plan)
     return rank
 
 
 def _set_environment(rank: RankInfo, plan: Plan) -> None:
     if single_process(plan):
-        # Several GPUs that it sees would make the Trainer spread batches over them.
+        # If it saw several GPUs, the Trainer would split batches over them.
         first, *_ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = first
     else:
@@ -74,11 +83,11 @@ def _set_environment(rank: RankInfo, plan: Plan) -> None:
             LOCAL_WORLD_SIZE=str(plan.layout.ranks_per_node),
         )
     os.environ.update(
-        # Compute nodes have no network: without these each look-up hangs before it fails.
+        # Compute nodes have no network, where a request to the hub hangs before it fails.
         HF_HUB_OFFLINE="1",
         HF_DATASETS_OFFLINE="1",
         HF_EVALUATE_OFFLINE="1",
-        # The cache may be one that compute nodes can only read.
+        # The hub's cache may be read-only on compute nodes.
         HF_MODULES_CACHE=str(cache_folder() / "hf_modules"),
         TOKENIZERS_PARALLELISM="false",
         HF_HUB_DISABLE_TELEMETRY="1",
@@ -90,23 +99,23 @@ def _set_environment(rank: RankInfo, plan: Plan) -> None:
     if plan.accelerator == "cpu":
         os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        os.environ.pop(name, None)  # jobs are offline; a token here could only leak
+        os.environ.pop(name, None)  # Jobs are offline: a token would be of no use, but may leak.
 
 
 def single_process(plan: Plan) -> bool:
-    """Whether there is nobody to communicate with, and no DeepSpeed that wants to.
+    """Returns whether the run needs no process group: one rank, and no DeepSpeed.
 
-    Told of a group of one, the Trainer would wrap the model in DistributedDataParallel, whose
+    With a group of one rank the Trainer would wrap the model in DistributedDataParallel, whose
     buckets hold every gradient a second time.
     """
     return plan.layout.world_size == 1 and plan.ds_config is None
 
 
 def init_process_group(plan: Plan) -> None:
-    """Joins the ranks, unless they have been, or this one is alone.
+    """Joins the process group, unless the run needs none or has joined it already.
 
-    `from_pretrained` needs DeepSpeed's communication under ZeRO-3. Accelerate leaves it out on a
-    CPU, and the model would be built before there are ranks.
+    `from_pretrained` needs DeepSpeed's communication under ZeRO-3. On a CPU Accelerate does not set
+    it up, and the model would be built without it.
     """
     import torch
 

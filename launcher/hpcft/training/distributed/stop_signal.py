@@ -1,7 +1,8 @@
-"""What this process was told about its end: a signal that came, and the time limit of its job.
+"""Stop requests to this process: a signal that arrived, and the time limit of its job.
 
-A signal may come at any instant, in the middle of a collective or of a file. So its handler only
-notes it; the ranks agree on what to do at the end of a step (`boundary`).
+A signal can arrive in the middle of a collective or of a write. So the handler only records it, and
+the ranks decide together at the end of a step (`trainer.save_callback`). `transformers` has a
+callback that checkpoints on SIGTERM, but there each rank decides alone.
 """
 
 from __future__ import annotations
@@ -12,50 +13,50 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""Sent before a time limit or a preemption, by Slurm or by the supervisor."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+"""Signals that Slurm or the supervisor sends before a time limit or a preemption."""
 
 
 class StoppedAfterSave(BaseException):
-    """This rank was told to end; what is worth it is saved, and nobody is to blame."""
+    """Raised to end this rank after a stop request, once its progress is saved."""
 
 
 @dataclass
 class StopRequest:
-    """What was told so far."""
+    """Stop request: signal received and job deadline."""
 
     signum: int | None = None
-    """Signal that told to end; None: nobody did."""
+    """Signal that arrived; None before any did."""
     deadline: float | None = None
-    """Unix time at which the scheduler ends the job; None where it does not say."""
+    """Unix time at which the scheduler ends the job; None if it is not known."""
 
     def has_to_end(self, needed_s: float) -> bool:
-        """Whether this process was told to end, or its job will be before so many seconds pass."""
-        late = self.deadline is not None and time.time() + needed_s > self.deadline
-        return self.signum is not None or late
+        """Returns whether a signal has arrived, or the job ends within so many seconds."""
+        is_near_end = self.deadline is not None and time.time() + needed_s > self.deadline
+        return self.signum is not None or is_near_end
 
 
 stop_request = StopRequest()
 
 
 def install() -> None:
-    """Notes signals from now on; call it first, in the main thread."""
-    own = os.getpid()
+    """Installs the signal handlers; call it first, in the main thread."""
+    own_pid = os.getpid()
 
-    def note(signum: int, _frame: FrameType | None) -> None:
-        if os.getpid() == own:
+    def record(signum: int, _frame: FrameType | None) -> None:
+        if os.getpid() == own_pid:
             stop_request.signum = signum
-        else:  # a process that was forked from this one, and that nobody waits for to save
+        else:  # A forked process inherited this handler, but it has nothing to save.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
 
-    for signum in SIGNALS:
-        signal.signal(signum, note)
-    end = os.environ.get("SLURM_JOB_END_TIME", "")
-    stop_request.deadline = float(end) if end.isdecimal() else None
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, record)
+    end_time = os.environ.get("SLURM_JOB_END_TIME", "")
+    stop_request.deadline = float(end_time) if end_time.isdecimal() else None
 
 
 def ignore_stop_signals() -> None:
-    """Has a data worker ignore what its parent is told: that one still needs it for its step."""
-    for signum in SIGNALS:
+    """Ignores stop signals in a DataLoader worker, whose parent still needs its batches."""
+    for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

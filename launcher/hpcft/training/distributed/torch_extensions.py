@@ -1,10 +1,9 @@
-"""DeepSpeed's compiled operators: built by one process before any rank needs them.
+"""Builds DeepSpeed's compiled operators, in one process before any rank needs them.
 
-Torch compiles and loads them under a lock file, whose absence is the sign to go on. A process that
-is killed meanwhile leaves it, and every later job waits for it, silently and for ever. Here a lock
-of the operating system stands in its place: it ends with its process, also on another node of a
-network file system. What an owner left behind holds nobody up, and of one that lives but does not
-come to an end it is told after a while.
+torch compiles and loads extensions under a lock file: other processes wait until it is removed. A
+process that is killed leaves the file behind, and every later job waits for ever. This module uses
+a lock of the operating system instead, which ends with its process, on other nodes of a network
+file system too. If a living process holds it for too long, the error names that process.
 """
 
 from __future__ import annotations
@@ -21,23 +20,25 @@ import zlib
 from pathlib import Path
 
 from hpcft.core.errors import DataError
+from hpcft.core.host import node_name, wait_until
 from hpcft.core.paths import cache_folder
 from hpcft.core.records import Plan
 
 log = logging.getLogger(__name__)
 
-# The slowest of them takes some minutes to compile.
-MOST_WAIT_S = 20 * 60.0
+# The slowest operator compiles for some minutes.
+MAX_WAIT_S = 20 * 60.0
+WARN_AFTER_S = 5.0
 POLL_S = 0.2
-# A file system that knows no locks: two builds at once are unlikely, since rank 0 builds alone.
+# A file system without locks. Two builds at the same time are unlikely, since only rank 0 builds.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def extensions_folder() -> Path:
-    """Where DeepSpeed's compiled operators are kept: apart for each torch, Python and processor.
+    """Returns the folder of compiled operators, by torch, Python, processor and environment.
 
-    And for each environment: its path is in the compiler's options, and two environments that
-    shared a folder would compile each other's operators again at every start.
+    The environment's path is among the compiler's options: two environments with one folder would
+    compile each other's operators again at every start.
     """
     python = f"py{sys.version_info[0]}{sys.version_info[1]}"
     torch = importlib.metadata.version("torch")
@@ -47,18 +48,18 @@ def extensions_folder() -> Path:
 
 
 class OperatorLock:
-    """A lock that ends with its owner; it has the methods of torch's `FileBaton`."""
+    """File lock that ends with its process; it has the methods of torch's `FileBaton`."""
 
     def __init__(self, lock_file_path: str, *_: object, **__: object) -> None:
-        """A lock beside torch's own, for which nobody waits any more."""
+        """Takes the path of torch's lock file, and uses another file in the same folder."""
         self.path = Path(lock_file_path).with_name("hpcft.lock")
         self._handle: int | None = None
 
     def try_acquire(self) -> bool:
-        """Waits for the lock; True, so that what an owner left half built is built.
+        """Waits for the lock; returns True, upon which torch builds what is not yet built.
 
         Raises:
-            DataError: its owner lives and has not given it back for too long.
+            DataError: a living process has held the lock for too long.
         """
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -68,34 +69,32 @@ class OperatorLock:
             raise
         self._handle = handle
         os.truncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
+        os.write(handle, f"process {os.getpid()} on {node_name()}".encode())
         return True
 
     def _wait(self, handle: int) -> None:
-        begun = time.monotonic()
-        told = False
-        while not _is_locked(handle):
-            owner = self.path.read_text().strip()[:200] or "another process"
-            waited_s = time.monotonic() - begun
-            if waited_s > MOST_WAIT_S:
-                raise DataError(
-                    f"{self.path}: the build lock of a DeepSpeed operator is still held by {owner} "
-                    f"after {waited_s:.0f} s; end that process"
-                )
-            if not told and waited_s > 5:
-                log.warning("%s: waits for %s, which builds an operator", self.path, owner)
-                told = True
-            time.sleep(POLL_S)
+        warn_s = min(WARN_AFTER_S, MAX_WAIT_S)
+        if wait_until(lambda: _try_lock(handle), warn_s, POLL_S):
+            return
+        log.warning("%s: waiting for %s, which builds an operator", self.path, self._owner())
+        if not wait_until(lambda: _try_lock(handle), MAX_WAIT_S - warn_s, POLL_S):
+            raise DataError(
+                f"{self.path}: the build lock of a DeepSpeed operator is still held by "
+                f"{self._owner()} after {MAX_WAIT_S:.0f} s; end that process"
+            )
+
+    def _owner(self) -> str:
+        return self.path.read_text().strip()[:200] or "another process"
 
     def release(self) -> None:
-        """Gives it back; the file stays, since another may wait with it open."""
+        """Releases the lock; its file stays, because another process may wait with it open."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
 
 
-def _is_locked(handle: int) -> bool:
-    """Whether this process has the lock of a file now."""
+def _try_lock(handle: int) -> bool:
+    """Tries to lock an open file; returns whether this process holds the lock now."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -103,19 +102,20 @@ def _is_locked(handle: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        log.warning("the file system of the operators' folder knows no locks")
+        log.warning("the file system of %s has no locks", extensions_folder())
     return True
 
 
 def use_own_lock() -> None:
-    """Lets torch build and load operators of this process under a lock that ends with its owner."""
+    """Makes torch build and load operators of this process under an `OperatorLock`."""
     from torch.utils import cpp_extension
 
-    setattr(cpp_extension, "FileBaton", OperatorLock)  # noqa: B010  it is not exported
+    # setattr, because mypy knows only the names that the module exports.
+    setattr(cpp_extension, "FileBaton", OperatorLock)  # noqa: B010
 
 
 def build_operators(plan: Plan) -> None:
-    """Builds what the plan's ranks will use, so that they only load it."""
+    """Builds the operators that the plan's ranks use, so that the ranks only load them."""
     if plan.ds_config is None:
         return
     layout = plan.layout
@@ -128,18 +128,19 @@ def build_operators(plan: Plan) -> None:
 
 
 def build_named(names: list[str]) -> None:
-    """Builds operators by the name of their builder class; one process of all at a time."""
+    """Builds operators by the names of their builder classes; one process builds at a time."""
     from deepspeed.accelerator import get_accelerator
 
     extensions_folder().mkdir(parents=True, exist_ok=True)
     for name in names:
-        begun = time.monotonic()
+        started = time.monotonic()
         get_accelerator().get_op_builder(name)().load(verbose=False)
-        if time.monotonic() - begun > 5:
-            log.info("built %s in %.0f s", name, time.monotonic() - begun)
+        took_s = time.monotonic() - started
+        if took_s > WARN_AFTER_S:
+            log.info("built %s in %.0f s", name, took_s)
 
 
-if __name__ == "__main__":  # `make setup` builds ahead what a run on a CPU needs
+if __name__ == "__main__":  # `make setup` builds the operators of CPU runs ahead of time.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())

@@ -1,9 +1,9 @@
-"""Signs of life: what a rank's training tells its supervisor, through a pipe between the two.
+"""Channel from a rank's worker to its supervisor: heartbeats, stacks and exit codes.
 
-The thread that trains beats itself, between the pieces of its work: one that did nothing else would
-go on beating while the training hangs. A beat is a short line; a full pipe loses it, and no beat
-ever waits. On SIGUSR1 the stacks of all threads go into a file in memory, which needs neither a
-folder nor a thread of Python that still runs.
+The training thread itself sends heartbeats, between the parts of its work: a thread of their own
+would keep sending them while the training hangs. A heartbeat is a short line in a pipe; if the pipe
+is full, it is dropped, so that sending never blocks. On SIGUSR1 the stacks of all threads are
+written into a file in memory, which needs neither a folder nor a running Python thread.
 """
 
 from __future__ import annotations
@@ -16,28 +16,33 @@ import time
 from typing import NamedTuple
 
 STARTING = "starting"
+"""Phase of a worker's first heartbeat."""
+OUT_OF_MEMORY_EXIT = 86
+"""Exit code of a worker that ran out of memory and may be restarted with a fallback."""
+SAVED_EXIT = 87
+"""Exit code of a worker that ended after a stop request, with its progress saved."""
 
 
 class Heartbeat(NamedTuple):
-    """One sign of life."""
+    """A sign of life of a worker."""
 
     at: float
-    """`time.monotonic`, which all processes of a node share."""
+    """Time of `time.monotonic`, whose clock all processes of a node share."""
     phase: str
-    """What the rank does, in the words of `Progress`."""
+    """Phase of the worker, as in `Progress`."""
     step: int
-    """Optimizer steps, or examples, that it has done."""
+    """Optimizer steps, or examples, that are done."""
 
 
 class HeartbeatSender:
-    """The training's end of the pipe."""
+    """The worker's end of the pipe."""
 
     def __init__(self, pipe: int | None = None) -> None:
-        """Where beats go; nowhere without a supervisor."""
+        """Takes the pipe's descriptor; without one, heartbeats are dropped."""
         self._pipe = pipe
 
-    def beat(self, phase: str, step: int) -> None:
-        """Tells that this rank is at work."""
+    def send(self, phase: str, step: int) -> None:
+        """Sends a heartbeat; never blocks."""
         if self._pipe is None:
             return
         line = f"{time.monotonic():.4f} {phase} {step}\n"
@@ -46,29 +51,21 @@ class HeartbeatSender:
 
 
 def connect(pipe: int, stacks: int) -> HeartbeatSender:
-    """Begins to beat, and to answer SIGUSR1 with the stacks of all threads.
+    """Connects to the supervisor: sends the first heartbeat, and writes stacks on SIGUSR1.
 
     Args:
-        pipe: inherited from the supervisor, to write to.
-        stacks: a file in memory, inherited too.
+        pipe: descriptor of the pipe, inherited from the supervisor.
+        stacks: descriptor of a file in memory, inherited too.
     """
     for inherited in (pipe, stacks):
         os.set_inheritable(inherited, False)
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
-    beats = HeartbeatSender(pipe)
-    beats.beat(STARTING, 0)
-    return beats
+    heartbeats = HeartbeatSender(pipe)
+    heartbeats.send(STARTING, 0)
+    return heartbeats
 
 
-def read(line: str) -> Heartbeat:
-    """A line of the pipe."""
+def parse_heartbeat(line: str) -> Heartbeat:
+    """Parses a line of the pipe."""
     at, phase, step = line.split()
     return Heartbeat(float(at), phase, int(step))
-
-
-OUT_OF_MEMORY_EXIT = 86
-"""Exit code that asks the supervisor for a start with less memory."""
-
-
-SAVED_EXIT = 87
-"""Exit code of a rank that was told to end, and of which nothing worth it is lost."""

@@ -1,4 +1,4 @@
-"""What a run does: fine-tune, evaluate a finished model, or prompt a model with few shots."""
+"""Modes of a run: fine-tune, evaluate a finished model, or prompt a model with few shots."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from hpcft.training.context import WorkerContext
 
 
 def run_mode(context: WorkerContext) -> None:
-    """Does what the recipe asks for; rank 0 writes the result."""
-    # Here, because each mode imports libraries that the others do without.
+    """Runs the mode of the recipe; rank 0 writes the result."""
+    # Imported here, because each mode imports libraries that the others do not need.
     match context.recipe.mode:
         case "finetune":
             from hpcft.training.modes.finetune import finetune as mode
@@ -20,6 +20,7 @@ def run_mode(context: WorkerContext) -> None:
 
     result = mode(context)
     write_result(context, result)
-    if context.rank.is_first:  # only now: until the result is there, a restart needs them
+    if context.rank.is_first:
+        # A restart needs these checkpoints until the result is written.
         remove_resume_checkpoints(context.paths)
     context.reporter.set(phase="done")

@@ -1,7 +1,7 @@
-"""Answers as they come, in a file of each rank, so that a run that starts again goes on.
+"""Answer log: answers are saved as they come, so that a restarted run continues after them.
 
-A line is an example's index with the log-likelihood of each choice, or with the generated text.
-Numbers are written with all their digits: read back they are the same.
+Each rank has a file. A line holds the index of an example, and the log-likelihoods of its choices
+or the generated text. Numbers are written with all digits, so that they are read back unchanged.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ from pathlib import Path
 from typing import Any, TextIO
 
 Answer = list[float] | str
-"""Log-likelihood of each choice, summed over its tokens; or the text that was generated."""
+"""Log-likelihood of each choice, summed over its tokens; or the generated text."""
 
 
 def read_answers(folder: Path) -> dict[int, Answer]:
-    """The answers of earlier attempts by example, whatever number of ranks they had."""
-    found: dict[int, Answer] = {}
+    """Reads all answers so far, by index of the example; earlier starts may have had more ranks."""
+    answers: dict[int, Answer] = {}
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text().splitlines():
             try:
                 index, answer = json.loads(line)
             except ValueError:
-                continue  # the rank was killed while it wrote
-            found[index] = answer
-    return found
+                continue  # The rank was killed while it wrote the line.
+            answers[index] = answer
+    return answers
 
 
 class AnswerFile:
-    """The file that a rank adds its answers to."""
+    """File to which a rank appends its answers."""
 
     def __init__(self, folder: Path, rank: int) -> None:
+        """Opens the file of a rank; creates it and its folder if they do not exist."""
         folder.mkdir(mode=0o700, exist_ok=True)
         self._stream: TextIO = (folder / f"{rank}.jsonl").open("a+")
         self._stream.seek(0)
         if self._stream.read()[-1:] not in ("", "\n"):
-            self._stream.write("\n")  # behind a line that was never finished
+            self._stream.write("\n")  # The last line was never finished.
 
     def add(self, answers: Mapping[int, Answer]) -> None:
-        """Writes the answers of a batch, all or none of which a later start finds."""
+        """Appends the answers of a batch, by index of the example."""
         lines = [json.dumps([index, answer]) + "\n" for index, answer in answers.items()]
         self._stream.write("".join(lines))
         self._stream.flush()

@@ -1,4 +1,4 @@
-"""Evaluates a finished model or adapter, as at the end of its training."""
+"""Evaluation mode: scores a finished model or adapter, as at the end of its training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def evaluate(context: WorkerContext) -> ModeResult:
     reporter.set(phase="model")
     init_process_group(plan)
     arguments = training_arguments(context, 1, has_validation=False)
-    model = load_model(context.paths, recipe, plan, tokenizer)
+    model = load_model(context, tokenizer)
     parameters = check_parameter_count(model, plan.facts)
     trainer = make_trainer(context, arguments, model, tokenizer, train=None, validation=None)
     reporter.set(phase="evaluation", step=0, total_steps=len(scored))

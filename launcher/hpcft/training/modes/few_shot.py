@@ -1,8 +1,8 @@
-"""A run that trains nothing: a model is asked for each example, and what it answers is scored.
+"""Few-shot mode: prompts the model for each example, and scores the answers. Nothing is trained.
 
-Prompts that show the same shots share the keys and values of them (`hpcft.tasks.few_shot`). They run in
-batches that are the same for any number of ranks, and so do their last digits: a run that starts
-again goes on with the batches that are not answered yet.
+Prompts with the same shots share the keys and values of those tokens (`hpcft.tasks.few_shot`).
+Batches, and so the last digits of the answers, are the same for any number of ranks. A restarted
+run continues with the batches that are not answered yet.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hpcft.core.errors import DataError
-from hpcft.metrics import Scores
+from hpcft.metrics.base import Scores
 from hpcft.tasks.few_shot.batching import make_batches, split_batches
 from hpcft.tasks.few_shot.generation import generate
-from hpcft.tasks.few_shot.requests import PromptRequest, row_tokens
+from hpcft.tasks.few_shot.requests import PromptRequest, count_row_tokens
 from hpcft.tasks.few_shot.scorer import Scorer
 from hpcft.tasks.few_shot.task import MAX_ROWS, FewShot
 from hpcft.training.context import WorkerContext
@@ -31,23 +31,23 @@ from hpcft.training.telemetry.progress import ProgressReporter
 from hpcft.training.trainer.model import check_parameter_count, inference_model
 
 BATCHES_AHEAD = 2
-"""Before a time limit there has to be room for so many batches."""
+"""Number of batches that must fit before the time limit; otherwise the rank stops."""
 
 
 def prompt(context: WorkerContext) -> ModeResult:
     """Prompts the model for every example that is not answered yet, and scores the answers."""
     recipe, plan, reporter = context.recipe, context.plan, context.reporter
-    task, paths, rank = recipe.task.as_few_shot, context.paths, context.rank
+    task, paths, rank = recipe.few_shot_task, context.paths, context.rank
     summary = prepare_all_ranks(context)
     groups = read_prompts(paths)
     reporter.set(phase="model")
     init_process_group(plan)
     tokenizer = load_tokenizer(paths)
-    # Rank 0 decides what is known: the folder of another rank may lag behind.
+    # Only rank 0 reads the answers, because the shared folder of another rank may lag behind.
     (known, *_) = gather_objects(read_answers(paths.answers) if rank.is_first else None)
     new: dict[int, Answer] = {}
     with (
-        inference_model(paths, recipe, plan, tokenizer) as model,
+        inference_model(context, tokenizer) as model,
         AnswerFile(paths.answers, rank.rank) as file,
     ):
         parameters = check_parameter_count(model, plan.facts)
@@ -59,16 +59,16 @@ def prompt(context: WorkerContext) -> ModeResult:
             seed=recipe.train.seed,
         )
         meter = _ProgressMeter(reporter, groups, known)
-        for found, tokens in runner.answers(
-            groups, known, rank.rank, rank.world_size, together=plan.layout.zero_stage == 3
+        for answers, tokens in runner.answer_batches(
+            groups, known, rank.rank, rank.world_size, in_step=plan.layout.zero_stage == 3
         ):
-            file.add(found)
-            new |= found
-            meter.tell(len(found), tokens)
+            file.add(answers)
+            new |= answers
+            meter.add(len(answers), tokens)
             if stop_signal.stop_request.has_to_end(BATCHES_AHEAD * meter.batch_s):
-                raise stop_signal.StoppedAfterSave  # all answers so far are in the file
-    for others in gather_objects(new):
-        known |= others
+                raise stop_signal.StoppedAfterSave  # The file holds all answers so far.
+    for answers in gather_objects(new):
+        known |= answers
     metrics = score_answers(task, groups, known)
     reporter.log(recipe.evaluation.split, metrics)
     reporter.set(phase="saving")
@@ -76,84 +76,88 @@ def prompt(context: WorkerContext) -> ModeResult:
 
 
 class PromptRunner:
-    """Asks a model what the prompts of a run say."""
+    """Runs the prompts of a run through a model."""
 
     def __init__(
         self, model: Any, tokenizer: Any, task: FewShot, *, max_tokens: int, seed: int
     ) -> None:
-        """What is asked how.
+        """Prepares to run prompts.
 
         Args:
             model: a causal model of transformers.
-            tokenizer: its tokenizer.
-            task: how it is asked.
-            max_tokens: most tokens of a batch beside the shared ones, padding included.
-            seed: of sampled answers.
+            tokenizer: the model's tokenizer.
+            task: task with the options of the answers.
+            max_tokens: largest number of tokens of a batch, with padding, without shared tokens.
+            seed: seed of sampled answers.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.task = task
         self.max_tokens = max_tokens
         self.seed = seed
-        ends = model.generation_config.eos_token_id
-        ends = tokenizer.eos_token_id if ends is None else ends
-        self.stop = ends if isinstance(ends, list) else [ends]
+        eos = model.generation_config.eos_token_id
+        eos = tokenizer.eos_token_id if eos is None else eos
+        self.stop = eos if isinstance(eos, list) else [eos]
 
-    def answers(
+    def answer_batches(
         self,
         groups: Sequence[PromptGroup],
         known: dict[int, Answer],
         rank: int,
         ranks: int,
         *,
-        together: bool,
+        in_step: bool,
     ) -> Iterator[tuple[dict[int, Answer], int]]:
-        """The answers of this rank's batches, each with the tokens that were run for it.
+        """Yields the answers of each of this rank's batches, and the number of its tokens.
 
         Args:
             groups: all prompts.
-            known: what was answered before; the same on all ranks.
-            rank: this one.
-            ranks: all of them.
-            together: whether all ranks run as many batches, because each run takes all of them.
+            known: answers of earlier starts; the same on all ranks.
+            rank: global rank.
+            ranks: number of ranks.
+            in_step: whether all ranks have to run the same number of forward passes at the same
+                time, because the model is sharded (ZeRO-3).
         """
         for group in groups:
             if known.keys() >= {*group.examples}:
                 continue
             scorer = Scorer(self.model, group.prefix)
             shared = scorer.shared_tokens
-            every = make_batches(group.requests, shared, self._budget(scorer, together))
-            cut = [part[i : i + MAX_ROWS] for part in every for i in range(0, len(part), MAX_ROWS)]
-            todo = [b for b in cut if not known.keys() >= {group.examples[i] for i in b}]
+            batches = make_batches(group.requests, shared, self._max_tokens(scorer, in_step))
+            batches = [b[i : i + MAX_ROWS] for b in batches for i in range(0, len(b), MAX_ROWS)]
+            todo = [b for b in batches if not known.keys() >= {group.examples[i] for i in b}]
             own = todo[rank::ranks]
-            for number, batch in enumerate(split_batches(todo, ranks)[rank] if together else own):
+            for number, batch in enumerate(split_batches(todo, ranks)[rank] if in_step else own):
                 requests = [group.requests[i] for i in batch]
                 examples = [group.examples[i] for i in batch]
-                found = self._ask(scorer, requests, examples, together=together)
-                if number < len(own):  # else it is run because the others need it
-                    tokens = sum(row_tokens(request, shared) for request in requests)
-                    yield dict(zip(examples, found, strict=True)), tokens
+                answers = self._answer(scorer, requests, examples, in_step=in_step)
+                if number < len(own):  # Further batches only keep this rank in step.
+                    tokens = sum(count_row_tokens(request, shared) for request in requests)
+                    yield dict(zip(examples, answers, strict=True)), tokens
 
-    def _budget(self, scorer: Scorer, together: bool) -> int:
-        """Tokens of a batch; 1 makes batches of one request.
+    def _max_tokens(self, scorer: Scorer, in_step: bool) -> int:
+        """Returns the largest number of tokens of a batch; 1 makes batches of one request.
 
         Raises:
-            DataError: ranks that run together could not: the number of runs depends on the batch.
+            DataError: the ranks cannot run in step, because the number of forward passes depends
+                on the batch.
         """
         sharing = scorer.prefix.sharing
-        if together and sharing == "none":
-            kind = self.model.config.model_type
-            what = "a model whose positions depend on the length of the text cannot be sharded"
-            raise DataError(f"model: {kind}: {what}; set resources.zero_stage: 0")
-        alone = together and sharing != "cascade" and self.task.answer == "generation"
-        return 1 if alone else self.max_tokens
+        if in_step and sharing == "none":
+            model_type = self.model.config.model_type
+            raise DataError(
+                f"model: {model_type}: a model whose positions depend on the length of the text "
+                "cannot be sharded for few-shot prompts; set resources.zero_stage: 0"
+            )
+        one_by_one = in_step and sharing != "cascade" and self.task.answer == "generation"
+        return 1 if one_by_one else self.max_tokens
 
-    def _ask(
-        self, scorer: Scorer, requests: list[PromptRequest], examples: list[int], *, together: bool
+    def _answer(
+        self, scorer: Scorer, requests: list[PromptRequest], examples: list[int], *, in_step: bool
     ) -> Sequence[Answer]:
         if self.task.answer == "likelihood":
             return scorer.score(requests)
-        written = generate(
+        generated = generate(
             self.model,
             scorer.prefix,
             requests,
@@ -161,18 +165,17 @@ class PromptRunner:
             temperature=self.task.temperature,
             seeds=[zlib.crc32(f"{self.seed} {example}".encode()) for example in examples],
             stop=self.stop,
-            agree=_all_agree if together else bool,
+            agree=_is_set_on_all_ranks if in_step else bool,
         )
-        return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+        return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in generated]
 
 
-def _all_agree(done: bool) -> bool:
-    """Whether all ranks are done with their batches."""
-    return all(gather_objects(done))
+def _is_set_on_all_ranks(flag: bool) -> bool:
+    return all(gather_objects(flag))
 
 
 def score_answers(task: FewShot, groups: Sequence[PromptGroup], known: dict[int, Answer]) -> Scores:
-    """The task's metrics of all answers."""
+    """Computes the task's metrics from all answers."""
     predictions, labels = [], []
     for group in groups:
         for example, label, request in zip(
@@ -180,16 +183,16 @@ def score_answers(task: FewShot, groups: Sequence[PromptGroup], known: dict[int,
         ):
             answer = known[example]
             predictions.append(
-                task.answered(answer)
+                task.parse_answer(answer)
                 if isinstance(answer, str)
-                else task.likeliest(answer, [len(choice) for choice in request.choices])
+                else task.most_likely_choice(answer, [len(choice) for choice in request.choices])
             )
             labels.append(label)
-    return task.metrics(predictions, labels, [])
+    return task.compute_metrics(predictions, labels, [])
 
 
 class _ProgressMeter:
-    """Tells the reporter how many examples are answered, how fast, and when all will be."""
+    """Reports how many examples are answered, the speed, and the time left."""
 
     def __init__(
         self, reporter: ProgressReporter, groups: Sequence[PromptGroup], known: dict[int, Answer]
@@ -199,18 +202,23 @@ class _ProgressMeter:
         self.before = len(known)
         self.own = self.tokens = 0
         self.batch_s = 0.0
-        self.begun = self.told_at = time.time()
+        self.started_at = self.reported_at = time.time()
         reporter.set(phase="evaluation", step=self.before, total_steps=self.total)
 
-    def tell(self, examples: int, tokens: int) -> None:
-        """So many more of this rank are answered; the others are taken to be as fast."""
-        self.batch_s = time.time() - self.told_at
-        self.told_at = time.time()
+    def add(self, examples: int, tokens: int) -> None:
+        """Reports another batch of this rank; the other ranks are assumed to be as fast.
+
+        Args:
+            examples: number of examples that were answered.
+            tokens: number of tokens that were run for them.
+        """
+        self.batch_s = time.time() - self.reported_at
+        self.reported_at = time.time()
         self.own += examples
         self.tokens += tokens
         ranks = self.reporter.rank.world_size
         done = min(self.before + self.own * ranks, self.total)
-        elapsed_s = time.time() - self.begun
+        elapsed_s = time.time() - self.started_at
         self.reporter.set(
             phase="evaluation",
             step=done,

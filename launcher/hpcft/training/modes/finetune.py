@@ -1,4 +1,4 @@
-"""From a prepared run to its result: arguments, Trainer, scoring, weights, record."""
+"""Fine-tuning mode: builds the Trainer, trains, scores, and saves the weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from transformers import (
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Plan
-from hpcft.metrics import Scores
-from hpcft.metrics.facts import lower_is_better
+from hpcft.metrics import lower_is_better
+from hpcft.metrics.base import Scores
 from hpcft.planning import disk
+from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.run_time import SHARED_DISK_BYTES_S
 from hpcft.tasks import packing
-from hpcft.tasks.base import IGNORED
+from hpcft.tasks.base import IGNORE_INDEX
 from hpcft.tasks.chunked_loss import make_loss
 from hpcft.training.checkpointing import node_local, reshard
 from hpcft.training.context import WorkerContext
@@ -38,7 +39,7 @@ from hpcft.training.trainer.checkpointing import CheckpointState
 from hpcft.training.trainer.features import FeatureTrainer
 from hpcft.training.trainer.model import check_parameter_count, load_model
 from hpcft.training.trainer.nan_guard import NanGuard
-from hpcft.training.trainer.oom_retry import fallback_in_process
+from hpcft.training.trainer.oom_retry import make_fallback_hook
 from hpcft.training.trainer.save_callback import SaveCallback
 from hpcft.training.trainer.trainer import ScoringTrainer
 
@@ -46,8 +47,8 @@ from hpcft.training.trainer.trainer import ScoringTrainer
 class ScoreBefore(TrainerCallback):  # type: ignore[misc]
     """Scores the model before its first step.
 
-    It does so once training has set up DeepSpeed's engine: an engine made for scoring alone needs
-    ZeRO-3, and cannot train afterwards.
+    It scores after training has set up DeepSpeed's engine: an engine for scoring only needs ZeRO-3,
+    and cannot train afterwards.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class ScoreBefore(TrainerCallback):  # type: ignore[misc]
         self.metrics: Scores = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The engine is there, and no step is done unless it goes on from a checkpoint."""
+        """Scores the model, unless the run resumes from a checkpoint: then it was scored before."""
         if state.global_step:
-            self.metrics = self.reporter.logged("before")
+            self.metrics = self.reporter.last_logged("before")
             return
         self.metrics = score_split(self.trainer, self.split, self.reporter, "before")
 
@@ -70,8 +71,8 @@ def finetune(context: WorkerContext) -> ModeResult:
     """Trains the model and scores it."""
     recipe, plan, reporter = context.recipe, context.plan, context.reporter
     paths, rank = context.paths, context.rank
-    # Rank 0 decides what is there: the folder of another rank may lag behind.
-    found = reshard.find_resume_checkpoint(paths, plan) if rank.is_first else (None, [])
+    # Only rank 0 looks for checkpoints, because the shared folder of another rank may lag behind.
+    resume = reshard.find_resume_checkpoint(paths, plan) if rank.is_first else (None, [])
     summary = prepare.prepare_all_ranks(context)
     tokenizer = prepare.load_tokenizer(paths)
     train = prepare.load_split(paths, "train")
@@ -83,7 +84,7 @@ def finetune(context: WorkerContext) -> ModeResult:
     reporter.set(phase="model")
     batches = batch_order.plan_batches(recipe, plan, train.lengths)
     rank_env.init_process_group(plan)
-    checkpoint, skipped = gather_objects(found)[0]
+    checkpoint, skipped = gather_objects(resume)[0]
     resumed = checkpoint.record if checkpoint else None
     universal = bool(resumed and reshard.needs_conversion(resumed.layout, plan.layout))
     arguments = training_arguments(
@@ -92,45 +93,46 @@ def finetune(context: WorkerContext) -> ModeResult:
         has_validation=validation is not None,
         universal=universal,
     )
-    model = load_model(paths, recipe, plan, tokenizer)
+    model = load_model(context, tokenizer)
     parameters = check_parameter_count(model, plan.facts)
     trainer = make_trainer(context, arguments, model, tokenizer, train, validation)
-    trainer.order, trainer.max_length = batches, recipe.task.max_length
+    trainer.batch_plan, trainer.max_length = batches, recipe.task.max_length
     reporter.tokens_per_step = summary.tokens["train"] / len(train) * recipe.train.global_batch_size
 
     before = ScoreBefore(trainer, scored, reporter)
     if recipe.evaluation.before:
         trainer.add_callback(before)
     trainer.add_callback(NanGuard(paths, plan.precision))
-    trainer.step_down = fallback_in_process(context)
-    size = disk.checkpoint_bytes(plan.facts, recipe, plan.layout, plan.precision)
-    trainer.saving = saving = CheckpointState(
+    trainer.fallback_hook = make_fallback_hook(context)
+    inputs = PlanInputs.of_plan(recipe, context.run.cluster, plan)
+    size = disk.checkpoint_bytes(inputs, plan.layout)
+    trainer.checkpoint_state = state = CheckpointState(
         paths=paths,
         plan=plan,
         rank=rank,
-        agreement=RankConsensus(),
+        consensus=RankConsensus(),
         save_total_limit=recipe.train.save_total_limit,
         checkpoint_bytes=size,
-        near=node_local.prepare_node_folder(paths, context.run.cluster, rank),
-        earlier=resumed,
+        node_folder=node_local.prepare_node_folder(paths, context.run.cluster, rank),
+        resumed_from=resumed,
         notes=[*(resumed.notes if resumed else ()), *skipped],
-        step=resumed.step if resumed else 0,
+        saved_step=resumed.step if resumed else 0,
     )
     trainer.add_callback(
         SaveCallback(
             trainer,
             stop_signal.stop_request,
-            recipe.resources.checkpoint_min,
-            1 + size / SHARED_DISK_BYTES_S,
+            checkpoint_min=recipe.resources.checkpoint_min,
+            expected_save_s=1 + size / SHARED_DISK_BYTES_S,
         )
     )
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    train_s = saving.train_s
+    train_s = state.train_s
     metrics = score_split(trainer, scored, reporter, recipe.evaluation.split)
 
     reporter.set(phase="saving")
     _save(trainer, tokenizer, paths, rank)
-    return ModeResult(summary, parameters, metrics, before.metrics, train_s, saving.notes)
+    return ModeResult(summary, parameters, metrics, before.metrics, train_s, state.notes)
 
 
 def training_arguments(
@@ -140,13 +142,13 @@ def training_arguments(
     has_validation: bool,
     universal: bool = False,
 ) -> TrainingArguments:
-    """Builds the Trainer's arguments: the recipe's fields of the same names, the plan's layout.
+    """Builds the Trainer's arguments from the recipe's fields of the same names, and the plan.
 
     To the Trainer and to DeepSpeed a whole micro-batch is one item of the data.
 
     Args:
-        context: the training process.
-        accumulation: micro-batches of a step on each rank.
+        context: run, plan and rank of this process.
+        accumulation: number of micro-batches of a step on each rank.
         has_validation: whether there is a split to score during training.
         universal: whether it resumes from a checkpoint in DeepSpeed's universal format.
     """
@@ -156,7 +158,7 @@ def training_arguments(
         **_sizes(accumulation, plan.layout.world_size),
         "checkpoint": {"load_universal": universal},
     }
-    same = recipe.train.model_dump(
+    from_recipe = recipe.train.model_dump(
         exclude={"global_batch_size", "per_device_train_batch_size", "bf16", "fp16",
                  "gradient_checkpointing", "optim", "eval_strategy",
                  "label_smoothing_factor", "packing", "train_sampling_strategy",
@@ -172,7 +174,7 @@ def training_arguments(
         per_device_eval_batch_size=plan.per_device_eval_batch_size,
         eval_strategy=recipe.train.eval_strategy if has_validation else "no",
         optim=recipe.train.optim,
-        # The Trainer guesses the direction from the name, and takes perplexity for a score.
+        # The Trainer would guess this from the metric's name, wrongly for perplexity.
         greater_is_better=not lower_is_better(recipe.train.metric_for_best_model or "loss"),
         bf16=plan.precision == "bf16",
         fp16=plan.precision == "fp16",
@@ -186,14 +188,14 @@ def training_arguments(
         label_names=["labels"],
         report_to=[],
         disable_tqdm=True,
-        logging_nan_inf_filter=False,  # it would hide a loss that is none, and wait for the device
+        logging_nan_inf_filter=False,  # It would hide a loss of NaN, and wait for the device.
         log_level="warning",
-        **same,
+        **from_recipe,
     )
 
 
 def _sizes(accumulation: int, ranks: int) -> dict[str, int]:
-    """What DeepSpeed has to know of the batch."""
+    """Returns the batch sizes in DeepSpeed's configuration."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
@@ -234,7 +236,7 @@ def make_trainer(
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: loss(
             outputs, labels, num_items_in_batch, smoothing
         ),
-        compute_metrics=lambda p: recipe.task.metrics(
+        compute_metrics=lambda p: recipe.task.compute_metrics(
             p.predictions, p.label_ids, trainer.scored.examples
         ),
         preprocess_logits_for_metrics=loss.reduce_logits,
@@ -245,9 +247,9 @@ def make_trainer(
 def _collator(
     recipe: FullRecipe, plan: Plan, tokenizer: Any
 ) -> Callable[[list[Any]], dict[str, Any]]:
-    """Makes a batch: of a micro-batch when training, of single rows when scoring."""
+    """Returns the function that makes a batch: of a micro-batch, or of rows when scoring."""
     pad = (
-        DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORE_INDEX)
         if recipe.task.labels_per_token
         else DataCollatorWithPadding(tokenizer)
     )
@@ -258,24 +260,25 @@ def _collator(
 def score_split(
     trainer: ScoringTrainer, split: PreparedSplit, reporter: ProgressReporter, name: str
 ) -> Scores:
-    """Scores a split; what comes out is logged under that name."""
+    """Scores a split, and logs its metrics under that name."""
     reporter.set(phase="evaluation")
     raw = trainer.evaluate(split, metric_key_prefix="score")
-    own = {key.removeprefix("score_"): value for key, value in raw.items()}
-    # The Trainer's own figures (loss over padded batches, speed) are not metrics of the task.
-    timing = ("runtime", "samples_per_second", "steps_per_second", "loss", "epoch",
+    values = {key.removeprefix("score_"): value for key, value in raw.items()}
+    # The Trainer's own values (loss over padded batches, speed) are not metrics of the task.
+    not_metrics = ("runtime", "samples_per_second", "steps_per_second", "loss", "epoch",
               "model_preparation_time", "num_input_tokens_seen")  # fmt: skip
-    metrics = {key: value for key, value in own.items() if key not in timing}
+    metrics = {key: value for key, value in values.items() if key not in not_metrics}
     reporter.log(name, metrics)
     return metrics
 
 
 def _save(trainer: ScoringTrainer, tokenizer: Any, paths: RunPaths, rank: RankInfo) -> None:
-    """Final weights as safetensors (of an adapter: the adapter), written aside and then named."""
-    aside = paths.folder / "model.part"
-    trainer.save_model(str(aside))
+    """Saves the final weights, or the adapter, as safetensors; renames the folder when complete."""
+    partial = paths.folder / "model.part"
+    trainer.save_model(str(partial))
     if rank.is_first:
-        tokenizer.save_pretrained(aside)
-        (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says it all
-        shutil.rmtree(paths.model, ignore_errors=True)  # of an earlier attempt
-        os.replace(aside, paths.model)
+        tokenizer.save_pretrained(partial)
+        # A pickle, which is unsafe to load; recipe.json has the same values.
+        (partial / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(paths.model, ignore_errors=True)  # An earlier attempt may have saved one.
+        os.replace(partial, paths.model)

@@ -1,4 +1,4 @@
-"""What came out of a run: its record, which rank 0 writes last."""
+"""Result of a run: rank 0 writes result.json last, from what all ranks measured."""
 
 from __future__ import annotations
 
@@ -10,46 +10,47 @@ from dataclasses import dataclass, field
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.files import write_record
 from hpcft.core.records import Cluster, Measurement, ParameterCount, Plan, Prediction, RunRecord
-from hpcft.metrics import Scores, metric_values
+from hpcft.metrics import metric_values
+from hpcft.metrics.base import Scores
 from hpcft.planning import hardware, step_time
-from hpcft.planning.memory.model_states import COMMUNICATOR, tensor_bytes
+from hpcft.planning.memory.model_states import COMMUNICATOR_ITEM, tensor_bytes
 from hpcft.recovery.log import read_recoveries
 from hpcft.training.context import WorkerContext
 from hpcft.training.data.prepare import DataSummary
 from hpcft.training.distributed.collectives import gather_objects
-from hpcft.training.telemetry.memory_peaks import most_bytes, of_all_ranks
+from hpcft.training.telemetry.memory_peaks import largest_peak_bytes, merge_ranks
 
 VERSIONS = ("hpcft", "torch", "transformers", "deepspeed", "peft", "bitsandbytes", "accelerate")
 
 
 @dataclass(frozen=True)
 class ModeResult:
-    """What a mode hands to `write_result`."""
+    """Output of a mode, for `write_result`."""
 
     summary: DataSummary
-    """Of the data."""
+    """Examples, tokens and notes of the prepared data."""
     parameters: ParameterCount
-    """Counted on the model."""
+    """Number of parameters, counted on the model."""
     metrics: Scores
-    """Of the finished model."""
+    """Metrics of the finished model."""
     before: Scores = field(default_factory=dict)
-    """Of the model before training, where it was scored."""
+    """Metrics of the model before training; empty if it was not scored then."""
     train_s: float | None = None
-    """Seconds of training; None where nothing was trained."""
+    """Seconds of training; None if nothing was trained."""
     notes: Sequence[str] = ()
-    """What the reader of the result should know of earlier starts."""
+    """Sentences on this start and earlier ones, for the reader of the result."""
 
 
 def write_result(context: WorkerContext, result: ModeResult) -> None:
-    """Gathers what all ranks measured; rank 0 writes it with the metrics."""
+    """Gathers the measurements of all ranks; rank 0 writes them with the metrics."""
     recipe, plan, reporter = context.recipe, context.plan, context.reporter
     paths, cluster = context.paths, context.run.cluster
     rank = context.rank
-    reporter.peaks.end("saving")
-    found = gather_objects((rank.node, reporter.peaks.phases))
+    reporter.peaks.end_phase("saving")
+    phases_by_rank = gather_objects((rank.node, reporter.peaks.phases))
     if not rank.is_first:
         return
-    phases = of_all_ranks(found, plan.other_processes_bytes)
+    phases = merge_ranks(phases_by_rank, plan.other_processes_bytes)
     progress = reporter.progress.model_copy(update={"updated_at": time.time()})
     wall_s, rank_s = progress.ran_s()
     write_record(
@@ -69,18 +70,18 @@ def write_result(context: WorkerContext, result: ModeResult) -> None:
             notes=[*result.summary.notes, *plan.warnings, *result.notes],
             parameters=result.parameters,
             predicted_memory_bytes=plan.gpu_peak_bytes,
-            # What a plan says of a run that only scores is a bound, of which nothing is learnt.
+            # For a run that only scores the plan predicts a bound, which calibrates nothing.
             predicted=_predicted(recipe, cluster, plan) if recipe.method.trains else None,
             measured=Measurement(
                 wall_s=wall_s,
                 train_s=result.train_s,
                 gpu_hours=rank_s / 3600,
-                peak_memory_bytes=most_bytes(list(phases.values())),
+                peak_memory_bytes=largest_peak_bytes(list(phases.values())),
                 peak_host_bytes=max(peaks.host_bytes for peaks in phases.values()),
                 tokens_per_s=progress.tokens_per_s,
                 phases=phases,
-                step_s=reporter.times.median_s,
-                timed_steps=reporter.times.count,
+                step_s=reporter.step_timer.median_s,
+                timed_steps=reporter.step_timer.count,
                 tokens_per_step=reporter.tokens_per_step,
             ),
             recoveries=read_recoveries(paths),
@@ -90,13 +91,13 @@ def write_result(context: WorkerContext, result: ModeResult) -> None:
 
 
 def _predicted(recipe: FullRecipe, cluster: Cluster, plan: Plan) -> Prediction | None:
-    """Returns what the plan predicted of what is measured; None for a fallback."""
+    """Returns the plan's prediction of the measured values; None for a fallback."""
     if plan.time is None:
         return None
     step = plan.time.step
     return Prediction(
         tensor_bytes=tensor_bytes(plan),
-        communicator_bytes=sum(i.bytes for i in plan.gpu_memory if i.name == COMMUNICATOR),
+        communicator_bytes=sum(i.bytes for i in plan.gpu_memory if i.name == COMMUNICATOR_ITEM),
         step_s=step.total_s,
         flops_s=step.compute_s - step_time.overhead_s(plan.facts, plan.layout),
         efficiency=hardware.training_efficiency(cluster),

@@ -1,1 +1,1 @@
-"""Supervises the training process of a rank: restarts, hangs, memory."""
+"""Supervises the worker of each rank: restarts, hangs, out-of-memory kills."""

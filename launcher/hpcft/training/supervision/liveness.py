@@ -1,4 +1,4 @@
-"""The pulse of one rank: how long it has been quiet, and how long it may be in what it does."""
+"""Liveness of one worker: how long it has been quiet, and how long it may be in its phase."""
 
 from __future__ import annotations
 
@@ -9,131 +9,136 @@ from collections import deque
 from pathlib import Path
 
 from hpcft.core.records import Cluster, Plan
-from hpcft.training.distributed import worker_channel
-from hpcft.training.distributed.worker_channel import STARTING, Heartbeat
+from hpcft.training.distributed.worker_channel import STARTING, Heartbeat, parse_heartbeat
 
-# A step that takes so many times the longest one so far is not slow any more. The first ones start
-# kernels and communicators, and are judged as the other phases are.
-FACTOR = 5
+# A rank hangs if a step takes this many times its longest step so far. The first steps load kernels
+# and set up communicators, so they get the time limit of the other phases.
+STEP_FACTOR = 5
 WARM_UP_STEPS = 2
-# Loading, scoring and saving do not beat often: they have so many times as long as a step has at
-# least. With the profile's 8 minutes it is more than the 30 after which gloo gives up by itself.
-PATIENCE = 4
-# And disks may be so many times slower than the plan takes them to be.
-SLOWER = 10
-# These two wait for no other rank: what uses so much of a core is at work, though it cannot beat.
-ALONE = (STARTING, "data")
+# Loading, scoring and saving send few heartbeats: they may take this many times the profile's
+# `stuck_after_min`. With its default of 8 minutes that is more than gloo's own timeout of 30.
+PHASE_FACTOR = 4
+# Loading and saving get extra time, because disks may be this many times slower than planned.
+DISK_FACTOR = 10
+# In these phases a rank waits for no other rank: if it uses this part of a core, it is at work,
+# even if it sends no heartbeats.
+PHASES_ALONE = (STARTING, "data")
 BUSY_CORES = 0.02
 BUSY_S = 10.0
-# A debugger stops a process for a moment, and Slurm suspends ranks one after the other.
+# A debugger may stop a process for a moment, and Slurm suspends the ranks of a job one by one.
 STOPPED_S = 10.0
-# Between two looks nobody looked: this process was suspended itself, with the whole job.
+# A longer pause between two polls means that this process was suspended itself, with the whole job.
 AWAKE_S = 5.0
 NEVER_S = 1e9
 
 
 class LivenessMonitor:
-    """Listens to the beats of one process. Its seconds are those that it was awake itself."""
+    """Receives the heartbeats of one worker.
+
+    Its clock counts only the seconds during which this process itself was awake.
+    """
 
     def __init__(self, cluster: Cluster, plan: Plan) -> None:
-        """A pipe for a process that is started next.
+        """Opens the pipe of a worker that is started next.
 
         Args:
-            cluster: says how long a rank may be quiet.
-            plan: what the process runs.
+            cluster: profile with the time that a rank may be quiet.
+            plan: plan that the worker runs.
         """
-        self._least_s = 60 * cluster.stuck_after_min
-        self._more_s = {"model": SLOWER * plan.loading_s, "saving": SLOWER * plan.saving_s}
-        self._pipe, self.childs_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._rest = ""
-        self.beat = Heartbeat(time.monotonic(), STARTING, 0)
-        self.phases = self.beats = self._steps = 0
+        self._min_limit_s = 60 * cluster.stuck_after_min
+        self._extra_s = {
+            "model": DISK_FACTOR * plan.loading_s,
+            "saving": DISK_FACTOR * plan.saving_s,
+        }
+        self._pipe, self.worker_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._partial_line = ""
+        self.heartbeat = Heartbeat(time.monotonic(), STARTING, 0)
+        self.phases = self.heartbeats = self._steps = 0
         self._steps_s: deque[float] = deque(maxlen=100)
         self._longest_s = 0.0
-        self._stepped_at = self._looked_at = self.beat.at
-        self.now_s = self._beaten_s = 0.0
+        self._stepped_at = self._polled_at = self.heartbeat.at
+        self.now_s = self._last_heartbeat_s = 0.0
         self._stopped_s: float | None = None
         self._cpu = (0.0, 0.0)
 
     def close(self) -> None:
-        """The process has ended."""
+        """Closes the pipe after the worker has ended."""
         os.close(self._pipe)
 
-    def look(self, pid: int) -> None:
-        """Takes the beats that have come, and how the process is."""
+    def poll(self, pid: int) -> None:
+        """Receives new heartbeats, and reads the worker's state and CPU time from /proc."""
         now = time.monotonic()
-        self.now_s += min(now - self._looked_at, AWAKE_S)
-        self._looked_at = now
-        self._listen()
-        self._look_at(pid)
+        self.now_s += min(now - self._polled_at, AWAKE_S)
+        self._polled_at = now
+        self._read_pipe()
+        self._read_proc(pid)
 
     @property
     def quiet_s(self) -> float:
-        """Seconds since the last beat."""
-        return self.now_s - self._beaten_s
+        """Seconds since the last heartbeat."""
+        return self.now_s - self._last_heartbeat_s
 
     @property
     def limit_s(self) -> float:
-        """How long the rank may be quiet in what it does now."""
-        phase = self.beat.phase
+        """Seconds that the worker may be quiet in its current phase."""
+        phase = self.heartbeat.phase
         if phase == "done":
-            return NEVER_S  # others may have more to do
+            return NEVER_S  # Other ranks may have more to do.
         if phase == "training" and self._steps >= WARM_UP_STEPS:
-            return max(self._least_s, FACTOR * self._longest_s)
-        return PATIENCE * self._least_s + self._more_s.get(phase, 0.0)
+            return max(self._min_limit_s, STEP_FACTOR * self._longest_s)
+        return PHASE_FACTOR * self._min_limit_s + self._extra_s.get(phase, 0.0)
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the process is stopped by a signal, and not only for a moment."""
-        if self._stopped_s is None or self.beat.phase == "done":
+        """Whether the worker has been stopped by a signal for more than a moment."""
+        if self._stopped_s is None or self.heartbeat.phase == "done":
             return False
         return self.now_s - self._stopped_s > STOPPED_S
 
     @property
     def step_s(self) -> float | None:
-        """Median time of the latest steps; None before the first."""
+        """Median seconds of the latest steps; None before the first."""
         return statistics.median(self._steps_s) if self._steps_s else None
 
-    def _listen(self) -> None:
-        """Takes the beats that have come."""
+    def _read_pipe(self) -> None:
         try:
-            text = self._rest + os.read(self._pipe, 1 << 20).decode()
+            text = self._partial_line + os.read(self._pipe, 1 << 20).decode()
         except BlockingIOError:
             return
-        *lines, self._rest = text.split("\n")
+        *lines, self._partial_line = text.split("\n")
         for line in lines:
-            self._take(worker_channel.read(line))
+            self._receive(parse_heartbeat(line))
 
-    def _take(self, beat: Heartbeat) -> None:
-        before, self.beat = self.beat, beat
-        if beat.phase != before.phase:
-            self.phases, self.beats = self.phases + 1, 0
-        elif beat.phase == "training":
+    def _receive(self, heartbeat: Heartbeat) -> None:
+        before, self.heartbeat = self.heartbeat, heartbeat
+        if heartbeat.phase != before.phase:
+            self.phases, self.heartbeats = self.phases + 1, 0
+        elif heartbeat.phase == "training":
             if self._steps >= WARM_UP_STEPS:
-                quiet_s = min(beat.at - before.at, self.now_s - self._beaten_s)
+                quiet_s = min(heartbeat.at - before.at, self.now_s - self._last_heartbeat_s)
                 self._longest_s = max(self._longest_s, quiet_s)
-            if beat.step != before.step:
+            if heartbeat.step != before.step:
                 self._steps += 1
-                self._steps_s.append(beat.at - self._stepped_at)
-        if beat.step != before.step or beat.phase != before.phase:
-            self._stepped_at = beat.at
-        self.beats += 1
-        self._beaten_s = self.now_s
+                self._steps_s.append(heartbeat.at - self._stepped_at)
+        if heartbeat.step != before.step or heartbeat.phase != before.phase:
+            self._stepped_at = heartbeat.at
+        self.heartbeats += 1
+        self._last_heartbeat_s = self.now_s
 
-    def _look_at(self, pid: int) -> None:
+    def _read_proc(self, pid: int) -> None:
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except OSError:
-            return  # it has ended
+            return  # The worker has ended.
         state, *fields = stat.rpartition(")")[2].split()
         if state != "T":
             self._stopped_s = None
         elif self._stopped_s is None:
             self._stopped_s = self.now_s
         used_s = sum(map(int, fields[10:14])) / os.sysconf("SC_CLK_TCK")  # utime … cstime
-        since_s, before_s = self._cpu
+        since_s, used_before_s = self._cpu
         if self.now_s - since_s > BUSY_S:
-            busy = used_s - before_s > BUSY_CORES * (self.now_s - since_s)
-            if busy and self.beat.phase in ALONE:
-                self._beaten_s = self.now_s
+            is_busy = used_s - used_before_s > BUSY_CORES * (self.now_s - since_s)
+            if is_busy and self.heartbeat.phase in PHASES_ALONE:
+                self._last_heartbeat_s = self.now_s
             self._cpu = (self.now_s, used_s)

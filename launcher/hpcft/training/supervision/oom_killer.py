@@ -1,4 +1,4 @@
-"""Whether the kernel has killed a process of this node for lack of memory a moment ago."""
+"""Finds out whether the kernel's out-of-memory killer has just killed a process of this node."""
 
 from __future__ import annotations
 
@@ -8,44 +8,48 @@ from collections import deque
 from pathlib import Path
 
 INTERVAL_S = 1.0
-# A process that is killed may take seconds to give its memory back and be gone.
+# A killed process may take seconds to free its memory and end.
 WINDOW_S = 15.0
 
 
 class OomKillCounter:
-    """Counters of the kernel's out-of-memory killer, read every second.
+    """Reads the kernel's counters of out-of-memory kills every second.
 
-    Looked at over a short window only, so that a kill of long ago is not taken for the latest.
+    It compares them over a short window only, so that an earlier kill does not count.
     """
 
     def __init__(self) -> None:
-        self._counters = counters()
-        self._seen: deque[tuple[float, list[int]]] = deque()
-        self.look()
+        self._files = find_counter_files()
+        self._samples: deque[tuple[float, list[int]]] = deque()
+        self.poll()
 
-    def look(self) -> None:
-        """Reads the counters; call it often, it does so once a second."""
+    def poll(self) -> None:
+        """Reads the counters, at most once a second."""
         now = time.monotonic()
-        if self._seen and now - self._seen[-1][0] < INTERVAL_S:
+        if self._samples and now - self._samples[-1][0] < INTERVAL_S:
             return
-        self._seen.append((now, self._read()))
-        while now - self._seen[0][0] > WINDOW_S:
-            self._seen.popleft()
+        self._samples.append((now, self._read_counters()))
+        while now - self._samples[0][0] > WINDOW_S:
+            self._samples.popleft()
 
-    def rose(self) -> bool:
-        """Whether a counter is higher now than at the beginning of the window."""
-        return any(now > was for now, was in zip(self._read(), self._seen[0][1], strict=True))
+    def has_risen(self) -> bool:
+        """Returns whether a counter is higher now than at the beginning of the window."""
+        _, before = self._samples[0]
+        pairs = zip(self._read_counters(), before, strict=True)
+        return any(now > was for now, was in pairs)
 
-    def _read(self) -> list[int]:
-        return [_count(file) for file in self._counters]
+    def _read_counters(self) -> list[int]:
+        return [_read_counter(file) for file in self._files]
 
 
-def counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """Files that count kills: of this process's cgroup (either version), else of the node.
+def find_counter_files(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> list[Path]:
+    """Returns the files that count kills: of this process's cgroup (v1 or v2), else of the node.
 
-    In a cgroup of version 2 the count holds for all groups below it too.
+    A cgroup of version 2 counts the kills in all cgroups below it too.
     """
-    found = []
+    files = []
     try:
         memberships = (proc / "self/cgroup").read_text().splitlines()
     except OSError:
@@ -53,13 +57,14 @@ def counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"))
     for line in memberships:
         _, controllers, group = line.split(":", 2)
         if controllers == "":
-            found.append(cgroups / group.lstrip("/") / "memory.events")
+            files.append(cgroups / group.lstrip("/") / "memory.events")
         elif "memory" in controllers.split(","):
-            found.append(cgroups / "memory" / group.lstrip("/") / "memory.oom_control")
-    return [file for file in found if _count(file) >= 0] or [proc / "vmstat"]
+            files.append(cgroups / "memory" / group.lstrip("/") / "memory.oom_control")
+    return [file for file in files if _read_counter(file) >= 0] or [proc / "vmstat"]
 
 
-def _count(file: Path) -> int:
+def _read_counter(file: Path) -> int:
+    """Returns the number of kills; -1 if the file has no such counter."""
     try:
         match = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
     except OSError:

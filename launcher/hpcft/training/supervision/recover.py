@@ -1,4 +1,4 @@
-"""Decides how all ranks continue after one of them has failed: restart, fall back, or give up."""
+"""Decides how all ranks continue after one has failed: with a restart, a fallback, or not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hpcft.recovery import limits, replan
 from hpcft.recovery.diagnosis import classify
 from hpcft.recovery.log import FRAGMENTATION, append_recovery, describe_fallbacks
 from hpcft.recovery.run import Run
-from hpcft.scheduler import slurm
+from hpcft.scheduler import slurm_job
 
-# Failures after which all ranks restart within their allocation: nothing is wrong with the nodes.
-RESTART_IN_PLACE = ("rank_died", "nccl", "port", "stuck", FRAGMENTATION)
+# Failure classes after which all ranks restart within their allocation: the nodes are not at fault.
+RESTART_CLASSES = ("rank_died", "nccl", "port", "stuck", FRAGMENTATION)
 
-# What memory ran out for, by what the rank was doing. While data are prepared no fallback helps.
+# Stage of a fallback by the phase of the rank. No fallback helps while rank 0 prepares the data.
 _STAGES: dict[str, Stage] = {
     "starting": "states",
     "model": "states",
@@ -27,15 +27,15 @@ _STAGES: dict[str, Stage] = {
 
 
 def restart_all_ranks(run: Run, error: RankError, number: int) -> bool:
-    """Has all ranks restart within the allocation; returns False where that would not help.
+    """Restarts all ranks within the allocation; returns False if that would not help.
 
     Args:
         run: the run.
-        error: what this rank met.
-        number: of the recovery that this would be.
+        error: error of this rank.
+        number: number of the recovery to write; another rank may have written it.
     """
     failure = classify(error)
-    if failure is None or failure.name not in RESTART_IN_PLACE:
+    if failure is None or failure.name not in RESTART_CLASSES:
         return False
     if run.has_recovery(number):
         return True
@@ -55,18 +55,18 @@ def restart_all_ranks(run: Run, error: RankError, number: int) -> bool:
         error=error,
         cause=failure.name,
         step=step,
-        restart=slurm.restart_count(),
+        restart=slurm_job.restart_count(),
     )
     return True
 
 
 def fall_back(run: Run, error: RankError, number: int) -> bool:
-    """Applies the next out-of-memory fallback; returns False where none is left.
+    """Applies the next out-of-memory fallback; returns False if none is left.
 
     Args:
         run: the run.
-        error: what this rank met.
-        number: of the recovery that this would be; another rank may have written it.
+        error: error of this rank.
+        number: number of the recovery to write; another rank may have written it.
     """
     if run.has_recovery(number):
         return True
@@ -88,39 +88,39 @@ def fall_back(run: Run, error: RankError, number: int) -> bool:
         action=action,
         error=error,
         step=run.saved_step(),
-        restart=slurm.restart_count(),
+        restart=slurm_job.restart_count(),
     )
     return True
 
 
 def exhausted(run: Run, error: RankError, plan: Plan, reason: str = "") -> RankError:
-    """Returns the error of a run that no fallback can help: what was tried, what may help.
+    """Returns the error of a run without further fallbacks: what was tried, and what may help.
 
     Args:
         run: the run.
-        error: what the rank met.
-        plan: what ran.
-        reason: why the run could not be resubmitted on more nodes.
+        error: error of the rank.
+        plan: plan that ran out of memory.
+        reason: why the run could not be resubmitted on more nodes; empty if that was not tried.
     """
     tried = describe_fallbacks(run.read_recoveries())
     more = oom_fallback.next_node_count(plan.layout, run.recipe, run.cluster)
     if error.phase not in _STAGES:
         advice = "preparing the data takes more memory than a node has: limit task.data"
     elif more and (reason or run.recipe.resources.nodes != "auto"):
-        advice = f"set resources.nodes: {more} and submit it again"
-        advice += f" (it could not do so itself: {reason})" if reason else ""
+        advice = f"set resources.nodes: {more} and submit the run again"
+        advice += f" (hpcft could not resubmit it by itself: {reason})" if reason else ""
     else:
         unit = "GPUs" if plan.accelerator == "cuda" else "nodes"
         advice = (
             f"take {unit} with more memory, a smaller task.max_length, or a method that "
             "trains less (lora, qlora)"
         )
-    what = f"rank {error.rank} on {error.node} was out of memory ({error.phase}): {error.message}"
-    tried_or_not = f"tried before: {tried}" if tried else "no fallback is left"
+    place = f"rank {error.rank} on {error.node} ran out of memory ({error.phase})"
+    end = f"no fallback is left after {tried}" if tried else "there is no fallback"
     return error.model_copy(
         update={
             "failure": "out_of_memory",
-            "message": f"{what}; {tried_or_not}",
+            "message": f"{place}: {error.message}; {end}",
             "next_step": advice,
         }
     )

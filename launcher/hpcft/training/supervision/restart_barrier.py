@@ -1,4 +1,4 @@
-"""Barrier of a run's supervisors before their workers restart, by files in the run folder."""
+"""Restart barrier: supervisors wait for each other, with files in the run folder."""
 
 from __future__ import annotations
 
@@ -13,39 +13,47 @@ from hpcft.core.records import Progress
 from hpcft.recovery import limits
 from hpcft.recovery.log import append_recovery
 from hpcft.recovery.run import Run
-from hpcft.scheduler import slurm
+from hpcft.scheduler import slurm_job
 from hpcft.training.distributed import rendezvous
 from hpcft.training.distributed.rank_env import RankInfo
 
 POLL_S = 0.2
-# Until all ranks are ready to start again.
+# Time until all ranks are ready for a restart.
 READY_S = 300.0
-# Between two heartbeats while nothing trains.
-BEAT_S = 1.0
-STARTED_AGAIN = "Slurm started the job again (preemption without notice, a failed node, or by hand)"
+# Pause between two updates of the progress while nothing trains.
+PROGRESS_S = 1.0
+SLURM_RESTARTED = "Slurm restarted the job (preemption without notice, a failed node, or by hand)"
 
 
 def record_slurm_restart(run: Run, rank: RankInfo, is_stopping: Callable[[], bool]) -> bool:
-    """Writes a recovery where Slurm has restarted the job by itself; returns whether it may run.
+    """Writes a recovery if Slurm has restarted the job by itself; returns whether the rank may run.
 
-    Rank 0 does so and the others wait for it, since all go by the number of recoveries.
+    Rank 0 writes it and the others wait for it, because all ranks count the recoveries.
 
     Args:
         run: the run.
         rank: this rank.
-        is_stopping: whether this rank was told to end.
+        is_stopping: returns whether this rank has received a stop signal.
     """
-    restart = slurm.restart_count()
-    if not restart or _is_recorded(run, rank, restart):
+    restart = slurm_job.restart_count()
+
+    def is_recorded() -> bool:
+        return any(
+            (recovery.action, recovery.job_id, recovery.restart)
+            == ("requeue", rank.job_id, restart)
+            for recovery in run.read_recoveries()
+        )
+
+    if not restart or is_recorded():
         return True
     if not rank.is_first:
-        # Where rank 0 records none, it says why.
-        stopped_or_recorded = lambda: is_stopping() or _is_recorded(run, rank, restart)  # noqa: E731
-        return wait_until(stopped_or_recorded, READY_S, POLL_S) and not is_stopping()
+        # If rank 0 writes no recovery, its error file says why.
+        wait_until(lambda: is_stopping() or is_recorded(), READY_S, POLL_S)
+        return is_recorded()
     recoveries, step = run.read_recoveries(), run.saved_step()
     reason = limits.restart_limit_reason(recoveries, "interrupted", step)
     if reason:
-        message = f"{STARTED_AGAIN}; {reason}"
+        message = f"{SLURM_RESTARTED}; {reason}"
         write_rank_error(run.paths, rank.error("Interrupted", message, failure="stuck"))
         return False
     plan = run.read_plan()
@@ -55,7 +63,7 @@ def record_slurm_restart(run: Run, rank: RankInfo, is_stopping: Callable[[], boo
         plan,
         number=len(recoveries) + 1,
         action="requeue",
-        error=rank.error("Interrupted", STARTED_AGAIN),
+        error=rank.error("Interrupted", SLURM_RESTARTED),
         cause="interrupted",
         step=step,
         restart=restart,
@@ -63,42 +71,46 @@ def record_slurm_restart(run: Run, rank: RankInfo, is_stopping: Callable[[], boo
     return True
 
 
-def _is_recorded(run: Run, rank: RankInfo, restart: int) -> bool:
-    return any(
-        (recovery.action, recovery.job_id, recovery.restart) == ("requeue", rank.job_id, restart)
-        for recovery in run.read_recoveries()
-    )
-
-
 def wait_for_all_ranks(
     run: Run, rank: RankInfo, restart_index: int, is_stopping: Callable[[], bool]
-) -> None:
-    """Waits until every rank has ended its worker and is ready for the restart.
+) -> bool:
+    """Waits until every rank has ended its worker; returns False if this rank has to stop.
+
+    Args:
+        run: the run.
+        rank: this rank, which is ready.
+        restart_index: number of recoveries before the restart.
+        is_stopping: returns whether this rank has received a stop signal.
 
     Raises:
-        TimeoutError: some did not come.
+        TimeoutError: some ranks were not ready in time.
     """
     folder = rendezvous.rendezvous_file(run.paths, rank, restart_index).with_suffix("")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / str(rank.rank)).touch()
-    deadline = time.monotonic() + READY_S
-    while missing := set(map(str, range(rank.world_size))) - set(os.listdir(folder)):
-        if time.monotonic() > deadline or is_stopping():
-            absent = ", ".join(sorted(missing, key=int))
-            raise TimeoutError(
-                f"a restart needs all {rank.world_size} ranks; after {READY_S:.0f} s these were "
-                f"not ready: {absent}; see their logs"
-            )
+    expected = {str(number) for number in range(rank.world_size)}
+    missing = expected
+
+    def is_over() -> bool:
+        nonlocal missing
+        missing = expected - set(os.listdir(folder))
         _touch_progress(run, rank)
-        time.sleep(POLL_S)
-    _touch_progress(run, rank)
+        return not missing or is_stopping()
+
+    if not wait_until(is_over, READY_S, POLL_S):
+        names = ", ".join(sorted(missing, key=int))
+        raise TimeoutError(
+            f"a restart needs all {rank.world_size} ranks; after {READY_S:.0f} s these were not "
+            f"ready: {names}; see their logs"
+        )
+    return not missing
 
 
 def _touch_progress(run: Run, rank: RankInfo) -> None:
-    """Keeps the run's progress from looking stale while nothing trains."""
+    """Updates the time of the run's progress, so that it does not look stale meanwhile."""
     if not rank.is_first:
         return
     progress = read_record_if_exists(run.paths.progress, Progress)
-    if progress and time.time() - progress.updated_at > BEAT_S:
-        now = {"phase": "starting", "updated_at": time.time()}
-        write_record(run.paths.progress, progress.model_copy(update=now))
+    if progress and time.time() - progress.updated_at > PROGRESS_S:
+        update = {"phase": "starting", "updated_at": time.time()}
+        write_record(run.paths.progress, progress.model_copy(update=update))

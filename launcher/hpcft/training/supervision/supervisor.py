@@ -1,11 +1,11 @@
-"""Supervisor: runs a rank's training as a process of its own, and restarts it where that may help.
+"""Supervisor: runs a rank's training in a worker process, and restarts it where that may help.
 
-The ranks of a run cannot see what happens to one of them: they wait inside a collective. So each
-has a supervisor beside it that holds neither memory nor a communicator. The supervisors meet in the
-run folder alone: a new recovery there makes them end their workers; each says when it is ready, and
-when all are, all start their workers again within the same allocation. After the last fallback,
-more nodes, one of them resubmits the run instead, and all end. Whether a job that ends is requeued
-is decided by the batch script (`training.requeue`).
+When a rank fails, the other ranks cannot see it: they wait inside a collective. So each rank has a
+supervisor, which holds neither GPU memory nor a communicator. The supervisors communicate through
+the run folder only: when a rank writes a recovery there, all supervisors end their workers, wait
+for each other, and start new workers within the same allocation. The last fallback needs more
+nodes: then one supervisor resubmits the run, and all end. The batch script decides whether a job
+that ends is requeued (`training.requeue`).
 """
 
 from __future__ import annotations
@@ -20,42 +20,45 @@ from types import FrameType
 from typing import Literal
 
 from hpcft.core.errors import ClusterError, HpcftError
-from hpcft.core.files import read_record, read_record_if_exists
-from hpcft.core.log_markers import STARTS_AGAIN
+from hpcft.core.files import check_private, read_record, read_record_if_exists
+from hpcft.core.host import wait_until
+from hpcft.core.log_markers import RESTART_LINE
+from hpcft.core.paths import RunPaths
 from hpcft.core.rank_errors import rank_error_file, write_rank_error
 from hpcft.core.records import Progress, RankError, Recovery
 from hpcft.recovery import resubmit
 from hpcft.recovery.diagnosis import is_secondary
 from hpcft.recovery.log import FRAGMENTATION, is_superseded_start
-from hpcft.recovery.resubmit import Entry
 from hpcft.recovery.run import Run
-from hpcft.scheduler import slurm
+from hpcft.scheduler import slurm_job
+from hpcft.scheduler.protocol import Entry, Refused
 from hpcft.training.checkpointing import node_local
-from hpcft.training.distributed import rank_env
+from hpcft.training.distributed.rank_env import RankInfo, rank_info
+from hpcft.training.distributed.stop_signal import STOP_SIGNALS
 from hpcft.training.distributed.worker_channel import OUT_OF_MEMORY_EXIT, SAVED_EXIT
 from hpcft.training.supervision import recover, restart_barrier
 from hpcft.training.supervision.oom_killer import OomKillCounter
 from hpcft.training.supervision.watchdog import Watchdog
-from hpcft.training.supervision.worker_process import ENDING, WorkerProcess
+from hpcft.training.supervision.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-# Between two looks into the run folder: every rank looks, and a folder may serve a thousand.
-LOOK_S = 1.0
-# A rank that only lost its peer waits this long for the peer's recovery; folders lag behind.
+# Pause between two looks into the run folder, which the supervisors of a thousand ranks may share.
+FOLDER_POLL_S = 1.0
+# Time that a rank which lost a peer waits for the peer's recovery; a shared folder may lag behind.
 RECOVERY_S = 60.0
-# Until one of the ranks has resubmitted the run.
+# Time until one of the ranks has resubmitted the run.
 RESUBMIT_S = 300.0
 # A stop this close to the time limit is taken to be because of it.
 LIMIT_NEAR_S = 300.0
 
 Another = Literal["another"]
 ANOTHER_RECOVERED: Another = "another"
-"""The worker has to end, because another rank has written a recovery."""
+"""Another rank has written a recovery, so this worker has to end."""
 Superseded = Literal["superseded"]
 SUPERSEDED: Superseded = "superseded"
-"""The worker has to end, because the job runs elsewhere: Slurm has lost sight of this node."""
+"""The job runs elsewhere, because Slurm has lost contact to this node: this worker has to end."""
 
 
 def main(run_folder: str, entry: Entry) -> None:
@@ -66,38 +69,50 @@ def main(run_folder: str, entry: Entry) -> None:
         entry: what the ranks of another job start with, should the run be resubmitted.
 
     Raises:
-        SystemExit: with code 1, when the rank failed; it has written why.
+        SystemExit: with code 1, if the rank failed; its error file says why.
+        StoreError: others may write to the folder, so that nothing may be written there.
     """
-    run = Run.open(Path(run_folder))
+    paths = RunPaths(Path(run_folder))
+    check_private(paths.folder)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("hpcft").setLevel(logging.INFO)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # planning on more nodes waits for no network either
-    rank = rank_env.rank_info()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # The supervisor may plan, on a node without network.
+    rank = rank_info()
     code = 1
     try:
-        supervisor = Supervisor(run, rank, entry)
-        try:
-            code = supervisor.run_worker()
-        finally:
-            supervisor.end_worker()
-            node_local.remove_node_folder(node_local.node_folder(run.paths, run.cluster, rank))
+        code = _supervise(Run.open(paths.folder), rank, entry)
     except BaseException as error:
-        # Interrupted, out of time, or a bug: the rank ends, and says so.
+        # Interrupted, out of time, or a bug: the rank ends, and its error file says so.
         kind = "DataError" if isinstance(error, HpcftError) else type(error).__name__
         was_cancelled = isinstance(error, KeyboardInterrupt)
-        log.error("the rank ends: %s", kind, exc_info=not was_cancelled)
+        message = str(error) or "the rank was interrupted"
+        log.error("the rank ends: %s: %s", kind, message, exc_info=not was_cancelled)
         failure = "cancelled" if was_cancelled else ""
-        message = str(error) or "it was told to end"
-        write_rank_error(run.paths, rank.error(kind, message, failure=failure))
+        write_rank_error(paths, rank.error(kind, message, failure=failure))
     if code:
         raise SystemExit(code)
 
 
-class Supervisor:
-    """Runs the worker of one rank, as often as it takes."""
+def _supervise(run: Run, rank: RankInfo, entry: Entry) -> int:
+    supervisor = Supervisor(run, rank, entry)
+    try:
+        return supervisor.run_worker()
+    finally:
+        supervisor.end_worker()
+        node_local.remove_node_folder(node_local.node_folder(run.paths, run.cluster, rank))
 
-    def __init__(self, run: Run, rank: rank_env.RankInfo, entry: Entry) -> None:
-        """Prepares to run a worker; arguments as of `main`."""
+
+class Supervisor:
+    """Runs the worker of one rank, and restarts it as long as that may help."""
+
+    def __init__(self, run: Run, rank: RankInfo, entry: Entry) -> None:
+        """Prepares to run a worker.
+
+        Args:
+            run: the run.
+            rank: this rank.
+            entry: what the ranks of another job start with, should the run be resubmitted.
+        """
         self.run = run
         self.rank = rank
         self.entry = entry
@@ -109,23 +124,23 @@ class Supervisor:
 
     def _limit_at(self) -> float:
         """Returns the Unix time of the job's time limit; rank 0's worker saves before it."""
-        known = os.environ.get("SLURM_JOB_END_TIME")  # since Slurm 23.02
-        if known is None and self.rank.is_first and self.run.cluster.scheduler == "slurm":
-            limit_at = slurm.time_limit_at(self.rank.job_id)
+        end_time = os.environ.get("SLURM_JOB_END_TIME")  # Slurm sets it since 23.02.
+        if end_time is None and self.rank.is_first and self.run.cluster.scheduler == "slurm":
+            limit_at = slurm_job.time_limit_at(self.rank.job_id)
             if limit_at is not None:
-                known = os.environ["SLURM_JOB_END_TIME"] = f"{limit_at:.0f}"
-        return float(known) if known else time.time() + 60 * self.run.read_plan().time_min
+                end_time = os.environ["SLURM_JOB_END_TIME"] = f"{limit_at:.0f}"
+        return float(end_time) if end_time else time.time() + 60 * self.run.read_plan().time_min
 
     @property
     def is_stopping(self) -> bool:
-        """Whether this rank was told to end."""
+        """Whether this rank has received a stop signal."""
         return self.stop_signal is not None
 
     def run_worker(self) -> int:
-        """Returns 0 when the training is done, 1 when it has ended too early."""
-        for signum in ENDING:
+        """Returns 0 if the training is done, 1 if it has ended too early."""
+        for signum in STOP_SIGNALS:
             signal.signal(signum, self._forward)
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler only logs it
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler would only log it.
         run, rank, is_stopping = self.run, self.rank, lambda: self.is_stopping
         if not restart_barrier.record_slurm_restart(run, rank, is_stopping):
             return 1
@@ -134,10 +149,14 @@ class Supervisor:
             self.restart_index = len(recoveries)
             if recoveries:
                 self._log_restart(recoveries[-1])
-                restart_barrier.wait_for_all_ranks(run, rank, self.restart_index, is_stopping)
+                if not restart_barrier.wait_for_all_ranks(
+                    run, rank, self.restart_index, is_stopping
+                ):
+                    write_rank_error(run.paths, self._stopped_error())
+                    return 1
                 if recoveries[-1].action == "resubmit" and recoveries[-1].job_id == rank.job_id:
                     return self._leave(recoveries[-1])
-            rank_error_file(run.paths, rank.rank).unlink(missing_ok=True)  # of the start before
+            rank_error_file(run.paths, rank.rank).unlink(missing_ok=True)
             watchdog = Watchdog(run, rank, self.restart_index)
             expandable = any(recovery.cause == FRAGMENTATION for recovery in recoveries)
             self.worker = WorkerProcess(
@@ -147,7 +166,7 @@ class Supervisor:
             if end == 0:
                 return 0
             if end == SUPERSEDED:
-                log.warning("Slurm has restarted the job elsewhere: this start of it ends")
+                log.warning("Slurm has restarted the job on other nodes: this start of it ends")
                 self.end_worker(at_once=True)
                 return 1
             if end != ANOTHER_RECOVERED and not self._restarts_after(end):
@@ -155,9 +174,9 @@ class Supervisor:
             self.end_worker(at_once=True)
 
     def _log_restart(self, last: Recovery) -> None:
-        words = last.change or f"step {last.step} after {last.cause}"
+        text = last.change or f"step {last.step} after {last.cause}"
         for stream in (sys.stdout, sys.stderr):
-            stream.write(f"{STARTS_AGAIN} with {words}\n")
+            stream.write(f"{RESTART_LINE} with {text}\n")
             stream.flush()
 
     # ------------------------------------------------------------ the worker
@@ -165,22 +184,22 @@ class Supervisor:
     def _watch(
         self, worker: WorkerProcess, watchdog: Watchdog
     ) -> int | RankError | Another | Superseded:
-        """Returns the worker's exit code, that it hangs, or that another rank has failed."""
-        looked = time.monotonic()
+        """Waits until the worker ends or has to end; returns its exit code, or the reason."""
+        polled_at = time.monotonic()
         while (code := worker.wait(POLL_S)) is None:
-            self.oom_kills.look()
-            if hang := watchdog.look():
+            self.oom_kills.poll()
+            if hang := watchdog.poll():
                 return hang
             if watchdog.hangs_at_exit:
                 log.warning("the training is done, but its process does not end: it is killed")
                 self.end_worker(at_once=True)
                 return 0
-            if time.monotonic() - looked > LOOK_S:
-                looked = time.monotonic()
+            if time.monotonic() - polled_at > FOLDER_POLL_S:
+                polled_at = time.monotonic()
                 if not self.run.has_recovery(self.restart_index + 1):
                     continue
                 paths, job_id = self.run.paths, self.rank.job_id
-                if is_superseded_start(paths, job_id, slurm.restart_count()):
+                if is_superseded_start(paths, job_id, slurm_job.restart_count()):
                     return SUPERSEDED
                 # A single rank applies its fallbacks itself, and continues.
                 if self.rank.world_size > 1:
@@ -188,21 +207,20 @@ class Supervisor:
         return code
 
     def end_worker(self, *, at_once: bool = False) -> None:
-        """Ends the worker, if there is one, and all that it has started."""
+        """Ends the worker, if there is one, and all processes that it has started."""
         if self.worker is not None:
             self.worker.end(at_once=at_once)
             self.worker = None
 
     def _forward(self, signum: int, _frame: FrameType | None) -> None:
-        if signum in ENDING:
-            self.stop_signal = self.stop_signal or signal.Signals(signum)
+        self.stop_signal = self.stop_signal or signal.Signals(signum)
         if self.worker is not None:
             self.worker.signal(signum)
 
     # ------------------------------------------------------------ when it ends
 
     def _restarts_after(self, end: int | RankError) -> bool:
-        """Returns whether all ranks restart after this; if not, the reason is written."""
+        """Returns whether all ranks restart; if not, writes the reason into the error file."""
         run, rank = self.run, self.rank
         if isinstance(end, RankError):
             return recover.restart_all_ranks(run, end, self._next_number())
@@ -212,18 +230,18 @@ class Supervisor:
             return False
         if end == OUT_OF_MEMORY_EXIT and error is not None:
             fragmented = error.failure == FRAGMENTATION
-            answer = recover.restart_all_ranks if fragmented else recover.fall_back
-            return answer(run, error, self._next_number())
+            recovery = recover.restart_all_ranks if fragmented else recover.fall_back
+            return recovery(run, error, self._next_number())
         if end == -signal.SIGKILL:
-            # Whoever kills the whole job kills this process too, within a moment.
-            time.sleep(LOOK_S)
-            if self.oom_kills.rose():
-                message = "the kernel killed it for lack of memory (oom_kill)"
+            # If the whole job is being killed, this process ends within a moment too.
+            time.sleep(FOLDER_POLL_S)
+            if self.oom_kills.has_risen():
+                message = "the kernel killed the training for lack of memory (oom_kill)"
                 error = rank.error("Killed", message, phase=self._phase())
                 write_rank_error(run.paths, error)
                 on_cpu = run.cluster.accelerator == "cpu"
                 return on_cpu and recover.fall_back(run, error, self._next_number())
-        # NCCL ends a process whose peer is gone with SIGABRT, and says so in the log.
+        # NCCL aborts a process whose peer is gone, and logs it.
         aborted = end == -signal.SIGABRT
         secondary = aborted or (error is not None and is_secondary(error))
         if secondary and rank.world_size > 1 and self._gets_a_recovery():
@@ -240,54 +258,55 @@ class Supervisor:
         """Returns the error of an external stop: cancelled, time limit or preemption."""
         near_limit = self.time_limit_at - time.time() < LIMIT_NEAR_S
         if self.run.cluster.scheduler == "local":
-            failure, message = "cancelled", "it was told to end"
+            failure, message = "cancelled", "the run was cancelled"
         elif near_limit and self.stop_signal != signal.SIGTERM:
             failure, message = "timeout", "the time limit is near"
         else:
-            named = f" ({self.stop_signal.name})" if self.stop_signal else ""
-            failure, message = "preempted", f"the scheduler told it to end{named}"
+            name = f" ({self.stop_signal.name})" if self.stop_signal else ""
+            failure, message = "preempted", f"the scheduler stopped the rank{name}"
         return self.rank.error("Ended", message, failure=failure)
 
     def _next_number(self) -> int:
-        # Alone, the worker has applied fallbacks of its own since it was started.
-        alone = self.rank.world_size == 1
-        return 1 + (len(self.run.read_recoveries()) if alone else self.restart_index)
+        # The worker of a single rank applies fallbacks of its own after its start.
+        is_single = self.rank.world_size == 1
+        return 1 + (len(self.run.read_recoveries()) if is_single else self.restart_index)
 
     def _gets_a_recovery(self) -> bool:
-        """Returns whether the rank that went away left a recovery; its folder may lag behind."""
-        deadline = time.monotonic() + RECOVERY_S
-        while time.monotonic() < deadline and not self.is_stopping:
-            if self.run.has_recovery(self.restart_index + 1):
-                return True
-            time.sleep(LOOK_S)
-        return False
+        """Returns whether the rank that failed has written a recovery; waits for it."""
+        number = self.restart_index + 1
+        wait_until(
+            lambda: self.is_stopping or self.run.has_recovery(number), RECOVERY_S, FOLDER_POLL_S
+        )
+        return not self.is_stopping and self.run.has_recovery(number)
 
     # ------------------------------------------------------------ more nodes
 
     def _leave(self, recovery: Recovery) -> int:
-        """Ends this rank once its run is resubmitted; returns 1 when that cannot be."""
-        deadline = time.monotonic() + RESUBMIT_S
-        while not resubmit.is_resubmitted(self.run.paths, self.rank.job_id):
-            if recovery.rank == self.rank.rank and not self.is_stopping:
-                return self._resubmit(recovery)
-            if self.is_stopping or not self.run.has_recovery(recovery.number):
-                return 1  # the rank that could not resubmit it says why
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"rank {recovery.rank} has not resubmitted the run within {RESUBMIT_S:.0f} s; "
-                    "see its log"
-                )
-            time.sleep(LOOK_S)
-        return 0
+        """Ends this rank after one of them has resubmitted the run; returns 1 if none could."""
+        run, job_id = self.run, self.rank.job_id
+
+        def is_decided() -> bool:
+            is_resubmitted = resubmit.is_resubmitted(run.paths, job_id)
+            return is_resubmitted or self.is_stopping or not run.has_recovery(recovery.number)
+
+        is_resubmitted = resubmit.is_resubmitted(run.paths, job_id)
+        if recovery.rank == self.rank.rank and not (is_resubmitted or self.is_stopping):
+            return self._resubmit(recovery)
+        if not wait_until(is_decided, RESUBMIT_S, FOLDER_POLL_S):
+            raise TimeoutError(
+                f"rank {recovery.rank} has not resubmitted the run within {RESUBMIT_S:.0f} s; "
+                "see its log"
+            )
+        # If it could not be resubmitted, the error file of that rank says why.
+        return 0 if resubmit.is_resubmitted(run.paths, job_id) else 1
 
     def _resubmit(self, recovery: Recovery) -> int:
-        """Submits the run on more nodes; returns 0 when that is done."""
+        """Submits the run on more nodes; returns 0 if Slurm has taken the job, else 1."""
         run, rank = self.run, self.rank
         error = read_record(rank_error_file(run.paths, rank.rank), RankError)
-        plan = run.read_plan()
         try:
-            job_id = resubmit.resubmit(run.paths, plan, run.cluster, rank.job_id, self.entry)
-        except (slurm.Refused, ClusterError) as refused:
+            job_id = resubmit.resubmit(run, run.read_plan(), rank.job_id, self.entry)
+        except (Refused, ClusterError) as refused:
             before = run.remove_last_recovery()
             write_rank_error(run.paths, recover.exhausted(run, error, before, str(refused)))
             return 1

@@ -1,9 +1,10 @@
-"""Tells a rank that is stuck from one that is slow, and collects what all ranks were doing.
+"""Watchdog: tells a hang from a slow rank, and collects the stacks of all ranks.
 
-A supervisor sees its own rank only: when the last beat was, and whether the process is stopped. A
-rank that waits inside a collective is quiet too, and no culprit. So the first that finds its rank
-quiet for too long asks all in the run folder; each answers with its last beat and its stacks, and
-the one that asked decides: stuck is a run of which no rank comes further.
+A supervisor sees only its own worker: the time of its last heartbeat, and whether it is stopped. A
+worker that waits inside a collective is quiet too, though it is not at fault. So the first watchdog
+whose worker is quiet for too long writes a request into the run folder. Each watchdog answers with
+a report and the stacks of its worker, and the one that requested them decides: the run hangs if no
+rank makes progress.
 """
 
 from __future__ import annotations
@@ -25,160 +26,166 @@ from hpcft.training.supervision.liveness import NEVER_S, LivenessMonitor
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 2.0
-# A thread takes a moment to write its stack, and one that waits for a disk never does.
+FOLDER_POLL_S = 2.0
+# A thread needs a moment to write its stack, and one that waits for a disk never does.
 STACKS_S = 5.0
-ANSWERS_S = 30.0
-# What a rank that is done has to end.
+REPORTS_S = 30.0
+# Time that a worker has to end after it has reported that it is done.
 EXIT_S = 30.0
-MOST_STACK_BYTES = 200_000
+MAX_STACK_BYTES = 200_000
 
 
 class Watchdog:
-    """Watches over one child; make one for each."""
+    """Watches over one worker process; each new worker needs a new one."""
 
     def __init__(self, run: Run, rank: RankInfo, restart_index: int) -> None:
-        """A pipe for beats and a file for stacks, for a child that is started next.
+        """Opens the channel of a worker that is started next.
 
         Args:
             run: the run.
-            rank: the rank.
+            rank: this rank.
             restart_index: number of recoveries before this start.
         """
         self.rank = rank
         self._stacks = run.paths.stacks
         self._start = rendezvous_file(run.paths, rank, restart_index).stem
-        self._pulse = LivenessMonitor(run.cluster, run.read_plan())
-        self._memory = os.memfd_create("stacks", os.MFD_CLOEXEC)
+        self._liveness = LivenessMonitor(run.cluster, run.read_plan())
+        self._stacks_fd = os.memfd_create("stacks", os.MFD_CLOEXEC)
         self._pid = 0
         self._requests = 0
-        self._asked: Path | None = None
-        self._asked_s = self._searched_s = 0.0
-        self._judged_s = -NEVER_S
+        self._own_request: Path | None = None
+        self._requested_s = self._searched_s = 0.0
+        self._reported_s = -NEVER_S
         self._signalled_s: float | None = None
         self._stacks_bytes = 0
-        self._fails = False
+        self._folder_fails = False
 
     @property
-    def child_fds(self) -> tuple[int, int]:
-        """Descriptors that the child inherits, and is told as arguments for `beats.attach`."""
-        return self._pulse.childs_pipe, self._memory
+    def worker_fds(self) -> tuple[int, int]:
+        """Descriptors that the worker inherits, for `worker_channel.connect`: pipe, stacks."""
+        return self._liveness.worker_pipe, self._stacks_fd
 
     def watch(self, pid: int) -> None:
-        """The child was started."""
+        """Begins to watch the worker of that process id, which has inherited `worker_fds`."""
         self._pid = pid
-        os.close(self._pulse.childs_pipe)
+        os.close(self._liveness.worker_pipe)
 
     def close(self) -> None:
-        """The child has ended."""
-        self._pulse.close()
-        os.close(self._memory)
+        """Closes the channel after the worker has ended."""
+        self._liveness.close()
+        os.close(self._stacks_fd)
 
-    def look(self) -> RankError | None:
-        """What to end the ranks for, once this rank has found that the run is stuck.
+    def poll(self) -> RankError | None:
+        """Returns the error of a hang, once this rank has found one; None until then.
 
-        Call it several times a second. It answers, too, what supervisors of other ranks ask.
+        It also answers the requests of other ranks. Call it several times a second.
         """
-        self._pulse.look(self._pid)
+        self._liveness.poll(self._pid)
         try:
-            if self._seems_stuck and self._signalled_s is None and self._asked is None:
-                self._ask()
-            self._answer()
-            error = self._judge()
-        except OSError as failed:  # the folder may be back at the next look
-            if not self._fails:
-                log.warning("the ranks cannot be asked what they do: %s", failed)
-            self._fails = True
+            if self._may_hang and self._signalled_s is None and self._own_request is None:
+                self._request_reports()
+            self._report_if_requested()
+            error = self._evaluate_reports()
+        except OSError as failed:  # The folder may be back at the next poll.
+            if not self._folder_fails:
+                log.warning("the ranks cannot be asked for their stacks: %s", failed)
+            self._folder_fails = True
             return None
-        self._fails = False
+        self._folder_fails = False
         return error
 
     @property
     def hangs_at_exit(self) -> bool:
-        """Whether the child has said that all is done, and does not end."""
-        return self._pulse.beat.phase == "done" and self._pulse.quiet_s > EXIT_S
+        """Whether the worker has reported that it is done, and does not end."""
+        liveness = self._liveness
+        return liveness.heartbeat.phase == "done" and liveness.quiet_s > EXIT_S
 
     @property
-    def _seems_stuck(self) -> bool:
-        """Whether to ask; not again soon after it was found to wait only."""
-        pulse = self._pulse
-        if pulse.beat.phase == "data" and not self.rank.is_first:
-            return pulse.is_stopped  # it waits for rank 0, which has a watchdog of its own
-        overdue = pulse.quiet_s > pulse.limit_s
-        return pulse.is_stopped or (overdue and pulse.now_s - self._judged_s > pulse.limit_s / 2)
+    def _may_hang(self) -> bool:
+        """Whether to request reports; not soon after this rank has reported that it waits."""
+        liveness = self._liveness
+        if liveness.heartbeat.phase == "data" and not self.rank.is_first:
+            return liveness.is_stopped  # It waits for rank 0, which has a watchdog of its own.
+        is_overdue = liveness.quiet_s > liveness.limit_s
+        since_report_s = liveness.now_s - self._reported_s
+        return liveness.is_stopped or (is_overdue and since_report_s > liveness.limit_s / 2)
 
     @property
-    def _folder(self) -> Path:
+    def _request_folder(self) -> Path:
         return self._stacks / f"{self._start}-{self._requests}"
 
-    def _ask(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _request_reports(self) -> None:
+        folder = self._request_folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         request = hang_diagnosis.StackRequest(rank=self.rank.rank, at=time.time())
-        if write_record_once(self._folder / "request.json", request):  # else another was faster
-            self._asked, self._asked_s = self._folder, self._pulse.now_s
-            log.warning("%s; asking all ranks what they do", self._said(""))
+        if write_record_once(folder / "request.json", request):  # Otherwise another rank was first.
+            self._own_request, self._requested_s = folder, self._liveness.now_s
+            log.warning("%s; requesting the stacks of all ranks", self._make_report(""))
 
-    def _answer(self) -> None:
-        """Says what this rank does, once somebody asks."""
+    def _report_if_requested(self) -> None:
+        now_s = self._liveness.now_s
         if self._signalled_s is None:
-            if self._pulse.now_s - self._searched_s > LOOK_S or self._asked == self._folder:
-                self._searched_s = self._pulse.now_s
-                if self._is_asked():
-                    self._ask_child()
+            own = self._own_request == self._request_folder
+            if own or now_s - self._searched_s > FOLDER_POLL_S:
+                self._searched_s = now_s
+                if self._is_requested():
+                    self._request_stacks()
             return
-        stacks = os.pread(self._memory, MOST_STACK_BYTES, 0)
+        stacks = os.pread(self._stacks_fd, MAX_STACK_BYTES, 0)
         grows, self._stacks_bytes = len(stacks) != self._stacks_bytes, len(stacks)
-        if (grows or not stacks) and self._pulse.now_s - self._signalled_s < STACKS_S:
+        if (grows or not stacks) and now_s - self._signalled_s < STACKS_S:
             return
         text = stacks.decode(errors="replace")
-        said = self._said(text)
-        write_text(self._folder / f"{self.rank.rank}.txt", f"{said}\n\n{text}")
-        write_record(self._folder / f"{self.rank.rank}.json", said)
+        report = self._make_report(text)
+        write_text(self._request_folder / f"{self.rank.rank}.txt", f"{report}\n\n{text}")
+        write_record(self._request_folder / f"{self.rank.rank}.json", report)
         self._requests += 1
         self._signalled_s = None
 
-    def _is_asked(self) -> bool:
-        """Whether there is a request; lists the folder, so that a network file system looks."""
-        if self._stacks.is_dir() and self._folder.name in os.listdir(self._stacks):
-            return (self._folder / "request.json").exists()
+    def _is_requested(self) -> bool:
+        """Returns whether there is a request; lists the folder, so that NFS asks its server."""
+        if self._stacks.is_dir() and self._request_folder.name in os.listdir(self._stacks):
+            return (self._request_folder / "request.json").exists()
         return False
 
-    def _ask_child(self) -> None:
-        self._signalled_s = self._judged_s = self._pulse.now_s
+    def _request_stacks(self) -> None:
+        """Signals the worker to write the stacks of its threads into the file in memory."""
+        self._signalled_s = self._reported_s = self._liveness.now_s
         self._stacks_bytes = 0
-        os.truncate(self._memory, 0)
-        os.lseek(self._memory, 0, os.SEEK_SET)  # where the child writes, too
+        os.truncate(self._stacks_fd, 0)
+        os.lseek(self._stacks_fd, 0, os.SEEK_SET)  # The worker shares this position.
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGUSR1)  # it alone: what it started would end of it
+            # Only the worker itself: the signal would end the processes that it has started.
+            os.kill(self._pid, signal.SIGUSR1)
 
-    def _said(self, stacks: str) -> hang_diagnosis.StackReport:
-        pulse = self._pulse
+    def _make_report(self, stacks: str) -> hang_diagnosis.StackReport:
+        liveness = self._liveness
         return hang_diagnosis.StackReport(
             rank=self.rank.rank,
             node=self.rank.node,
-            phase=pulse.beat.phase,
-            step=pulse.beat.step,
-            phases=pulse.phases,
-            beats=pulse.beats,
-            quiet_s=pulse.quiet_s,
-            limit_s=pulse.limit_s,
-            step_s=pulse.step_s,
-            stopped=pulse.is_stopped,
+            phase=liveness.heartbeat.phase,
+            step=liveness.heartbeat.step,
+            phases=liveness.phases,
+            heartbeats=liveness.heartbeats,
+            quiet_s=liveness.quiet_s,
+            limit_s=liveness.limit_s,
+            step_s=liveness.step_s,
+            stopped=liveness.is_stopped,
             waits=hang_diagnosis.waits_for_others(stacks),
         )
 
-    def _judge(self) -> RankError | None:
-        """What the rank that asked makes of the answers, once they are there."""
-        if self._asked is None:
+    def _evaluate_reports(self) -> RankError | None:
+        """Diagnoses the reports that this rank requested, once all are there or the time is up."""
+        if self._own_request is None:
             return None
         ranks = self.rank.world_size
-        answered = hang_diagnosis.answers(self._asked)
-        if len(answered) < ranks and self._pulse.now_s - self._asked_s < ANSWERS_S:
+        reports = hang_diagnosis.read_reports(self._own_request)
+        if len(reports) < ranks and self._liveness.now_s - self._requested_s < REPORTS_S:
             return None
-        folder, self._asked = self._asked, None
-        error = hang_diagnosis.judge(folder, answered, ranks, self.rank.job_id)
+        folder, self._own_request = self._own_request, None
+        error = hang_diagnosis.diagnose_hang(folder, reports, ranks, self.rank.job_id)
         if error:
-            log.warning("stuck: rank %d on %s: %s", error.rank, error.node, error.message)
+            log.warning("the run hangs: rank %d on %s: %s", error.rank, error.node, error.message)
         else:
-            log.warning("it only waits for ranks that come further")
+            log.warning("no hang: this rank waits for ranks that make progress")
         return error

@@ -1,4 +1,4 @@
-"""The training of a rank as a process of its own, which holds the memory and the communicator."""
+"""Worker process: the training of a rank, in a process that holds its memory and communicators."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import sys
 
 from hpcft.core.paths import RunPaths
 from hpcft.training.distributed import gpu_memory
+from hpcft.training.distributed.stop_signal import STOP_SIGNALS
 from hpcft.training.supervision.watchdog import Watchdog
 
-# What it has to end by itself before it is killed.
+# Time that a worker has to end after SIGTERM before it is killed.
 END_S = 10.0
-# What the kernel has to end it.
+# Time that the kernel has to end a killed worker.
 KILLED_S = 60.0
-# What a scheduler says before it ends a job. The watchdog asks for stacks with SIGUSR1.
-ENDING = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class WorkerProcess:
-    """A training process and all that it starts: it leads a session of its own."""
+    """A worker and all processes that it starts; it leads a session of its own."""
 
     def __init__(
         self,
@@ -31,16 +30,16 @@ class WorkerProcess:
         *,
         expandable_segments: bool = False,
     ) -> None:
-        """Starts it.
+        """Starts the worker.
 
         Args:
-            paths: the run.
-            restart_index: number of recoveries before it.
-            watchdog: watches over it from now on.
-            expandable_segments: whether its allocator may grow what it has reserved.
+            paths: the run's files.
+            restart_index: number of recoveries before this start.
+            watchdog: watchdog that watches over the worker from now on.
+            expandable_segments: whether its CUDA allocator uses expandable segments.
         """
         command = [sys.executable, "-u", "-m", "hpcft.training.worker", str(paths.folder)]
-        numbers = (restart_index, os.getpid(), *watchdog.child_fds)
+        numbers = (restart_index, os.getpid(), *watchdog.worker_fds)
         self._process = subprocess.Popen(
             [*command, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
@@ -48,29 +47,29 @@ class WorkerProcess:
             if expandable_segments and not gpu_memory.segments_expandable()
             else None,
             start_new_session=True,
-            pass_fds=watchdog.child_fds,
-            preexec_fn=_ignore_signals,  # until it has handlers of its own
+            pass_fds=watchdog.worker_fds,
+            preexec_fn=_ignore_signals,
         )
         self._watchdog = watchdog
         watchdog.watch(self._process.pid)
 
     def wait(self, timeout_s: float) -> int | None:
-        """Its exit code; None when it has not ended within so long."""
+        """Waits for the worker to end; returns its exit code, or None at the timeout."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
 
     def signal(self, signum: int) -> None:
-        """Sends a signal to it alone: its data workers would die of one."""
+        """Sends a signal to the worker only: its data workers would end of it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signum)
 
     def end(self, *, at_once: bool) -> None:
-        """Ends it with all that it has started.
+        """Ends the worker and all processes that it has started.
 
         Args:
-            at_once: whether it need not be asked first: what it holds is of no more use.
+            at_once: whether to kill it without SIGTERM before.
 
         Raises:
             TimeoutError: the kernel does not end it.
@@ -82,9 +81,12 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._watchdog.close()
         if self.wait(KILLED_S) is None:
-            raise TimeoutError(f"process {self._process.pid} cannot be killed: a disk hangs?")
+            raise TimeoutError(
+                f"process {self._process.pid} cannot be killed; it may wait for a disk that hangs"
+            )
 
 
 def _ignore_signals() -> None:
-    for signum in (*ENDING, signal.SIGUSR1):
+    """Ignores stop signals until the worker has installed its own handlers."""
+    for signum in (*STOP_SIGNALS, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a rank needs: memory by phase, and the time of an optimizer step."""
+"""Measures a rank: peak memory by phase, and the time of optimizer steps."""
 
 from __future__ import annotations
 
@@ -11,102 +11,104 @@ import torch
 
 from hpcft.core.records import PhasePeaks
 
-# The first steps start kernels for the first time, and find their algorithms.
 WARM_UP_STEPS = 2
-_OWN = Path("/proc/self")
+"""Number of first steps that are not timed: they load kernels, and choose algorithms."""
+_OWN_PROCESS = Path("/proc/self")
 
 
 def memory_now_bytes() -> int:
-    """Device memory allocated on a GPU; resident set of this process on a CPU."""
+    """Returns the memory in use now: allocated on a GPU, or the resident set size on a CPU."""
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     return _resident_bytes("VmRSS")
 
 
-class Peaks:
-    """Peaks of this process, phase by phase; one that comes again adds to what it was."""
+class PeakTracker:
+    """Measures this process's peak memory, phase by phase; a repeated phase keeps its largest."""
 
     def __init__(self) -> None:
         self.phases: dict[str, PhasePeaks] = {}
-        self._begin()
+        self._reset()
 
-    def end(self, phase: str) -> None:
-        """Ends a phase, and begins the next."""
-        self.phases[phase] = _larger([*self._earlier(phase), _peaks_since()])
-        self._begin()
+    def end_phase(self, phase: str) -> None:
+        """Records the peaks of the phase that ends now, and starts the next one."""
+        previous = [self.phases[phase]] if phase in self.phases else []
+        self.phases[phase] = _max_of_each_field([*previous, _peaks_since_reset()])
+        self._reset()
 
-    def most_bytes(self) -> int:
-        """The peak of all phases, with the one that goes on."""
-        return most_bytes([*self.phases.values(), _peaks_since()])
+    def largest_bytes(self) -> int:
+        """Returns the largest peak of all phases, the current one included."""
+        return largest_peak_bytes([*self.phases.values(), _peaks_since_reset()])
 
-    def _earlier(self, phase: str) -> list[PhasePeaks]:
-        return [self.phases[phase]] if phase in self.phases else []
-
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.reset_peak_memory_stats()
-        # 5 starts the resident set's peak anew (proc_pid_clear_refs(5)); where that is not allowed,
-        # a phase has the peak of all before it.
+        # Writing 5 resets the peak of the resident set (proc_pid_clear_refs(5)). Where that is not
+        # allowed, a phase has the peak of all phases before it.
         with contextlib.suppress(OSError):
-            (_OWN / "clear_refs").write_text("5")
+            (_OWN_PROCESS / "clear_refs").write_text("5")
 
 
-class StepTimes:
-    """How long optimizer steps take, micro-batches included, without logging, scoring, saving."""
+class StepTimer:
+    """Times optimizer steps with all their micro-batches, without logs, evaluations and saves."""
 
     def __init__(self) -> None:
-        self._begun = 0.0
+        self._started = 0.0
         self._steps_s: list[float] = []
 
-    def begin(self) -> None:
-        """A step begins."""
-        self._begun = time.perf_counter()
+    def start(self) -> None:
+        """Starts the timer at the beginning of a step."""
+        self._started = time.perf_counter()
 
-    def end(self) -> None:
-        """It is done."""
-        self._steps_s.append(time.perf_counter() - self._begun)
+    def stop(self) -> None:
+        """Stops the timer at the end of a step."""
+        self._steps_s.append(time.perf_counter() - self._started)
 
     @property
     def count(self) -> int:
-        """Steps that the median is of."""
+        """Number of steps in the median."""
         return len(self._steps_s[WARM_UP_STEPS:])
 
     @property
     def median_s(self) -> float | None:
-        """Their median; None before the first that counts."""
+        """Median seconds of a step; None before the first step that counts."""
         return statistics.median(self._steps_s[WARM_UP_STEPS:]) if self.count else None
 
 
-def most_bytes(peaks: list[PhasePeaks]) -> int:
-    """The largest peak: device memory reserved on a GPU, resident set on a CPU."""
+def largest_peak_bytes(peaks: list[PhasePeaks]) -> int:
+    """Returns the largest peak: GPU memory reserved, or the resident set size on a CPU."""
     return max(p.resident_bytes if p.reserved_bytes is None else p.reserved_bytes for p in peaks)
 
 
-def of_all_ranks(
-    found: list[tuple[str, dict[str, PhasePeaks]]], others_bytes: int
+def merge_ranks(
+    ranks: list[tuple[str, dict[str, PhasePeaks]]], other_processes_bytes: int
 ) -> dict[str, PhasePeaks]:
-    """The peaks of a run by phase.
+    """Merges the peaks of all ranks, by phase.
 
     Args:
-        found: of each rank its node and its peaks.
-        others_bytes: what other processes are known to hold on each GPU.
+        ranks: node and peaks by phase, for each rank.
+        other_processes_bytes: memory that the plan expects other processes to hold on each GPU.
+
+    Returns:
+        The largest peak of a rank; and for the host the largest sum over the ranks of a node.
     """
     phases: dict[str, PhasePeaks] = {}
-    for phase in dict.fromkeys(name for _, peaks in found for name in peaks):
-        nodes: dict[str, int] = {}
-        of_phase = [(node, peaks[phase]) for node, peaks in found if phase in peaks]
+    for phase in dict.fromkeys(name for _, peaks in ranks for name in peaks):
+        host_bytes: dict[str, int] = {}
+        of_phase = [(node, peaks[phase]) for node, peaks in ranks if phase in peaks]
         for node, peak in of_phase:
-            nodes[node] = nodes.get(node, 0) + peak.resident_bytes
-        most = _larger([peak for _, peak in of_phase])
-        device = most.device_bytes and max(0, most.device_bytes - others_bytes)
-        phases[phase] = most.model_copy(
-            update={"host_bytes": max(nodes.values()), "device_bytes": device}
+            host_bytes[node] = host_bytes.get(node, 0) + peak.resident_bytes
+        largest = _max_of_each_field([peak for _, peak in of_phase])
+        device_bytes = largest.device_bytes
+        if device_bytes:
+            device_bytes = max(0, device_bytes - other_processes_bytes)
+        phases[phase] = largest.model_copy(
+            update={"host_bytes": max(host_bytes.values()), "device_bytes": device_bytes}
         )
     return phases
 
 
-def _larger(peaks: list[PhasePeaks]) -> PhasePeaks:
-    """The larger value of each field."""
+def _max_of_each_field(peaks: list[PhasePeaks]) -> PhasePeaks:
     fields: dict[str, int] = {}
     for peak in peaks:
         for name, value in peak.model_dump(exclude_none=True).items():
@@ -114,12 +116,11 @@ def _larger(peaks: list[PhasePeaks]) -> PhasePeaks:
     return PhasePeaks(**fields)
 
 
-def _peaks_since() -> PhasePeaks:
-    """What this process held at most since its counters were reset."""
+def _peaks_since_reset() -> PhasePeaks:
     resident = _resident_bytes("VmHWM")
     if not torch.cuda.is_available():
         return PhasePeaks(resident_bytes=resident)
-    # Asking would start it, maybe on the device of another rank.
+    # Asking CUDA for its memory would initialise it, perhaps on the GPU of another rank.
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return PhasePeaks(
             resident_bytes=resident, allocated_bytes=0, reserved_bytes=0, device_bytes=0
@@ -130,15 +131,15 @@ def _peaks_since() -> PhasePeaks:
         resident_bytes=resident,
         allocated_bytes=torch.cuda.max_memory_allocated(),
         reserved_bytes=reserved,
-        # What is there besides the allocator's, now, and the allocator's at its peak.
+        # Memory outside the allocator is measured now, the allocator's own at its peak.
         device_bytes=total - free - torch.cuda.memory_reserved() + reserved,
     )
 
 
 def _resident_bytes(field: str) -> int:
-    """The resident set now (`VmRSS`) or at its peak (`VmHWM`); Linux counts both in KiB.
+    """Returns the resident set size, now (`VmRSS`) or at its peak (`VmHWM`); both are in KiB.
 
-    `getrusage` will not do: its peak begins with that of the process that started this one.
+    `getrusage` would not do: its peak starts with that of the parent process.
     """
-    lines = (_OWN / "status").read_text().splitlines()
+    lines = (_OWN_PROCESS / "status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

@@ -1,1 +1,1 @@
-"""The Hugging Face Trainer as hpcft runs it."""
+"""Extends the Hugging Face Trainer: checkpoints, retries, metrics, feature extraction."""

@@ -1,14 +1,13 @@
-"""The Trainer that saves what a run can go on from, and goes on from it.
+"""CheckpointingTrainer: saves checkpoints, each whole or not at all, and resumes from them.
 
-A checkpoint is written aside by all ranks; if they can, on the disks of their nodes, from where it
-is copied while they train on (`copying`). Once all of it is there, rank 0 adds a mark with the size
-of every file, and gives the folder its name. A process that is killed at any instant leaves the
-checkpoint before, or the new one, whole.
+All ranks write a checkpoint into a staging folder; if they can, on the disks of their nodes, from
+where it is copied while training continues (`checkpointing.node_local`). Once all files are there,
+rank 0 adds a marker with the size of every file, and renames the folder. A process that is killed
+at any moment leaves the checkpoint before, or the new one, whole.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 import os
@@ -36,259 +35,278 @@ from hpcft.training.trainer.oom_retry import OomRetryTrainer
 
 log = logging.getLogger(__name__)
 
-VERSIONS = ("hpcft", "torch", "transformers", "deepspeed")
-SPEEDS = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
-"""Figures of the Trainer that hold for a run without an interruption only."""
+SPEED_METRICS = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+"""Figures that the Trainer logs at its end, and that leave out the starts before a restart."""
 
 
 @dataclass
 class PendingCheckpoint:
-    """A checkpoint that all ranks have written, and that has no name yet."""
+    """A checkpoint that all ranks have written, and that is not published yet."""
 
     record: Checkpoint
-    """What its mark will say, but for the files."""
+    """Its marker, still without the files."""
     folder: Path
-    """Where it is published from, in the run folder."""
+    """Its staging folder, in the run folder."""
     copy: AsyncCopy | None
-    """Has this node's part of it there on the disk; None where another rank of the node does."""
-    begun: float
-    """When the ranks began to write it."""
+    """Copies this node's part into the staging folder; None if another rank of the node does."""
+    started: float
+    """`time.monotonic` when the ranks began to write it."""
 
     @property
-    def is_there(self) -> bool:
-        """Whether this rank's part is done."""
+    def is_copied(self) -> bool:
+        """Whether this rank has nothing left to copy."""
         return self.copy is None or self.copy.is_done
 
 
 @dataclass
 class CheckpointState:
-    """What a run saves to, and what it went on from."""
+    """The state of checkpointing in one training process."""
 
     paths: RunPaths
+    """The run's files."""
     plan: Plan
+    """The plan that runs now."""
     rank: RankInfo
-    agreement: RankConsensus
+    """This process among the ranks."""
+    consensus: RankConsensus
+    """Lets the ranks agree, and wait for each other."""
     save_total_limit: int | None
-    """`train.save_total_limit`."""
+    """`train.save_total_limit`: checkpoints to keep of those that the recipe asked for."""
     checkpoint_bytes: int
-    """What a checkpoint is taken to need."""
-    near: Path | None = None
-    """Folder on this node's own disk, to write to first; None where there is none."""
-    earlier: Checkpoint | None = None
-    """What this start went on from."""
+    """Predicted size of a checkpoint."""
+    node_folder: Path | None = None
+    """Folder on this node's own disk, to write to first; None if there is none."""
+    resumed_from: Checkpoint | None = None
+    """The checkpoint that this start resumed from; None if it started from step 0."""
     notes: list[str] = field(default_factory=list)
-    """What the reader of the result should know of starts."""
-    begun: float = field(default_factory=time.monotonic)
-    """When this start began to train."""
-    underway: PendingCheckpoint | None = None
-    """The next checkpoint, while it is copied."""
+    """What the reader of the result should know of this start and the earlier ones."""
+    started: float = field(default_factory=time.monotonic)
+    """`time.monotonic` when this start began to train."""
+    pending: PendingCheckpoint | None = None
+    """The newest checkpoint, while it is being copied."""
     pause_s: float | None = None
-    """Seconds for which the latest save kept training."""
+    """Seconds that the latest save paused training."""
     save_s: float | None = None
-    """Seconds until it was safe."""
-    step: int = 0
-    """Step that is safe: of the latest checkpoint."""
+    """Seconds from the start of the latest save until it was published."""
+    saved_step: int = 0
+    """Optimizer step of the newest published checkpoint."""
 
     @property
     def train_s(self) -> float:
-        """Seconds of training that led here, over all starts."""
-        return (self.earlier.train_s if self.earlier else 0.0) + time.monotonic() - self.begun
+        """Seconds of training so far, over all starts that led to this state."""
+        previous_s = self.resumed_from.train_s if self.resumed_from else 0.0
+        return previous_s + time.monotonic() - self.started
 
 
 class CheckpointingTrainer(OomRetryTrainer):
-    """A Trainer whose checkpoints are complete or not there, and that goes on as if never ended."""
+    """Saves whole checkpoints only, and resumes as if training had never been interrupted."""
 
-    saving: CheckpointState
-    asked = False
-    """Whether the checkpoint to be written next is one that the recipe asked for."""
+    checkpoint_state: CheckpointState
+    user_requested = False
+    """Whether the recipe asked for the next checkpoint."""
 
     # ------------------------------------------------------------ saving
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes a checkpoint aside; it is published at once, or after later steps."""
-        saving, step = self.saving, self.state.global_step
-        self.publish()  # of an earlier step
-        if step == saving.step:
-            return  # at the end of an epoch, after that of its last step
-        losses = saving.agreement.all(self._tr_loss.item())
+        """Writes a checkpoint into its staging folder; publishes it now, or after later steps."""
+        state, step = self.checkpoint_state, self.state.global_step
+        self.publish()  # A checkpoint of an earlier step may still be pending.
+        if step == state.saved_step:
+            return  # The last step of an epoch was saved, and the end of the epoch asks for it too.
+        losses = state.consensus.gather(self._tr_loss.item())
         if not all(map(math.isfinite, losses)):
-            log.warning("step %d is not saved: its loss is not a number", step)
-            return  # the next loss that is logged ends the run
-        begun = time.monotonic()
-        name, home = f"checkpoint-{step}", saving.paths.checkpoints
-        aside = home / f".{name}.part"
-        if saving.rank.is_first:
-            retention.remove_unfinished(saving.paths)
-            (aside / name).mkdir(mode=0o700, parents=True)
-        near = self._near()
-        first_here = saving.rank.local_rank == 0
-        if near and first_here:
-            (near / name).mkdir(mode=0o700)
-        saving.agreement.wait()
-        self._write(model, trial, near or aside, name)
-        saving.agreement.wait()  # the others of this node have written, too
-        copy = AsyncCopy((near or aside) / name, aside / name) if first_here else None
-        saving.underway = PendingCheckpoint(self._record(losses), aside / name, copy, begun)
-        if near is None:
+            log.warning("step %d is not saved, because its loss is not a number", step)
+            return  # NanGuard ends the run at the next loss that is logged.
+        started = time.monotonic()
+        name, home = f"checkpoint-{step}", state.paths.checkpoints
+        staging_dir = home / f".{name}.part"
+        if state.rank.is_first:
+            retention.remove_unfinished(state.paths)
+            (staging_dir / name).mkdir(mode=0o700, parents=True)
+        node_folder = self._usable_node_folder()
+        is_first_of_node = state.rank.local_rank == 0
+        if node_folder and is_first_of_node:
+            (node_folder / name).mkdir(mode=0o700)
+        state.consensus.barrier()
+        first_dir = node_folder or staging_dir
+        self._write(model, trial, first_dir, name)
+        state.consensus.barrier()  # The other ranks of this node have to be done before the copy.
+        copy = AsyncCopy(first_dir / name, staging_dir / name) if is_first_of_node else None
+        state.pending = PendingCheckpoint(self._record(losses), staging_dir / name, copy, started)
+        if node_folder is None:
             self.publish()
-        saving.pause_s = time.monotonic() - begun
-        log.info("step %d: training paused for %.1f s to save it", step, saving.pause_s)
+        state.pause_s = time.monotonic() - started
+        log.info("step %d: training paused for %.1f s to save it", step, state.pause_s)
 
-    def _near(self) -> Path | None:
-        """The folder on this node's own disk, where all nodes have one with room."""
-        saving = self.saving
-        near = saving.near
-        (lacks,) = saving.agreement.any(near is None or not has_room(near, saving.checkpoint_bytes))
-        return None if lacks else near
+    def _usable_node_folder(self) -> Path | None:
+        """Returns the folder on this node's disk if all nodes have one with room; else None."""
+        state = self.checkpoint_state
+        folder = state.node_folder
+        lacks_room = folder is None or not has_room(folder, state.checkpoint_bytes)
+        (any_lacks_room,) = state.consensus.any(lacks_room)
+        return None if any_lacks_room else folder
 
-    def _write(self, model: Any, trial: Any, aside: Path, name: str) -> None:
-        """Has all ranks write what they hold."""
-        home = self.saving.paths.checkpoints
-        folder = aside / name
-        self.args.output_dir = str(aside)
+    def _write(self, model: Any, trial: Any, parent: Path, name: str) -> None:
+        """Writes what this rank holds.
+
+        Args:
+            model: the Trainer's argument.
+            trial: the Trainer's argument.
+            parent: folder to write the checkpoint's folder to.
+            name: name of the checkpoint's folder.
+        """
+        home = self.checkpoint_state.paths.checkpoints
+        folder = parent / name
+        self.args.output_dir = str(parent)
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = str(home)
-        if not self.is_deepspeed_enabled and self.saving.rank.is_first:
-            universal_format.save(self.model, self.optimizer, folder)
+        is_first = self.checkpoint_state.rank.is_first
+        if not self.is_deepspeed_enabled and is_first:
+            universal_format.save_trained_weights(self.model, self.optimizer, folder)
         if self.state.best_model_checkpoint == str(folder):
             self.state.best_model_checkpoint = str(home / name)
-            if self.saving.rank.is_first:
+            if is_first:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _record(self, losses: list[float]) -> Checkpoint:
-        saving = self.saving
+        state = self.checkpoint_state
         return Checkpoint(
             step=self.state.global_step,
             at=time.time(),
             user_requested=self.user_requested,
-            layout=saving.plan.layout,
-            precision=saving.plan.precision,
+            layout=state.plan.layout,
+            precision=state.plan.precision,
             files={},
-            metrics_bytes=_size(saving.paths.metrics),
+            metrics_bytes=_file_size(state.paths.metrics),
             losses=losses,
             logged_loss=self._total_loss_scalar,
             logged_step=self._globalstep_last_logged,
-            train_s=saving.train_s,
-            save_s=saving.save_s,
-            notes=saving.notes,
-            versions={name: importlib.metadata.version(name) for name in VERSIONS},
+            train_s=state.train_s,
+            save_s=state.save_s,
+            notes=state.notes,
         )
 
     def publish(self) -> None:
-        """Waits for the checkpoint that is underway, marks it as complete, and names it.
+        """Waits until the pending checkpoint is copied, and gives it its marker and its name.
 
         Raises:
-            OSError: this node's part could not be written.
+            OSError: this node's part could not be copied.
         """
-        saving, underway = self.saving, self.saving.underway
-        if underway is None:
+        state, pending = self.checkpoint_state, self.checkpoint_state.pending
+        if pending is None:
             return
-        if underway.copy:
-            underway.copy.wait()
-        saving.agreement.wait()
-        if saving.rank.is_first:
-            self._complete(underway)
-        saving.agreement.wait()  # else the others might end the job before
-        saving.underway = None
-        saving.step, saving.save_s = underway.record.step, time.monotonic() - underway.begun
-        log.info("step %d is safe after %.1f s", saving.step, saving.save_s)
+        if pending.copy:
+            pending.copy.wait()
+        state.consensus.barrier()
+        if state.rank.is_first:
+            self._publish(pending)
+        state.consensus.barrier()  # Otherwise another rank might end the job before rank 0 is done.
+        state.pending = None
+        state.saved_step = pending.record.step
+        state.save_s = time.monotonic() - pending.started
+        log.info("step %d: its checkpoint is complete after %.1f s", state.saved_step, state.save_s)
 
-    def _complete(self, underway: PendingCheckpoint) -> None:
-        """Adds the mark, gives the folder its name, and removes what is not needed any more."""
-        saving, home, folder = self.saving, self.saving.paths.checkpoints, underway.folder
+    def _publish(self, pending: PendingCheckpoint) -> None:
+        """Adds the marker, renames the folder, and removes checkpoints that are not needed."""
+        state, folder = self.checkpoint_state, pending.folder
+        home = state.paths.checkpoints
         latest = folder / LATEST_FILE
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        found = {
+        contents = {
             "files": {str(file.relative_to(folder)): file.stat().st_size for file in files},
             "tag": latest.read_text().strip() if latest.exists() else "",
         }
-        write_record(folder / MARKER_FILE, underway.record.model_copy(update=found))
-        _sync_names(folder)
-        shutil.rmtree(home / folder.name, ignore_errors=True)  # a damaged one that was skipped
+        write_record(folder / MARKER_FILE, pending.record.model_copy(update=contents))
+        _sync_folder(folder)
+        # A damaged checkpoint of the same step, which was skipped, may be in the way.
+        shutil.rmtree(home / folder.name, ignore_errors=True)
         os.replace(folder, home / folder.name)
-        _sync_names(home)
+        _sync_folder(home)
         folder.parent.rmdir()
-        best = self.state.best_model_checkpoint
         retention.remove_old_checkpoints(
-            saving.paths, underway.record.step, best, saving.save_total_limit
+            state.paths,
+            newest_step=pending.record.step,
+            best_folder=self.state.best_model_checkpoint,
+            save_total_limit=state.save_total_limit,
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes weights as others load them: final ones, or of a checkpoint that was asked for."""
+        """Writes weights for others to load: the final ones, and of checkpoints asked for."""
         if self.user_requested or not _internal_call:
             super().save_model(output_dir, _internal_call)
 
-    # ------------------------------------------------------------ going on
+    # ------------------------------------------------------------ resuming
 
-    def continue_losses(self) -> None:
-        """Sums of losses as they were, so that the next line of metrics.jsonl says the same."""
-        earlier, rank = self.saving.earlier, self.saving.rank
-        if earlier is None:
+    def restore_losses(self) -> None:
+        """Restores the sums of losses, so that the next line of metrics.jsonl is the same."""
+        checkpoint, rank = self.checkpoint_state.resumed_from, self.checkpoint_state.rank
+        if checkpoint is None:
             return
-        alike = len(earlier.losses) == rank.world_size
-        mean = sum(earlier.losses) / len(earlier.losses)
-        self._tr_loss += earlier.losses[rank.rank] if alike else mean
-        self._total_loss_scalar = earlier.logged_loss
-        self._globalstep_last_logged = earlier.logged_step
+        same_size = len(checkpoint.losses) == rank.world_size
+        mean = sum(checkpoint.losses) / len(checkpoint.losses)
+        self._tr_loss += checkpoint.losses[rank.rank] if same_size else mean
+        self._total_loss_scalar = checkpoint.logged_loss
+        self._globalstep_last_logged = checkpoint.logged_step
         self._initial_global_step = 0
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
-        """Logs figures, other than those that are of this start alone."""
-        super().log({name: value for name, value in logs.items() if name not in SPEEDS}, *rest)
+        """Logs figures, except those that count this start alone."""
+        super().log({key: value for key, value in logs.items() if key not in SPEED_METRICS}, *rest)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """What was trained; the rest is as it was loaded."""
-        universal_format.load_weights(model or self.model, Path(resume_from_checkpoint))
+        """Loads the trained weights; the others are those of the base model."""
+        universal_format.load_trained_weights(model or self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Both, and the learning rates: a converted checkpoint has none."""
+        """Loads both, and sets the learning rates, which a converted checkpoint does not hold."""
         if checkpoint is None:
             return
         with_deepspeed = self.is_deepspeed_enabled
-        converted = not with_deepspeed and universal_format.load_states(
+        is_converted = not with_deepspeed and universal_format.load_optimizer_states(
             self.model, self.optimizer, self.lr_scheduler, Path(checkpoint)
         )
-        if not converted:
+        if not is_converted:
             super()._load_optimizer_and_scheduler(checkpoint)
-        if converted or with_deepspeed:
+        if is_converted or with_deepspeed:
             rates = self.lr_scheduler.get_last_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
     def _load_best_model(self) -> None:
         self.publish()
-        saving, best = self.saving, self.state.best_model_checkpoint
-        now = saving.plan.layout
-        found = CompleteCheckpoint(Path(best), read_record(Path(best) / MARKER_FILE, Checkpoint))
-        if saving.rank.is_first:
-            reshard.resharded(found, now)
-        saving.agreement.wait()
-        fits = reshard.resharded_folder(found, now)
+        state, best = self.checkpoint_state, self.state.best_model_checkpoint
+        layout = state.plan.layout
+        record = read_record(Path(best) / MARKER_FILE, Checkpoint)
+        checkpoint = CompleteCheckpoint(Path(best), record)
+        if state.rank.is_first:
+            reshard.resharded(checkpoint, layout)
+        state.consensus.barrier()
+        folder = reshard.resharded_folder(checkpoint, layout)
         if not self.is_deepspeed_enabled:
-            self._load_from_checkpoint(str(fits))
+            self._load_from_checkpoint(str(folder))
             return
-        self.state.best_model_checkpoint = str(fits)
-        self.deepspeed._config.load_universal_checkpoint = fits != found.folder
+        self.state.best_model_checkpoint = str(folder)
+        self.deepspeed._config.load_universal_checkpoint = folder != checkpoint.folder
         super()._load_best_model()
         self.state.best_model_checkpoint = best
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Random numbers go on where they were; ranks that were not there begin their own."""
-        earlier, rank = self.saving.earlier, self.saving.rank
-        if earlier is None or earlier.layout.world_size == rank.world_size:
+        """Restores random numbers; on another number of ranks it draws a new seed for each rank."""
+        resumed, rank = self.checkpoint_state.resumed_from, self.checkpoint_state.rank
+        if resumed is None or resumed.layout.world_size == rank.world_size:
             super()._load_rng_state(checkpoint)
         else:
-            set_seed(zlib.crc32(f"{self.args.seed} {earlier.step} {rank.rank}".encode()))
+            set_seed(zlib.crc32(f"{self.args.seed} {resumed.step} {rank.rank}".encode()))
 
     def _run_epoch(self, **options: Any) -> None:
-        """Nothing where a run goes on from its last step: the Trainer would take one more."""
+        """Does nothing after the last step, where the Trainer would take one step more."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**options)
 
     def get_train_dataloader(self) -> Any:
-        """The loader of micro-batches, whose workers do not die of what this process is told."""
+        """Returns the loader of micro-batches, whose workers ignore stop signals."""
         loader = super().get_train_dataloader()
         if loader.num_workers:
             loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
@@ -300,12 +318,12 @@ def _init_worker(init: Any, number: int) -> None:
     init(number)
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _sync_names(folder: Path) -> None:
-    """Has the names of a folder's files reach the disk."""
+def _sync_folder(folder: Path) -> None:
+    """Flushes the names of a folder's files to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

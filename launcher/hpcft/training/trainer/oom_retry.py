@@ -1,8 +1,9 @@
-"""A Trainer of a single rank that goes on with smaller batches when it is out of memory.
+"""OomRetryTrainer: retries a step in smaller pieces when memory runs out on a single rank.
 
-The losses of the tasks are sums over examples, divided by the items of the whole global batch: the
-gradients of the pieces of a micro-batch add up to its own. Only the random numbers of dropout are
-drawn in another order.
+It resembles `find_executable_batch_size` of accelerate, but keeps the global batch. The losses of
+the tasks are sums over examples, divided by the items of the whole global batch. So the gradients
+of the pieces of a micro-batch add up to its own gradient; only dropout draws its random numbers in
+another order.
 """
 
 from __future__ import annotations
@@ -30,127 +31,139 @@ from hpcft.training.distributed.gpu_memory import (
 
 log = logging.getLogger(__name__)
 
-StepDown = Callable[[BaseException, Stage], Plan | None]
-"""Takes a rung that the same process can go on with; None where there is none."""
+FallbackHook = Callable[[BaseException, Stage], Plan | None]
+"""Applies the next fallback after an error, and returns its plan; None if this process has none."""
 
 
 class OomRetryTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that does a step again in pieces, and a scoring again with smaller batches.
+    """Retries a step in pieces, and an evaluation with smaller batches.
 
-    Only for one rank without DeepSpeed: of several, the others wait inside a collective.
+    It is for one rank without DeepSpeed: of several ranks, the others would wait in a collective.
     """
 
-    step_down: StepDown | None = None
+    fallback_hook: FallbackHook | None = None
+    """Called when memory runs out; None lets the error end the process."""
     max_length = 0
-    _piece: int | None = None
-    _window: tuple[Any, ...] = ()
-    _done = 0
+    """Tokens of the longest example."""
+    _piece_size: int | None = None
+    _micro_batches: tuple[Any, ...] = ()
+    _micro_batches_done = 0
 
     def get_batch_samples(self, *arguments: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of the next optimizer step; they are small and kept for a replay."""
+        """Returns the micro-batches of the next optimizer step, and keeps them for a retry."""
         samples, items = super().get_batch_samples(*arguments)
-        self._window, self._done = tuple(samples), 0
+        self._micro_batches, self._micro_batches_done = tuple(samples), 0
         return samples, items
 
     def training_step(
         self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None
     ) -> Any:
-        """Loss and gradients of a micro-batch, in pieces that fit."""
+        """Computes loss and gradients of a micro-batch, in pieces if memory runs out."""
         todo: tuple[Any, ...] = (inputs,)
         while True:
             try:
-                for batch in todo:
-                    loss = self._in_pieces(model, batch, num_items_in_batch)
+                for micro_batch in todo:
+                    loss = self._step_in_pieces(model, micro_batch, num_items_in_batch)
             except Exception as error:
-                plan = self._lower(error, "step") if num_items_in_batch is not None else None
+                plan = self._fall_back(error, "step") if num_items_in_batch is not None else None
                 if plan is None:
                     raise
             else:
-                self._done += 1
+                self._micro_batches_done += 1
                 return loss
-            # Only here is the exception gone, and with it what its frames held.
-            self._piece = plan.layout.per_device_train_batch_size
-            self._take_over(plan)
+            # Only here the exception is gone, and with it the tensors that its frames held.
+            self._piece_size = plan.layout.per_device_train_batch_size
+            self._apply(plan)
             model.zero_grad()
-            todo = self._window[: self._done + 1]
+            todo = self._micro_batches[: self._micro_batches_done + 1]
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Scores a split, with batches that fit."""
+        """Evaluates a split, with smaller batches if memory runs out."""
         while True:
             try:
-                result: dict[str, Any] = super().evaluate(*arguments, **options)
+                metrics: dict[str, Any] = super().evaluate(*arguments, **options)
             except Exception as error:
-                plan = self._lower(error, "evaluation")
+                plan = self._fall_back(error, "evaluation")
                 if plan is None:
                     raise
             else:
-                return result
-            self._take_over(plan)
+                return metrics
+            self._apply(plan)
 
-    def _in_pieces(self, model: Any, inputs: Mapping[str, Any], items: Any) -> Any:
-        parts = self._parts(inputs, self._piece) if self._piece else [inputs]
-        losses = [super(OomRetryTrainer, self).training_step(model, p, items) for p in parts]
+    def _step_in_pieces(self, model: Any, inputs: Mapping[str, Any], items: Any) -> Any:
+        pieces = self._split(inputs, self._piece_size) if self._piece_size else [inputs]
+        losses = [
+            super(OomRetryTrainer, self).training_step(model, piece, items) for piece in pieces
+        ]
         return torch.stack(losses).sum()
 
-    def _parts(self, inputs: Mapping[str, Any], size: int) -> list[Mapping[str, Any]]:
-        """A micro-batch as several of at most so many examples, or what is planned for those."""
+    def _split(self, inputs: Mapping[str, Any], size: int) -> list[Mapping[str, Any]]:
+        """Splits a micro-batch into pieces.
+
+        Args:
+            inputs: the micro-batch, padded or packed.
+            size: examples of a padded piece; a packed piece has room for as many long ones.
+        """
         if "lengths" in inputs:
             return [*packing.split_packed(inputs, size * self.max_length)]
         return [
-            {name: part[first : first + size] for name, part in inputs.items()}
+            {name: tensor[first : first + size] for name, tensor in inputs.items()}
             for first in range(0, len(inputs["input_ids"]), size)
         ]
 
-    def _lower(self, error: Exception, stage: Stage) -> Plan | None:
-        if self.step_down is None:
+    def _fall_back(self, error: Exception, stage: Stage) -> Plan | None:
+        if self.fallback_hook is None:
             return None
-        plan = self.step_down(error, stage)
+        plan = self.fallback_hook(error, stage)
         if plan is not None:
             traceback.clear_frames(error.__traceback__)
         return plan
 
-    def _take_over(self, plan: Plan) -> None:
+    def _apply(self, plan: Plan) -> None:
         self.args.per_device_eval_batch_size = plan.per_device_eval_batch_size
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _changes_the_model(before: Layout, after: Layout) -> bool:
-    recomputes = after.gradient_checkpointing != before.gradient_checkpointing
-    divides = after.loss_chunks != before.loss_chunks
-    return recomputes or divides or not oom_fallback.same_sharding(before, after)
-
-
-def fallback_in_process(context: WorkerContext) -> StepDown | None:
-    """Returns what applies a fallback within this process; None where all ranks must restart."""
+def make_fallback_hook(context: WorkerContext) -> FallbackHook | None:
+    """Returns the function that applies fallbacks in this process; None if ranks must restart."""
     run, plan, rank = context.run, context.plan, context.rank
     if rank.world_size > 1 or plan.ds_config is not None:
         return None
 
-    def step_down(error: BaseException, stage: Stage) -> Plan | None:
-        short = out_of_memory_of(error, plan)
-        if short is None or not can_fall_back(short, plan):
+    def fall_back(error: BaseException, stage: Stage) -> Plan | None:
+        shortage = out_of_memory_of(error, plan, context.planned_bytes)
+        if shortage is None or not can_fall_back(shortage, plan):
             return None
-        if short.fragmented and not segments_expandable():
-            return None  # a new process with another allocator is tried before a fallback
+        if shortage.fragmented and not segments_expandable():
+            return None  # A restart with expandable segments is tried before a fallback.
         before = run.read_plan()
         after = oom_fallback.next_fallback(before, run.recipe, run.cluster, stage)
-        if after is None or _changes_the_model(before.layout, after.layout):
+        if after is None or _changes_model(before.layout, after.layout):
             return None
+        number = len(run.read_recoveries()) + 1
         append_recovery(
             run.paths,
             before,
             after,
-            number=len(run.read_recoveries()) + 1,
+            number=number,
             action="retry_step",
-            error=rank.error(type(error).__name__, short.evidence),
+            error=rank.error(type(error).__name__, shortage.evidence),
         )
         change = oom_fallback.describe_change(before, after)
-        log.warning("out of memory (%s): retrying with %s", short.evidence, change)
-        number = len(run.read_recoveries())
-        what = {"number": number, "change": change, "action": "retry_step"}
-        context.reporter.log("recovery", what)
+        log.warning("out of memory (%s): retrying with %s", shortage.evidence, change)
+        values = {"number": number, "change": change, "action": "retry_step"}
+        context.reporter.log("recovery", values)
         return after
 
-    return step_down
+    return fall_back
+
+
+def _changes_model(before: Layout, after: Layout) -> bool:
+    """Returns whether a fallback needs the model to be loaded and wrapped again."""
+    return (
+        after.gradient_checkpointing != before.gradient_checkpointing
+        or after.loss_chunks != before.loss_chunks
+        or not oom_fallback.same_sharding(before, after)
+    )

@@ -1,25 +1,27 @@
-"""The Trainer that scores: its metrics know the examples of the split."""
+"""ScoringTrainer: trains on planned micro-batches, and evaluates with the task's metrics."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hpcft.training.data.batch_order import BatchPlan, MicroBatches
+from hpcft.training.data.batch_order import BatchPlan, MicroBatchSampler
 from hpcft.training.data.prepare import PreparedSplit
 from hpcft.training.trainer.checkpointing import CheckpointingTrainer
 
 
 class ScoringTrainer(CheckpointingTrainer):
-    """A Trainer that takes examples in our order, and whose metrics know those of a split."""
+    """Trains in hpcft's order of examples, and lets metrics look at the examples."""
 
     scored: PreparedSplit
-    order: BatchPlan
+    """The split that is evaluated now."""
+    batch_plan: BatchPlan
+    """Order of the training examples."""
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> MicroBatches:
-        return MicroBatches(self.order, lambda: int(self.state.epoch or 0))
+    def _get_train_sampler(self, train_dataset: Any = None) -> MicroBatchSampler:
+        return MicroBatchSampler(self.batch_plan, lambda: int(self.state.epoch or 0))
 
     def evaluate(self, eval_dataset: Any = None, **options: Any) -> dict[str, Any]:
-        """Scores a split with the task's metrics."""
+        """Evaluates a split with the task's metrics; by default the validation split."""
         self.scored = eval_dataset if eval_dataset is not None else self.eval_dataset
-        result: dict[str, Any] = super().evaluate(eval_dataset, **options)
-        return result
+        metrics: dict[str, Any] = super().evaluate(eval_dataset, **options)
+        return metrics

@@ -1,4 +1,4 @@
-"""A training step of the real module, run on the meta device: shapes without data.
+"""Traces the real module on the meta device: training steps, and batches of prompts.
 
-Imported lazily, by `memory.curves` when nothing is cached: these modules import torch.
+These modules import torch, so that hpcft imports them only when a trace is not in the cache.
 """

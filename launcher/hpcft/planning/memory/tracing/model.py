@@ -1,4 +1,4 @@
-"""The real module on the meta device at a given depth, with its method, as a run would have it."""
+"""Builds the real module on the meta device at a given depth, with its method, as in a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hpcft.methods.base import DTYPES
 from hpcft.methods.qlora import NOT_QUANTISED
 from hpcft.tasks.base import TaskBase
 
-BLOCK = 64  # weights of one NF4 scale; bitsandbytes' default
-SECOND_BLOCK = 256  # scales of one second scale, with double quantisation
+BLOCK = 64  # Weights per NF4 scale; bitsandbytes' default.
+SECOND_BLOCK = 256  # Scales per second scale, with double quantisation.
 
 
 def build_model(
@@ -29,19 +29,31 @@ def build_model(
     checkpointing: bool,
     attention: str,
 ) -> Any:
-    """The model in the types in which a run holds it, with `depth` layers."""
+    """Returns the model on the meta device, in training mode and in the types of a run.
+
+    Args:
+        config: `transformers` configuration of the full model.
+        task: the task, which chooses the model's head.
+        method: the method, which wraps and quantises the model.
+        precision: compute precision.
+        zero_stage: DeepSpeed ZeRO stage; 0 is without DeepSpeed.
+        depth: number of layers.
+        checkpointing: whether activations are recomputed in the backward pass.
+        attention: attention implementation, as in `transformers`.
+    """
     config = with_depth(config, depth)
     config.use_cache = False
     config._attn_implementation = attention
     if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = 0  # a run takes the tokenizer's
+        config.pad_token_id = 0  # A run takes the tokenizer's.
     name = method.load_dtype(precision, zero_stage)
     with torch.device("meta"):
         model = auto_model_class(task).from_config(config, dtype=getattr(torch, name))
     if method.quantised_parameters(model):
         _quantise(model, method, getattr(torch, DTYPES[precision]))
     model = method.wrap(model, causal=task.causal, checkpointing=checkpointing)
-    if zero_stage in (1, 2):  # of a model that was sharded as it loaded, adapters stay in fp32
+    if zero_stage in (1, 2):
+        # Under ZeRO-3 the model is sharded while it loads, and adapters stay in fp32.
         _cast(model, getattr(torch, DTYPES[precision]))
     if checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)
@@ -50,38 +62,41 @@ def build_model(
 
 
 def with_depth(config: Any, depth: int) -> Any:
-    """A copy of the configuration with another number of layers."""
+    """Returns a copy of the configuration with another number of layers."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    if kinds:
-        text.layer_types = [kinds[i % len(kinds)] for i in range(depth)]
+    types = getattr(text, "layer_types", None)
+    if types:
+        text.layer_types = [types[i % len(types)] for i in range(depth)]
     text.num_hidden_layers = depth
     return config
 
 
 def layer_period(config: Any, sequence_tokens: int) -> int:
-    """After how many layers their types repeat; a window that nothing exceeds makes no type."""
+    """Returns the number of layers after which the layer types repeat.
+
+    Layers with a sliding window larger than the sequence count as layers with full attention.
+    """
     text = config.get_text_config()
-    kinds = list(getattr(text, "layer_types", None) or [])
+    types = list(getattr(text, "layer_types", None) or [])
     window = getattr(text, "sliding_window", None) or 0
-    if window > sequence_tokens and set(kinds) <= {"sliding_attention", "full_attention"}:
+    if window > sequence_tokens and set(types) <= {"sliding_attention", "full_attention"}:
         return 1
     return next(
-        (p for p in range(1, len(kinds)) if all(a == b for a, b in zip(kinds, kinds[p:]))),  # noqa: B905
-        max(1, len(kinds)),
+        (p for p in range(1, len(types)) if all(a == b for a, b in zip(types, types[p:]))),  # noqa: B905
+        max(1, len(types)),
     )
 
 
 def layers_of(model: Any, depth: int) -> list[Any]:
-    """The model's layers: its largest list of `depth` modules."""
+    """Returns the model's layers: its largest module list of length `depth`."""
     lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
     largest: Any = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
     return list(largest)
 
 
 def _quantise(model: Any, method: AnyMethod, compute: torch.dtype) -> None:
-    """Puts bitsandbytes' 4-bit layers in the place of linear ones, without weights."""
+    """Replaces linear layers by bitsandbytes' 4-bit layers, without weights."""
     import bitsandbytes as bnb
 
     for name, module in list(model.named_modules()):
@@ -130,27 +145,30 @@ def _quant_state(functional: Any, weight: torch.Tensor, nested: bool, dtype: tor
 
 
 def four_bit_tensors(model: Any) -> list[torch.Tensor]:
-    """Weights in 4 bits, with their scales and tables, which are no parameters."""
-    found = []
+    """Returns the 4-bit weights with their scales and tables, which are not parameters."""
+    tensors = []
     for module in model.modules():
         weight = getattr(module, "weight", None)
         state = getattr(weight, "quant_state", None)
         if state is not None:
             second = state.state2
-            found += [weight, state.absmax, state.code]
-            found += [state.offset, second.absmax, second.code] if second is not None else []
-    return found
+            tensors += [weight, state.absmax, state.code]
+            tensors += [state.offset, second.absmax, second.code] if second is not None else []
+    return tensors
 
 
-def adapters(model: Any) -> list[torch.Tensor]:
-    """Parameters that the method has put beside those of the model."""
+def adapter_parameters(model: Any) -> list[torch.Tensor]:
+    """Returns the parameters that a PEFT method added to the model."""
     if not hasattr(model, "peft_config"):
         return []
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _cast(model: Any, dtype: torch.dtype) -> None:
-    """DeepSpeed's engine casts parameters and buffers alike; 4-bit storage has the type already."""
+    """Casts parameters and buffers, as DeepSpeed's engine does.
+
+    The packed storage of 4-bit weights is in the compute type already.
+    """
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)

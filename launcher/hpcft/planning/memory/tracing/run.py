@@ -1,4 +1,4 @@
-"""The traces that tell the memory of a step: two depths, two micro-batches."""
+"""Traces a step at two depths and two micro-batches, from which its memory is extrapolated."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hpcft.planning.memory.import_stubs import gc_paused
 from hpcft.planning.memory.trace_types import Segments, TracedStep, Traces
 from hpcft.planning.memory.tracing.model import build_model, layer_period
 from hpcft.planning.memory.tracing.step import trace_step
-from hpcft.planning.memory.tracing.target_device import Target
+from hpcft.planning.memory.tracing.target_device import TargetDevice
 from hpcft.tasks import packing
 from hpcft.tasks.chunked_loss import make_loss
 
 
 def trace_depths(step: TracedStep) -> Traces:
-    """Traces of a step at one or two depths and micro-batches.
+    """Returns traces of a step at one or two depths and micro-batches.
 
-    A micro-batch of one example is traced as it is; others are lines through 2 and 3.
+    A micro-batch of one example is traced as it is; larger ones lie on lines through 2 and 3.
     """
     config = build_model_config(step.model, step.task, to_plan=True)
     layers = int(config.get_text_config().num_hidden_layers)
@@ -25,17 +25,18 @@ def trace_depths(step: TracedStep) -> Traces:
     low = max(2, period)
     low += (layers - low) % period
     depths = [low, low + period] if layers > low + period else [layers]
-    batches = [1] if step.single else [2, 3]
-    target = Target(
+    micro_batches = [1] if step.single_example else [2, 3]
+    target = TargetDevice(
         step.accelerator,
         step.precision,
         step.flash_attention,
         autocast=step.precision != "fp32" and step.zero_stage == 0,
     )
-    found: dict[tuple[int, int], Segments] = {}
-    order = None
+    traced: dict[tuple[int, int], Segments] = {}
+    schedule = None
     with gc_paused(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries among themselves
+        # The libraries warn each other of deprecations.
+        warnings.simplefilter("ignore")
         for depth in depths:
             model = build_model(
                 config,
@@ -50,24 +51,23 @@ def trace_depths(step: TracedStep) -> Traces:
                 else step.model.attn_implementation,
             )
             loss = make_loss(step.task, model, step.loss_chunks)
-            for batch in batches:
-                found[depth, batch], order = trace_step(
+            for micro_batch in micro_batches:
+                traced[depth, micro_batch], schedule = trace_step(
                     model,
                     step,
                     loss,
                     target,
                     depth=depth,
-                    micro_batch=batch,
-                    labelled=_labelled(step),
+                    micro_batch=micro_batch,
+                    labelled=_labelled_tokens(step),
                 )
-    width = target.dtype.itemsize
-    return Traces(found, batches, layers, period, width, order)
+    return Traces(traced, micro_batches, layers, period, target.dtype.itemsize, schedule)
 
 
-def _labelled(step: TracedStep) -> int:
-    """Tokens of an example that carry a loss, rounded up to whole parts of one.
+def _labelled_tokens(step: TracedStep) -> int:
+    """Returns the labelled tokens of an example, rounded up to a multiple of the chunks.
 
-    Then the size of a part is linear in the micro-batch, and never below what a run has.
+    The size of a chunk is then linear in the micro-batch, and never smaller than in a run.
     """
     tokens = step.labelled_tokens or step.task.max_length - 1
     return -(-tokens // step.loss_chunks) * step.loss_chunks

@@ -1,7 +1,7 @@
-"""Operations without data: what an operation returns, computed once for each kind of arguments.
+"""Runs operations on the meta device and caches the shapes of their results.
 
-PyTorch tells the shape of most results by Python code of a tenth of a millisecond. A step repeats
-the same few operations on the same few shapes in every layer and layout, so they are remembered.
+PyTorch computes the shape of most results by Python code that takes a tenth of a millisecond. A
+step repeats the same few operations on the same few shapes in every layer and layout.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ _INDEX_PUTS = (
     aten.index_put_.default,
     aten.index_put.default,
 )
-_MOST_KNOWN = 100_000
+_MAX_ENTRIES = 100_000
 
-Made = tuple[tuple[Any, Any, torch.dtype], ...] | None
+NewTensors = tuple[tuple[Any, Any, torch.dtype], ...] | None
 """Shape, stride and type of each new tensor of a result; None where the operation has to run."""
 
-_makes_new: dict[Any, bool] = {}
-_known: dict[Any, Made] = {}
+_functional: dict[Any, bool] = {}
+_cache: dict[Any, NewTensors] = {}
 
 
-def run(func: Any, args: Any, kwargs: dict[str, Any], labelled: int) -> Any:
-    """What the operation returns, or its shape where the result depends on data that is not there.
+def run_operation(func: Any, args: Any, kwargs: dict[str, Any], labelled: int) -> Any:
+    """Returns the result of an operation, computed once per kind of arguments.
+
+    Where a shape depends on data, which the meta device has none of, the result has the shape that
+    `labelled` implies.
 
     Args:
-        func: the operation.
-        args: its arguments.
-        kwargs: those by name.
-        labelled: elements that a mask of labels picks.
+        func: operation.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        labelled: elements that a mask of labels selects.
     """
     if func is aten._local_scalar_dense.default and args[0].is_meta:
         return 1
@@ -43,16 +46,17 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], labelled: int) -> Any:
     if func is aten.nonzero.default and args[0].is_meta:
         return args[0].new_empty((labelled, args[0].dim()), dtype=torch.long)
     if func in _INDEX_PUTS and args[0].is_meta:
-        return args[0]  # the backward of indexing writes in place, but not while it is dispatched
-    if func is aten.add.Tensor and _adds_up(args, kwargs):
+        # The backward pass of indexing writes in place, but not under a dispatch mode.
         return args[0]
-    return _remembered(func, args, kwargs) if _is_functional(func) else func(*args, **kwargs)
+    if func is aten.add.Tensor and _is_gradient_sum(args, kwargs):
+        return args[0]
+    return _run_cached(func, args, kwargs) if _is_functional(func) else func(*args, **kwargs)
 
 
-def _adds_up(args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether the backward pass adds up gradients of one tensor, of which the first is its alone.
+def _is_gradient_sum(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Returns whether autograd adds two gradients of a tensor and owns the first alone.
 
-    Then it does so in place (autograd/input_buffer.cpp), but not while it is dispatched.
+    It then adds in place (autograd/input_buffer.cpp), but not under a dispatch mode.
     """
     first, second = args[:2]
     return (
@@ -62,7 +66,7 @@ def _adds_up(args: Any, kwargs: dict[str, Any]) -> bool:
         and isinstance(second, torch.Tensor)
         and (first.shape, first.dtype) == (second.shape, second.dtype)
         and first.is_meta
-        # One is this look's own.
+        # The storage object made by this call is the second reference.
         and torch._C._storage_Use_Count(first.untyped_storage()._cdata) <= 2
     )
 
@@ -73,58 +77,60 @@ def _mask(indices: Any) -> Any:
 
 
 def _is_functional(func: Any) -> bool:
-    """Whether the operation declares that it makes tensors and neither writes nor shares any."""
-    known = _makes_new.get(func)
-    if known is None:
+    """Returns whether the operation makes new tensors and neither writes nor shares any."""
+    is_functional = _functional.get(func)
+    if is_functional is None:
         schema = func._schema
-        known = _makes_new[func] = bool(schema.returns) and not any(
+        is_functional = _functional[func] = bool(schema.returns) and not any(
             argument.alias_info for argument in (*schema.arguments, *schema.returns)
         )
-    return known
+    return is_functional
 
 
-def _remembered(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _run_cached(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors: list[torch.Tensor] = []
     try:
-        key = (func, _kind_of(args, tensors), _kind_of(tuple(kwargs.items()), tensors))
-        made = _known.get(key)
-        is_new = made is None and key not in _known
-    except TypeError:  # an argument of a kind that is not compared
+        key = (func, _signature(args, tensors), _signature(tuple(kwargs.items()), tensors))
+        new_tensors = _cache.get(key)
+        is_unknown = new_tensors is None and key not in _cache
+    except TypeError:  # An argument is not hashable.
         return func(*args, **kwargs)
-    if made is not None:
-        out = tuple([torch.empty_strided(*one[:2], dtype=one[2], device="meta") for one in made])
+    if new_tensors is not None:
+        out = tuple(
+            [torch.empty_strided(*one[:2], dtype=one[2], device="meta") for one in new_tensors]
+        )
         return out[0] if len(out) == 1 else out
     result = func(*args, **kwargs)
-    if is_new and len(_known) < _MOST_KNOWN:
-        _known[key] = _made(result, tensors) if all(t.is_meta for t in tensors) else None
+    if is_unknown and len(_cache) < _MAX_ENTRIES:
+        _cache[key] = _describe(result, tensors) if all(t.is_meta for t in tensors) else None
     return result
 
 
-def _kind_of(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """All of an argument that a result without data depends on."""
+def _signature(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """Returns all of an argument that a result without data depends on; collects its tensors."""
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         return value.shape, value.stride(), value.dtype, value.device.type
     if isinstance(value, tuple | list):
-        return tuple([_kind_of(one, tensors) for one in value])
+        return tuple([_signature(one, tensors) for one in value])
     return type(value), value
 
 
-def _made(result: Any, given: list[torch.Tensor]) -> Made:
-    """How to make the result anew; None unless it is tensors with storages of their own."""
+def _describe(result: Any, arguments: list[torch.Tensor]) -> NewTensors:
+    """Returns how to make the result again; None unless its tensors own their storages."""
     if isinstance(result, torch.Tensor):
         result = (result,)
     elif not isinstance(result, tuple) or len(result) < 2:
         return None
     if not all(isinstance(one, torch.Tensor) and one.is_meta for one in result):
         return None
-    storages = [tensor.untyped_storage() for tensor in (*result, *given)]
+    storages = [tensor.untyped_storage() for tensor in (*result, *arguments)]
     own = {storage._cdata for storage in storages[: len(result)]}
     if len(own) < len(result) or own & {storage._cdata for storage in storages[len(result) :]}:
         return None
-    made = tuple((tuple(one.shape), one.stride(), one.dtype) for one in result)
-    for (shape, stride, dtype), storage in zip(made, storages, strict=False):
-        again = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-        if again.untyped_storage().nbytes() != storage.nbytes():
+    new_tensors = tuple((tuple(one.shape), one.stride(), one.dtype) for one in result)
+    for (shape, stride, dtype), storage in zip(new_tensors, storages, strict=False):
+        copy = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        if copy.untyped_storage().nbytes() != storage.nbytes():
             return None
-    return made
+    return new_tensors

@@ -1,9 +1,9 @@
-"""What the device of a run does otherwise than the meta device: kernels, autocast, scratch."""
+"""Imitates a run's device on the meta device: kernels, autocast and scratch memory."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,14 @@ from hpcft.core.records import Precision
 from hpcft.methods.base import DTYPES
 
 # Operations that autocast runs in 16 bits (PyTorch, aten/src/ATen/autocast_mode.h, both devices).
-LOWER = {
+HALF_PRECISION = {
     torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__,
     torch.bmm, torch.Tensor.bmm, torch.mm, torch.Tensor.mm, torch.addmm, torch.baddbmm,
     torch.einsum, torch.conv1d, torch.nn.functional.conv1d,
     torch.nn.functional.scaled_dot_product_attention,
 }  # fmt: skip
-# Those that it runs in fp32 on CUDA; on a CPU these keep the type of their input.
-UPPER_ON_CUDA = {
+# Operations that autocast runs in fp32 on CUDA; on a CPU they keep the type of their input.
+FP32_ON_CUDA = {
     torch.nn.functional.layer_norm, torch.layer_norm, torch.nn.functional.softmax, torch.softmax,
     torch.Tensor.softmax, torch.nn.functional.log_softmax, torch.log_softmax,
     torch.Tensor.log_softmax, torch.nn.functional.cross_entropy, torch.nn.functional.nll_loss,
@@ -32,62 +32,67 @@ UPPER_ON_CUDA = {
 
 
 @dataclass(frozen=True)
-class Target:
-    """The device that a run will compute on."""
+class TargetDevice:
+    """The device that a run computes on."""
 
     accelerator: str
     """`cuda` or `cpu`."""
     precision: Precision
     """Compute precision."""
     flash_attention: bool = False
-    """Whether a GPU has flash attention."""
+    """Whether the GPU has flash attention."""
     autocast: bool = False
     """Whether the Trainer runs the forward pass under autocast (16 bits without DeepSpeed)."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute type."""
+        """Compute type, as a `torch.dtype`."""
         return getattr(torch, DTYPES[self.precision])  # type: ignore[no-any-return]
 
 
-class Autocast(TorchFunctionMode):
-    """Autocast's rules on the meta device, which `torch.autocast` does not know.
+class MetaAutocast(TorchFunctionMode):
+    """Applies autocast's rules on the meta device, which `torch.autocast` does not support.
 
-    As the real one it keeps the casts of trained fp32 weights until the forward pass ends.
+    Like the real autocast it caches the casts of trained fp32 weights until the forward pass ends.
+    While `disabled` is above 0, nothing is cast.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: TargetDevice) -> None:
         super().__init__()
         self.dtype = target.dtype
-        self.upper = UPPER_ON_CUDA if target.accelerator == "cuda" else set()
-        self.casts: dict[int, torch.Tensor] | None = {}
-        self.off = 0
+        self.fp32 = FP32_ON_CUDA if target.accelerator == "cuda" else set()
+        self.cached_casts: dict[int, torch.Tensor] | None = {}
+        self.disabled = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Casts the arguments as autocast does."""
+        """Runs the operation with its arguments cast as autocast does."""
         kwargs = kwargs or {}
-        if not self.off:
-            if func in LOWER:
-                args, kwargs = _map(self._lower, args), _map(self._lower, kwargs)
-            elif func in self.upper:
-                args, kwargs = _map(self._upper, args), _map(self._upper, kwargs)
+        if not self.disabled:
+            if func in HALF_PRECISION:
+                args, kwargs = _map(self._to_half, args), _map(self._to_half, kwargs)
+            elif func in self.fp32:
+                args, kwargs = _map(self._to_fp32, args), _map(self._to_fp32, kwargs)
         return func(*args, **kwargs)
 
-    def end_forward(self) -> None:
-        """The casts of weights are dropped, and none are kept while layers are recomputed."""
-        self.casts = None
+    def start_caching(self) -> None:
+        """Caches the casts of weights from now on, as in a forward pass with gradients."""
+        self.cached_casts = {}
 
-    def _lower(self, value: Any) -> Any:
+    def stop_caching(self) -> None:
+        """Frees the cached casts, as at the end of a forward pass, and caches no more."""
+        self.cached_casts = None
+
+    def _to_half(self, value: Any) -> Any:
         if not _is_float(value) or value.dtype == self.dtype or value.dtype == torch.float64:
             return value
-        if self.casts is None or not (value.is_leaf and value.requires_grad):
+        if self.cached_casts is None or not (value.is_leaf and value.requires_grad):
             return value.to(self.dtype)
-        if id(value) not in self.casts:
-            self.casts[id(value)] = value.to(self.dtype)
-        return self.casts[id(value)]
+        if id(value) not in self.cached_casts:
+            self.cached_casts[id(value)] = value.to(self.dtype)
+        return self.cached_casts[id(value)]
 
     @staticmethod
-    def _upper(value: Any) -> Any:
+    def _to_fp32(value: Any) -> Any:
         return value.float() if _is_float(value) and value.dtype.itemsize < 4 else value
 
 
@@ -104,13 +109,13 @@ def _map(cast: Any, values: Any) -> Any:
 
 
 @contextlib.contextmanager
-def kernels(target: Target, *, padded: bool, zero_stage: int) -> Iterator[None]:
-    """Replaces what depends on the device or on data, for the duration of a trace.
+def patched_kernels(target: TargetDevice, *, padded: bool, zero_stage: int) -> Iterator[None]:
+    """Replaces functions that depend on the device or on data, inside the block.
 
     Args:
-        target: whose kernels are meant.
+        target: device whose kernels are imitated.
         padded: whether sequences of a batch differ in length, so that attention takes a mask.
-        zero_stage: ZeRO-3 brings a linear layer of its own.
+        zero_stage: DeepSpeed ZeRO stage; 3 replaces the linear layer by DeepSpeed's own.
     """
     import transformers.masking_utils as masking
 
@@ -124,18 +129,18 @@ def kernels(target: Target, *, padded: bool, zero_stage: int) -> Iterator[None]:
         patched.append((functional, "dropout", _fused_dropout))
     if zero_stage == 3:
         patched.append((functional, "linear", _ShardedLinear.apply))
-    before = [(owner, name, getattr(owner, name, None)) for owner, name, _ in patched]
+    originals = [(owner, name, getattr(owner, name, None)) for owner, name, _ in patched]
     try:
         for owner, name, value in patched:
             setattr(owner, name, value)
         yield
     finally:
-        for owner, name, value in before:
+        for owner, name, value in originals:
             setattr(owner, name, value)
 
 
 class _ShardedLinear(torch.autograd.Function):
-    """DeepSpeed's linear layer (runtime/zero/linear.py): it keeps its input, trained or not."""
+    """DeepSpeed's linear layer (runtime/zero/linear.py), which always saves its input."""
 
     @staticmethod
     def forward(ctx: Any, value: Any, weight: Any, bias: Any = None) -> Any:
@@ -147,25 +152,28 @@ class _ShardedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
         value, weight = ctx.saved_tensors
-        of_value = gradient.matmul(weight) if ctx.needs_input_grad[0] else None
+        value_grad = gradient.matmul(weight) if ctx.needs_input_grad[0] else None
         flat = gradient.reshape(-1, gradient.shape[-1])
-        of_weight = of_bias = None
+        weight_grad = bias_grad = None
         if ctx.needs_input_grad[1]:
-            of_weight = flat.t().matmul(value.reshape(-1, value.shape[-1]))
+            weight_grad = flat.t().matmul(value.reshape(-1, value.shape[-1]))
         if ctx.has_bias:
-            of_bias = flat.sum(0)
-        return of_value, of_weight, of_bias
+            bias_grad = flat.sum(0)
+        return value_grad, weight_grad, bias_grad
 
 
 def _fused_dropout(
     value: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> torch.Tensor:
-    """CUDA keeps a boolean mask; the meta device, as a CPU, one of the input's type."""
+    """Applies dropout like CUDA, which saves a boolean mask.
+
+    The meta device, like a CPU, saves a mask of the input's type.
+    """
     return torch.native_dropout(value, p, True)[0] if training and p > 0 else value
 
 
-def _attention(target: Target) -> Any:
-    """`scaled_dot_product_attention` by the kernel that the device takes."""
+def _attention(target: TargetDevice) -> Any:
+    """Returns `scaled_dot_product_attention` with the kernel that the device would use."""
     plain = torch.nn.functional.scaled_dot_product_attention
     aten = torch.ops.aten
 
@@ -184,19 +192,19 @@ def _attention(target: Target) -> Any:
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             # The fused kernels take an additive mask of the query's type.
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-        chosen = attention_kernel(target, query, attn_mask, dropout_p)
-        if enable_gqa and chosen not in ("cpu", "math"):
+        kernel = attention_kernel(target, query, attn_mask, dropout_p)
+        if enable_gqa and kernel not in ("cpu", "math"):
             repeats = query.shape[1] // key.shape[1]
             key, value = (t.repeat_interleave(repeats, 1) for t in (key, value))
-        if chosen == "cpu":
+        if kernel == "cpu":
             return aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
             )[0]
-        if chosen == "flash":
+        if kernel == "flash":
             return aten._scaled_dot_product_flash_attention(
                 query, key, value, dropout_p, is_causal, scale=scale
             )[0]
-        if chosen == "efficient":
+        if kernel == "efficient":
             bias = None
             if attn_mask is not None:
                 b, h, s, t = query.shape[0], query.shape[1], query.shape[2], key.shape[2]
@@ -213,12 +221,16 @@ def _attention(target: Target) -> Any:
 
 
 def attention_kernel(
-    target: Target, query: torch.Tensor, attn_mask: torch.Tensor | None, dropout_p: float
+    target: TargetDevice, query: torch.Tensor, attn_mask: torch.Tensor | None, dropout_p: float
 ) -> str:
-    """`cpu`, `flash`, `efficient` or `math`: what PyTorch chooses (sdp_utils.cpp of each device).
+    """Returns the attention kernel that PyTorch chooses (sdp_utils.cpp of each device).
 
-    Flash attention wants 16 bits, no mask, heads of at most 256 and compute capability 8.0; the
-    memory-efficient kernel takes the rest from 5.0 on. The kernel for CPUs has no dropout.
+    Flash attention needs 16 bits, no mask, heads of at most 256 and compute capability 8.0; the
+    memory-efficient kernel does the rest, from capability 5.0 on. The kernel for CPUs has no
+    dropout.
+
+    Returns:
+        `cpu`, `flash`, `efficient` or `math`.
     """
     if target.accelerator == "cpu":
         return "cpu" if dropout_p == 0.0 else "math"
@@ -232,42 +244,43 @@ def attention_kernel(
     return "efficient"
 
 
-def scratch(target: Target, threads: int) -> Any:
-    """Bytes that an operation takes and gives back inside itself, by operation.
+def scratch_estimator(threads: int) -> Callable[[Any, Any], int]:
+    """Returns a function that estimates the bytes an operation takes and frees inside itself.
 
     Args:
-        target: device.
         threads: CPU threads, each of which has its own buffers in the CPU's attention.
     """
 
-    def inside(func: Any, args: Any, out: Any) -> int:
-        name = func._opname if hasattr(func, "_opname") else ""
-        if name in ("gemm_4bit", "dequantize_4bit"):
-            return _four_bit_scratch(name, args, out)
+    def scratch_bytes(func: Any, args: Any) -> int:
+        name = getattr(func, "_opname", "")
+        if name == "gemm_4bit":
+            return _four_bit_scratch(args)
         if name == "_scaled_dot_product_flash_attention_for_cpu":
             return _cpu_attention_scratch(args, threads)
-        if name == "logsumexp":  # it takes the exponentials of all (ReduceOps.cpp)
+        if name == "logsumexp":
+            # It computes the exponentials of all elements (ReduceOps.cpp).
             return int(args[0].nbytes)
         return 0
 
-    return inside
+    return scratch_bytes
 
 
-def _four_bit_scratch(name: str, args: Any, out: Any) -> int:
-    """The dequantised weight, which bitsandbytes makes inside its matrix product."""
-    if name == "dequantize_4bit":
-        return 0
+def _four_bit_scratch(args: Any) -> int:
+    """Returns the bytes of the weight that bitsandbytes dequantises inside its matrix product."""
     elements = args[2][0] * args[2][1]
     return int(elements * args[0].element_size())
 
 
 def _cpu_attention_scratch(args: Any, threads: int) -> int:
-    """Per thread a block of scores and an output (PyTorch, FlashAttentionKernel.cpp)."""
+    """Returns the bytes of the threads' blocks of scores and outputs.
+
+    Source: PyTorch, FlashAttentionKernel.cpp.
+    """
     query, key = args[0], args[1]
     rows, columns = query.shape[2], key.shape[2]
     split = 256 if rows >= 768 else 64 if rows >= 192 else 32
     rows, columns = min(split, rows), min(512, columns)
-    each = 4 * (rows * columns + 2 * rows + rows * query.shape[-1])
+    per_thread = 4 * (rows * columns + 2 * rows + rows * query.shape[-1])
     if query.element_size() < 4:
-        each += query.element_size() * rows * columns
-    return int(threads * each)
+        per_thread += query.element_size() * rows * columns
+    return int(threads * per_thread)
