@@ -1,16 +1,18 @@
-# Two commands do all: `make demo` and `make test`. Both set up what is missing first.
+# Two commands do everything: `make demo` and `make test`. Both set up what is missing first.
 #
-#   make demo       train the quickstart recipe here and show the results table
-#   make test       the tests, the real Slurm ones included (what CI runs)
-#   make test-all   the nightly tier too (slow tests; GPU tests where there is a GPU)
+#   make demo        train the quickstart recipe here and show the results table
+#   make test        the tests, those on a real Slurm included; PKG=planning for one package's
+#   make check       lint, types, and the tests that start no process: a minute and a half
+#   make test-all    the nightly tests too (slow ones; GPU tests where there is a GPU)
 #   make test-newest the tests with the newest releases, beyond the upper bounds (nightly)
-#   make lock       renew constraints.txt, the tested versions
-#   make lint       ruff and mypy
-#   make slurm      start a real Slurm of four nodes on this machine to try things on
-#   make slurm-stop stop it
-#   make house      how the package is built: rooms, floors, arrows, circles
-#   make docs       regenerate the reference pages and tables
-#   make clean      remove the environment and what was built
+#   make lint        ruff, mypy, vulture, and the links of the documentation
+#   make lock        renew constraints.txt, the tested versions
+#   make house       print the structure of the package: rooms, floors, arrows, circles
+#   make docs        regenerate the reference pages, tables and the drawing
+#   make site        build the documentation as a web site in build/site
+#   make slurm       start a real Slurm of four nodes on this machine to try things on
+#   make slurm-stop  stop it
+#   make clean       remove the environment and what was built
 
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -37,7 +39,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo 
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: help setup system slurm-packages demo test test-all test-newest lock lint house docs slurm slurm-stop clean
+.PHONY: help setup system slurm-packages demo test check test-all test-newest lock lint house docs site slurm slurm-stop clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -78,11 +80,24 @@ slurm-packages:
 	  fi; \
 	fi
 
+# Tests wait for processes as much as they compute: three of them at a time on two cores. Those on
+# Slurm share one cluster, and those of a file its trainings (tests/conftest.py groups them).
+WORKERS ?= 3
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadgroup
+PKG ?=
+TESTS := $(if $(PKG),tests/$(PKG),tests)
+
 test: setup slurm-packages
-	$(PY) -m pytest -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu' $(TESTS)
+
+check: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -n 2 --dist loadgroup -m 'not process and not slurm and not slow and not gpu' $(TESTS)
 
 test-all: setup slurm-packages
-	$(PY) -m pytest $(if $(HAS_GPU),,-m 'not gpu')
+	$(PYTEST) $(if $(HAS_GPU),,-m 'not gpu') tests
 
 # The newest release of every dependency, beyond the upper bounds too; of torch the tested one.
 NEWEST := .venv-newest
@@ -91,7 +106,7 @@ test-newest: setup slurm-packages
 	$(NEWEST)/bin/python -m pip install -q "$(TORCH)"
 	$(PY) tests/newest.py | $(NEWEST)/bin/python -m pip install -q -r /dev/stdin
 	$(NEWEST)/bin/python -m pip install -q --no-deps -e .
-	$(NEWEST)/bin/python -m pytest -m 'not slow and not gpu'
+	$(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not slow and not gpu'
 
 # Renews the tested versions: the newest that pyproject.toml allows, in an environment of its own.
 lock: system
@@ -106,14 +121,21 @@ lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m vulture
+	$(PY) -m mkdocs build --strict --quiet
 
 house: setup
 	@$(PY) tests/house.py
 
 docs: setup
-	$(HPCFT) schema recipe --markdown > docs/recipe.md
-	$(HPCFT) schema cluster --markdown > docs/cluster.md
+	$(HPCFT) schema recipe --markdown > docs/reference/recipe.md
+	$(HPCFT) schema cluster --markdown > docs/reference/cluster.md
 	$(PY) docs/tables.py
+	$(PY) docs/structure.py
+
+site: setup
+	$(PY) -m mkdocs build --strict
+	@echo "==> open build/site/index.html"
 
 slurm: setup slurm-packages
 	$(PY) slurm/testbed/testbed.py start

@@ -21,11 +21,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(str(path) for path in (ROOT / "recipes").glob("*.yaml"))
-LARGE = str(ROOT / "docs" / "scale" / "llama3_70b.yaml")
+LARGE = str(ROOT / "docs" / "reference" / "scale" / "llama3_70b.yaml")
 
-PAGE = """# How long a plan takes
+PAGE = """# Measured: planning times
 
-Made by `python benchmarks/plan_times.py --markdown docs/plan_times.md`: `hpcft plan` in a fresh
+Made by `python benchmarks/plan_times.py --markdown docs/reference/measured/plan_times.md`: `hpcft plan` in a fresh
 process, no GPU, no weights; the median of {runs} and, in brackets, the range. First: with an empty
 cache. The single plans use one core. The bars are the times that they may take.
 

@@ -17,7 +17,7 @@ from hpcft.core.records import StepTime
 from hpcft.jobs.what_fits import FitResult, fit_matrix, fit_on_gpus, plan_run
 from hpcft.recovery.diagnosis import KNOWN, POLICIES
 
-DOCS = Path(__file__).parent
+REFERENCE = Path(__file__).parent / "reference"
 COUNTS = (8, 64, 512, 1024)
 WINOGRANDE_L = 10_234  # rows of its training split (the data set's card)
 PARTS = (("compute", "#4878a8"), ("communication", "#e0a030"), ("offload", "#b04a5a"))
@@ -83,7 +83,7 @@ def fits_page() -> str:
     header = ["recipe", *(profile.cluster.name for profile in sites)]
     cells = [[row, *(result.short for result in results)] for row, results in rows.items()]
     gemma = "gemma7b_full"
-    return f"""# What fits where
+    return f"""# Reference: what fits where
 
 Made by `make docs`. Every shipped recipe on the machines of the reports and on a cluster's nodes.
 A cell is the cheapest layout that fits, as `hpcft plan` predicts it: GPUs, sharding, peak memory of
@@ -157,21 +157,21 @@ def scale_page() -> str:
     for name, cluster in (
         ("llama3_8b", "a100-80"), ("llama3_8b", "h100-80"), ("llama3_70b", "h100-80"),
     ):  # fmt: skip
-        point = first_run(str(DOCS / "scale" / f"{name}.yaml"))
+        point = first_run(str(REFERENCE / "scale" / f"{name}.yaml"))
         profile = cluster_profile.load_profile(cluster)
         say(f"scaling {name} on {cluster}")
         results = {count: fit_on_gpus(point, profile, count) for count in COUNTS}
         counts = ",".join(map(str, COUNTS))
         sections.append(
-            f"## {name} on {cluster}\n\n`hpcft plan docs/scale/{name}.yaml -c {cluster} "
+            f"## {name} on {cluster}\n\n`hpcft plan docs/reference/scale/{name}.yaml -c {cluster} "
             f"--scale {counts}`\n\n{as_markdown(*scale_table(point, results))}\n"
         )
         bars.append(
             (f"{name}, {cluster}",
              {n: r.plan.time.step for n, r in results.items() if r.plan and r.plan.time})
         )  # fmt: skip
-    (DOCS / "scale.svg").write_text(figure(bars))
-    return f"""# Scale on paper
+    (REFERENCE / "scale.svg").write_text(figure(bars))
+    return f"""# Reference: predicted scaling
 
 Made by `make docs`. Predicted time of an optimizer step on 8 to 1,024 GPUs at a fixed global batch
 of 2,048 sequences of 2,048 tokens, full fine-tuning, with the cheapest layout for each number.
@@ -236,7 +236,7 @@ def failures_page() -> str:
         for row in sorted(KNOWN.values(), key=lambda row: row.name)
     ]
     policies = "\n".join(f"- **{name}**: it {words}." for name, words in POLICIES.items())
-    return f"""# How runs fail, and what is done about it
+    return f"""# Reference: failures
 
 Made by `make docs` from `launcher/hpcft/recovery/diagnosis/classes.py`, which also holds the text
 patterns of each class. `hpcft explain RUN` names the class of a run's failure, with the line that
@@ -254,6 +254,6 @@ cause counts before the errors that follow from it. A run whose state is unknown
 
 
 if __name__ == "__main__":
-    (DOCS / "failures.md").write_text(failures_page())
-    (DOCS / "fits.md").write_text(fits_page())
-    (DOCS / "scale.md").write_text(scale_page())
+    (REFERENCE / "failures.md").write_text(failures_page())
+    (REFERENCE / "fits.md").write_text(fits_page())
+    (REFERENCE / "scale.md").write_text(scale_page())

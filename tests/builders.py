@@ -569,7 +569,7 @@ def tiny_model(kind: str, **changes: Any) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-def prompt_request(choices: tuple[int, ...] = (1, 2, 5), count: int = 7) -> list[PromptRequest]:
+def prompt_requests(choices: tuple[int, ...] = (1, 2, 5), count: int = 7) -> list[PromptRequest]:
     """Prompts that share their beginning, of unlike lengths, with choices of so many tokens."""
     from hpcft.tasks.few_shot.requests import PromptRequest
 

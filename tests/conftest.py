@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import absl.logging
 import pytest
 
-from builders import ASKED, RECIPE, Cli, Said, film_rows, write_rows
+from builders import ASKED, RECIPE, ROOT, Cli, Said, film_rows, write_rows
 
 # rouge_score logs through absl. When logging is configured again, absl closes the stream that it
 # logs to unless that is the process's own; in a test it would be the stream that pytest captures.
@@ -20,6 +20,27 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 if TYPE_CHECKING:
     from builders import Runs
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups tests for pytest-xdist: those on Slurm share one cluster, others those of their file.
+
+    Workers take groups in the order of the items: what takes longest comes first.
+    """
+    for item in items:
+        on_slurm = "testbed" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))
+    seconds = {str(ROOT / "tests" / name): s for name, s in SECONDS.items()}
+    items.sort(
+        key=lambda item: (
+            "testbed" not in getattr(item, "fixturenames", ()),
+            -seconds.get(str(item.path), 0),
+        )
+    )
+
+
+# Files whose tests take longest, in seconds on two cores; renew them by `--durations=0`.
+SECONDS: dict[str, int] = {}
 
 
 @pytest.fixture(autouse=True)

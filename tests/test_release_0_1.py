@@ -43,6 +43,10 @@ def folder(request: pytest.FixtureRequest, workplace: Path) -> Path:
     rows = film_rows(12)
     write_rows(workplace / "train.jsonl", rows)
     write_rows(workplace / "test.jsonl", rows[:8])
+    for split, noun, count in (("train", "film", 24), ("test", "play", 300)):
+        texts = [f"a {noun}, number {n}{' indeed' * (n % 7)}" for n in range(count)]
+        rows = [{"text": text, "label": n % 2} for n, text in enumerate(texts)]
+        write_rows(workplace / f"{split}_asked.jsonl", rows)
     for file in workplace.rglob("*"):
         if file.is_dir():
             file.chmod(0o700)

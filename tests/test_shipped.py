@@ -59,7 +59,7 @@ def test_wheel_installs_nothing_but_hpcft(installed: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["recipe", "cluster"])
 def test_reference_page_is_current(kind: str) -> None:
-    page = (ROOT / "docs" / f"{kind}.md").read_text()
+    page = (ROOT / "docs" / "reference" / f"{kind}.md").read_text()
     assert page.strip() == schema.reference_page(kind).strip(), "run `make docs`"
 
 

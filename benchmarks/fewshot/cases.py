@@ -1,4 +1,4 @@
-"""The models, prompts and choices that both sides are given."""
+"""Models, prompts and choices for both sides of the comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpcft.tasks.few_shot.requests import PromptRequest
 
 SHOTS, SHOT_TOKENS = 8, 200
 QUERY_TOKENS = (80, 120)
-"""Least and most; 100 on average."""
+"""Smallest and largest number of tokens; 100 on average."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,16 @@ class Case:
 
     name: str
     shape: Mapping[str, Any]
-    """Model type, and what is not common to all models."""
+    """Model type, and the fields of its configuration that differ between cases."""
     vocabulary: int
+    """Size of the vocabulary."""
     label_tokens: tuple[int, ...]
-    """How many tokens each label may have; two labels."""
+    """Possible numbers of tokens of each of the two labels."""
     bar: float
-    """How many times lm-eval's examples per second are asked for."""
+    """Required ratio of examples per second to lm-eval's."""
 
     def model(self) -> Any:
-        """A random model in fp32."""
+        """Builds a random model in fp32."""
         import torch
         import transformers
 
@@ -40,16 +41,16 @@ class Case:
         return transformers.AutoModelForCausalLM.from_config(config).eval()
 
     def requests(self, queries: int) -> list[PromptRequest]:
-        """The same prompts for whoever asks: 8 shots in common, a query and two labels each."""
-        dice = random.Random(0)
+        """Returns the same prompts on every call: 8 common shots, a query and two labels each."""
+        rng = random.Random(0)
 
         def tokens(count: int) -> list[int]:
-            return [dice.randrange(3, self.vocabulary) for _ in range(count)]
+            return [rng.randrange(3, self.vocabulary) for _ in range(count)]
 
         shots = [1, *tokens(SHOTS * SHOT_TOKENS)]
-        labels = [tokens(dice.choice(self.label_tokens)) for _ in range(2)]
+        labels = [tokens(rng.choice(self.label_tokens)) for _ in range(2)]
         return [
-            PromptRequest(shots + tokens(dice.randint(*QUERY_TOKENS)), labels)
+            PromptRequest(shots + tokens(rng.randint(*QUERY_TOKENS)), labels)
             for _ in range(queries)
         ]
 

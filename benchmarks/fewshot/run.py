@@ -1,4 +1,4 @@
-"""Few-shot scoring: examples per second and peak memory against lm-eval's HF backend, on a CPU.
+"""Compares few-shot scoring with lm-eval's HF backend on a CPU: speed and peak memory.
 
     python benchmarks/fewshot/run.py [--cases 0 1 2 3 4] [--queries 200] [--peer-queries 8]
                                      [--repeats 2] [--markdown FILE]
@@ -23,15 +23,15 @@ from cases import CASES
 
 HERE = Path(__file__).parent
 MAX_TOKENS = 768
-"""Of a batch of hpcft's."""
+"""Largest number of tokens of a batch of hpcft."""
 TRIED_BATCHES, TRIED_QUERIES = (1, 4), 4
-"""lm-eval's batch sizes, each tried on so many queries; the faster one is used."""
+"""Batch sizes of lm-eval, and the number of queries to try each on; the faster one is used."""
 
-PAGE = """# Few-shot scoring against lm-eval
+PAGE = """# Measured: few-shot scoring against lm-eval
 
 Made by `python benchmarks/fewshot/run.py {arguments}`. Random models in fp32; 8 shots of 200 tokens
 that all prompts share, queries of 80 to 120 tokens, two labels; one thread. Each side ran {repeats}
-times in turn, in processes of their own; the medians stand here. lm-eval's HF backend
+times in turn, in processes of their own; the table shows the medians. lm-eval's HF backend
 (`_loglikelihood_tokens`, start-up and tokenising left out, the better batch size of {tried} on
 {tried_queries} queries) scored the first {peer_queries} queries, hpcft all {queries}, its pass over the shots counted. The ratio is that of
 examples per second of CPU time; wall time is beside it. Memory is the peak resident set of the
@@ -43,15 +43,15 @@ whole process. The last column is the greatest difference of a log-likelihood.
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {rows}
 
-What bounds the one-token rows is arithmetic. With a vocabulary of 48k lm-eval multiplies 22 times as
+Arithmetic bounds the rows with one-token labels. With a vocabulary of 48k lm-eval multiplies 22 times as
 often as hpcft in the model of 8 layers and 26 times in the wider one of 6 (matrix products of
 1,720 tokens, output layer and causal attention, against those of a query, its attention to the
 shots, and a 200th of the pass over them), and both run them at about the same speed.
 """  # noqa: E501
 
 
-def side(name: str, case: int, queries: int, batch: int) -> dict[str, Any]:
-    """What one side says of one case."""
+def run_side(name: str, case: int, queries: int, batch: int) -> dict[str, Any]:
+    """Runs one side of one case in a process of its own; returns its figures."""
     command = [sys.executable, HERE / "side.py", name, case, queries, batch]
     done = subprocess.run(
         [str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True
@@ -60,22 +60,17 @@ def side(name: str, case: int, queries: int, batch: int) -> dict[str, Any]:
 
 
 def compare(case: int, queries: int, peer_queries: int, repeats: int) -> tuple[str, bool]:
-    """One row of the table, and whether its bars hold."""
-    batch = min(TRIED_BATCHES, key=lambda n: side("lm-eval", case, TRIED_QUERIES, n)["cpu_s"])
+    """Measures one case; returns its row of the table, and whether it reaches its bars."""
+    batch = min(TRIED_BATCHES, key=lambda n: run_side("lm-eval", case, TRIED_QUERIES, n)["cpu_s"])
     ours, theirs = [], []
     for _ in range(repeats):
-        theirs.append(side("lm-eval", case, peer_queries, batch))
-        ours.append(side("hpcft", case, queries, MAX_TOKENS))
-    apart = [
-        (a, b)
-        for row, plain in zip(ours[0]["found"], theirs[0]["found"], strict=False)
-        for a, b in zip(row, plain, strict=True)
-    ]
-    difference = max(abs(a - b) for a, b in apart)
-    same = all(
-        (row[0] > row[1]) == (plain[0] > plain[1])
-        for row, plain in zip(ours[0]["found"], theirs[0]["found"], strict=False)
-    )
+        theirs.append(run_side("lm-eval", case, peer_queries, batch))
+        ours.append(run_side("hpcft", case, queries, MAX_TOKENS))
+    # The peer scores the first queries only.
+    rows = list(zip(ours[0]["log_likelihoods"], theirs[0]["log_likelihoods"], strict=False))
+    pairs = [(a, b) for row, plain in rows for a, b in zip(row, plain, strict=True)]
+    difference = max(abs(a - b) for a, b in pairs)
+    same = all((row[0] > row[1]) == (plain[0] > plain[1]) for row, plain in rows)
 
     def speed(runs: list[dict[str, Any]], count: int, clock: str) -> float:
         return count / median(run[clock] for run in runs)
@@ -95,7 +90,7 @@ def compare(case: int, queries: int, peer_queries: int, repeats: int) -> tuple[s
 
 
 def versions() -> str:
-    """What was compared, on what."""
+    """Returns the compared versions, and the CPU."""
     names = ("lm-eval", "torch", "transformers")
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
@@ -104,7 +99,7 @@ def versions() -> str:
 
 
 def main() -> int:
-    """Measures and prints the table; 1 where a bar is missed."""
+    """Measures all cases and prints the table; returns 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, nargs="*", default=[*range(len(CASES))])
     parser.add_argument("--queries", type=int, default=200)

@@ -1,4 +1,4 @@
-"""One side of the comparison in a process of its own, so that its peak memory is its own.
+"""Runs one side of the comparison in this process, so that its peak memory is its own.
 
     python benchmarks/fewshot/side.py hpcft|lm-eval CASE QUERIES BATCH
 
@@ -22,24 +22,24 @@ from hpcft.tasks.few_shot.scorer import Scorer
 
 
 def hpcft(model: Any, requests: list[PromptRequest], max_tokens: int) -> list[list[float]]:
-    """All of it, from the tokens on: the common prefix found and run, the batches made and run."""
+    """Scores requests with hpcft: finds and runs the common prefix, makes and runs batches."""
     length = common_prefix_length(requests)
     scorer = Scorer(model, requests[0].tokens[:length])
-    found: dict[int, list[float]] = {}
+    scores: dict[int, list[float]] = {}
     for batch in make_batches(requests, scorer.shared_tokens, max_tokens):
-        found |= zip(batch, scorer.score([requests[i] for i in batch]), strict=True)
-    return [found[i] for i in range(len(requests))]
+        scores |= zip(batch, scorer.score([requests[i] for i in batch]), strict=True)
+    return [scores[i] for i in range(len(requests))]
 
 
 def lm_eval(backend: Any, requests: list[PromptRequest]) -> list[list[float]]:
-    """The same from lm-eval's HF backend, without its tokenising and its start."""
+    """Scores requests with lm-eval's HF backend, without its tokenising and its start."""
     pairs = [(("", ""), r.tokens, choice) for r in requests for choice in r.choices]
-    found = iter(backend._loglikelihood_tokens(pairs, disable_tqdm=True))
-    return [[next(found)[0] for _ in r.choices] for r in requests]
+    scores = iter(backend._loglikelihood_tokens(pairs, disable_tqdm=True))
+    return [[next(scores)[0] for _ in r.choices] for r in requests]
 
 
 def main() -> None:
-    """Runs one side and tells its seconds, peak memory and log-likelihoods."""
+    """Runs one side; prints its seconds, peak memory and log-likelihoods as JSON."""
     name, number, queries, batch = sys.argv[1], *map(int, sys.argv[2:])
     torch.set_num_threads(1)
     case = CASES[number]
@@ -56,15 +56,16 @@ def main() -> None:
         )  # fmt: skip
         backend = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=4096)
         model(torch.tensor([[1, 2, 3]]))
-        begun = time.perf_counter(), time.process_time()
-        found = lm_eval(backend, requests)
+        started = time.perf_counter(), time.process_time()
+        scores = lm_eval(backend, requests)
     else:
         model(torch.tensor([[1, 2, 3]]))
-        begun = time.perf_counter(), time.process_time()
-        found = hpcft(model, requests, batch)
-    seconds, cpu_s = time.perf_counter() - begun[0], time.process_time() - begun[1]
+        started = time.perf_counter(), time.process_time()
+        scores = hpcft(model, requests, batch)
+    wall_s, cpu_s = time.perf_counter() - started[0], time.process_time() - started[1]
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result = {"wall_s": seconds, "cpu_s": cpu_s, "peak_mib": peak_kib / 1024, "found": found}
+    result = {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mib": peak_kib / 1024,
+              "log_likelihoods": scores}  # fmt: skip
     print(json.dumps(result))
 
 

@@ -1,4 +1,4 @@
-"""Counts the calls of scheduler commands: programs of the same names, first on PATH, that log."""
+"""Counts the calls of scheduler commands, with programs of the same names first on PATH."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ exec '{program}' "$@"
 """
 
 
-class Counted:
-    """Scheduler commands that note when they are called."""
+class CallCounter:
+    """Scheduler commands that log each call."""
 
     def __init__(self, folder: Path) -> None:
-        """Writes the programs into a folder of their own.
+        """Writes the programs into a new folder.
 
         Args:
-            folder: does not exist yet; to be put first on PATH.
+            folder: folder to create, and to put first on PATH.
         """
         folder.mkdir()
         self.folder = folder
@@ -37,16 +37,20 @@ class Counted:
             file.chmod(0o755)
 
     def figures(self) -> dict[str, float]:
-        """Calls of each command, a minute on average, and the most within a minute."""
+        """Returns the calls of each command, per minute on average, and the most in a minute."""
         calls = [line.split() for line in self.log.read_text().splitlines()]
         times = sorted(float(at) for at, _ in calls)
         counts = Counter(name for _, name in calls)
         minutes = max((times[-1] - times[0]) / 60, 1.0) if times else 1.0
-        return {**counts, "per_minute": len(times) / minutes, "most_per_minute": _most(times)}
+        return {
+            **counts,
+            "per_minute": len(times) / minutes,
+            "most_per_minute": _most_in_a_window(times),
+        }
 
 
-def _most(times: list[float]) -> int:
-    """The most moments that lie within one window."""
+def _most_in_a_window(times: list[float]) -> int:
+    """Returns the largest number of times within one window; the times are sorted."""
     most = first = 0
     for last, at in enumerate(times):
         while at - times[first] > WINDOW_S:

@@ -1,4 +1,4 @@
-"""The faults of the soak: each is done for real to one run, at a random instant of it."""
+"""Faults of the soak test: each is injected into one real run, at a random time."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from typing import Any
 from real_runs import supervisor_pids, worker_pids
 from testbed_folder import TestbedError
 
-# Shares of the runs. A time limit takes a minute of training: the least that Slurm takes.
-WEIGHTS = {"none": 4, "kill_child": 4, "kill_supervisor": 3, "cancel": 2, "requeue": 4,
+# Shares of the runs. The shortest time limit of Slurm is a minute.
+WEIGHTS = {"none": 4, "kill_worker": 4, "kill_supervisor": 3, "cancel": 2, "requeue": 4,
            "node_down": 2, "stop": 3, "time_limit": 1}  # fmt: skip
-# From the start of a run's job to its fault: loading takes about 8 s, training the rest.
+# Latest time of a fault after the start of the job: loading takes about 8 s, training the rest.
 LATEST_S = 14.0
 STOPPED_S = 4.0
-AGAIN_S = 0.5
+RETRY_S = 0.5
 TRIES = 40
 DOWN_S = 20.0
-# Runs that meet their time limit: more steps than a minute has.
+# Options of a run that reaches its time limit: more steps than fit into a minute.
 LONG = ["-o", "resources.time_min=1", "-o", "train.max_steps=3000"]
 
 
 @dataclass
 class Run:
-    """One run, and what is done to it."""
+    """One run, and its fault."""
 
     fault: str
-    """A key of `WEIGHTS`."""
+    """Name of the fault, a key of `WEIGHTS`."""
     after_s: float
-    """From the start of its job to the fault."""
+    """Seconds from the start of the job to the fault."""
     folder: Path = Path()
-    """Its run folder, once it is submitted."""
+    """Run folder, once the run is submitted."""
     job_id: str = ""
-    """Its first job."""
+    """Id of the first job."""
     hit: bool = False
-    """Whether the fault came in time to meet it."""
+    """Whether the run was alive when the fault was injected."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the product tells of it in the end."""
+    """Final state, note and number of recoveries, as hpcft reports them."""
 
     @property
-    def expected(self) -> str:
-        """The state in which it has to end."""
+    def expected_state(self) -> str:
+        """Expected final state."""
         return "CANCELLED" if self.fault == "cancel" and self.hit else "COMPLETED"
 
 
-def drawn(count: int, seed: int, *, singly: bool) -> list[Run]:
-    """Runs with a random fault each; only one that is submitted singly has a time limit of its own.
+def draw_runs(count: int, seed: int, *, singly: bool) -> list[Run]:
+    """Draws a random fault for each run.
 
     Args:
-        count: how many.
-        seed: draws the same faults at the same instants again.
-        singly: whether each is a job of its own.
+        count: number of runs.
+        seed: seed of the faults and of their times.
+        singly: whether each run is a job of its own, which may have a short time limit.
     """
     dice = random.Random(seed)
     kinds = [kind for kind in WEIGHTS if singly or kind != "time_limit"]
@@ -70,62 +70,62 @@ Steps = Iterator[float]
 
 
 def none(run: Run, testbed: Any) -> Steps:
-    """Nothing is done."""
+    """Does nothing."""
     yield from ()
 
 
-def kill_child(run: Run, testbed: Any) -> Steps:
-    """The training process is killed."""
+def kill_worker(run: Run, testbed: Any) -> Steps:
+    """Kills the worker."""
     yield from _signal_once(run, worker_pids, signal.SIGKILL)
 
 
 def kill_supervisor(run: Run, testbed: Any) -> Steps:
-    """The process that watches over the training is killed."""
+    """Kills the supervisor."""
     yield from _signal_once(run, lambda folder: supervisor_pids(folder).values(), signal.SIGKILL)
 
 
 def cancel(run: Run, testbed: Any) -> Steps:
-    """Its user cancels the job."""
-    lives = _asked("squeue", "-h", "-j", run.job_id, "-o", "%T") in ("PENDING", "RUNNING")
-    run.hit = lives and _done("scancel", run.job_id)  # that of an ended job is fine, too
+    """Cancels the job, as its user does."""
+    lives = _output_of("squeue", "-h", "-j", run.job_id, "-o", "%T") in ("PENDING", "RUNNING")
+    run.hit = lives and _succeeds("scancel", run.job_id)  # It accepts a job that has ended too.
     yield from ()
 
 
 def requeue(run: Run, testbed: Any) -> Steps:
-    """An administrator requeues the job."""
-    run.hit = _done("scontrol", "requeue", run.job_id)
+    """Requeues the job, as an administrator does."""
+    run.hit = _succeeds("scontrol", "requeue", run.job_id)
     yield from ()
 
 
 def node_down(run: Run, testbed: Any) -> Steps:
-    """Its node goes down, with all that runs there, and comes back."""
-    nodes = _asked("squeue", "-h", "-j", run.job_id, "-o", "%N")
+    """Takes the node of the job down, and up again."""
+    nodes = _output_of("squeue", "-h", "-j", run.job_id, "-o", "%N")
     if nodes:
-        testbed.set_node(nodes, "drain")  # or it would be back at once, with the same jobs there
+        testbed.set_node(nodes, "drain")  # Else it would be up at once.
         testbed.set_node(nodes, "down")
         run.hit = True
         yield DOWN_S
-        with contextlib.suppress(TestbedError):  # the fault of another run there has done so
+        with contextlib.suppress(TestbedError):  # Another run's fault may have resumed it.
             testbed.set_node(nodes, "resume")
 
 
 def stop(run: Run, testbed: Any) -> Steps:
-    """The training process is stopped for some seconds: slow, not stuck."""
+    """Stops the worker for some seconds, which is too short for a hang."""
     yield from _signal_once(run, worker_pids, signal.SIGSTOP)
     if run.hit:
         yield STOPPED_S
-        _signalled(worker_pids(run.folder), signal.SIGCONT)
+        _send(worker_pids(run.folder), signal.SIGCONT)
 
 
 def time_limit(run: Run, testbed: Any) -> Steps:
-    """It trains for longer than its time limit; nothing else is done."""
+    """Does nothing: the run trains for longer than its time limit."""
     run.hit = True
     yield from ()
 
 
 FAULTS: dict[str, Callable[[Run, Any], Steps]] = {
     "none": none,
-    "kill_child": kill_child,
+    "kill_worker": kill_worker,
     "kill_supervisor": kill_supervisor,
     "cancel": cancel,
     "requeue": requeue,
@@ -136,24 +136,20 @@ FAULTS: dict[str, Callable[[Run, Any], Steps]] = {
 
 
 class Agenda:
-    """What is to be done when: each fault, and what undoes it."""
+    """Schedule of the faults and of what undoes them."""
 
     def __init__(self, testbed: Any) -> None:
-        """Nothing is to be done yet.
-
-        Args:
-            testbed: the cluster.
-        """
+        """Starts with an empty schedule on a testbed."""
         self.testbed = testbed
         self.due: list[tuple[float, Steps]] = []
 
     def add(self, run: Run) -> None:
-        """Does a run's fault, some seconds from now."""
+        """Schedules a run's fault, `after_s` seconds from now."""
         steps = FAULTS[run.fault](run, self.testbed)
         self.due.append((time.monotonic() + run.after_s, steps))
 
     def work(self) -> None:
-        """Does what is due."""
+        """Injects the faults that are due."""
         now = time.monotonic()
         ready = [steps for at, steps in self.due if at <= now]
         self.due = [(at, steps) for at, steps in self.due if at > now]
@@ -163,17 +159,17 @@ class Agenda:
                 self.due.append((time.monotonic() + wait_s, steps))
 
 
-def _signal_once(run: Run, found: Callable[[Path], Iterable[int]], signum: int) -> Steps:
-    """Signals a process of the run, which may have to start first; it may have ended, too."""
+def _signal_once(run: Run, find_pids: Callable[[Path], Iterable[int]], signum: int) -> Steps:
+    """Signals processes of the run once they have started; the run may have ended before."""
     for _ in range(TRIES):
-        run.hit = _signalled(found(run.folder), signum)
+        run.hit = _send(find_pids(run.folder), signum)
         if run.hit:
             return
-        yield AGAIN_S
+        yield RETRY_S
 
 
-def _signalled(pids: Iterable[int], signum: int) -> bool:
-    """Whether there was a process to signal."""
+def _send(pids: Iterable[int], signum: int) -> bool:
+    """Signals processes; returns whether any of them was alive."""
     sent = False
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -182,10 +178,10 @@ def _signalled(pids: Iterable[int], signum: int) -> bool:
     return sent
 
 
-def _asked(*command: str) -> str:
+def _output_of(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip()
 
 
-def _done(*command: str) -> bool:
+def _succeeds(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0

@@ -1,13 +1,13 @@
-"""Soak: many short runs on a real Slurm, each with a random fault; what became of every one.
+"""Soak test: many short runs on a real Slurm, each with a random fault.
 
     python benchmarks/soak/run.py [--runs N] [--seed S] [--json FILE] [--markdown FILE]
 
 Three quarters of the runs are one job array, the rest are jobs of their own. Each trains a tiny
-classifier on one rank, and each meets one fault (`faults.py`), drawn by the seed, at a random
-instant of its first job. Beside them `hpcft status --watch` looks on, as a user would; every call
-of a scheduler command, by it, by submissions and by the runs themselves, is counted.
+classifier on one rank, and has one fault (`faults.py`), drawn by the seed, at a random time of its
+first job. Meanwhile `hpcft status --watch` runs as a user would start it. The calls of scheduler
+commands are counted: by `status`, by submissions and by the runs themselves.
 
-Exit code 0: every run is accounted for exactly once, ended as it had to, and left nothing behind.
+Exit code 0: every run is listed exactly once, ended as expected, and left nothing behind.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests"), str(ROOT / "slurm" / "testbed")]
 
 import psutil  # noqa: E402
-from calls import Counted  # noqa: E402
+from calls import CallCounter  # noqa: E402
 
-from conftest import RECIPE, film_rows, write_rows  # noqa: E402
-from faults import LONG, WEIGHTS, Agenda, Run, drawn  # noqa: E402
+from builders import RECIPE, film_rows, write_rows  # noqa: E402
+from faults import LONG, WEIGHTS, Agenda, Run, draw_runs  # noqa: E402
 from testbed import Testbed  # noqa: E402
 
 SINGLY = 0.25
-# Two runs a node, eight at a time: each computes on a core of this machine.
+# Two runs per node, eight at a time; each computes on a core of this machine.
 NODE_CPUS = 4
 POLL_S = 0.5
 LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"}
@@ -44,11 +44,11 @@ COMMON = ["-o", f"train.max_steps={STEPS}", "-o", "train.logging_steps=20",
           "-o", "train.save_strategy=steps", "-o", "train.save_steps=20"]  # fmt: skip
 UNFINISHED = (".part", ".tmp", ".new")
 
-PAGE = """# Soak
+PAGE = """# Measured: soak test
 
-Made by `python benchmarks/soak/run.py --runs {runs} --seed {seed} --markdown docs/soak.md`: {runs}
-short runs on the testbed's four nodes, three quarters of them one job array, each with one fault at
-a random instant. What each fault does stands in `benchmarks/soak/faults.py`.
+Made by `python benchmarks/soak/run.py --runs {runs} --seed {seed} --markdown docs/reference/measured/soak.md`:
+{runs} short runs on the testbed's four nodes, three quarters of them one job array, each with one
+fault at a random time. `benchmarks/soak/faults.py` describes the faults.
 
 {table}
 | | |
@@ -56,17 +56,17 @@ a random instant. What each fault does stands in `benchmarks/soak/faults.py`.
 {figures}
 
 {trouble}
-"""
+"""  # noqa: E501
 
 
 def hpcft(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command as a user types it."""
+    """Runs a command of hpcft, as a user types it."""
     command = [sys.executable, "-m", "hpcft", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
-def asked(*arguments: str) -> Any:
-    """What the command answers, as data.
+def hpcft_json(*arguments: str) -> Any:
+    """Runs a command of hpcft; returns its JSON output.
 
     Raises:
         SystemExit: it failed.
@@ -81,20 +81,22 @@ def asked(*arguments: str) -> Any:
 
 
 def submit(in_array: list[Run], singly: list[Run]) -> None:
-    """Submits the array and the single runs; each knows its folder and job afterwards."""
+    """Submits the array and the single runs; sets their folders and job ids."""
     seeds = ", ".join(str(number) for number in range(1, len(in_array) + 1))
-    found = asked("submit", "tiny.yaml", *COMMON, "-o", f"sweep.seeds=[{seeds}]")
+    rows = hpcft_json("submit", "tiny.yaml", *COMMON, "-o", f"sweep.seeds=[{seeds}]")
     for number, run in enumerate(singly):
         more = LONG if run.fault == "time_limit" else []
-        found += asked("submit", "tiny.yaml", *COMMON, *more, "-o", f"train.seed={1000 + number}")
-    for run, said in zip([*in_array, *singly], found, strict=True):
-        run.folder = Path(said["folder"]).absolute()
+        rows += hpcft_json(
+            "submit", "tiny.yaml", *COMMON, *more, "-o", f"train.seed={1000 + number}"
+        )
+    for run, row in zip([*in_array, *singly], rows, strict=True):
+        run.folder = Path(row["folder"]).absolute()
         job = json.loads((run.folder / "job.json").read_text())
         run.job_id = job["attempts"][0]["job_id"]
 
 
-def spoil(runs: list[Run], agenda: Agenda, squeue: str, limit_s: float) -> None:
-    """Does each run its fault once its job has started, until no job is left."""
+def inject_faults(runs: list[Run], agenda: Agenda, squeue: str, limit_s: float) -> None:
+    """Injects each run's fault after its job has started, until no job is left."""
     waiting = {run.job_id: run for run in runs}
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
@@ -112,35 +114,35 @@ def spoil(runs: list[Run], agenda: Agenda, squeue: str, limit_s: float) -> None:
     print(f"not done after {limit_s:.0f} s", file=sys.stderr)
 
 
-# ---------------------------------------------------------------- what became of them
+# ---------------------------------------------------------------- results
 
 
 def account(runs: list[Run]) -> dict[str, list[str]]:
-    """Runs that are in no row of the table, or in several, and those that ended otherwise."""
-    views = {view["run_id"]: view for view in asked("status")}
-    rows = Counter(run_id for row in asked("collect") for run_id in row["run_ids"])
+    """Returns the runs that are not in exactly one row of the table, or ended unexpectedly."""
+    views = {view["run_id"]: view for view in hpcft_json("status")}
+    rows = Counter(run_id for row in hpcft_json("collect") for run_id in row["run_ids"])
     for run in runs:
         view = views.get(run.folder.name, {"state": "LOST", "note": ""})
-        taken = sorted(run.folder.glob("recoveries/*.json"))
-        run.facts = {"state": view["state"], "note": view["note"], "recoveries": len(taken)}
+        recoveries = sorted(run.folder.glob("recoveries/*.json"))
+        run.facts = {"state": view["state"], "note": view["note"], "recoveries": len(recoveries)}
     return {
-        "not accounted for once": [r.folder.name for r in runs if rows[r.folder.name] != 1],
-        "of nobody": sorted({*views, *rows} - {run.folder.name for run in runs}),
-        "ended otherwise": [
+        "not in exactly one row": [r.folder.name for r in runs if rows[r.folder.name] != 1],
+        "unknown runs": sorted({*views, *rows} - {run.folder.name for run in runs}),
+        "ended unexpectedly": [
             f"{r.folder.name} {r.fault} after {r.after_s:.1f} s: {r.facts['state']}: "
             f"{r.facts['note']}"
-            for r in runs if r.facts["state"] != r.expected
+            for r in runs if r.facts["state"] != r.expected_state
         ],
     }  # fmt: skip
 
 
 def ports() -> set[int]:
-    """The ports on which somebody of this machine listens."""
+    """Returns the TCP ports on which a process of this machine listens."""
     return {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 
 
-def left(folder: Path, before: set[int]) -> dict[str, list[str]]:
-    """Processes, ports and unfinished files that should be gone."""
+def find_leftovers(folder: Path, before: set[int]) -> dict[str, list[str]]:
+    """Returns processes, ports and unfinished files that should be gone."""
     mark = str(folder / "runs")
     commands = {p.pid: " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
     return {
@@ -150,29 +152,29 @@ def left(folder: Path, before: set[int]) -> dict[str, list[str]]:
     }
 
 
-# ---------------------------------------------------------------- the figures
+# ---------------------------------------------------------------- figures
 
 
 def table(runs: list[Run]) -> str:
-    """A line for each fault, as Markdown."""
-    lines = ["| fault | runs | met in time | completed | cancelled | otherwise | recoveries |",
+    """Returns a Markdown table with a row per fault."""
+    lines = ["| fault | runs | hit in time | completed | cancelled | otherwise | recoveries |",
              "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
     for fault in WEIGHTS:
-        found = [run for run in runs if run.fault == fault]
-        states = Counter(run.facts["state"] for run in found)
+        chosen = [run for run in runs if run.fault == fault]
+        states = Counter(run.facts["state"] for run in chosen)
         done, cancelled = states["COMPLETED"], states["CANCELLED"]
-        recoveries = sum(run.facts["recoveries"] for run in found)
+        recoveries = sum(run.facts["recoveries"] for run in chosen)
         lines.append(
-            f"| {fault} | {len(found)} | {sum(run.hit for run in found)} | {done} | {cancelled} | "
-            f"{len(found) - done - cancelled} | {recoveries} |"
+            f"| {fault} | {len(chosen)} | {sum(run.hit for run in chosen)} | {done} | {cancelled} "
+            f"| {len(chosen) - done - cancelled} | {recoveries} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def soak(folder: Path, count: int, seed: int, limit_s: float) -> dict[str, Any]:
-    """Runs them all and returns the figures."""
-    singly = drawn(round(count * SINGLY), seed, singly=True)
-    in_array = drawn(count - len(singly), seed + 1, singly=False)
+    """Runs everything; returns the figures."""
+    singly = draw_runs(round(count * SINGLY), seed, singly=True)
+    in_array = draw_runs(count - len(singly), seed + 1, singly=False)
     rows = film_rows(12)
     write_rows(folder / "train.jsonl", rows)
     write_rows(folder / "test.jsonl", rows[:8])
@@ -180,43 +182,43 @@ def soak(folder: Path, count: int, seed: int, limit_s: float) -> dict[str, Any]:
     os.chdir(folder)
     with Testbed(folder / "testbed", cpus=NODE_CPUS) as testbed:
         os.environ.update(testbed.env)
-        counted = Counted(folder / "bin")
+        counter = CallCounter(folder / "bin")
         path = os.environ["PATH"]
-        before, began = ports(), time.monotonic()
-        os.environ["PATH"] = f"{counted.folder}:{path}"
+        before, started = ports(), time.monotonic()
+        os.environ["PATH"] = f"{counter.folder}:{path}"
         submit(in_array, singly)
         watching = [sys.executable, "-m", "hpcft", "status", "--watch"]
         user = subprocess.Popen(watching, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.environ["PATH"] = path  # what is done here is not the product's
+        os.environ["PATH"] = path  # Calls of this script are not counted.
         runs = in_array + singly
         try:
-            spoil(runs, Agenda(testbed), "squeue", limit_s)
-            wall_s = time.monotonic() - began
+            inject_faults(runs, Agenda(testbed), "squeue", limit_s)
+            wall_s = time.monotonic() - started
         finally:
             user.terminate()
             user.wait()
-        trouble = account(runs) | left(folder, before)
+        trouble = account(runs) | find_leftovers(folder, before)
         return {
-            "runs": count, "seed": seed, "wall_s": round(wall_s), "calls": counted.figures(),
+            "runs": count, "seed": seed, "wall_s": round(wall_s), "calls": counter.figures(),
             "trouble": trouble, "table": table(runs),
             "each": [{"run": r.folder.name, "job": r.job_id, "fault": r.fault, "hit": r.hit,
                       "after_s": round(r.after_s, 1), **r.facts} for r in runs],
         }  # fmt: skip
 
 
-def lines_of(found: dict[str, Any]) -> str:
-    """The figures beside the table, as lines of Markdown."""
-    calls = found["calls"]
+def figure_rows(result: dict[str, Any]) -> str:
+    """Returns the other figures as rows of a Markdown table."""
+    calls = result["calls"]
     figures = {
-        "wall time, minutes": f"{found['wall_s'] / 60:.1f}",
-        "scheduler calls a minute, on average": f"{calls['per_minute']:.1f}",
-        "scheduler calls a minute, at most": str(calls["most_per_minute"]),
-    } | {what: str(len(which)) for what, which in found["trouble"].items()}
-    return "\n".join(f"| {what} | {figure} |" for what, figure in figures.items())
+        "wall time, minutes": f"{result['wall_s'] / 60:.1f}",
+        "scheduler calls per minute, on average": f"{calls['per_minute']:.1f}",
+        "scheduler calls per minute, at most": str(calls["most_per_minute"]),
+    } | {kind: str(len(lines)) for kind, lines in result["trouble"].items()}
+    return "\n".join(f"| {name} | {figure} |" for name, figure in figures.items())
 
 
 def main() -> int:
-    """Soaks, prints the figures, and returns 1 where something was lost or left."""
+    """Runs the soak test, prints the figures; returns 1 if a run was lost or left something."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
@@ -224,24 +226,24 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the cluster is ended then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # This also ends the cluster.
     outputs = [file.absolute() if file else None for file in (options.json, options.markdown)]
-    with tempfile.TemporaryDirectory(prefix="hpcft-soak-") as made:
-        found = soak(Path(made), options.runs, options.seed, options.limit_min * 60)
+    with tempfile.TemporaryDirectory(prefix="hpcft-soak-") as folder:
+        result = soak(Path(folder), options.runs, options.seed, options.limit_min * 60)
         os.chdir(ROOT)
-    trouble = [f"- {what}: {line}" for what, which in found["trouble"].items() for line in which]
+    trouble = [f"- {kind}: {line}" for kind, lines in result["trouble"].items() for line in lines]
     page = PAGE.format(
-        table=found["table"],
-        figures=lines_of(found),
-        trouble="\n".join(trouble) or "Nothing was lost, and nothing is left.",
-        runs=found["runs"],
-        seed=found["seed"],
+        table=result["table"],
+        figures=figure_rows(result),
+        trouble="\n".join(trouble) or "No run was lost, and none left anything behind.",
+        runs=result["runs"],
+        seed=result["seed"],
     )
     print(page)
-    for file, text in zip(outputs, (json.dumps(found, indent=1) + "\n", page), strict=True):
+    for file, text in zip(outputs, (json.dumps(result, indent=1) + "\n", page), strict=True):
         if file:
             file.write_text(text)
-    return 1 if any(found["trouble"].values()) else 0
+    return 1 if any(result["trouble"].values()) else 0
 
 
 if __name__ == "__main__":

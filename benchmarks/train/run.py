@@ -37,9 +37,9 @@ from typing import Any
 import skewed_data
 from meter import WARM_UP
 
-PAGE = """# Training speed
+PAGE = """# Measured: training speed
 
-Made by `python benchmarks/train/run.py --markdown docs/train.md`: a Llama of 20 million
+Made by `python benchmarks/train/run.py --markdown docs/reference/measured/train.md`: a Llama of 20 million
 parameters on two CPU threads, fp32, examples of 8 to 512 tokens, half of them shorter than 64, 16
 a step; {rounds} turns of {steps} steps; of each step the fastest turn counts. A useful token is one
 that is not padding. `bare` is a plain PyTorch loop over the same micro-batches; the benchmark's

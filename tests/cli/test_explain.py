@@ -117,4 +117,6 @@ def test_page_of_failure_classes_is_up_to_date() -> None:
     assert spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    assert (ROOT / "docs/failures.md").read_text() == tables.failures_page(), "run `make docs`"
+    assert (ROOT / "docs/reference/failures.md").read_text() == tables.failures_page(), (
+        "run `make docs`"
+    )

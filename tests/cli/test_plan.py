@@ -122,7 +122,7 @@ def test_plan_all_lists_the_cheapest_layout_first(cli: Cli) -> None:
 
 
 def test_plan_scale_shows_time_by_number_of_gpus(cli: Cli) -> None:
-    recipe = ROOT / "docs" / "scale" / "llama3_8b.yaml"
+    recipe = ROOT / "docs" / "reference" / "scale" / "llama3_8b.yaml"
     said = cli("plan", recipe, "-c", "h100-80", "--scale", "8,64,512,1024")
     assert said.code == 0, said.err
     header, *lines = (line.split("\t") for line in said.out.splitlines())
@@ -145,14 +145,14 @@ def test_plan_scale_with_too_many_gpus_says_why(cli: Cli) -> None:
 
 
 def test_pages_of_plans_have_every_recipe_and_a_figure() -> None:
-    page = (ROOT / "docs" / "fits.md").read_text()
+    page = (ROOT / "docs" / "reference" / "fits.md").read_text()
     names = [file.stem for file in (ROOT / "recipes").glob("*.yaml")]
     assert [name for name in names if f"| {name}" not in page] == [], "run `make docs`"
-    figure = ElementTree.parse(ROOT / "docs" / "scale.svg").getroot()
+    figure = ElementTree.parse(ROOT / "docs" / "reference" / "scale.svg").getroot()
     words = [text for text in figure.itertext() if text.strip()]
     assert words[:3] == ["compute", "communication", "offload"]
     assert words.count("1,024") == 3
-    assert "](scale.svg)" in (ROOT / "docs" / "scale.md").read_text()
+    assert "](scale.svg)" in (ROOT / "docs" / "reference" / "scale.md").read_text()
 
 
 # ---------------------------------------------------------------- a shared GPU

@@ -1,4 +1,4 @@
-"""Ways to interrupt a run on the testbed, each done for real."""
+"""Faults that interrupt a real run on the testbed."""
 
 from __future__ import annotations
 
@@ -19,60 +19,61 @@ from real_runs import folder_of, supervisor_pids, until, worker_pids
 
 
 def job(name: str) -> Job:
-    """The job record of a recipe's only run."""
+    """Returns the job record of a recipe's only run."""
     return files.read_record(folder_of(name) / "job.json", Job)
 
 
 def job_id(name: str) -> str:
-    """The id of its latest job."""
-    known = job(name).attempts[-1].job_id
-    assert known
-    return known
+    """Returns the id of the latest job of a recipe's only run."""
+    latest = job(name).attempts[-1].job_id
+    assert latest
+    return latest
 
 
-def met(name: str) -> list[Recovery]:
-    """What the run has met, in order."""
+def recoveries_of(name: str) -> list[Recovery]:
+    """Returns the recoveries of a recipe's only run, in order."""
     return log.read_recoveries(RunPaths(folder_of(name)))
 
 
 def notice(name: str, testbed: Any) -> None:
-    """Slurm's word before a time limit, and before a preemption where the site sets so."""
+    """Sends Slurm's signal before a time limit, or before a preemption with notice."""
     slurm("scancel", "--signal=USR2", job_id(name))
 
 
 def by_hand(name: str, testbed: Any) -> None:
-    """Somebody requeues the job."""
+    """Requeues the job, as an administrator does."""
     slurm("scontrol", "requeue", job_id(name))
 
 
-def killed_child(name: str, testbed: Any) -> None:
-    """The training process of one rank is killed."""
+def killed_worker(name: str, testbed: Any) -> None:
+    """Kills the worker of one rank."""
     _kill(worker_pids(folder_of(name)))
 
 
 def killed_supervisor(name: str, testbed: Any) -> None:
-    """The process that watches over one rank is killed."""
+    """Kills the supervisor of one rank."""
     _kill(supervisor_pids(folder_of(name)).values())
 
 
 def preempted(name: str, testbed: Any) -> None:
-    """A job of higher priority takes a node."""
+    """Submits a job of higher priority, which takes a node."""
     slurm("sbatch", "-p", "high", "-w", _node(name), "--exclusive", "-o", "/dev/null",
           "--wrap", "true")  # fmt: skip
 
 
 def node_down(name: str, testbed: Any) -> None:
-    """A node fails, and comes back."""
+    """Takes a node down, and up again."""
     node = _node(name)
     testbed.set_node(node, "down")
     until(lambda: "RUNNING" not in slurm("squeue", "-h", "-j", job_id(name), "-o", "%T"))
-    # A node that answers comes back by itself, and is then not to be resumed.
+    # A node that responds comes back by itself; Slurm then refuses to resume it.
     command = ["scontrol", "update", f"NodeName={node}", "State=resume"]
     subprocess.run(command, capture_output=True, check=False)
 
 
-def _kill(found: Iterable[int]) -> None:
-    os.kill(random.choice([*found]), signal.SIGKILL)
+def _kill(pids: Iterable[int]) -> None:
+    """Kills one of these processes."""
+    os.kill(random.choice([*pids]), signal.SIGKILL)
 
 
 def _node(name: str) -> str:
@@ -82,5 +83,5 @@ def _node(name: str) -> str:
 
 FAULTS: dict[str, Callable[[str, Any], None]] = {
     fault.__name__: fault
-    for fault in (notice, by_hand, killed_child, killed_supervisor, preempted, node_down)
+    for fault in (notice, by_hand, killed_worker, killed_supervisor, preempted, node_down)
 }

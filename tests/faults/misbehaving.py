@@ -1,7 +1,7 @@
-"""Training processes that misbehave for real, though their recipe and the product are as always.
+"""Workers that misbehave in a real run, whose recipe is as usual.
 
-Lines of Python run after each optimizer step of a rank: a `sitecustomize.py`, which Python loads as
-it starts, is on the PYTHONPATH of the profile's `environment`.
+Lines of Python run after each optimizer step of a rank. They are in a `sitecustomize.py`, which
+Python loads at its start, on the PYTHONPATH of the profile's `environment`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 
 
 class Plug:
-    # Waits for the training loop to be imported: then the environment is as the product has set it.
+    # Waits until the fine-tuning mode is imported: then hpcft has set the environment.
 
     def find_spec(self, name, path=None, target=None):
         if name == "hpcft.training.modes.finetune":
@@ -41,13 +41,13 @@ if "hpcft.training.worker" in sys.orig_argv:
 
 
 def profile(name: str, lines: str, of: str = "testbed") -> Path:
-    """A profile in the current folder, whose ranks run some lines after each step.
+    """Writes a profile into the current folder, whose ranks run some lines after each step.
 
     Args:
-        name: of the profile, and of its file.
-        lines: Python that knows `step` (of this process), `start` (how often the ranks had been
-            started before) and `rank`.
-        of: the shipped profile that it is like; one thread of each rank computes.
+        name: name of the profile and of its file.
+        lines: Python with the variables `step` (of this process), `start` (number of recoveries
+            before this start) and `rank`.
+        of: shipped profile to copy; each rank computes with one thread.
     """
     plug = Path(f"plug-{name}").absolute()
     plug.mkdir()

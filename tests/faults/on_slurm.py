@@ -1,4 +1,4 @@
-"""Runs on the real testbed as these tests see them: submitted, asked about, and left clean."""
+"""Helpers for tests on the testbed: submitting runs, asking Slurm, disks that fail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NODES = ("n1", "n2", "n3", "n4")
 
 @contextmanager
 def campus(folder: Path) -> Iterator[Path]:
-    """A user's folder with a recipe of a tiny model; it is the current one."""
+    """Makes a user's folder with a recipe of a tiny model the current folder."""
     rows = film_rows(12)
     write_rows(folder / "train.jsonl", rows)
     write_rows(folder / "test.jsonl", rows[:8])
@@ -37,7 +37,7 @@ def campus(folder: Path) -> Iterator[Path]:
 
 
 def slurm(*command: str) -> str:
-    """What a scheduler command prints; it must not fail."""
+    """Runs a scheduler command, which must not fail; returns its output."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
@@ -45,7 +45,7 @@ def slurm(*command: str) -> str:
 
 @contextmanager
 def hpcft(*arguments: object, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """The command as a user types it, in a process of its own, which runs until then."""
+    """Runs a command of hpcft in a process of its own; kills it at the end."""
     with subprocess.Popen(
         [sys.executable, "-m", "hpcft", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -58,42 +58,43 @@ def hpcft(*arguments: object, **environment: str) -> Iterator[subprocess.Popen[s
 
 
 def out_of(process: subprocess.Popen[str]) -> str:
-    """What a process prints until it ends."""
+    """Waits until a process ends; returns its output."""
     return process.communicate(timeout=120)[0]
 
 
 def jobs(name: str) -> list[str]:
-    """Ids of all jobs of a recipe that Slurm knows, ended or not; of arrays those of elements."""
+    """Returns the ids of all jobs of a recipe that Slurm knows, by array element."""
     lines = slurm("squeue", "-h", "-r", "-t", "all", "-o", "%i %j").splitlines()
     return [line.split()[0] for line in lines if line.split()[1] == name]
 
 
 def live_jobs(name: str) -> list[str]:
-    """Those of them that are queued or run."""
+    """Returns the ids of the jobs of a recipe that are queued or run."""
     lines = slurm("squeue", "-h", "-r", "-o", "%i %j").splitlines()
     return [line.split()[0] for line in lines if line.split()[1] == name]
 
 
 def job_ids(name: str) -> list[str | None]:
-    """The job id that each run of a recipe has noted last, by run folder."""
+    """Returns the latest job id in each run folder of a recipe."""
     files = sorted(Path("runs", name).absolute().glob("*/job.json"))
     return [json.loads(file.read_text())["attempts"][-1]["job_id"] for file in files]
 
 
 def nothing_left(folder: Path) -> bool:
-    """Whether no process of a run is alive, waiting a moment for those that are ending."""
+    """Waits until no process of a run is alive; returns True."""
     until(lambda: is_gone(folder), 20.0, "the end of all processes")
     return True
 
 
 def submit(cli: Cli, name: str, *arguments: object, cluster: object = "testbed") -> Path:
-    """The folder of a new run."""
+    """Submits a run; returns its folder."""
     said = cli("submit", "tiny.yaml", "-c", cluster, "-o", f"name={name}", *arguments)
     assert said.code == 0, said.err
     return folder_of(name)
 
 
 def view(cli: Cli, name: str) -> Any:
+    """Returns the status of a recipe's only run, as JSON."""
     said = cli("status", name, "--json")
     assert said.code == 0, said.err
     return said.json[0]
@@ -101,7 +102,7 @@ def view(cli: Cli, name: str) -> Any:
 
 @contextmanager
 def closed(testbed: Any) -> Iterator[None]:
-    """No job starts: what is queued stays so."""
+    """Drains all nodes, so that queued jobs stay queued."""
     for node in NODES:
         testbed.set_node(node, "drain", "a test")
     try:
@@ -114,26 +115,26 @@ def closed(testbed: Any) -> Iterator[None]:
 
 @contextmanager
 def impatient(folder: Path) -> Iterator[None]:
-    """Clients that give up a silent controller after seconds, not after half a minute."""
-    whole = Path(os.environ["SLURM_CONF"])
-    own = folder / "impatient.conf"
-    text = whole.read_text().replace("MessageTimeout=30", "MessageTimeout=2")
-    assert text != whole.read_text()
-    own.write_text(text)
-    shutil.copy(whole.with_name("gres.conf"), folder)
-    os.environ["SLURM_CONF"] = str(own)
+    """Makes Slurm's clients give up a silent controller after seconds, not half a minute."""
+    original = Path(os.environ["SLURM_CONF"])
+    changed = folder / "impatient.conf"
+    text = original.read_text().replace("MessageTimeout=30", "MessageTimeout=2")
+    assert text != original.read_text()
+    changed.write_text(text)
+    shutil.copy(original.with_name("gres.conf"), folder)
+    os.environ["SLURM_CONF"] = str(changed)
     try:
         yield
     finally:
-        os.environ["SLURM_CONF"] = str(whole)
+        os.environ["SLURM_CONF"] = str(original)
 
 
 @contextmanager
 def small_disk(folder: Path, *, size: str, inodes: int) -> Iterator[Path]:
-    """A file system of a few MiB and files, mounted on a folder.
+    """Mounts a file system for a few MiB and files.
 
     Raises:
-        PermissionError: this machine does not let us mount.
+        PermissionError: this machine does not allow mounting.
     """
     folder.mkdir()
     options = f"size={size},nr_inodes={inodes},mode=700"
@@ -142,11 +143,11 @@ def small_disk(folder: Path, *, size: str, inodes: int) -> Iterator[Path]:
 
 
 @contextmanager
-def disk_that_can_stand_still(folder: Path) -> Iterator[Path]:
-    """A file system of 64 MiB that `standing_still` can stop, mounted on a folder.
+def freezable_disk(folder: Path) -> Iterator[Path]:
+    """Mounts a file system of 64 MiB that `frozen` can freeze.
 
     Raises:
-        PermissionError: this machine does not let us mount.
+        PermissionError: this machine does not allow mounting.
     """
     missing = [name for name in ("mkfs.ext4", "fsfreeze") if shutil.which(name) is None]
     if missing:
@@ -162,15 +163,15 @@ def disk_that_can_stand_still(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def standing_still(disk: Path, most_s: float = 30.0) -> Iterator[None]:
-    """Whoever writes to the file system waits, and cannot be killed; readers go on.
+def frozen(disk: Path, max_s: float = 30.0) -> Iterator[None]:
+    """Freezes a file system: writers wait and cannot be killed, readers continue.
 
     Raises:
-        PermissionError: this machine does not let us.
+        PermissionError: this machine does not allow it.
     """
-    # It goes on by itself, whatever becomes of the test: nothing could end what waits for it.
-    again = ["sh", "-c", f"sleep {most_s}; fsfreeze -u '{disk}'"]
-    with subprocess.Popen(again, stderr=subprocess.DEVNULL, start_new_session=True) as later:
+    # It thaws by itself even if the test is killed: nothing could end the waiting processes.
+    thaw = ["sh", "-c", f"sleep {max_s}; fsfreeze -u '{disk}'"]
+    with subprocess.Popen(thaw, stderr=subprocess.DEVNULL, start_new_session=True) as later:
         try:
             freeze = ["fsfreeze", "-f", str(disk)]
             done = subprocess.run(freeze, capture_output=True, text=True, check=False)
@@ -181,7 +182,7 @@ def standing_still(disk: Path, most_s: float = 30.0) -> Iterator[None]:
             finally:
                 subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
         finally:
-            os.killpg(later.pid, signal.SIGKILL)  # its sleep too
+            os.killpg(later.pid, signal.SIGKILL)  # Also the `sleep` that it runs.
 
 
 @contextmanager
@@ -197,7 +198,7 @@ def _mounted(*arguments: object) -> Iterator[None]:
 
 
 def killed_at(delay_s: float, work: Callable[[], object]) -> bool:
-    """Does some work in a process of its own that is killed after a while; whether it was."""
+    """Runs a function in a process that is killed after a while; returns whether it was."""
     pid = os.fork()
     if pid == 0:
         code = 1

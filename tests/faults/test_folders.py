@@ -1,4 +1,4 @@
-"""The truth about a run whose folder is in trouble: removed, full, read-only, or late."""
+"""Tests of runs whose folder is removed, full, frozen, read-only, or late."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 from on_slurm import (
     campus,
     closed,
-    disk_that_can_stand_still,
+    freezable_disk,
+    frozen,
     hpcft,
     jobs,
     live_jobs,
     nothing_left,
     small_disk,
-    standing_still,
     submit,
     view,
 )
@@ -35,14 +35,16 @@ pytestmark = pytest.mark.slurm
 
 @pytest.fixture(scope="module")
 def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's folder, for all tests of this module."""
+    """A user's folder for all tests of this module."""
     with campus(tmp_path_factory.mktemp("folders")) as folder:
         yield folder
         subprocess.run(["scancel", "--user=root", "--quiet"], check=False)
 
 
 @pytest.mark.slow
-def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_waits_for_a_result_that_comes_late(
+    place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = submit(cli, "late")
     (job_id,) = jobs("late")
     result, held_back = folder / "result.json", folder / "held-back"
@@ -61,8 +63,8 @@ def test_a_result_that_comes_late(place: Path, cli: Cli, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
-    """The job ends by itself, and the run can be submitted anew."""
+def test_the_job_of_a_removed_run_folder_ends(place: Path, cli: Cli, testbed: Any) -> None:
+    """The job ends by itself, whether it was running or pending."""
     running = submit(cli, "removed", "-o", "train.max_steps=300")
     until(lambda: current_step(running) > 0)
     (first,) = jobs("removed")
@@ -86,7 +88,7 @@ def test_a_run_folder_is_removed(place: Path, cli: Cli, testbed: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_disk_fills_up_while_a_run_trains(place: Path, cli: Cli, tmp_path: Path) -> None:
+def test_a_run_on_a_full_disk_fails_as_disk(place: Path, cli: Cli, tmp_path: Path) -> None:
     try:
         with small_disk(tmp_path / "d", size="40m", inodes=2000) as disk:
             common = ("--runs-dir", disk)
@@ -107,12 +109,10 @@ def test_the_disk_fills_up_while_a_run_trains(place: Path, cli: Cli, tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_file_system_stands_still_while_a_run_trains(
-    place: Path, cli: Cli, tmp_path: Path
-) -> None:
-    """What is written waits; nothing fails or is done twice, and status tells what it knows."""
+def test_a_run_waits_for_a_frozen_file_system(place: Path, cli: Cli, tmp_path: Path) -> None:
+    """Nothing fails or is done twice, and `hpcft status` still works."""
     try:
-        with disk_that_can_stand_still(tmp_path / "d") as disk:
+        with freezable_disk(tmp_path / "d") as disk:
             common = ("--runs-dir", disk)
             said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=slow", *common,
                        "-o", "train.max_steps=300", "-o", "train.logging_steps=10")  # fmt: skip
@@ -120,14 +120,14 @@ def test_the_file_system_stands_still_while_a_run_trains(
             (folder,) = disk.glob("slow/*")
             until(lambda: current_step(folder) > 0)
             for seconds in (3, 8):
-                with standing_still(disk):
-                    begun, reached = time.monotonic(), current_step(folder)
-                    while time.monotonic() - begun < seconds:
+                with frozen(disk):
+                    started, reached = time.monotonic(), current_step(folder)
+                    while time.monotonic() - started < seconds:
                         seen = cli("status", "slow", "--json", *common).json[0]
                         assert seen["state"] == "RUNNING", seen
                         time.sleep(1)
                     assert current_step(folder) == reached
-                until(lambda reached=reached: current_step(folder) > reached, 30, "it goes on")
+                until(lambda reached=reached: current_step(folder) > reached, 30, "the next step")
             assert cli("status", "slow", "--watch", *common).code == 0
             seen = cli("status", "slow", "--json", *common).json[0]
             assert (seen["state"], seen["recoveries"]) == ("COMPLETED", []), seen
@@ -138,27 +138,27 @@ def test_the_file_system_stands_still_while_a_run_trains(
         pytest.skip(f"no file system can be mounted or stopped here: {refused}")
 
 
-def unchangeable(folder: Path, *, whether: bool) -> None:
-    """Has a folder and those in it take no new files, or take them again; not even root's.
+def set_immutable(folder: Path, *, immutable: bool) -> None:
+    """Makes a folder and those in it immutable, even for root, or mutable again.
 
     Raises:
-        PermissionError: this machine does not let us.
+        PermissionError: this machine does not allow it.
     """
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
-    command = ["chattr", "+i" if whether else "-i", *map(str, folders)]
+    command = ["chattr", "+i" if immutable else "-i", *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and whether:
+    if done.returncode and immutable:
         raise PermissionError(done.stderr.strip())
 
 
 @pytest.mark.slow
-def test_a_run_folder_becomes_read_only_while_a_run_trains(place: Path, cli: Cli) -> None:
-    """The first checkpoint that cannot be written ends it; what it had goes on later."""
+def test_a_run_in_a_read_only_folder_fails_and_can_be_resumed(place: Path, cli: Cli) -> None:
+    """The run ends at the first checkpoint that it cannot write."""
     folder = submit(cli, "locked", "-o", "train.max_steps=400",
                     "-o", "train.save_strategy=steps", "-o", "train.save_steps=100")  # fmt: skip
     until(lambda: current_step(folder) > 0)
     try:
-        unchangeable(folder, whether=True)
+        set_immutable(folder, immutable=True)
     except PermissionError as refused:
         pytest.skip(f"no folder can be made read-only for root here: {refused}")
     try:
@@ -168,6 +168,6 @@ def test_a_run_folder_becomes_read_only_while_a_run_trains(place: Path, cli: Cli
         assert len(jobs("locked")) == 1
         assert nothing_left(folder)
     finally:
-        unchangeable(folder, whether=False)
+        set_immutable(folder, immutable=False)
     assert cli("resume", "locked", "--watch").code == 0
     assert view(cli, "locked")["state"] == "COMPLETED"

@@ -1,4 +1,4 @@
-"""Runs that are interrupted while they save, or by a Slurm that does not start them again."""
+"""Tests of runs that are interrupted while they save, or that Slurm does not restart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interrupting import job, job_id, met
+from interrupting import job, job_id, recoveries_of
 from misbehaving import profile
 from on_slurm import campus, hpcft, job_ids, jobs, nothing_left, out_of, slurm
 from safetensors.numpy import load_file
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slurm
 
 COMMON = ["-o", "train.max_steps=100", "-o", "train.logging_steps=10",
           "-o", "train.save_strategy=steps", "-o", "train.save_steps=20"]  # fmt: skip
-# Steps that can be met, and a disk on which a save takes seconds.
+# Slow steps, and a disk on which a save takes seconds.
 SLOW = """\
 import time
 time.sleep(0.05)
@@ -34,31 +34,31 @@ if step == 1: os.fsync = lambda _: time.sleep(0.3)
 
 
 def running(name: str) -> bool:
-    """It has saved, and gone on."""
+    """Returns whether the run has saved and continued."""
     return current_step(folder_of(name)) > 25
 
 
 def saving(name: str) -> bool:
-    """It writes a checkpoint, and has another one."""
+    """Returns whether the run has a checkpoint and writes another one."""
     folder = folder_of(name) / "checkpoints"
     return any(folder.glob("checkpoint-*")) and any(folder.glob(".checkpoint-*.part/*/*"))
 
 
-def told(name: str) -> None:
+def signalled(name: str) -> None:
     slurm("scancel", "--signal=USR2", job_id(name))
 
 
 def killed(name: str) -> None:
-    (child,) = worker_pids(folder_of(name))
-    os.kill(child, signal.SIGKILL)
+    (worker,) = worker_pids(folder_of(name))
+    os.kill(worker, signal.SIGKILL)
 
 
 def cancelled(name: str) -> None:
     slurm("scancel", job_id(name))
 
 
-def pushed_out(name: str) -> None:
-    """A job of higher priority takes its node."""
+def preempted(name: str) -> None:
+    """Submits a job of higher priority, which takes the run's node."""
     (node,) = slurm("squeue", "-h", "-j", job_id(name), "-o", "%N").split()
     slurm("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null",
           "--wrap", "sleep 1")  # fmt: skip
@@ -66,28 +66,28 @@ def pushed_out(name: str) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A fault, and what has to come of it."""
+    """A fault, and the expected recoveries or failure."""
 
     when: Callable[[str], bool]
-    """When to do it."""
+    """Returns whether to inject the fault now."""
     inject: Callable[[str], None]
-    """What to do."""
+    """Injects the fault."""
     recoveries: tuple[tuple[str, str], ...] = ()
-    """Cause, and how the run goes on."""
+    """Cause and action of each recovery."""
     failure: str = ""
-    """Class of its end, before a person has it go on; empty where it completes by itself."""
+    """Failure class before a person resumes the run; empty if it completes by itself."""
     state: str = ""
-    """State of that end."""
+    """State before a person resumes the run."""
     partition: str = "main"
-    """Where it runs."""
+    """Partition of the run."""
 
 
 ROWS = {
-    "told": Row(saving, told, (("preempted", "requeue"),)),
+    "signalled": Row(saving, signalled, (("preempted", "requeue"),)),
     "killed": Row(saving, killed, (("rank_died", "restart"),)),
     "cancelled": Row(saving, cancelled, (("resumed", "resume"),), "cancelled", "CANCELLED"),
-    "pushed": Row(running, pushed_out, (("resumed", "resume"),), "preempted", "PREEMPTED", "low"),
-    "warned": Row(running, pushed_out, (("preempted", "requeue"),), partition="warned"),
+    "preempted": Row(running, preempted, (("resumed", "resume"),), "preempted", "PREEMPTED", "low"),
+    "warned": Row(running, preempted, (("preempted", "requeue"),), partition="warned"),
 }
 QUICK: tuple[str, ...] = ()
 EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ROWS]
@@ -95,9 +95,9 @@ EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for
 
 @pytest.fixture(scope="module")
 def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's folder, a slow profile, and partitions whose jobs are cancelled for others.
+    """A user's folder, a slow profile, and partitions whose jobs may be preempted.
 
-    In one of them that happens without a word, in the other one with a notice before.
+    Jobs of the partition `low` are preempted without notice, those of `warned` with notice.
     """
     common = ("PriorityTier=5", "PreemptMode=CANCEL")
     slurm("scontrol", "create", "PartitionName=low", "Nodes=n3", *common)
@@ -110,7 +110,7 @@ def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 @pytest.fixture(scope="module")
 def site(request: pytest.FixtureRequest, place: Path) -> None:
-    """A run for each row, all of them interrupted and then left to themselves."""
+    """Submits a run per row, interrupts each, and waits until all have ended."""
     chosen = [item.callspec.params["name"] for item in request.session.items
               if item.path == request.path and hasattr(item, "callspec")]  # fmt: skip
     for name in ("calm", *chosen):
@@ -128,19 +128,19 @@ def site(request: pytest.FixtureRequest, place: Path) -> None:
 
 
 def shown(name: str) -> dict[str, Any]:
-    """What `hpcft status` says of a recipe's only run."""
+    """Returns the status of a recipe's only run, as JSON."""
     with hpcft("status", name, "--json") as command:
-        (found,) = json.loads(out_of(command))
-    return dict(found)
+        (row,) = json.loads(out_of(command))
+    return dict(row)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
+def test_an_interrupted_run_ends_like_an_undisturbed_one(site: None, name: str) -> None:
     row, folder, calm = ROWS[name], folder_of(name), folder_of("calm")
     if row.failure:
         ended = shown(name)
         assert (ended["state"], ended["failure"]["class"]) == (row.state, row.failure)
-        assert met(name) == []
+        assert recoveries_of(name) == []
         assert len(jobs(name)) == 1
         assert nothing_left(folder)
         with hpcft("resume", name, "--watch") as command:
@@ -149,24 +149,24 @@ def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
     assert shown(name)["state"] == "COMPLETED"
     ours, theirs = (files.read_record(f / "result.json", RunRecord) for f in (folder, calm))
     assert ours.metrics == theirs.metrics
-    assert losses(folder) == losses(calm), "not the same digits"
+    assert losses(folder) == losses(calm), "the digits differ"
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[1])
-    taken = met(name)
-    assert [(recovery.cause, recovery.action) for recovery in taken] == [*row.recoveries]
-    assert all(recovery.step >= 20 for recovery in taken), "what was saved is not done again"
-    assert ours.recoveries == taken
-    left = [file.name for file in (folder / "checkpoints").iterdir()]
-    assert not [name for name in left if name.startswith(".")], "what was half written is gone"
+    recoveries = recoveries_of(name)
+    assert [(recovery.cause, recovery.action) for recovery in recoveries] == [*row.recoveries]
+    assert all(recovery.step >= 20 for recovery in recoveries), "saved steps are not repeated"
+    assert ours.recoveries == recoveries
+    names = [file.name for file in (folder / "checkpoints").iterdir()]
+    assert not [name for name in names if name.startswith(".")], "unfinished checkpoints are gone"
     assert sorted(jobs(name)) == sorted(attempt.job_id or "" for attempt in job(name).attempts)
     assert nothing_left(folder)
 
 
-# ---------------------------------------------------------------- alone, because of its neighbours
+# ---------------------------------------------------------------- runs that need the testbed alone
 
 
 def submitted(name: str, *options: str) -> list[Path]:
-    """The folders of the runs of a recipe that was submitted."""
+    """Submits a recipe; returns the folders of its runs."""
     with hpcft("submit", "tiny.yaml", "-c", "slow.yaml", *COMMON, "-o", f"name={name}",
                *options) as command:  # fmt: skip
         said = command.communicate(timeout=120)
@@ -175,12 +175,12 @@ def submitted(name: str, *options: str) -> list[Path]:
 
 
 def folders(name: str) -> list[Path]:
-    """The run folders of a recipe; a sweep has its logs beside them."""
+    """Returns the run folders of a recipe, without the logs of a sweep."""
     return [file.parent for file in sorted(Path("runs", name).absolute().glob("*/job.json"))]
 
 
 def ended(name: str) -> list[RunRecord]:
-    """The results of a recipe's runs, once all have ended."""
+    """Waits until all runs of a recipe have ended; returns their results."""
     with hpcft("status", name, "--watch") as command:
         said = command.communicate(timeout=300)
         assert command.returncode == 0, said
@@ -188,14 +188,16 @@ def ended(name: str) -> list[RunRecord]:
 
 
 @pytest.mark.slow
-def test_one_element_of_an_array_starts_again_alone(place: Path) -> None:
+def test_requeueing_one_element_of_an_array_leaves_the_others_alone(place: Path) -> None:
     first, other = submitted("elements", "-o", "sweep={grid: {train.seed: [1, 2]}}")
     until(lambda: current_step(first) > 25)
     element = files.read_record(first / "job.json", Job).attempts[-1].job_id
     assert element
     slurm("scontrol", "requeue", element)
     again, calm = ended("elements")
-    assert [(met.cause, met.action) for met in again.recoveries] == [("interrupted", "requeue")]
+    assert [(recovery.cause, recovery.action) for recovery in again.recoveries] == [
+        ("interrupted", "requeue")
+    ]
     assert again.recoveries[0].step >= 20
     assert calm.recoveries == []
     assert sorted(jobs("elements")) == sorted(filter(None, job_ids("elements")))
@@ -203,16 +205,18 @@ def test_one_element_of_an_array_starts_again_alone(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_node_that_slurm_lost_the_run_goes_on_elsewhere(place: Path, testbed: Any) -> None:
-    """What still runs there ends as soon as it sees that it has a successor."""
+def test_a_run_on_a_lost_node_continues_on_another_node(place: Path, testbed: Any) -> None:
+    """The start on the lost node ends as soon as it sees that the job was restarted."""
     (folder,) = submitted("lost", "-o", "train.max_steps=600")
     until(lambda: current_step(folder) > 25)
     before = supervisor_pids(folder)[0]
     (node,) = slurm("squeue", "-h", "-j", job_id("lost"), "-o", "%N").split()
     testbed.pause(f"slurmd-{node}")
     try:
-        until(lambda: met("lost"), 180.0, "another start")
-        until(lambda: before not in supervisor_pids(folder).values(), 20.0, "the end of the first one")
+        until(lambda: recoveries_of("lost"), 180.0, "another start")
+        until(
+            lambda: before not in supervisor_pids(folder).values(), 20.0, "the end of the first one"
+        )
         (result,) = ended("lost")
     finally:
         testbed.resume(f"slurmd-{node}")

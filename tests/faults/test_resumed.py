@@ -1,4 +1,4 @@
-"""Runs that a person has go on: damaged checkpoints, another layout, a longer training."""
+"""Tests of runs that a person resumes: damaged checkpoints, another layout, more epochs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hpcft.core import files
 from hpcft.core.records import RunRecord
 from real_runs import current_step, folder_of, is_gone, losses, until
 
-# A step takes long enough to be met.
+# Slow steps, so that a test can act between them.
 SLOW = "import time; time.sleep(0.05)"
 COMMON = ("-c", "slow.yaml", "-o", "train.logging_steps=5", "-o", "train.save_strategy=steps",
           "-o", "train.save_steps=10", "-o", "train.save_total_limit=3")  # fmt: skip
-# Random numbers of dropout depend on the ranks.
-STILL = ("-o", "model.config.hidden_dropout_prob=0",
+# Dropout draws other random numbers with other ranks.
+NO_DROPOUT = ("-o", "model.config.hidden_dropout_prob=0",
          "-o", "model.config.attention_probs_dropout_prob=0")  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def finished(cli: Cli, *command: object) -> None:
 
 
 def interrupted(tiny: Path, cli: Cli, *options: object) -> Path:
-    """The folder of a run that was cancelled after its second checkpoint."""
+    """Submits a run and cancels it after its second checkpoint; returns its folder."""
     said = cli("submit", tiny, *COMMON, *options)
     assert said.code == 0, said.err
     folder = folder_of("tiny")
@@ -49,22 +49,22 @@ def interrupted(tiny: Path, cli: Cli, *options: object) -> Path:
     return folder
 
 
-def of_step(paths: Path) -> list[int]:
-    return sorted(int(f.name.rpartition("-")[2]) for f in paths.glob("checkpoints/checkpoint-*"))
+def checkpoint_steps(folder: Path) -> list[int]:
+    files = folder.glob("checkpoints/checkpoint-*")
+    return sorted(int(file.name.rpartition("-")[2]) for file in files)
 
 
 @pytest.mark.slow
-def test_a_cancelled_run_goes_on(tiny: Path, cli: Cli) -> None:
-    """On this machine: the same digits as if nothing had been."""
+def test_a_resumed_run_ends_like_an_undisturbed_one(tiny: Path, cli: Cli) -> None:
     folder = interrupted(tiny, cli, "-o", "train.max_steps=60")
     (view,) = cli("status", "--json").json
     assert (view["state"], view["failure"]["class"]) == ("CANCELLED", "cancelled")
-    step = max(of_step(folder))
+    step = max(checkpoint_steps(folder))
     finished(cli, "resume", "tiny")
     (recovery,) = result(folder).recoveries
     assert (recovery.cause, recovery.action, recovery.step) == ("resumed", "resume", step)
     finished(cli, "submit", tiny, *COMMON, "-o", "train.max_steps=60", "-o", "name=calm")
-    assert losses(folder) == losses(folder_of("calm")), "not the same digits"
+    assert losses(folder) == losses(folder_of("calm")), "the digits differ"
     assert result(folder).metrics == result(folder_of("calm")).metrics
     assert "complete already" in cli("resume", "tiny").err
 
@@ -91,23 +91,23 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_is_skipped_and_told(kind: str, tiny: Path, cli: Cli) -> None:
+def test_resume_skips_a_damaged_checkpoint_and_says_so(kind: str, tiny: Path, cli: Cli) -> None:
     damage, said, options = DAMAGE[kind]
     folder = interrupted(tiny, cli, "-o", "train.max_steps=60", *options)
-    newest = max(of_step(folder))
+    newest = max(checkpoint_steps(folder))
     damage(folder / f"checkpoints/checkpoint-{newest}")
     finished(cli, "resume", "tiny")
     (note,) = result(folder).notes
     assert note.startswith(f"checkpoint-{newest} was damaged (")
     assert said in note
     finished(cli, "submit", tiny, *COMMON, "-o", "train.max_steps=60", "-o", "name=calm", *options)
-    assert losses(folder) == losses(folder_of("calm")), "not the same digits"
+    assert losses(folder) == losses(folder_of("calm")), "the digits differ"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 3])
-def test_it_goes_on_with_more_ranks(stage: int, tiny: Path, cli: Cli) -> None:
-    common = ("-o", "train.max_steps=60", "-o", f"resources.zero_stage={stage}", *STILL)
+def test_resume_with_more_ranks_continues_the_same_run(stage: int, tiny: Path, cli: Cli) -> None:
+    common = ("-o", "train.max_steps=60", "-o", f"resources.zero_stage={stage}", *NO_DROPOUT)
     folder = interrupted(tiny, cli, *common)
     finished(cli, "resume", "tiny", "-o", "resources.gpus_per_node=2")
     (recovery,) = result(folder).recoveries
@@ -118,8 +118,8 @@ def test_it_goes_on_with_more_ranks(stage: int, tiny: Path, cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_a_longer_training_is_a_run_of_its_own(tiny: Path, cli: Cli) -> None:
-    """It begins with a copy of the checkpoint, and says so."""
+def test_resume_with_more_epochs_is_another_run(tiny: Path, cli: Cli) -> None:
+    """The other run starts from a copy of the checkpoint, and says so."""
     steady = ("-o", "train.max_steps=-1", "-o", "train.lr_scheduler_type=constant")
     finished(cli, "submit", tiny, *COMMON, *steady, "-o", "train.num_train_epochs=5")
     first = folder_of("tiny")
@@ -132,4 +132,4 @@ def test_a_longer_training_is_a_run_of_its_own(tiny: Path, cli: Cli) -> None:
     assert recovery.evidence.startswith(f"it continues run {first.name} at step 30, ")
     finished(cli, "submit", tiny, *COMMON, *steady, "-o", "train.num_train_epochs=8",
              "-o", "name=calm")  # fmt: skip
-    assert losses(second) == losses(folder_of("calm")), "not the same digits"
+    assert losses(second) == losses(folder_of("calm")), "the digits differ"

@@ -1,4 +1,4 @@
-"""The truth about a run while the scheduler, accounting, its folder or its clock is in trouble."""
+"""Tests of the state of a run while the scheduler, accounting or a clock is in trouble."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ LONG = ("-o", "train.max_steps=100000", "-o", "train.logging_steps=100")
 
 @pytest.fixture(scope="module")
 def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's folder, for all tests of this module."""
+    """A user's folder for all tests of this module."""
     with campus(tmp_path_factory.mktemp("scheduler")) as folder:
         yield folder
         subprocess.run(["scancel", "--user=root", "--quiet"], check=False)
 
 
 def cancelled(cli: Cli, name: str) -> None:
-    """Cancels a run, and waits until it is over and no process of it is left."""
+    """Cancels a run, and waits until none of its processes is left."""
     cli("cancel", name)
     until(lambda: view(cli, name)["state"] == "CANCELLED", 30, name)
     assert nothing_left(folder_of(name))
 
 
-def forgotten(cli: Cli, name: str, job_id: str) -> None:
-    """Submits a run whose job is one that squeue does not know."""
+def submit_forgotten(cli: Cli, name: str, job_id: str) -> None:
+    """Submits a run, and replaces its job id by one that squeue does not know."""
     folder = submit(cli, name)
     (own,) = jobs(name)
     slurm("scancel", own)
@@ -65,7 +65,7 @@ def forgotten(cli: Cli, name: str, job_id: str) -> None:
 
 
 def answering(folder: Path, command: str, answer: str) -> str:
-    """A search path on which a scheduler command gives this answer."""
+    """Returns a PATH on which a scheduler command runs this shell line."""
     folder.mkdir()
     file = folder / command
     file.write_text(f"#!/bin/sh\n{answer}\n")
@@ -77,7 +77,7 @@ def answering(folder: Path, command: str, answer: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_controller_is_away_while_watching(
+def test_status_watches_a_run_while_the_controller_is_away(
     place: Path, cli: Cli, testbed: Any, tmp_path: Path
 ) -> None:
     folder = submit(cli, "watched", "-o", "train.max_steps=500")
@@ -86,7 +86,7 @@ def test_the_controller_is_away_while_watching(
         testbed.stop_controller()
         try:
             seen = view(cli, "watched")
-            assert (seen["state"], seen["job_id"]) == ("RUNNING", *jobs_noted("watched"))
+            assert (seen["state"], seen["job_id"]) == ("RUNNING", *recorded_jobs("watched"))
             assert cli("cancel", "watched").code == 3
         finally:
             testbed.start_controller()
@@ -97,7 +97,7 @@ def test_the_controller_is_away_while_watching(
     assert nothing_left(folder)
 
 
-def jobs_noted(name: str) -> list[str]:
+def recorded_jobs(name: str) -> list[str]:
     return [str(job_id) for job_id in job_ids(name)]
 
 
@@ -113,29 +113,29 @@ def jobs_noted(name: str) -> list[str]:
     ],
     ids=["lags", "fails", "forgot"],
 )
-def test_of_a_job_that_slurm_forgot_nobody_says_that_it_failed(
+def test_a_job_that_slurm_does_not_know_is_unknown_and_not_failed(
     answer: str, note: str, place: Path, cli: Cli, testbed: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """And as it cannot be alive, it does not stand in the way of another."""
+    """Such a job cannot be alive, so that the run can be submitted again."""
     with closed(testbed):
         name = f"forgotten-{len(list(Path('runs').glob('forgotten*')))}"
-        forgotten(cli, name, "4000000")
+        submit_forgotten(cli, name, "4000000")
         monkeypatch.setenv("PATH", answering(tmp_path / "b", "sacct", answer.format(id="4000000")))
         seen = view(cli, name)
         assert seen["state"] == "UNKNOWN"
         assert note in seen["note"]
         submit(cli, name)
-        assert jobs_noted(name) == live_jobs(name)
+        assert recorded_jobs(name) == live_jobs(name)
         cli("cancel", name)
 
 
-def test_accounting_that_stands_still(
+def test_status_soon_gives_up_an_accounting_that_hangs(
     place: Path, cli: Cli, testbed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """slurmdbd takes questions and answers none: what is not known is said, and soon."""
+    """slurmdbd accepts connections and does not respond."""
     with closed(testbed):
-        forgotten(cli, "frozen", "4000001")
+        submit_forgotten(cli, "frozen", "4000001")
         monkeypatch.setattr(slurm_commands, "TIMEOUT_S", 2)
         testbed.pause("slurmdbd")
         try:
@@ -146,7 +146,7 @@ def test_accounting_that_stands_still(
     assert "sacct did not answer within 2 s" in seen["note"]
 
 
-def test_an_earlier_start_in_the_accounts_is_not_the_end(
+def test_an_earlier_start_in_the_accounts_is_not_the_end_of_the_job(
     place: Path, cli: Cli, testbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closed(testbed), impatient(tmp_path):
@@ -169,12 +169,12 @@ def test_an_earlier_start_in_the_accounts_is_not_the_end(
 
 
 def batch(*options: str, command: str = "sleep 300") -> str:
-    """Id of a new job."""
+    """Submits a job; returns its id."""
     return slurm("sbatch", "--parsable", "-o", "/dev/null", *options, "--wrap", command).strip()
 
 
-def test_every_reason_to_wait_has_a_sentence(testbed: Any) -> None:
-    """All that this Slurm can say, as its library holds it."""
+def test_explain_reason_knows_every_reason_of_this_slurm(testbed: Any) -> None:
+    """The reasons are read from Slurm's library."""
     squeue = shutil.which("squeue")
     linked = subprocess.run(["ldd", str(squeue)], capture_output=True, text=True, check=True).stdout
     found = re.search(r"libslurmfull\S* => (\S+)", linked)
@@ -187,7 +187,7 @@ def test_every_reason_to_wait_has_a_sentence(testbed: Any) -> None:
     assert [word for word in words if explain_reason(word) == word] == []
 
 
-def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
+def test_job_states_have_the_reasons_of_waiting_jobs(place: Path, testbed: Any) -> None:
     slurm("scancel", "--user=root")
     until(lambda: not slurm("squeue", "-h"), 30)
     failed = batch(command="false")
@@ -229,7 +229,7 @@ def test_real_reasons_to_wait(place: Path, testbed: Any) -> None:
         testbed.set_node("n4", "resume", "")
 
 
-def test_a_job_that_is_held_or_stopped_is_alive(place: Path, testbed: Any) -> None:
+def test_a_suspended_or_held_job_is_live(place: Path, testbed: Any) -> None:
     job_id = batch("--requeue")
 
     def state() -> Any:
@@ -249,7 +249,9 @@ def test_a_job_that_is_held_or_stopped_is_alive(place: Path, testbed: Any) -> No
         slurm("scancel", job_id)
 
 
-def test_cancelled_while_it_waits_and_while_it_runs(place: Path, cli: Cli, testbed: Any) -> None:
+def test_a_job_cancelled_while_pending_or_running_is_cancelled(
+    place: Path, cli: Cli, testbed: Any
+) -> None:
     with closed(testbed):
         submit(cli, "waits")
         assert view(cli, "waits")["state"] == "PENDING"
@@ -265,7 +267,7 @@ def test_cancelled_while_it_waits_and_while_it_runs(place: Path, cli: Cli, testb
         assert nothing_left(folder_of(name))
 
 
-def test_a_line_of_the_profile_fails(place: Path, cli: Cli) -> None:
+def test_a_failed_setup_line_of_the_profile_fails_the_run(place: Path, cli: Cli) -> None:
     text = (ROOT / "slurm/testbed.yaml").read_text()
     Path("modules.yaml").write_text(f"{text}setup: [module load nosuch]\n")
     submit(cli, "module", cluster="modules.yaml")
@@ -288,10 +290,10 @@ time.time = lambda: real() + {seconds}
 
 
 @pytest.mark.slow
-def test_clocks_of_nodes_that_are_wrong(
+def test_status_works_with_wrong_clocks_of_nodes(
     place: Path, cli: Cli, testbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A heartbeat counts by when its file changed, whatever time it bears."""
+    """The age of a heartbeat is that of its file, not of the time in it."""
     text = (ROOT / "slurm/testbed.yaml").read_text()
     skews = {"early": -3600, "ahead": 3600}
     for name, seconds in skews.items():
@@ -308,9 +310,11 @@ def test_clocks_of_nodes_that_are_wrong(
         testbed.pause("slurmctld")
         try:
             for name, seconds in skews.items():
-                beat = json.loads((folder_of(name) / "progress.json").read_text())["updated_at"]
+                updated_at = json.loads((folder_of(name) / "progress.json").read_text())[
+                    "updated_at"
+                ]
                 file_s = (folder_of(name) / "progress.json").stat().st_mtime
-                assert beat - file_s == pytest.approx(seconds, abs=60)
+                assert updated_at - file_s == pytest.approx(seconds, abs=60)
             seen = {view["recipe"]: view for view in cli("status", *skews, "--json").json}
             assert {view["state"] for view in seen.values()} == {"RUNNING"}
             for name in skews:

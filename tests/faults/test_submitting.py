@@ -1,4 +1,4 @@
-"""Submissions in trouble (killed, doubled, refused, too many): in the end each run has one job."""
+"""Tests of submissions that are killed, doubled or refused: each run has one job in the end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SWEEP = ("-o", "sweep.seeds=[1, 2, 3, 4, 5]")
 
 @pytest.fixture(scope="module")
 def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's folder, for all tests of this module."""
+    """A user's folder for all tests of this module."""
     with campus(tmp_path_factory.mktemp("submitting")) as folder:
         yield folder
         subprocess.run(["scancel", "--user=root", "--quiet"], check=False)
@@ -54,7 +54,7 @@ def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 @pytest.fixture
 def waiting(place: Path, testbed: Any) -> Iterator[Path]:
-    """The same, while no job starts."""
+    """The user's folder, while no job starts."""
     with closed(testbed):
         yield place
 
@@ -69,8 +69,8 @@ def states(cli: Cli, name: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_between_sbatch_and_its_note(place: Path, cli: Cli, tmp_path: Path) -> None:
-    """The job is adopted by its token, and runs even though nobody told it what."""
+def test_a_submission_killed_after_sbatch_is_adopted(place: Path, cli: Cli, tmp_path: Path) -> None:
+    """The next submission finds the job by its token, and the job runs."""
     real = subprocess.run(["which", "sbatch"], capture_output=True, text=True, check=True).stdout
     wrapper = tmp_path / "sbatch"
     wrapper.write_text(
@@ -91,8 +91,10 @@ def test_killed_between_sbatch_and_its_note(place: Path, cli: Cli, tmp_path: Pat
 
 
 @pytest.mark.parametrize("instants", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_any_instant_of_a_submission(waiting: Path, cli: Cli, instants: int) -> None:
-    """Every record can be read, and the next submission adopts the jobs or makes them."""
+def test_a_submission_killed_at_any_instant_can_be_repeated(
+    waiting: Path, cli: Cli, instants: int
+) -> None:
+    """Every record can be read, and the next submission adopts or submits the jobs."""
     draw = random.Random(instants)
     killed, took_s = 0, 0.0
     for instant in range(1 + instants):
@@ -102,10 +104,10 @@ def test_killed_at_any_instant_of_a_submission(waiting: Path, cli: Cli, instants
             "tiny.yaml", cluster_name="testbed", overrides=overrides
         )
         submit = partial(submit_runs, site, prepared, Path("runs"), again=False)
-        if not instant:  # nothing is done to the first, which says how long it takes
-            begun = time.monotonic()
+        if not instant:  # The first one is not killed: it measures how long a submission takes.
+            started = time.monotonic()
             submit()
-            took_s = time.monotonic() - begun
+            took_s = time.monotonic() - started
             continue
         killed += killed_at(draw.uniform(0.0, 0.9 * took_s), submit)
         for reader in ("status", "collect"):
@@ -120,7 +122,7 @@ def test_killed_at_any_instant_of_a_submission(waiting: Path, cli: Cli, instants
     until(lambda: set(states(cli, f"killed{instants}-0")) == {"CANCELLED"}, 20)
 
 
-def test_two_submissions_at_once_make_one_job(waiting: Path) -> None:
+def test_two_submissions_at_once_submit_one_job(waiting: Path) -> None:
     arguments = ("submit", "tiny.yaml", "-c", "testbed", "-o", "name=twice", "--json")
     with hpcft(*arguments) as one, hpcft(*arguments) as other:
         said = [json.loads(out_of(process))[0] for process in (one, other)]
@@ -130,8 +132,8 @@ def test_two_submissions_at_once_make_one_job(waiting: Path) -> None:
     slurm("scancel", *jobs("twice"))
 
 
-def test_a_job_that_has_a_successor_does_not_run(place: Path, cli: Cli, testbed: Any) -> None:
-    """Of an sbatch that timed out nobody saw the job; when it starts another one has the run."""
+def test_a_job_of_a_run_that_has_another_job_ends(place: Path, cli: Cli, testbed: Any) -> None:
+    """After a timeout of sbatch its job may start later, when the run has another one."""
     with closed(testbed):
         assert cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=stray").code == 0
         (stray,) = jobs("stray")
@@ -140,17 +142,20 @@ def test_a_job_that_has_a_successor_does_not_run(place: Path, cli: Cli, testbed:
         job["attempts"].append(job["attempts"][0] | {"job_id": "999999", "token": "another"})
         file.write_text(json.dumps(job))
     until(lambda: slurm("squeue", "-h", "-t", "all", "-j", stray, "-o", "%T") == "COMPLETED\n", 60)
-    assert "has another job by now" in next(folder_of("stray").glob("logs/*_0_log.out")).read_text()
+    assert (
+        "another job runs this run by now"
+        in next(folder_of("stray").glob("logs/*_0_log.out")).read_text()
+    )
     assert not (folder_of("stray") / "progress.json").exists()
 
 
 # ---------------------------------------------------------------- the controller is away
 
 
-def test_the_controller_is_away_while_submitting(
+def test_submit_while_the_controller_hangs_does_not_submit_twice(
     place: Path, cli: Cli, testbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stands still between the check and sbatch: is there a job? Not known; then it is."""
+    """It hangs between the check and sbatch: nobody knows whether there is a job, until later."""
     arguments = ("submit", "tiny.yaml", "-c", "testbed", "-o", "name=away")
     with closed(testbed), impatient(tmp_path):
         testbed.pause("slurmctld")
@@ -194,9 +199,7 @@ def test_the_controller_is_away_while_submitting(
 
 
 @pytest.mark.slow
-def test_a_sweep_above_max_array_size_is_several_arrays(
-    place: Path, cli: Cli, testbed: Any
-) -> None:
+def test_submit_splits_a_sweep_above_max_array_size(place: Path, cli: Cli, testbed: Any) -> None:
     with testbed.configured(MaxArraySize="3"), closed(testbed):
         shown = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=split", *SWEEP,
                     "--dry-run", "--json").json  # fmt: skip
@@ -211,15 +214,15 @@ def test_a_sweep_above_max_array_size_is_several_arrays(
         until(lambda: not live_jobs("split"), 20)
 
 
-def limit(value: str) -> None:
+def set_max_submit_jobs(value: str) -> None:
     slurm("sacctmgr", "-i", "modify", "user", "root", "set", f"MaxSubmitJobs={value}")
 
 
-def test_more_runs_than_one_may_have_queued(waiting: Path, cli: Cli) -> None:
-    """What fits is queued, the rest is told, and a later submission queues it."""
+def test_submit_beyond_the_job_limit_queues_as_many_as_fit(waiting: Path, cli: Cli) -> None:
+    """It names the runs that are left, and a later submission queues them."""
     slurm("scancel", "--user=root")
     arguments = ("submit", "tiny.yaml", "-c", "testbed", "-o", "name=many", *SWEEP)
-    limit("3")
+    set_max_submit_jobs("3")
     try:
         until(lambda: not slurm("squeue", "-h"), 20)
         said = cli(*arguments)
@@ -232,13 +235,13 @@ def test_more_runs_than_one_may_have_queued(waiting: Path, cli: Cli) -> None:
         assert full.code == 3
         assert full.err.count("is already queued or running") == 3
         assert len(live_jobs("many")) == 3
-        limit("5")
+        set_max_submit_jobs("5")
         said = cli(*arguments)
         assert said.code == 0, said.err
         assert len(live_jobs("many")) == 5
         assert sorted(map(str, job_ids("many"))) == sorted(jobs("many"))
     finally:
-        limit("-1")
+        set_max_submit_jobs("-1")
         cli("cancel", "many")
 
 
@@ -257,7 +260,7 @@ def test_more_runs_than_one_may_have_queued(waiting: Path, cli: Cli) -> None:
     ],
     ids=["account", "partition", "qos", "constraint", "cores"],
 )  # fmt: skip
-def test_what_slurm_would_refuse(
+def test_submit_names_the_line_of_the_profile_that_slurm_refuses(
     line: str, fault: str, key: str, reason: str, place: Path, cli: Cli
 ) -> None:
     text = (ROOT / "slurm/testbed.yaml").read_text().replace("[main, high]", "[main, high, nosuch]")
@@ -268,14 +271,14 @@ def test_what_slurm_would_refuse(
     assert f" {key}: Slurm refuses the job: " in said.err
     assert reason in said.err
     assert "site.yaml:" in said.err
-    # Of what sbatch itself refuses Slurm may keep a record, as of a job that has failed.
+    # Slurm may keep a record of a job that sbatch refused.
     assert (live_jobs("refused"), list(Path("runs").glob("refused/*"))) == ([], [])
 
 
-def test_a_users_variables_do_not_change_what_was_planned(
+def test_submit_ignores_sbatch_variables_of_planned_options(
     waiting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sbatch prefers them to its script; those that fill what a profile leaves open still count."""
+    """sbatch prefers them to its script; variables of other options still apply."""
     for name, value in (("TIMELIMIT", "1"), ("PARTITION", "nosuch"), ("RESERVATION", "nosuch")):
         monkeypatch.setenv(f"SBATCH_{name}", value)
     said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=planned")
@@ -291,8 +294,8 @@ def test_a_users_variables_do_not_change_what_was_planned(
     assert partition == "main"
 
 
-def test_more_time_than_the_partition_allows(place: Path, cli: Cli) -> None:
-    """Most sites let Slurm take such a job, which then waits for ever."""
+def test_submit_refuses_more_time_than_the_partition_allows(place: Path, cli: Cli) -> None:
+    """By default Slurm accepts such a job, which then waits for ever."""
     slurm("scontrol", "update", "partitionname=main", "MaxTime=5")
     try:
         said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=long")
@@ -304,7 +307,7 @@ def test_more_time_than_the_partition_allows(place: Path, cli: Cli) -> None:
     assert jobs("long") == []
 
 
-def test_no_network_and_nothing_staged(place: Path, cli: Cli) -> None:
+def test_submit_refuses_inputs_that_are_not_staged(place: Path, cli: Cli) -> None:
     said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=absent",
                "-o", "model={path: nobody/nothing}")  # fmt: skip
     assert said.code == 2, said.err
@@ -316,7 +319,7 @@ def test_no_network_and_nothing_staged(place: Path, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(("size", "inodes"), [("64k", 1000), ("4m", 6)], ids=["bytes", "inodes"])
-def test_no_room_for_a_run(
+def test_submit_on_a_full_disk_submits_no_job(
     size: str, inodes: int, place: Path, cli: Cli, tmp_path: Path, testbed: Any
 ) -> None:
     arguments = ("submit", "tiny.yaml", "-c", "testbed", "-o", f"name=full{inodes}")
@@ -341,7 +344,7 @@ def test_no_room_for_a_run(
         cli("cancel", f"full{inodes}", "--runs-dir", disk)
 
 
-def test_a_runs_folder_that_cannot_be_written(
+def test_commands_work_with_a_read_only_runs_folder(
     place: Path, cli: Cli, tmp_path: Path, testbed: Any
 ) -> None:
     with ExitStack() as stack:
@@ -367,7 +370,7 @@ def test_a_runs_folder_that_cannot_be_written(
 
 
 class Planted:
-    """Says that it was loaded."""
+    """Object whose pickle creates a folder when it is loaded."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -391,5 +394,5 @@ def test_no_command_loads_a_pickle_of_a_run_folder(waiting: Path, cli: Cli, tmp_
         cli(*command)
     assert not canary.exists()
     pickle.loads(bomb)
-    assert canary.exists(), "it would have told"
+    assert canary.exists(), "the pickle works"
     cli("cancel", "planted")

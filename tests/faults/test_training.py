@@ -1,4 +1,4 @@
-"""Ranks that fail, hang, hoard memory or learn nothing, on a real Slurm: what is made of each."""
+"""Tests of ranks that fail, hang, or run out of memory, on a real Slurm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interrupting import job, met
+from interrupting import job, recoveries_of
 from misbehaving import profile
 from on_slurm import campus, hpcft, jobs, nothing_left, out_of
 
@@ -37,12 +37,12 @@ EXPANDS = '"expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF
 
 
 def raises(when: str, text: str) -> str:
-    """Lines that fail as a GPU without memory does."""
+    """Returns lines that raise PyTorch's error of a GPU without memory."""
     return f"if {when}:\n import torch\n raise torch.OutOfMemoryError({text!r})"
 
 
 def hoards(when: str) -> str:
-    """Lines that take as much memory as the job has."""
+    """Returns lines that allocate all memory of the job."""
     return (
         f"import time\nif step == 3 and {when}:\n"
         " hoard = b'x' * (int(os.environ['SLURM_MEM_PER_NODE']) << 20)\n time.sleep(1000)"
@@ -51,26 +51,26 @@ def hoards(when: str) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A fault, and what has to come of it."""
+    """A fault, and the expected recoveries or failure."""
 
     lines: str
-    """What ranks do."""
+    """Lines of Python that ranks run after each step."""
     recoveries: tuple[tuple[str, str], ...] = ()
-    """Cause, and how the run goes on."""
+    """Cause and action of each recovery."""
     failure: str = ""
-    """Class of its end; empty where it completes."""
+    """Failure class; empty if the run completes."""
     state: str = "FAILED"
-    """State of that end."""
+    """Final state of a run that fails."""
     evidence: str = ""
-    """Part of the sentence, or of the evidence of the recovery."""
+    """Part of the failure's sentence, or of the evidence of the recovery."""
     rank: int | None = 0
-    """Rank that it happened to."""
+    """Rank that fails."""
     options: tuple[str, ...] = ()
-    """Changes of the recipe."""
+    """Overrides of the recipe."""
     jobs: int = 1
-    """Jobs that it takes."""
+    """Number of jobs that the run takes."""
     memory_gib: float | None = None
-    """What a node has, other than most do."""
+    """Memory of a node in the profile; None keeps that of the testbed."""
 
 
 ROWS = {
@@ -130,14 +130,14 @@ EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for
 
 @pytest.fixture(scope="module")
 def place(testbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's folder, for all tests of this module."""
+    """A user's folder for all tests of this module."""
     with campus(tmp_path_factory.mktemp("training")) as folder:
         yield folder
 
 
 @pytest.fixture(scope="module")
 def site(request: pytest.FixtureRequest, place: Path) -> None:
-    """A run for each row, all of them at once and left to themselves."""
+    """Submits a run per row at once, and waits until all have ended."""
     chosen = [item.callspec.params["name"] for item in request.session.items
               if item.path == request.path and hasattr(item, "callspec")]  # fmt: skip
     for name in chosen:
@@ -148,7 +148,7 @@ def site(request: pytest.FixtureRequest, place: Path) -> None:
 
 
 def submitted(name: str, lines: str, *options: str, memory_gib: float | None = None) -> Path:
-    """The folder of a new run, whose ranks do something after each step."""
+    """Submits a run whose ranks run some lines after each step; returns its folder."""
     site = profile(f"p-{name}", lines)
     if memory_gib:
         other = re.sub(
@@ -163,35 +163,35 @@ def submitted(name: str, lines: str, *options: str, memory_gib: float | None = N
 
 
 def explained(name: str) -> dict[str, Any]:
-    """What `hpcft explain` says of a recipe's only run."""
+    """Returns the output of `hpcft explain` for a recipe's only run."""
     with hpcft("explain", name, "--json") as command:
-        (found,) = json.loads(out_of(command))
-    return dict(found)
+        (row,) = json.loads(out_of(command))
+    return dict(row)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_what_becomes_of_it(site: None, name: str) -> None:
+def test_a_fault_ends_in_the_expected_recoveries_or_failure(site: None, name: str) -> None:
     row, folder = ROWS[name], folder_of(name)
-    taken = met(name)
-    assert [(recovery.cause, recovery.action) for recovery in taken] == [*row.recoveries]
+    recoveries = recoveries_of(name)
+    assert [(recovery.cause, recovery.action) for recovery in recoveries] == [*row.recoveries]
     with hpcft("status", name, "--json") as command:
         (shown,) = json.loads(out_of(command))
     with hpcft("collect", name, "--json") as command:
         (line,) = json.loads(out_of(command))
     if row.failure:
         assert shown["state"] == row.state
-        told = explained(name)["failure"]
-        assert (told["class"], told["rank"]) == (row.failure, row.rank)
-        assert row.evidence in told["sentence"]
-        assert told["node"] in ("n1", "n2", "n3", "n4")
-        assert shown["failure"] == told
+        failure = explained(name)["failure"]
+        assert (failure["class"], failure["rank"]) == (row.failure, row.rank)
+        assert row.evidence in failure["sentence"]
+        assert failure["node"] in ("n1", "n2", "n3", "n4")
+        assert shown["failure"] == failure
         assert line["state"] == row.state
         assert not (folder / "result.json").exists()
     else:
         assert shown["state"] == "COMPLETED", shown["note"]
-        assert all(row.evidence in recovery.evidence for recovery in taken)
-        assert {recovery.rank for recovery in taken} <= {row.rank}
-        assert files.read_record(folder / "result.json", RunRecord).recoveries == taken
+        assert all(row.evidence in recovery.evidence for recovery in recoveries)
+        assert {recovery.rank for recovery in recoveries} <= {row.rank}
+        assert files.read_record(folder / "result.json", RunRecord).recoveries == recoveries
         assert line["state"] == "COMPLETED"
     assert len(job(name).attempts) == row.jobs
     assert sorted(jobs(name)) == sorted(attempt.job_id or "" for attempt in job(name).attempts)
@@ -199,17 +199,19 @@ def test_what_becomes_of_it(site: None, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_through_many_short_time_limits_it_comes_to_its_end(place: Path) -> None:
-    """Slurm tells of a limit of one minute at once, or a bit later; then the last step is saved."""
+def test_a_run_with_a_short_time_limit_completes_after_several_requeues(place: Path) -> None:
+    """Slurm signals a limit of one minute soon after the start; the run saves its last step."""
     few = ("train.max_steps=30", "train.logging_steps=1")
     folder = submitted("limit", "import time; time.sleep(2)", *few, "resources.time_min=1")
     calm = submitted("calm", "", *few)
     with hpcft("status", "--watch") as command:
         command.communicate(timeout=500)
     ours, theirs = (files.read_record(f / "result.json", RunRecord) for f in (folder, calm))
-    assert {(met.cause, met.action) for met in ours.recoveries} == {("timeout", "requeue")}
+    assert {(recovery.cause, recovery.action) for recovery in ours.recoveries} == {
+        ("timeout", "requeue")
+    }
     assert ours.recoveries[0].evidence == "the time limit is near"
     assert ours.metrics == theirs.metrics
-    assert losses(folder) == losses(calm), "not the same digits"
+    assert losses(folder) == losses(calm), "the digits differ"
     assert len(jobs("limit")) == 1
     assert nothing_left(folder)

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from builders import Cli, run_progress, run_record
+from builders import Cli, run_progress
 from hpcft.core.files import write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Plan
-from hpcft.scheduler.local import Local
-from hpcft.scheduler.protocol import JobRequest, Submission
-
-ENDED_JOB = "999999999"
-"""A process id that no process has."""
-
-
-@pytest.fixture
-def completed(tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
-    """A run that was submitted, and has a result; no process was started for it."""
-
-    def submit(self: Local, request: JobRequest) -> list[Submission]:
-        return [Submission(ENDED_JOB, time.time())]
-
-    monkeypatch.setattr(Local, "submit", submit)
-    said = cli("submit", tiny, "-c", "local", "--json")
-    assert said.code == 0, said.err
-    paths = RunPaths(Path(said.json[0]["folder"]))
-    record = run_record(paths.folder.name, accuracy=0.9).model_copy(update={"recipe": "tiny"})
-    write_record(paths.result, record)
-    return paths
 
 
 def contents(folder: Path) -> dict[str, bytes]:

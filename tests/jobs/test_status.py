@@ -220,7 +220,8 @@ def test_run_status_with_a_damaged_result_is_unknown(text: str, runs: Runs) -> N
     runs.states = {"11": JobState("RUNNING")}
     assert runs.status_of("aaaa0000").state == "RUNNING", "the scheduler knows that it is alive"
     runs.away = AWAY
-    assert runs.status_of("aaaa0000").state == "UNKNOWN"
+    run = runs.status_of("aaaa0000")
+    assert (run.state, run.note) == ("UNKNOWN", f"{run.damage}; {AWAY}")
 
 
 def test_run_status_with_the_result_of_another_run_is_unknown(runs: Runs) -> None:

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("cache_of_this_module")
 # ---------------------------------------------------------------- shipped recipes
 
 
-# One profile with bfloat16 and one without; `docs/fits.md` has the others.
+# One profile with bfloat16 and one without; `docs/reference/fits.md` has the others.
 @pytest.mark.parametrize("site", ["a100-80", "t4-16"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipe_fits_or_error_names_a_change_that_would(name: str, site: str) -> None:

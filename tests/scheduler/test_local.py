@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hpcft.core.errors import ClusterError
 from hpcft.core.paths import log_file
 from hpcft.core.records import Attempt
 from hpcft.scheduler.local import Local, queue_file
@@ -77,7 +78,7 @@ def test_states_of_a_process_that_started_at_another_time_is_over(
 
 def test_states_of_an_attempt_on_another_machine_is_unknown(tmp_path: Path) -> None:
     assert state_of(attempt(tmp_path, 1, host="elsewhere")) == (
-        "UNKNOWN", "runs on elsewhere: ask there",
+        "UNKNOWN", "runs on elsewhere: look there",
     )  # fmt: skip
 
 
@@ -111,6 +112,11 @@ def test_find_jobs_finds_the_controller_by_its_folder(
     found = lost.model_copy(update={"job_id": str(controller.pid)})
     assert state_of(found) == ("RUNNING", ""), "although its start time was not recorded"
     assert state_of(lost.model_copy(update={"job_id": str(os.getpid())})) == ("COMPLETED", "")
+
+
+def test_cancel_of_a_run_on_another_machine_raises(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="job 1 runs on elsewhere: cancel it there"):
+        Local().cancel(attempt(tmp_path, 1, host="elsewhere"))
 
 
 def test_cancel_ends_the_controller(tmp_path: Path, controller: subprocess.Popen[bytes]) -> None:

@@ -1,35 +1,21 @@
-"""Compares packed with padded batches, and the steps of a run on different layouts."""
+"""Compares packed with padded batches: loss, gradients, and which runs are packed."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-import builders
-from builders import llama_folder
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import InputError, Problem
 from hpcft.core.records import Cluster, ModelFacts
-from hpcft.planning import model_facts
 from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.resource_checks import check_resources
 from hpcft.tasks import packing
 from hpcft.tasks.base import IGNORE_INDEX, ModelInputs
 from hpcft.tasks.chunked_loss import make_loss
-from hpcft.training.data.batch_order import BatchPlan, MicroBatchDataset, plan_batches
-from hpcft.training.data.prepare import PreparedSplit
-from hpcft.training.distributed.rank_env import RankInfo
-from hpcft.training.modes import finetune
-from hpcft.training.trainer.model import load_model
 
 LENGTHS = (9, 3, 14, 1, 6)
 WINDOW = 4  # shorter than most examples
@@ -237,175 +223,16 @@ def test_packing_blocker_by_method_model_and_task(
     assert [why in text for text in texts if why] == [True] * (why is not None)
 
 
-# ---------------------------------------------------------------- the order
+# ---------------------------------------------------------------- ranks without examples
 
 
-def order_of(lengths: list[int], **changed: Any) -> BatchPlan:
-    made: dict[str, Any] = {"global_batch": 8, "strategy": "random", "seed": 1, "epochs": 2,
-                            "ranks": 1, "max_accumulation": 1, "max_tokens": None}  # fmt: skip
-    return BatchPlan(lengths=lengths, **made | changed)
-
-
-def by_step(order: BatchPlan, epoch: int) -> Iterator[list[tuple[int, ...]]]:
-    """Yields the micro-batches of each step, of all ranks."""
-    turns = list(order.micro_batches(epoch))
-    each = order.ranks * order.accumulation
-    assert len(turns) % each == 0
-    return (turns[at : at + each] for at in range(0, len(turns), each))
-
-
-SOME = st.lists(st.integers(1, 16), min_size=1, max_size=60)
-LAYOUTS = [(1, 1, 8), (1, 4, 2), (2, 2, 2), (4, 1, 2), (8, 1, 1)]  # ranks, accumulated, micro-batch
-
-
-@given(SOME, st.sampled_from(["random", "sequential", "group_by_length"]), st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_batch_plan_steps_are_the_same_on_every_layout(
-    lengths: list[int], strategy: str, packs: bool
-) -> None:
-    for epoch in (0, 1):
-        seen = set()
-        for ranks, planned, micro_batch in LAYOUTS:
-            room = micro_batch * 16 if packs else None
-            order = order_of(lengths, strategy=strategy, ranks=ranks, max_accumulation=planned,
-                             max_tokens=room)  # fmt: skip
-            assert order.accumulation <= planned
-            steps = []
-            for groups in by_step(order, epoch):
-                for group in groups:
-                    if packs:
-                        assert sum(lengths[i] for i in group) <= micro_batch * 16
-                    else:
-                        assert len(group) <= micro_batch
-                steps.append(tuple(sorted(i for group in groups for i in group)))
-            assert sorted(itertools.chain(*steps)) == list(range(len(lengths)))
-            assert all(len(step) == 8 for step in steps if step != steps[-1]) or strategy == (
-                "group_by_length"
-            )
-            seen.add(tuple(steps))
-        assert len(seen) == 1
-
-
-def test_batch_plan_depends_on_epoch_and_seed() -> None:
-    lengths = [7] * 40
-    one = order_of(lengths)
-    assert one.steps(0) == order_of(lengths).steps(0)
-    assert one.steps(0) != one.steps(1)
-    assert one.steps(0) != order_of(lengths, seed=2).steps(0)
-    in_turn = order_of(lengths, strategy="sequential")
-    assert [i for step in in_turn.steps(1) for i in step] == list(range(40))
-
-
-def test_accumulation_short_examples_need_fewer_micro_batches() -> None:
-    lengths = [100] + [10, 20, 30] * 21
-    order = order_of(lengths, global_batch=64, ranks=2, max_accumulation=16, max_tokens=200,
-                     epochs=1)  # fmt: skip
-    assert order.accumulation == 4  # 1,360 tokens in 8 × 200, where 32 × 2 examples were planned
-    loads = [sum(lengths[i] for i in group) for group in order.micro_batches(0)]
-    assert max(loads) - min(loads) <= 10
-
-
-def test_batch_plan_group_by_length_pads_less_in_random_order() -> None:
-    lengths = [5 + 7 * i % 90 for i in range(400)]
-
-    def spread(strategy: str) -> float:
-        steps = order_of(lengths, strategy=strategy).steps(0)
-        widths = [max(lengths[i] for i in s) - min(lengths[i] for i in s) for s in steps]
-        return sum(widths) / len(widths)
-
-    assert spread("group_by_length") < 0.2 * spread("random")
-    means = [sum(map(lengths.__getitem__, s)) for s in order_of(
-        lengths, strategy="group_by_length").steps(0)]  # fmt: skip
-    assert means != sorted(means, reverse=True)
-
-
-def test_micro_batch_dataset_empty_micro_batch_has_no_labels() -> None:
+def test_pack_example_without_labels_adds_nothing() -> None:
     rows = examples((9, 3, 14))
-    split = PreparedSplit(datasets.Dataset.from_list(rows), [])
-    assert split.lengths == [9, 3, 14]
-    micro_batches = MicroBatchDataset(split)
-    assert [row["input_ids"] for row in micro_batches[2, 0]] == [
-        rows[i]["input_ids"] for i in (2, 0)
-    ]
-    (blank,) = micro_batches[()]
-    assert blank["input_ids"] == rows[1]["input_ids"]
-    assert set(blank["labels"]) == {IGNORE_INDEX}
+    blank = {**rows[1], "labels": [IGNORE_INDEX] * 3}
     model = model_of("llama")
     model.set_attn_implementation(packing.register_attention())
     batches = [packing.pack(rows), packing.pack([blank])]
-    alone, gradients = losses_and_gradients(model, batches[:1])
-    beside, found = losses_and_gradients(model, batches)
-    assert beside == pytest.approx(alone, rel=1e-7)
+    loss, gradients = losses_and_gradients(model, batches[:1])
+    with_blank, found = losses_and_gradients(model, batches)
+    assert with_blank == pytest.approx(loss, rel=1e-7)
     assert max_difference(found, gradients) < 1e-6
-
-
-# ---------------------------------------------------------------- the Trainer
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return llama_folder(tmp_path_factory.mktemp("llama"))
-
-
-def trainer_of(base: Path, folder: Path, train: dict[str, Any]) -> Any:
-    """Makes the Trainer of a run over texts of very different lengths."""
-    made = recipe(
-        model={"path": str(base)},
-        task=TASK | {"max_length": 64},
-        train={"global_batch_size": 8, "train_sampling_strategy": "group_by_length",
-               "num_train_epochs": 1, "learning_rate": 1e-2, "logging_steps": 1,
-               "eval_strategy": "no", "gradient_checkpointing": False} | train,
-        resources={"nodes": 1, "gpus_per_node": 1, "zero_stage": 0},
-    )  # fmt: skip
-    site = Cluster(name="here", scheduler="local", accelerator="cpu", cores_per_node=2,
-                   host_memory_gib=64)  # fmt: skip
-    facts = model_facts.compute_model_facts(made.model, made.task, made.method)
-    plan = builders.plan_of(made, site, facts)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    texts = [{"prompt": "say: ", "completion": "ha" * (1 + 7 * i % 26)} for i in range(20)]
-    rows = [made.task.training_features(text, tokenizer)[0] for text in texts]
-    split = PreparedSplit(datasets.Dataset.from_list(rows), texts)
-    context = builders.worker_context(
-        folder, made, plan, profile=site, rank=RankInfo(1, 2, 0, "here", "1")
-    )
-    order = plan_batches(made, plan, split.lengths)
-    arguments = finetune.training_arguments(context, order.accumulation, has_validation=False)
-    model = load_model(context, tokenizer)
-    trainer = finetune.make_trainer(context, arguments, model, tokenizer, split, None)
-    trainer.batch_plan, trainer.max_length = order, 64
-    return trainer
-
-
-def test_train_loss_is_the_same_packed_padded_and_accumulated(base: Path, tmp_path: Path) -> None:
-    """The run takes two whole steps and one of four examples."""
-    losses, accumulated = [], []
-    for packs, micro_batch in itertools.product((False, True), (8, 2)):
-        train = {"packing": packs, "per_device_train_batch_size": micro_batch}
-        trainer = trainer_of(base, tmp_path, train)
-        trainer.train()
-        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
-        accumulated.append(trainer.batch_plan.accumulation)
-    assert accumulated == [1, 4, 1, 3]
-    assert all(len(each) == 3 for each in losses)
-    assert all(each == pytest.approx(losses[0], rel=1e-4) for each in losses)
-    assert losses[0][2] < losses[0][0]
-
-
-def test_evaluation_keeps_the_order_of_examples(base: Path, tmp_path: Path) -> None:
-    """Metrics know examples by their place; the Trainer would sort them by length."""
-    trainer = trainer_of(base, tmp_path, {"per_device_train_batch_size": 8})
-    split = trainer.train_dataset.split
-    scored = trainer.get_eval_dataloader(split)
-    found = [int(row.sum()) for batch in scored for row in batch["attention_mask"]]
-    assert found == split.lengths
-
-
-def test_train_loss_is_the_same_when_a_row_is_split(base: Path, tmp_path: Path) -> None:
-    """A row is split after a step ran out of memory; the step is the same."""
-    losses = []
-    for piece in (None, 1):
-        trainer = trainer_of(base, tmp_path, {"per_device_train_batch_size": 8})
-        trainer._piece = piece
-        trainer.train()
-        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

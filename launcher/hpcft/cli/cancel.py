@@ -18,10 +18,9 @@ def cancel(runs: RunNames, runs_dir: RunsDir = DEFAULT_RUNS) -> None:
 
     for run in select_runs(runs_dir, runs):
         name = f"{run.job.recipe}/{run.job.run_id}"
-        is_elsewhere = run.state == "UNKNOWN" and run.job.scheduler == "local"
         if not run.may_be_live:
             console.say(f"{name} has ended already: {run.state}")
-        elif not run.job_id or is_elsewhere:
+        elif not run.job_id:
             console.warn(f"{name} was not cancelled, because its job is not known: {run.note}")
         elif scheduler_named(run.job.scheduler).cancel(run.attempt):
             console.say(f"{name} was cancelled (job {run.job_id})")

@@ -13,6 +13,7 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster, Record
 from hpcft.metrics import METRICS, direction_arrow, load_metric
 
+TITLES = {"recipe": "recipe", "cluster": "cluster profile"}
 _MODELS: dict[str, type[Record]] = {"recipe": FullRecipe, "cluster": Cluster}
 
 
@@ -80,7 +81,7 @@ def reference_page(kind: str) -> str:
     schema["required"] = _MODELS[kind].model_json_schema()["required"]
     sections = [(schema["title"], schema), *schema.get("$defs", {}).items()]
     lines = [
-        f"# The fields of a {kind}",
+        f"# Reference: fields of a {TITLES[kind]}",
         "",
         "This page is generated from the records by `make docs`. `hpcft schema` prints the same as",
         "JSON Schema, with which editors complete and check YAML files.",

@@ -302,7 +302,8 @@ def _judge(folder: _Folder, job: _JobView) -> tuple[str, str, Failure | None]:
     if state.is_live:
         return "RUNNING", "" if state.state == "RUNNING" else state.state.lower(), None
     if folder.damage:
-        return UNKNOWN, folder.damage, None
+        job_unknown = state.reason if state.state == UNKNOWN else ""
+        return UNKNOWN, "; ".join(filter(None, (folder.damage, job_unknown))), None
     if _is_result_due(folder, state):
         return "RUNNING", "its job has ended; the result is not visible here yet", None
     if state.is_over:

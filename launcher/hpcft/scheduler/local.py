@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hpcft.core.errors import ClusterError
 from hpcft.core.host import wait_until
 from hpcft.core.paths import cache_folder, log_file
 from hpcft.core.records import Attempt
@@ -77,8 +78,15 @@ class Local:
         return [_state(attempt) for attempt in attempts]
 
     def cancel(self, attempt: Attempt) -> bool:
-        """Ends the controller of an attempt and its ranks; returns False if it had ended before."""
-        if attempt.job_id is None or not _state(attempt).is_live:
+        """Ends the controller of an attempt and its ranks; returns False if it had ended before.
+
+        Raises:
+            ClusterError: the controller runs on another machine.
+        """
+        state = _state(attempt)
+        if state.state == UNKNOWN:
+            raise ClusterError(f"job {attempt.job_id} runs on {attempt.host}: cancel it there")
+        if attempt.job_id is None or not state.is_live:
             return False
         group = int(attempt.job_id)
         os.kill(group, signal.SIGINT)  # The controller ends its ranks before it ends.
@@ -138,7 +146,7 @@ def _state(attempt: Attempt) -> JobState:
     # The machine's own name, as in `attempts.new_attempt`: within a Slurm job Slurm's may differ.
     machine = os.uname().nodename
     if attempt.host != machine:
-        return JobState(UNKNOWN, f"runs on {attempt.host}: ask there")
+        return JobState(UNKNOWN, f"runs on {attempt.host}: look there")
     if attempt.job_id is None:
         return NOT_QUEUED
     started = _controller_started(attempt)

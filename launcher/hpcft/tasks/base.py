@@ -25,7 +25,7 @@ MAX_PROBLEMS = 10  # bad rows that an error lists; the others are counted
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 Mode = Literal["finetune", "evaluate", "few_shot"]
-"""What a run does: trains and scores, scores a finished model, or prompts one as it is."""
+"""Kind of a run: training and scoring, scoring a finished model, or prompting a model."""
 
 
 class BadRow(Exception):

@@ -1,4 +1,4 @@
-"""Computes the loss in chunks, so that only one chunk of a large vocabulary's logits exists.
+"""Computes the loss in chunks, so that a large vocabulary's logits never exist as a whole.
 
 The output layer's input is kept. Loss and scores apply the layer to the positions that carry a
 label, one chunk after the other, and the backward pass computes each chunk's logits again (Chen et

@@ -43,7 +43,7 @@ class Instruction(TrainedTask):
     ]
     """Possible completions, scored by their likelihood given the prompt."""
     length_normalised: bool = False
-    """Divide a choice's log-likelihood by its tokens before comparing."""
+    """Whether to divide a choice's log-likelihood by its number of tokens before comparing."""
 
     @property
     def rows_per_example(self) -> int:

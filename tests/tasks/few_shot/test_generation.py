@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from builders import SHARED, VOCABULARY, prompt_request, tiny_model
+from builders import SHARED, VOCABULARY, prompt_requests, tiny_model
 from hpcft.tasks.few_shot.generation import generate
 from hpcft.tasks.few_shot.requests import PromptRequest
 from hpcft.tasks.few_shot.scorer import Scorer
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     "kind", ["llama", "mistral", "gemma2", "gemma3_text", "opt", "gpt2", "mamba"]
 )
 def test_generate_greedy_equals_transformers(kind: str) -> None:
-    model, requests = tiny_model(kind, eos_token_id=None), prompt_request(count=5)
+    model, requests = tiny_model(kind, eos_token_id=None), prompt_requests(count=5)
     expected = [
         model.generate(
             torch.tensor([r.tokens]), max_new_tokens=8, do_sample=False, pad_token_id=0
@@ -31,7 +31,7 @@ def test_generate_greedy_equals_transformers(kind: str) -> None:
 
 
 def test_generate_ends_answer_before_stop_token() -> None:
-    model, requests = tiny_model("llama"), prompt_request(count=5)
+    model, requests = tiny_model("llama"), prompt_requests(count=5)
     prefix = Scorer(model, requests[0].tokens[:SHARED]).prefix
     whole = generate(model, prefix, requests, max_new_tokens=8)
     stop = {whole[0][3], whole[1][0]}
@@ -44,7 +44,7 @@ def test_generate_ends_answer_before_stop_token() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_generate_sampled_answer_depends_on_its_seed_alone(kind: str) -> None:
-    model, requests = tiny_model(kind), prompt_request(count=6)
+    model, requests = tiny_model(kind), prompt_requests(count=6)
     prefix = Scorer(model, requests[0].tokens[:SHARED]).prefix
     seeds = [11, 12, 13, 14, 15, 16]
 
@@ -74,7 +74,7 @@ def test_generate_samples_tokens_by_their_probability() -> None:
 
 def test_generate_continues_until_ranks_agree() -> None:
     """A rank whose answers are complete takes more steps while another rank needs them."""
-    model, requests = tiny_model("llama"), prompt_request(count=2)
+    model, requests = tiny_model("llama"), prompt_requests(count=2)
     steps: list[bool] = []
     outputs: list[Any] = []
     model.lm_head.register_forward_hook(lambda *call: outputs.append(call))
@@ -94,4 +94,4 @@ def test_generate_continues_until_ranks_agree() -> None:
 
 def test_generate_sampling_without_seeds_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a seed"):
-        generate(nn.Identity(), [1], prompt_request(), max_new_tokens=1, temperature=1.0)
+        generate(nn.Identity(), [1], prompt_requests(), max_new_tokens=1, temperature=1.0)

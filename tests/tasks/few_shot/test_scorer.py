@@ -9,14 +9,8 @@ import pytest
 import torch
 import transformers
 
-from builders import MORE, SHARED, prompt_request, tiny_model
-from hpcft.tasks.few_shot.attention_kernels import (
-    AttentionInputs,
-    additive_mask,
-    attend,
-    eager_attention,
-)
-from hpcft.tasks.few_shot.batching import make_batches, split_batches
+from builders import MORE, SHARED, prompt_requests, tiny_model
+from hpcft.tasks.few_shot.batching import make_batches
 from hpcft.tasks.few_shot.prefix_cache import CASCADE_MODEL_TYPES
 from hpcft.tasks.few_shot.requests import (
     PromptRequest,
@@ -67,7 +61,7 @@ def max_difference(one: list[list[float]], other: list[list[float]]) -> float:
 
 @pytest.mark.parametrize("kind", MORE)
 def test_score_every_model_type_equals_plain_forward(kind: str) -> None:
-    model, requests = tiny_model(kind), prompt_request()
+    model, requests = tiny_model(kind), prompt_requests()
     before = model.config._attn_implementation
     assert max_difference(batched_scores(model, requests), plain_scores(model, requests)) < 1e-4
     assert model.config._attn_implementation == before
@@ -81,7 +75,7 @@ def test_cascade_model_types_are_all_tested() -> None:
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text"])
 def test_score_sliding_window_differs_from_wide_window(kind: str) -> None:
     """The same weights without the window give other scores, so that the window is tested."""
-    model, requests = tiny_model(kind), prompt_request()
+    model, requests = tiny_model(kind), prompt_requests()
     wide = tiny_model(kind, sliding_window=500)
     wide.load_state_dict(model.state_dict())
     assert max_difference(batched_scores(model, requests), batched_scores(wide, requests)) > 0.1
@@ -89,7 +83,7 @@ def test_score_sliding_window_differs_from_wide_window(kind: str) -> None:
 
 
 def test_score_one_token_choices_computes_one_output_per_prompt() -> None:
-    model, requests = tiny_model("llama"), prompt_request(choices=(1, 1))
+    model, requests = tiny_model("llama"), prompt_requests(choices=(1, 1))
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda _, inputs, out: seen.append(out[0].shape[0]))
     scores = batched_scores(model, requests, max_tokens=10_000)
@@ -98,7 +92,7 @@ def test_score_one_token_choices_computes_one_output_per_prompt() -> None:
 
 
 def test_score_runs_prefix_once_and_computes_only_needed_logits() -> None:
-    model, requests = tiny_model("llama"), prompt_request(choices=(2, 4))
+    model, requests = tiny_model("llama"), prompt_requests(choices=(2, 4))
     read: list[int] = []
     rows: list[int] = []
     model.model.embed_tokens.register_forward_hook(lambda _, inputs, out: read.append(out.shape[1]))
@@ -111,14 +105,14 @@ def test_score_runs_prefix_once_and_computes_only_needed_logits() -> None:
 
 def test_score_without_shared_prefix_equals_plain_forward() -> None:
     model = tiny_model("llama")
-    requests = [PromptRequest(r.tokens[SHARED:], r.choices) for r in prompt_request()]
+    requests = [PromptRequest(r.tokens[SHARED:], r.choices) for r in prompt_requests()]
     assert common_prefix_length(requests) == 0
     assert max_difference(batched_scores(model, requests), plain_scores(model, requests)) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_score_in_bf16_is_as_close_to_fp32_as_plain_forward(kind: str) -> None:
-    model, requests = tiny_model(kind, initializer_range=0.05), prompt_request()
+    model, requests = tiny_model(kind, initializer_range=0.05), prompt_requests()
     exact = plain_scores(model, requests)
     model = model.to(torch.bfloat16)
     error = max_difference(batched_scores(model, requests), exact)
@@ -128,7 +122,7 @@ def test_score_in_bf16_is_as_close_to_fp32_as_plain_forward(kind: str) -> None:
 def test_score_lora_adapter_equals_plain_forward() -> None:
     import peft
 
-    base, requests = tiny_model("llama"), prompt_request()
+    base, requests = tiny_model("llama"), prompt_requests()
     without_adapter = plain_scores(base, requests)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = peft.get_peft_model(base, config).eval()
@@ -141,7 +135,7 @@ def test_score_lora_adapter_equals_plain_forward() -> None:
 def test_score_p_tuning_puts_virtual_tokens_before_prefix(kind: str) -> None:
     import peft
 
-    base, requests = tiny_model(kind), prompt_request()
+    base, requests = tiny_model(kind), prompt_requests()
     without_adapter = plain_scores(base, requests)
     config = peft.PromptEncoderConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=16
@@ -162,7 +156,7 @@ def test_score_4bit_model_equals_plain_forward(tmp_path: Path) -> None:
         device_map="cpu",
     ).eval()
     assert "4bit" in type(model.model.layers[0].mlp.up_proj).__name__
-    requests = prompt_request()
+    requests = prompt_requests()
     # bitsandbytes' CPU kernel rounds to bf16 inside: SDPA and eager attention differ as much.
     assert max_difference(batched_scores(model, requests), plain_scores(model, requests)) < 0.02
 
@@ -172,7 +166,7 @@ def test_log_likelihoods_on_meta_device_gives_shapes(kind: str) -> None:
     """The planner traces the scorer without values."""
     with torch.device("meta"):
         model = tiny_model(kind)
-    requests = prompt_request()
+    requests = prompt_requests()
     scorer = Scorer(model, requests[0].tokens[:SHARED])
     assert scorer.log_likelihoods(requests).shape == (sum(len(r.choices) for r in requests),)
 
@@ -182,22 +176,10 @@ def test_log_likelihoods_on_meta_device_gives_shapes(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_score_on_gpu_equals_plain_forward(kind: str, dtype: torch.dtype) -> None:
-    model, requests = tiny_model(kind, initializer_range=0.05).to("cuda", dtype), prompt_request()
+    model, requests = tiny_model(kind, initializer_range=0.05).to("cuda", dtype), prompt_requests()
     tolerance = 1e-3 if dtype == torch.float32 else 0.1
     difference = max_difference(batched_scores(model, requests), plain_scores(model, requests))
     assert difference < tolerance
-
-
-@pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("is_masked", [False, True])
-def test_attend_equals_eager_attention(is_causal: bool, is_masked: bool) -> None:
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 13, 16)
-    visible = torch.rand(2, 1, 13, 13) < 0.7
-    mask = additive_mask(visible, torch.float32) if is_masked and not is_causal else None
-    inputs = AttentionInputs(query, key, value, mask, is_causal=is_causal, scale=0.3)
-    for a, b in zip(attend(inputs), eager_attention(inputs), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- lm-eval
@@ -228,61 +210,3 @@ def test_score_equals_lm_eval(kind: str, tokenizer: Any) -> None:
     scores = batched_scores(model, requests)
     assert max_difference(scores, expected) < 1e-4
     assert [row.index(max(row)) for row in scores] == [row.index(max(row)) for row in expected]
-
-
-# ---------------------------------------------------------------- requests and batches
-
-
-def test_encode_prompt_moves_trailing_spaces_to_choices(tokenizer: Any) -> None:
-    request = encode_prompt(tokenizer, "Label: ", ["good", "bad"])
-    assert tokenizer.decode(request.tokens) == "Label:"
-    assert [tokenizer.decode(choice) for choice in request.choices] == [" good", " bad"]
-
-
-def test_encode_prompt_adds_start_token_once(tokenizer: Any) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    starting = transformers.AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    starting._tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", starting.bos_token_id)]
-    )
-    implicit, spelled = encode_prompt(starting, "a", ["b"]), encode_prompt(starting, "<s>a", ["b"])
-    assert implicit == spelled
-    assert implicit.tokens.count(starting.bos_token_id) == 1
-
-
-def test_encode_prompt_refuses_empty_choice_and_empty_prompt(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="adds no token"):
-        encode_prompt(tokenizer, "Label:", ["good", ""])
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        encode_prompt(tokenizer, "", ["good"])
-
-
-def test_common_prefix_length_leaves_each_prompt_a_token() -> None:
-    assert (
-        common_prefix_length([PromptRequest([1, 2, 3], []), PromptRequest([1, 2, 4, 5], [])]) == 2
-    )
-    assert common_prefix_length([PromptRequest([1, 2], []), PromptRequest([1, 2, 4], [])]) == 1
-    assert common_prefix_length([PromptRequest([1, 2, 3], [])]) == 2
-    assert common_prefix_length([PromptRequest([7], []), PromptRequest([8], [])]) == 0
-    assert common_prefix_length([]) == 0
-
-
-def test_make_batches_keeps_budget_and_holds_every_request_once() -> None:
-    requests = prompt_request(count=23)
-    batches = make_batches(requests, SHARED, 100)
-    assert sorted(i for batch in batches for i in batch) == list(range(23))
-    lengths = [[count_row_tokens(requests[i], SHARED) for i in batch] for batch in batches]
-    assert all(len(batch) * max(batch) <= 100 for batch in lengths)
-    flat = [length for batch in lengths for length in batch]
-    assert flat == sorted(flat, reverse=True)
-    assert make_batches(requests, SHARED, 1) == [[i] for batch in batches for i in batch]
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-def test_split_batches_gives_ranks_equally_many(ranks: int) -> None:
-    batches = make_batches(prompt_request(count=23), SHARED, 100)
-    by_rank = split_batches(batches, ranks)
-    assert len({len(own) for own in by_rank}) == 1
-    assert {tuple(batch) for own in by_rank for batch in own} == set(map(tuple, batches))
-    assert split_batches([], ranks) == [[]] * ranks

@@ -153,7 +153,7 @@ FROM_OUTSIDE = (
         ("TIMEOUT", "DEADLINE"),
     ),
     FailureClass(
-        "preempted", "a job of higher priority preempted it", "requeue", RESUME,
+        "preempted", "a job of higher priority preempted the run", "requeue", RESUME,
         (r"CANCELLED AT \S+ DUE TO PREEMPTION",), ("PREEMPTED",),
     ),
     FailureClass(
@@ -182,7 +182,7 @@ CONSEQUENCES = (
                  "No route to host", r"Timed out waiting \d+ms for")),
     ),
     FailureClass(
-        "interrupted", "a signal stopped it", "stop",
+        "interrupted", "a signal stopped the run", "stop",
         f"see the other ranks' logs (hpcft logs RUN --rank N), or {RESUME}",
         (r"(?m)^KeyboardInterrupt\b",),
     ),

@@ -1,4 +1,4 @@
-"""Prompts a model with few shots, which are computed once and shared by all queries and choices.
+"""Prompts a model with few shots, computed once and shared by all queries and choices.
 
 `requests` and `batching` say what is run, `prefix_cache` runs the tokens that all prompts begin
 with, `cascade_attention` lets many rows read them, `scorer` computes the likelihood of choices and

@@ -1,4 +1,4 @@
-"""Computes attention in two parts, over the shared prefix and within each row, and merges them.
+"""Computes attention over the shared prefix and within each row, and merges the two.
 
 Legend: B rows of S tokens, T = B·S, P tokens of the prefix, H heads of queries, K of keys and
 values, G = H / K, D a head's dimension, C columns that a row can look at.
@@ -45,8 +45,8 @@ class RowMasks:
     """Largest of `depths`."""
 
     is_causal: bool
-    """Whether the order of a row's tokens alone says what they see: nothing branches off, and no
-    padding comes before a token."""
+    """Whether a row's tokens see all tokens before them: nothing branches off, and no padding comes
+    before a token."""
 
     row_cache: dict[int, tuple[Tensor, Tensor]] | None = None
     """Keys and values of the rows' tokens so far, of each layer; None if no more tokens follow."""

@@ -16,8 +16,10 @@ CASCADE_MODEL_TYPES = frozenset(
     {"gemma", "gemma2", "gemma3_text", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3",
      "qwen2", "qwen3"}
 )  # fmt: skip
-"""Model types whose attention is what `cascade_attention` computes. Each is tested against a plain
-forward pass; any other type gets a copy of the cache for each row."""
+"""Model types whose attention is what `cascade_attention` computes.
+
+Each is tested against a plain forward pass; any other type gets a copy of the cache for each row.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,12 @@ class Prefix:
     """Shared tokens, which no batch runs again."""
 
     length: int
-    """Number of positions before a row's first: the shared tokens and an adapter's virtual ones."""
+    """Number of positions before a row's first: shared tokens and an adapter's virtual ones."""
 
     sharing: Sharing
-    """How rows read the prefix. `cascade`: all rows read one copy. `expanded`: each row has a copy,
-    which any causal model of transformers understands. `none`: each row runs its whole prompt,
-    alone."""
+    """Way in which rows read the prefix. `cascade`: all rows read one copy. `expanded`: each row
+    has a copy, which any causal model of transformers understands. `none`: each row runs its whole
+    prompt, alone."""
 
     cache: Any = None
     """Cache that the model returned; None if nothing was run."""

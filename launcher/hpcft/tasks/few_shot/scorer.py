@@ -1,4 +1,4 @@
-"""Computes the likelihood of each choice of a prompt, one forward pass for a batch of prompts."""
+"""Computes the likelihood of each choice of a prompt, one forward pass per batch."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Prompt:
 
 
 class FewShot(TaskBase):
-    """Gives each example one of a fixed set of labels by prompting a model that is not trained.
+    """Gives each example one of a fixed set of labels by prompting the model as it is.
 
     The text is `preamble`, then each shot (the prompt of a training example and its answer), then
     the prompt of the example, with `separator` between them. The shots are drawn by `train.seed`
@@ -73,7 +73,7 @@ class FewShot(TaskBase):
     separator: str = "\n\n"
     """Text between the shots, and before the question."""
     answer: Literal["likelihood", "generation"] = "likelihood"
-    """How the answer is found. `likelihood`: the choice whose tokens are likeliest after the
+    """Way to find the answer. `likelihood`: the choice whose tokens are likeliest after the
     prompt. `generation`: the choice that the generated text begins with; a text that begins with
     none is no answer, which counts as wrong."""
     length_normalised: bool = False

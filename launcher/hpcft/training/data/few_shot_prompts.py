@@ -74,10 +74,10 @@ def read_prompts(paths: RunPaths) -> list[PromptGroup]:
     """Reads the prompts that rank 0 has prepared, the group with the most shots first."""
     return [
         PromptGroup(
-            group["prefix"],
-            group["examples"],
-            group["labels"],
-            [
+            prefix=group["prefix"],
+            examples=group["examples"],
+            labels=group["labels"],
+            requests=[
                 PromptRequest(group["prefix"] + own, choices)
                 for own, choices in zip(group["own"], group["choices"], strict=True)
             ],

@@ -132,7 +132,9 @@ class CheckpointingTrainer(OomRetryTrainer):
         self._write(model, trial, first_dir, name)
         state.consensus.barrier()  # The other ranks of this node have to be done before the copy.
         copy = AsyncCopy(first_dir / name, staging_dir / name) if is_first_of_node else None
-        state.pending = PendingCheckpoint(self._record(losses), staging_dir / name, copy, started)
+        state.pending = PendingCheckpoint(
+            record=self._record(losses), folder=staging_dir / name, copy=copy, started=started
+        )
         if node_folder is None:
             self.publish()
         state.pause_s = time.monotonic() - started

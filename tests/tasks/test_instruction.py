@@ -1,4 +1,4 @@
-"""Fills prompts and completions from rows, and checks their tokens and labels."""
+"""Checks instruction tuning: templates filled from rows, tokens and labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from builders import write_rows
 from hpcft.core.errors import InputError
 from hpcft.tasks.base import IGNORE_INDEX
-from hpcft.tasks.classification import Classification
 from hpcft.tasks.data import examples
 from hpcft.tasks.instruction import Instruction
 
@@ -180,11 +179,3 @@ def test_scoring_features_puts_each_choice_after_same_prompt(tokenizer: Any) -> 
     prompts = [row["input_ids"][: row["labels"].count(IGNORE_INDEX)] for row in rows]
     assert prompts[0] == prompts[1]
     assert len(instruction().scoring_features(example, tokenizer)) == 1
-
-
-def test_training_features_classification_is_cut_at_max_length(tokenizer: Any) -> None:
-    made = {"name": "classification", "labels": ["bad", "good"], "data": {"path": "x/y"}}
-    task = Classification.model_validate(made | {"max_length": 8})
-    example = {"text": "how many legs " * 50, "text_pair": None, "label": 1}
-    (features,) = task.training_features(example, tokenizer)
-    assert (len(features["input_ids"]), features["labels"]) == (8, 1)

@@ -1,4 +1,4 @@
-"""Runs on a real Slurm that are interrupted in every way, go on, and end as if nothing had been."""
+"""Tests of interrupted runs on a real Slurm: they end with the digits of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from interrupting import FAULTS, job, met
+from interrupting import FAULTS, job, recoveries_of
 from on_slurm import campus, hpcft, out_of, slurm
 from safetensors.numpy import load_file
 
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.slurm
 
 COMMON = ["-c", "testbed", "-o", "train.max_steps=600", "-o", "train.logging_steps=20",
           "-o", "train.learning_rate=1e-3"]  # fmt: skip
-# Fault to the cause that is noted, and how the run goes on.
+# Cause and action of the recovery, by fault.
 EXPECTED = {
     "notice": ("preempted", "requeue"),
     "by_hand": ("interrupted", "requeue"),
-    "killed_child": ("rank_died", "restart"),
+    "killed_worker": ("rank_died", "restart"),
     "killed_supervisor": ("rank_died", "requeue"),
     "preempted": ("interrupted", "requeue"),
     "node_down": ("interrupted", "requeue"),
@@ -35,7 +35,7 @@ EVERY = [
 
 
 def said(*arguments: object) -> str:
-    """What a command prints."""
+    """Runs a command of hpcft; returns its output."""
     with hpcft(*arguments) as command:
         return out_of(command)
 
@@ -44,7 +44,7 @@ def said(*arguments: object) -> str:
 def site(
     request: pytest.FixtureRequest, testbed: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """A folder with a run for each fault, all of them interrupted and then left to themselves."""
+    """Submits a run per fault, interrupts each, and waits until all have ended."""
     chosen = {item.callspec.params.get("name") for item in request.session.items
               if item.path == request.path and hasattr(item, "callspec")}  # fmt: skip
     faults = {name: fault for name, fault in FAULTS.items() if name in chosen}
@@ -59,22 +59,22 @@ def site(
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_it_ends_as_if_nothing_had_happened(site: None, name: str) -> None:
+def test_an_interrupted_run_ends_like_an_undisturbed_one(site: None, name: str) -> None:
     folder, calm = folder_of(name), folder_of("calm")
     assert (folder / "result.json").exists(), said("status", name)
     ours, theirs = (files.read_record(f / "result.json", RunRecord) for f in (folder, calm))
     assert ours.metrics == theirs.metrics
-    assert losses(folder) == losses(calm), "not the same digits"
+    assert losses(folder) == losses(calm), "the digits differ"
     weights = [load_file(f / "model/model.safetensors") for f in (folder, calm)]
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[1])
-    steps = [r.step for r in met(name) if (r.cause, r.action) == EXPECTED[name]]
+    steps = [r.step for r in recoveries_of(name) if (r.cause, r.action) == EXPECTED[name]]
     assert steps
-    assert max(steps) > 5 or name.startswith("killed"), "what was saved is not done again"
-    assert ours.recoveries == met(name)
+    assert max(steps) > 5 or name.startswith("killed"), "saved steps are not repeated"
+    assert ours.recoveries == recoveries_of(name)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_nothing_is_left_and_nothing_runs_twice(site: None, name: str) -> None:
+def test_an_interrupted_run_leaves_no_process_and_has_one_job(site: None, name: str) -> None:
     until(lambda: is_gone(folder_of(name)), 20.0)
     (attempt,) = job(name).attempts
     known = slurm("squeue", "-h", "-t", "all", "-o", "%i %j").splitlines()
@@ -82,6 +82,6 @@ def test_nothing_is_left_and_nothing_runs_twice(site: None, name: str) -> None:
     (row,) = json.loads(said("status", name, "--json"))
     assert row["state"] == "COMPLETED"
     causes = [r["cause"] for r in row["recoveries"]]
-    # The node that another of these runs loses may be its own, too.
+    # The run may share the node that another of these runs loses.
     assert EXPECTED[name][0] in causes
     assert {*causes} <= {EXPECTED[name][0], "interrupted"}
