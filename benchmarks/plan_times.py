@@ -25,9 +25,11 @@ LARGE = str(ROOT / "docs" / "reference" / "scale" / "llama3_70b.yaml")
 
 PAGE = """# Measured: planning times
 
-Made by `python benchmarks/plan_times.py --markdown docs/reference/measured/plan_times.md`: `hpcft plan` in a fresh
-process, no GPU, no weights; the median of {runs} and, in brackets, the range. First: with an empty
-cache. The single plans use one core. The bars are the times that they may take.
+Made by `python benchmarks/plan_times.py --markdown docs/reference/measured/plan_times.md`.
+
+Seconds of `hpcft plan` in a fresh process, without a GPU or weights: the median of {runs} and, in
+brackets, the range. First: with an empty cache. The single plans use one core. The bars are the
+times that they may take.
 
 {table}
 CPU: {cpu}.

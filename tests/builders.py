@@ -206,8 +206,10 @@ def recipe(**sections: Any) -> FullRecipe:
 
 def facts(total: int = BILLION, **changes: Any) -> ModelFacts:
     """A decoder of round numbers; `trainable` and the like are its counts."""
-    counted = {"trainable": total, "added": 0, "largest_layer": total // 10, "quantised": 0,
-               "embedding_parameters": 0, "layer": total // 20, "largest_trained": total // 10}  # fmt: skip
+    counted = {
+        "trainable": total, "added": 0, "largest_layer": total // 10, "quantised": 0,
+        "embedding_parameters": 0, "layer": total // 20, "largest_trained": total // 10,
+    }  # fmt: skip
     counts = {key: changes.pop(key, value) for key, value in counted.items()}
     shape: dict[str, Any] = {
         "model_type": "llama", "layers": 16, "hidden_size": 2048,

@@ -63,7 +63,9 @@ def private_words(text: str) -> list[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_docstrings_and_messages_have_no_private_words(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text())
-    found = [f"line {line}: {word}" for line, text in texts(tree) for word in private_words(text)]
+    # `rung` alone is the kind of a line that hpcft 0.1 wrote to metrics.jsonl.
+    found = [f"line {line}: {word}" for line, text in texts(tree) if text != "rung"
+             for word in private_words(text)]  # fmt: skip
     assert found == []
 
 

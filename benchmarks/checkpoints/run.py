@@ -40,10 +40,11 @@ COMPLETE = re.compile(r"checkpoint is complete after ([\d.]+) s")
 
 PAGE = """# Measured: the cost of a checkpoint
 
-Made by `python benchmarks/checkpoints/run.py --markdown docs/reference/measured/checkpoints.md`: full fine-tuning of a
-BERT of {millions:.0f} million parameters, ZeRO-3 on two ranks of one machine, {count} checkpoints
-of {mb:,.0f} MB each. The node's disk is a folder in memory, and the copy shares two cores with
-training. Times are in seconds, the median of {count} saves.
+Made by `python benchmarks/checkpoints/run.py --markdown docs/reference/measured/checkpoints.md`.
+
+Full fine-tuning of a BERT of {millions:.0f} million parameters, ZeRO-3 on two ranks of one machine,
+{count} checkpoints of {mb:,.0f} MB each. The node's disk is a folder in memory, and the copy shares
+two cores with training. Times are in seconds, the median of {count} saves.
 
 | written to | training pauses | the checkpoint is complete after |
 | --- | ---: | ---: |

@@ -35,9 +35,11 @@ NOT_MEASURED = (PROCESS_ITEM, CONTEXT_ITEM, COMMUNICATOR_ITEM, "evaluation")
 
 PAGE = """# Measured: predicted against measured memory
 
-Made by `python benchmarks/memory/run.py --device {device} --markdown docs/reference/measured/memory.md`. Each case
-runs real training steps with hpcft's own Trainer, or batches of few-shot prompts with its own
-scorer; a row shows the highest peak of a rank in MiB. On a CPU the measurement is what the
+Made by
+`python benchmarks/memory/run.py --device {device} --markdown docs/reference/measured/memory.md`.
+
+Each case runs real training steps with hpcft's own Trainer, or batches of few-shot prompts with
+its own scorer; a row shows the highest peak of a rank in MiB. On a CPU the measurement is what the
 allocator reports, and RSS is the growth of the resident set. For comparison the table has
 DeepSpeed's and accelerate's own estimates of the same case, which leave out the activations and
 buffers of the step.

@@ -39,11 +39,12 @@ from meter import WARM_UP
 
 PAGE = """# Measured: training speed
 
-Made by `python benchmarks/train/run.py --markdown docs/reference/measured/train.md`: a Llama of 20 million
-parameters on two CPU threads, fp32, examples of 8 to 512 tokens, half of them shorter than 64, 16
-a step; {rounds} turns of {steps} steps; of each step the fastest turn counts. A useful token is one
-that is not padding. `bare` is a plain PyTorch loop over the same micro-batches; the benchmark's
-docstring describes the others.
+Made by `python benchmarks/train/run.py --markdown docs/reference/measured/train.md`.
+
+A Llama of 20 million parameters on two CPU threads, fp32, examples of 8 to 512 tokens, half of
+them shorter than 64, 16 a step; {rounds} turns of {steps} steps; of each step the fastest turn
+counts. A useful token is one that is not padding. `bare` is a plain PyTorch loop over the same
+micro-batches; the benchmark's docstring describes the others.
 
 {table}
 With `train.packing`, the examples of a micro-batch follow each other in a row without padding, and

@@ -339,9 +339,7 @@ def test_explain_failure_of_a_full_disk_with_inodes_left_keeps_its_advice(runs: 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
-def test_explain_failure_names_a_file_system_without_inodes(
-    runs: Runs, tmp_path: Path
-) -> None:
+def test_explain_failure_names_a_file_system_without_inodes(runs: Runs, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=4", "none", str(small)]

@@ -15,7 +15,7 @@ import pytest
 from hpcft.core.errors import ClusterError
 from hpcft.core.paths import log_file
 from hpcft.core.records import Attempt
-from hpcft.scheduler.local import Local, queue_file
+from hpcft.scheduler.local import Local, _spawn, queue_file
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,23 @@ def test_states_says_that_a_run_waits_only_if_another_one_has_the_lock(
         assert state_of(waiting) == ("PENDING", "waiting for another local run to end")
         queue_file().write_text(str(controller.pid))
         assert state_of(waiting) == ("PENDING", "is starting")
+
+
+def test_spawn_leaves_no_open_file_to_the_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that `flock` or a shell left open here would be held as long as the run."""
+    listed = tmp_path / "listed"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ncd /proc/$$/fd; ls -l | grep -c lock > {listed}.now\n"
+                       f"mv {listed}.now {listed}\n")  # fmt: skip
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with (tmp_path / "lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        pid = int(_spawn(tmp_path, dict(os.environ)))
+        os.waitpid(pid, 0)
+    assert listed.read_text() == "0\n"
 
 
 def test_find_jobs_finds_the_controller_by_its_folder(

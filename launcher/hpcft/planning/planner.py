@@ -209,7 +209,7 @@ def _reasons(inputs: PlanInputs, layout: Layout) -> list[str]:
 def _describe_batch(inputs: PlanInputs, layout: Layout) -> str:
     batch, length = layout.per_device_train_batch_size, inputs.recipe.task.max_length
     if not inputs.method.trains:
-        is_few_shot = inputs.recipe.mode == "few_shot" and inputs.recipe.task.as_few_shot.shots
+        is_few_shot = inputs.recipe.mode == "few_shot" and inputs.recipe.few_shot_task.shots
         shots = " and the shots" if is_few_shot else ""
         return f"batches of at most {batch} × {length:,} tokens{shots}"
     return (

@@ -127,6 +127,11 @@ def _controller_environment(request: JobRequest, command: str) -> dict[str, str]
 
 def _spawn(logs: Path, environment: dict[str, str]) -> str:
     """Starts the controller; returns its process id. Not with Popen: no process waits for it."""
+    # The controller outlives this process: a lock or a pipe of its caller must not live on in it.
+    inherited = [int(name) for name in os.listdir("/dev/fd") if int(name) > 2]
+    for descriptor in inherited:
+        with contextlib.suppress(OSError):  # the listing's own is closed already
+            os.set_inheritable(descriptor, False)
     pid = os.posix_spawn(
         sys.executable,
         [sys.executable, "-m", "hpcft.scheduler.local_controller", str(logs)],

@@ -13,7 +13,7 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint
 
 KEPT_KINDS = ("recovery", "rung")
-"""Kinds of lines in metrics.jsonl about the run, not its steps; hpcft 0.1 wrote `rung`."""
+"""Kinds of lines in metrics.jsonl about the run, not its steps; the second is hpcft 0.1's."""
 
 
 def remove_unfinished(paths: RunPaths) -> None:

@@ -79,7 +79,7 @@ class CheckpointState:
     resumed_from: Checkpoint | None = None
     """The checkpoint that this start resumed from; None if it started from step 0."""
     notes: list[str] = field(default_factory=list)
-    """What the reader of the result should know of this start and the earlier ones."""
+    """Notes for the reader of the result, about this start and the earlier ones."""
     started: float = field(default_factory=time.monotonic)
     """`time.monotonic` when this start began to train."""
     pending: PendingCheckpoint | None = None
