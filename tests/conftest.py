@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from builders import Runs
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups tests for pytest-xdist: those on Slurm share one cluster, others those of their file.
 
