@@ -74,7 +74,7 @@ def drawing() -> str:
         'markerHeight="6" orient="auto"><path d="M0 0 8 4 0 8z" style="fill:#8aa"/></marker>'
         "</defs>",
     ]
-    for room, targets in rooms.items():
+    for room, targets in sorted(rooms.items()):
         x, y = at[room]
         for target in sorted(targets):
             to_x, to_y = at[target]

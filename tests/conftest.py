@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import absl.logging
 import pytest
 
 from builders import ASKED, RECIPE, ROOT, Cli, Said, film_rows, write_rows
+from hpcft.core.paths import cache_folder
 
 # rouge_score logs through absl. When logging is configured again, absl closes the stream that it
 # logs to unless that is the process's own; in a test it would be the stream that pytest captures.
@@ -20,6 +22,18 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 if TYPE_CHECKING:
     from builders import Runs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each worker of pytest-xdist a cache of its own: local runs take turns within one."""
+    if not hasattr(config, "workerinput"):
+        return
+    compiled = cache_folder() / "torch_extensions"
+    cache = Path(tempfile.mkdtemp(prefix="hpcft-cache-"))
+    config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+    (cache / "hpcft").mkdir()
+    (cache / "hpcft" / "torch_extensions").symlink_to(compiled)  # takes a minute to compile
+    os.environ["XDG_CACHE_HOME"] = str(cache)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -41,7 +55,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # Files whose tests take longest, in seconds on two cores; renew them by `--durations=0`.
-SECONDS: dict[str, int] = {}
+SECONDS = {
+    "training/test_local_runs.py": 300,
+    "training/test_oom_fallback_runs.py": 200,
+    "planning/memory/test_step_memory.py": 190,
+    "cli/test_plan.py": 140,
+    "planning/test_predictions.py": 120,
+    "test_release_0_1.py": 110,
+    "training/modes/test_few_shot_runs.py": 100,
+    "training/checkpointing/test_resume_runs.py": 80,
+    "training/test_gradients.py": 80,
+    "planning/test_planner.py": 60,
+    "training/modes/test_evaluate.py": 60,
+    "test_contributing.py": 50,
+    "methods/test_methods.py": 50,
+    "staging/test_stage.py": 30,
+    "tasks/test_pretraining.py": 30,
+    "config/test_schema.py": 30,
+    "tasks/test_packing.py": 30,
+    "planning/test_model_facts.py": 25,
+    "cli/test_completion.py": 25,
+    "training/trainer/test_trainer.py": 20,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -178,8 +213,6 @@ def testbed() -> Iterator[Any]:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    import tempfile
-
     from testbed import Testbed
 
     folder = Path(tempfile.mkdtemp(prefix="hpcft-tb-"))

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from interrupting import FAULTS, job, recoveries_of
-from on_slurm import campus, hpcft, out_of, slurm
+from interrupting import FAULTS, job, killed_supervisor, recoveries_of
+from on_slurm import campus, hpcft, out_of, slurm, submit
 from safetensors.numpy import load_file
 
+from builders import Cli
 from hpcft.core import files
 from hpcft.core.records import RunRecord
+from hpcft.scheduler import slurm as hpcft_slurm
+from hpcft.training import entry
 from real_runs import current_step, folder_of, is_gone, losses, until
 
 pytestmark = pytest.mark.slurm
@@ -85,3 +88,28 @@ def test_an_interrupted_run_leaves_no_process_and_has_one_job(site: None, name: 
     # The run may share the node that another of these runs loses.
     assert EXPECTED[name][0] in causes
     assert {*causes} <= {EXPECTED[name][0], "interrupted"}
+
+
+def test_a_job_that_names_modules_of_0_1_starts_and_is_requeued(
+    site: None, testbed: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that hpcft 0.1 queued name these modules in their pickle and their batch script."""
+    monkeypatch.setattr(entry.start, "__module__", "hpcft.cluster.rank_entry")
+    today = hpcft_slurm.submitit_kwargs
+
+    def of_0_1(request: Any) -> dict[str, Any]:
+        kwargs = today(request)
+        lines = [line.replace("hpcft.training.", "hpcft.train.") for line in kwargs["teardown"]]
+        return kwargs | {"teardown": lines}
+
+    monkeypatch.setattr(hpcft_slurm, "submitit_kwargs", of_0_1)
+    folder = submit(cli, "old_names", *COMMON[2:])
+    (script,) = folder.glob("logs/*.sh")
+    assert "-m hpcft.train.requeue" in script.read_text()
+    (pickle,) = folder.glob("logs/*_submitted.pkl")
+    assert b"hpcft.cluster.rank_entry" in pickle.read_bytes()
+    assert b"hpcft.training.entry" not in pickle.read_bytes()
+    until(lambda: current_step(folder) > 5, 120.0)
+    killed_supervisor("old_names", testbed)
+    until(lambda: (folder / "result.json").exists(), 240.0)
+    assert ("rank_died", "requeue") in [(r.cause, r.action) for r in recoveries_of("old_names")]

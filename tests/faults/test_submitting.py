@@ -179,7 +179,7 @@ def test_submit_while_the_controller_hangs_does_not_submit_twice(
 
         monkeypatch.setattr(slurm_scheduler, "check_script", check)
         try:
-            with pytest.raises(ClusterError, match="may have queued it or not"):
+            with pytest.raises(ClusterError, match="may have queued the job or not"):
                 submit_runs(site, prepared, Path("runs"), again=False)
             assert states(cli, "away") == ["UNKNOWN"]
             again = cli(*arguments)
