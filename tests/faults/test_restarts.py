@@ -104,11 +104,13 @@ def test_a_job_that_names_modules_of_0_1_starts_and_is_requeued(
 
     monkeypatch.setattr(hpcft_slurm, "submitit_kwargs", of_0_1)
     folder = submit(cli, "old_names", *COMMON[2:])
-    (script,) = folder.glob("logs/*.sh")
-    assert "-m hpcft.train.requeue" in script.read_text()
-    (pickle,) = folder.glob("logs/*_submitted.pkl")
-    assert b"hpcft.cluster.rank_entry" in pickle.read_bytes()
-    assert b"hpcft.training.entry" not in pickle.read_bytes()
+    scripts = [path.read_text() for path in folder.glob("logs/*.sh")]
+    assert scripts
+    assert all("-m hpcft.train.requeue" in script for script in scripts)
+    pickles = [path.read_bytes() for path in folder.glob("logs/*.pkl")]
+    assert pickles
+    assert all(b"hpcft.cluster.rank_entry" in pickle for pickle in pickles)
+    assert not any(b"hpcft.training.entry" in pickle for pickle in pickles)
     until(lambda: current_step(folder) > 5, 120.0)
     killed_supervisor("old_names", testbed)
     until(lambda: (folder / "result.json").exists(), 240.0)
