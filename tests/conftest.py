@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives each worker of pytest-xdist a cache of its own: local runs take turns within one."""
+    """Gives each worker of pytest-xdist a cache of its own: local runs take turns within one.
+
+    Each process uses one thread: those of several processes would wait for each other's cores.
+    """
     if not hasattr(config, "workerinput"):
         return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     compiled = cache_folder() / "torch_extensions"
     cache = Path(tempfile.mkdtemp(prefix="hpcft-cache-"))
     config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))

@@ -16,6 +16,8 @@ import pytest
 import house
 from builders import ROOT, film_rows, write_rows
 
+pytestmark = pytest.mark.process
+
 PAGES = ROOT / "docs" / "contributing"
 BLOCK = re.compile(r'^```(\w+) title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 # Plans, trains and scores the recipe as a job on this machine would, in one process.

@@ -118,6 +118,7 @@ def test_a_0_1_fallback_runs_its_layout_without_the_predictions_of_another(folde
     assert (plan.gpu_peak_bytes, plan.time) == (None, None)
 
 
+@pytest.mark.process
 def test_resuming_a_killed_0_1_run_completes_it(folder: Path, cli: Cli) -> None:
     """Its ranks had restarted once; 52 of 300 prompts were answered when it was killed."""
     llama_folder(folder / "base")

@@ -35,6 +35,7 @@ def _hpcft(installed: Path, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 def test_wheel_finds_recipes_profiles_and_templates_outside_the_checkout(
     installed: Path, tmp_path: Path
 ) -> None:

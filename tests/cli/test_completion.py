@@ -18,6 +18,8 @@ from hpcft.core.files import write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Job
 
+pytestmark = pytest.mark.process
+
 SHELLS = pytest.mark.parametrize("shell", completion.SHELLS)
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 PROFILES = sorted(path.stem for path in (ROOT / "slurm").glob("*.yaml"))

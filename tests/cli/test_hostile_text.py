@@ -118,6 +118,7 @@ def cases(fields: list[str], words: list[str]) -> list[tuple[str, str]]:
     return [(f, kind) for f in fields for kind in HOSTILE] + [(f, "dollar") for f in words]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("field", "kind"), cases(RECIPE_FIELDS, RECIPE_WORDS))
 def test_dry_run_with_hostile_text_in_a_recipe_runs_none_of_it(
     tiny: Path, cli: Cli, field: str, kind: str
@@ -146,6 +147,7 @@ def test_dry_run_with_hostile_text_in_a_recipe_runs_none_of_it(
     assert not (tiny.parent / "runs").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("field", "kind"), cases(PROFILE_FIELDS, PROFILE_WORDS))
 @pytest.mark.usefixtures("tiny")
 def test_dry_run_with_hostile_text_in_a_profile_runs_none_of_it(

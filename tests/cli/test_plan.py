@@ -87,6 +87,7 @@ def test_plan_with_clusters_as_json_has_a_plan_or_a_reason(cli: Cli) -> None:
     assert "14.7 GiB a GPU" in said[GEMMA]["t4-16"]["reason"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "names", ["*_sst2", pytest.param("*", marks=pytest.mark.slow)], ids=["some", "all"]
 )
@@ -250,6 +251,7 @@ def test_plan_on_a_wrong_profile_is_refused(
 HEAVY = {"torch", "transformers", "deepspeed", "peft", "datasets", "submitit", "numpy"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "arguments", [(GEMMA, "-c", "a100-80"), (GEMMA, "--clusters", "a100-80,t4-16,cpu")]
 )

@@ -31,6 +31,7 @@ def with_unknown_keys(value: Any) -> list[Any]:
     return changed_values
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("kind", "path"),
     [("recipe", path) for path in RECIPES] + [("cluster", path) for path in PROFILES],

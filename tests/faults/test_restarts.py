@@ -12,6 +12,7 @@ from on_slurm import campus, hpcft, out_of, slurm, submit
 from safetensors.numpy import load_file
 
 from builders import Cli
+from hpcft.cluster import rank_entry
 from hpcft.core import files
 from hpcft.core.records import RunRecord
 from hpcft.scheduler import slurm as hpcft_slurm
@@ -94,7 +95,7 @@ def test_a_job_that_names_modules_of_0_1_starts_and_is_requeued(
     site: None, testbed: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs that hpcft 0.1 queued name these modules in their pickle and their batch script."""
-    monkeypatch.setattr(entry.start, "__module__", "hpcft.cluster.rank_entry")
+    monkeypatch.setattr(entry.start, "__module__", rank_entry.__name__)
     today = hpcft_slurm.submitit_kwargs
 
     def of_0_1(request: Any) -> dict[str, Any]:

@@ -114,6 +114,7 @@ def plan_and_submit(seeds: range, folder: Path, cli: Cli) -> None:
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.process
 def test_plan_and_submit_survive_a_few_mutations(shipped: Path, cli: Cli) -> None:
     cli(
         "plan", shipped / "recipes" / "quickstart.yaml", "-c", "cpu"
@@ -130,15 +131,16 @@ def test_plan_and_submit_survive_many_mutations(shipped: Path, cli: Cli) -> None
 # ---------------------------------------------------------------- faults that fuzzing has found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("text", ["!", "|\n", "["])
 def test_parse_document_of_the_largest_size_ends_in_time(text: str) -> None:
     size = yaml_document.MAX_BYTES
-    started = time.monotonic()
+    started = time.process_time()  # of this process alone, however busy the machine is
     try:
         yaml_document.parse_document((text * size)[:size], yaml_document.Origin("here", 1))
     except HpcftError as error:
         check_text(str(error), 0)
-    assert time.monotonic() - started < HANG_S
+    assert time.process_time() - started < HANG_S
 
 
 def test_load_recipe_with_a_long_sweep_takes_linear_time(

@@ -178,6 +178,7 @@ def test_prompt_outputs_per_token_are_as_long_as_the_text() -> None:
     assert causal(**batch()).logits.shape == (2, 10, 50)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "method",
     [
@@ -265,6 +266,7 @@ def _encoded(run: Path) -> tuple[dict[str, torch.Tensor], list[int]]:
     return dict(encoded), [["bad", "good"].index(row["label"]) for row in rows]
 
 
+@pytest.mark.process
 def test_saved_p_tuning_adapter_scores_as_the_run_did(workplace: Path, cli: Cli) -> None:
     """Trains P-tuning on two ranks with ZeRO-2, then loads the adapter with PEFT alone."""
     from peft import AutoPeftModelForSequenceClassification
@@ -282,6 +284,7 @@ def test_saved_p_tuning_adapter_scores_as_the_run_did(workplace: Path, cli: Cli)
     assert right / len(truth) == pytest.approx(record["metrics"]["accuracy"], abs=1e-6)
 
 
+@pytest.mark.process
 def test_features_fits_the_regression_on_the_first_token(workplace: Path, cli: Cli) -> None:
     """A run on two ranks has the coefficients of the same regression fitted here."""
     from safetensors.numpy import load_file

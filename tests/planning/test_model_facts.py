@@ -243,6 +243,7 @@ def test_plan_checks_a_described_architecture(cli: Cli, tiny: Path, change: str,
     assert "Traceback" not in refused.err
 
 
+@pytest.mark.process
 def test_run_does_not_build_a_hub_model_from_its_description() -> None:
     """A recipe describes a hub model for planning only; fields that it omits would be defaults."""
     described = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}

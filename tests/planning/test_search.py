@@ -53,6 +53,7 @@ def with_gpu(site: Cluster, **changes: Any) -> Cluster:
 # ---------------------------------------------------------------- properties
 
 
+@pytest.mark.process
 @settings(max_examples=40, deadline=None)
 @given(sizes, batches, sites)
 def test_search_finds_the_cheapest_of_all_layouts(size: int, batch: int, name: str) -> None:
@@ -109,6 +110,7 @@ def test_more_gpus_never_raise_the_peak_of_zero_3(size: int, micro: int, recompu
     assert peaks == sorted(peaks, reverse=True)
 
 
+@pytest.mark.process
 @settings(max_examples=40, deadline=None)
 @given(sizes, sites)
 def test_larger_micro_batch_never_takes_less(size: int, name: str) -> None:

@@ -157,6 +157,7 @@ def small_model(hub: LocalHub, name: str, **files: bytes) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_stage_then_submit_runs_without_network(
     hub: LocalHub, home: Path, shell: Shell, recipe: Path
 ) -> None:

@@ -76,6 +76,7 @@ def loss_and_gradients(
 # ---------------------------------------------------------------- the same numbers
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(
     ("config", "method"),

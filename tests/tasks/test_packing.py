@@ -107,6 +107,7 @@ def max_difference(found: dict[str, Any], expected: dict[str, Any]) -> float:
 # ---------------------------------------------------------------- the same loss and gradients
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("model_type", sorted(packing.MODEL_TYPES))
 def test_pack_gives_loss_and_gradients_of_padded_batch(model_type: str) -> None:
     model, rows = model_of(model_type), examples()
@@ -134,6 +135,7 @@ def test_pack_sliding_window_changes_the_loss(model_type: str) -> None:
     assert abs(narrow - wide) > 1e-4
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("model_type", sorted(NOT_PACKED))
 def test_packs_is_false_for_models_that_mix_a_row(model_type: str) -> None:
     """Packing would change their gradients, so they are not packed."""

@@ -177,6 +177,7 @@ resources: { gpus_per_node: 2, zero_stage: 2, time_min: 10 }
 """
 
 
+@pytest.mark.process
 def test_submit_pretraining_on_two_ranks_lowers_perplexity(workplace: Path, cli: Cli) -> None:
     """Perplexity falls from about the vocabulary's size; the model can then be planned with."""
     line = "the cat sat on the mat . it was a fine day . the dog ran to the door . "

@@ -268,6 +268,7 @@ def colour_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.process
 def test_submit_question_answering_learns_to_find_answers(workplace: Path, cli: Cli) -> None:
     write_rows(workplace / "train.jsonl", colour_rows(160, 0))
     write_rows(workplace / "test.jsonl", colour_rows(40, 1))

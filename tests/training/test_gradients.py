@@ -26,6 +26,8 @@ from hpcft.core.records import Plan
 from hpcft.training.data import batch_order
 from real_runs import losses
 
+pytestmark = pytest.mark.process
+
 FEW, MANY = 2, 30  # labels of an example, without the end of text
 # Number of labels of the examples, the longest example first. Two ranks with two packed
 # micro-batches each then get examples 0 7 2 5 and 1 6 3 4.

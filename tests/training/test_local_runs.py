@@ -14,6 +14,8 @@ import pytest
 from builders import ROOT, Cli, film_rows, write_rows
 from real_runs import current_step, is_gone, supervisor_pids, until
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

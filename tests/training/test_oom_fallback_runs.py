@@ -22,6 +22,8 @@ from hpcft.core.units import MIB
 from hpcft.recovery import log
 from real_runs import current_step, folder_of, is_gone, losses, metrics_lines, until, worker_pids
 
+pytestmark = pytest.mark.process
+
 # ---------------------------------------------------------------- on this machine
 
 

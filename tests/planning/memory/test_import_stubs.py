@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from imports import imported_by
+
+pytestmark = pytest.mark.process
 
 THEN = """
 import torch, deepspeed, peft

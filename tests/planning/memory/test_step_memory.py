@@ -32,7 +32,7 @@ GEMMA3 = {**LLAMA, "model_type": "gemma3_text", "head_dim": 16, "sliding_window"
 BERT = {"model_type": "bert", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6,
         "num_attention_heads": 4, "vocab_size": 500}  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("cache_of_this_module")
+pytestmark = [pytest.mark.usefixtures("cache_of_this_module"), pytest.mark.process]
 
 
 def step(config: dict[str, Any], method: str = "full", **changes: Any) -> TracedStep:

@@ -59,6 +59,7 @@ def max_difference(one: list[list[float]], other: list[list[float]]) -> float:
 # ---------------------------------------------------------------- scores
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", MORE)
 def test_score_every_model_type_equals_plain_forward(kind: str) -> None:
     model, requests = tiny_model(kind), prompt_requests()
@@ -72,6 +73,7 @@ def test_cascade_model_types_are_all_tested() -> None:
     assert set(MORE) >= CASCADE_MODEL_TYPES
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text"])
 def test_score_sliding_window_differs_from_wide_window(kind: str) -> None:
     """The same weights without the window give other scores, so that the window is tested."""
@@ -110,6 +112,7 @@ def test_score_without_shared_prefix_equals_plain_forward() -> None:
     assert max_difference(batched_scores(model, requests), plain_scores(model, requests)) < 1e-4
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_score_in_bf16_is_as_close_to_fp32_as_plain_forward(kind: str) -> None:
     model, requests = tiny_model(kind, initializer_range=0.05), prompt_requests()
@@ -191,6 +194,7 @@ PROMPTS = [f"{SHOTS}Review: {query}\nLabel:" for query in QUERIES]
 LABELS = (" good", " bad", " neither of them")
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "kind", ["llama", "gemma", "mistral", "gemma2", "gemma3_text", "qwen2", "gpt_neox", "opt"]

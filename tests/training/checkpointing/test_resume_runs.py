@@ -20,6 +20,8 @@ from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.distributed.worker_channel import SAVED_EXIT
 from hpcft.training.modes import answer_log
 
+pytestmark = pytest.mark.process
+
 TINY = """\
 name: tiny
 model:

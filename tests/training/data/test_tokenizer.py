@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from builders import ROOT
 from hpcft.core.records import TokenizerTraining
 from hpcft.training.data.tokenizer import train_tokenizer
@@ -21,6 +23,7 @@ print(json.dumps(sorted(tokenizer.get_vocab().items())))
 """
 
 
+@pytest.mark.process
 def test_train_tokenizer_same_texts_give_same_vocabulary() -> None:
     """In another process too: the hash seeds of the trainer's tables have no effect."""
     rows = (ROOT / "recipes/data/helpdesk/train.jsonl").read_text().splitlines()

@@ -14,6 +14,8 @@ import pytest
 from builders import Cli, bert_folder, film_rows, llama_folder, write_rows
 from hpcft.config.recipe import load_recipe
 
+pytestmark = pytest.mark.process
+
 TRAIN = {"global_batch_size": 12, "max_steps": 20, "learning_rate": 1e-2}
 RUN = {"nodes": 1, "gpus_per_node": 1, "zero_stage": 0, "time_min": 10}
 LORA = {"name": "lora", "r": 4, "target_modules": "all-linear"}

@@ -27,7 +27,7 @@ from hpcft.training.modes.few_shot import PromptRunner, score_answers
 from hpcft.training.trainer.model import check_parameter_count
 from real_runs import is_gone, supervisor_pids, until
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.process]
 
 # ---------------------------------------------------------------- in this process
 

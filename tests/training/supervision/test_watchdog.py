@@ -24,6 +24,8 @@ from hpcft.training.supervision.hang_diagnosis import StackReport, StackRequest
 from hpcft.training.supervision.watchdog import Watchdog
 from real_runs import is_gone, until, worker_pids
 
+pytestmark = pytest.mark.process
+
 # Seconds that a rank of these tests may be quiet in a step.
 LIMIT_S = 0.5
 

@@ -19,6 +19,8 @@ from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.modes import finetune
 from hpcft.training.trainer.model import load_model
 
+pytestmark = pytest.mark.process
+
 TASK = {"name": "instruction", "prompt": "{q}", "completion": "{a}", "max_length": 64,
         "data": {"files": {"train": "a.jsonl", "test": "b.jsonl"}}}  # fmt: skip
 
