@@ -71,6 +71,7 @@ def test_create_folder_is_private_with_any_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755, "others could replace a/b"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])

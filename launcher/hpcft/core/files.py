@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from hpcft import __version__
 from hpcft.core.errors import StoreError
 from hpcft.core.host import node_name
+from hpcft.core.permissions import check_private as check_private
 from hpcft.core.records import Record, StoredRecord
 
 R = TypeVar("R", bound=Record)
@@ -40,32 +41,29 @@ def check_path(folder: Path) -> None:
 
 
 def create_folder(folder: Path) -> None:
-    """Creates a folder with mode 0700; its parents get the mode that the umask gives.
+    """Creates a folder with mode 0700, and its parents.
 
     Raises:
         StoreError: others may write to the existing folder, or it cannot be created.
     """
     check_path(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{folder}: cannot be created: {error.strerror}") from None
     check_private(folder)
 
 
-def check_private(folder: Path) -> None:
-    """Refuses a run folder that others may write to: jobs run its content in your name.
+def make_folder(folder: Path) -> None:
+    """Creates a folder and its parents, into which only this user may write, whatever the umask.
 
     Raises:
-        StoreError: others may write to the folder, or it is missing.
+        OSError: it cannot be created.
     """
-    try:
-        info = folder.stat()
-    except OSError as error:
-        raise StoreError(f"{folder}: {error.strerror}") from None
-    if info.st_uid not in (os.getuid(), 0) or stat.S_IMODE(info.st_mode) & 0o022:
-        raise StoreError(f"{folder}: others may write to it; chmod 700 it if its content is yours")
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o755, exist_ok=True)
 
 
 # ---------------------------------------------------------------- writing
@@ -225,7 +223,7 @@ def lock_folder(root: Path) -> Iterator[None]:
         StoreError: the folder cannot be created, or its file system has no locks.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         lock = (root / LOCK_FILE).open("a")
     except OSError as error:
         raise StoreError(f"{root}: cannot be created: {error.strerror}") from None
