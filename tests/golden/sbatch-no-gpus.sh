@@ -12,11 +12,14 @@
 #SBATCH --open-mode=append
 #SBATCH --output='/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/%j_0_log.out'
 #SBATCH --partition=gpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@60
 #SBATCH --time=90
 
 # setup
+export PYTHONSAFEPATH=1
+export PYTHONUTF8=1
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 ln -s hpcft-0123456789ab-0-89abcdef${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}.pkl '/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs'/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}_submitted.pkl 2>/dev/null || true
 

@@ -12,6 +12,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output='/scratch/ünï '"'"'x'"'"'/runs/made/0123456789ab/logs/%j_0_log.out'
 #SBATCH --partition=gpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@60
 #SBATCH --time=90
@@ -23,6 +24,8 @@ module load cuda/13.0
 source '/shared/my venv/bin/activate'
 set +e
 echo 'hpcft: the profile'"'"'s setup is done' >&2
+export PYTHONSAFEPATH=1
+export PYTHONUTF8=1
 export NCCL_SOCKET_IFNAME=ib0
 export ODD='it'"'"'s $HOME; `x`'
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK

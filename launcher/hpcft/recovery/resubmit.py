@@ -7,7 +7,7 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import Attempt, Job, Plan
 from hpcft.recovery import log
 from hpcft.recovery.run import Run
-from hpcft.scheduler import scheduler_of, slurm_job
+from hpcft.scheduler import scheduler_of
 from hpcft.scheduler.protocol import Entry, JobRequest
 
 
@@ -28,7 +28,7 @@ def resubmit(run: Run, plan: Plan, job_id: str, entry: Entry) -> str:
         ClusterError: Slurm cannot be reached from this node.
     """
     paths, scheduler = run.paths, scheduler_of(run.cluster)
-    with files.lock_folder(paths.folder.parents[1]), slurm_job.without_job_env():
+    with files.lock_folder(paths.folder.parents[1]):
         job = run.read_job()
         last = job.attempts[-1]
         last_id = last.job_id or scheduler.find_jobs([last])[0]

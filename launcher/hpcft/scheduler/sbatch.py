@@ -9,16 +9,11 @@ from typing import Any
 
 from hpcft.core.log_markers import SETUP_BEGIN_LINE, SETUP_END_LINE
 from hpcft.core.records import Cluster
+from hpcft.scheduler.job_environment import PYTHON_VARIABLES
 from hpcft.scheduler.protocol import JobRequest
 
 ARRAY_PARALLELISM = 256
 """Most elements of a job array that run at a time; submitit's own default."""
-
-DEFAULT_VARIABLES = {
-    name: f"SBATCH_{name.upper()}"
-    for name in ("account", "constraint", "partition", "qos", "reservation")
-}
-"""Options of sbatch to the variables in which a site or a user may set them for all jobs."""
 
 
 def job_parameters(request: JobRequest) -> dict[str, Any]:
@@ -46,7 +41,8 @@ def job_parameters(request: JobRequest) -> dict[str, Any]:
         "constraint": cluster.constraint,
         "exclude": ",".join(request.exclude) or None,
         "signal_delay_s": plan.signal_delay_s,
-        "additional_parameters": {"requeue": True},
+        # Without `propagate`, soft limits of the session (`ulimit -St 5`) hold in the job too.
+        "additional_parameters": {"requeue": True, "propagate": "NONE"},
         "setup": _setup_lines(cluster),
         "srun_args": [
             "--open-mode=append",  # A restarted job keeps the logs of its earlier starts.
@@ -61,7 +57,8 @@ def job_parameters(request: JobRequest) -> dict[str, Any]:
 
 
 def _setup_lines(cluster: Cluster) -> list[str]:
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
+    variables = PYTHON_VARIABLES | cluster.environment
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
     # Without `set -e` a failing `module load` goes unnoticed, and the job runs without the module.
     begin, end = (f"echo {shlex.quote(line)} >&2" for line in (SETUP_BEGIN_LINE, SETUP_END_LINE))
     guarded = [begin, "set -e", *cluster.setup, "set +e", end] if cluster.setup else []
@@ -84,10 +81,10 @@ def submitit_kwargs(request: JobRequest) -> dict[str, Any]:
 
 
 def _link_pickle(request: JobRequest) -> str:
-    """Returns the shell line that gives the job its pickle if the submitting command was killed.
+    """Returns the shell line that gives the job its pickle.
 
-    Submitit names the pickle after the job id, once sbatch has printed it. If the command is killed
-    before that, the job would wait for its pickle until its time limit.
+    Submitit looks for a pickle that is named after the job id, which nobody knows before the job is
+    queued. So the job links it, and needs nothing more from the submitting command.
     """
     element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
     job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" + element

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 
 from hpcft.core.errors import ClusterError
+from hpcft.core.files import write_text
 from hpcft.core.records import Attempt
 from hpcft.core.units import parse_slurm_duration_s
 from hpcft.scheduler import slurm_commands
+from hpcft.scheduler.job_environment import DEFAULT_VARIABLES, submission_environment
 from hpcft.scheduler.job_state import NOT_QUEUED, JobState
 from hpcft.scheduler.protocol import JobRequest, Refused, Submission
-from hpcft.scheduler.sbatch import (
-    DEFAULT_VARIABLES,
-    job_parameters,
-    runs_file,
-    sbatch_script,
-    submitit_kwargs,
+from hpcft.scheduler.sbatch import runs_file, sbatch_script
+from hpcft.scheduler.slurm_output import parse_refusal, parse_submitted
+
+SUBMIT_TIMEOUT_S = 120.0
+"""Timeout of sbatch, which asks a busy controller again and again."""
+_MAX_TIMEOUTS = 3
+_MAY_BE_QUEUED = (
+    "sbatch failed, and may have queued the job or not (hpcft status shows whether it did)"
 )
-from hpcft.scheduler.slurm_output import parse_refusal
 
 
 class Slurm:
@@ -46,31 +48,30 @@ class Slurm:
             TooManyJobs: Slurm takes no more jobs now.
             ClusterError: sbatch failed otherwise, and may have queued the job or not.
         """
-        from submitit import SlurmExecutor
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-        executor = SlurmExecutor(folder=request.logs, python=request.cluster.python)
-        executor.update_parameters(**submitit_kwargs(request))
         folders = [str(run) for run in request.runs]
-        runs_file(request).write_text(json.dumps(folders))
-        _write_pickles(request, executor.max_num_timeout)
-        options = [name for name, value in job_parameters(request).items() if value is not None]
+        write_text(runs_file(request), json.dumps(folders))
+        _write_pickles(request)
+        script = sbatch_script(request)
+        file = request.logs / f"{request.token}_submission.sh"
+        write_text(file, script)
         try:
-            with _without_sbatch_env(options):
-                jobs = (
-                    [executor.submit(request.entry, folders[0])]
-                    if len(folders) == 1
-                    else executor.map_array(request.entry, folders)
-                )
-        except (FailedJobError, FailedSubmissionError) as error:
-            refusal = parse_refusal(str(error), "what the script of the dry run shows")
+            output = slurm_commands.run_command(
+                "sbatch",
+                str(file),
+                timeout_s=SUBMIT_TIMEOUT_S,
+                environment=submission_environment(_options(script)),
+            )
+        except ClusterError as error:
+            refusal = _refusal(error, script, "what the script of the dry run shows")
             if refusal is not None:
                 raise refusal from None
-            raise ClusterError(
-                "sbatch failed, and may have queued the job or not (hpcft status shows whether it "
-                f"did): {error}"
-            ) from None
-        return [Submission(job.job_id) for job in jobs]
+            raise ClusterError(f"{_MAY_BE_QUEUED}: {error}") from None
+        job_id = parse_submitted(output)
+        if job_id is None:
+            raise ClusterError(f"{_MAY_BE_QUEUED}: it names no job: {output.strip()}")
+        if len(folders) == 1:
+            return [Submission(job_id)]
+        return [Submission(f"{job_id}_{index}") for index in range(len(folders))]
 
     def find_jobs(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """Finds the jobs of attempts by their tokens, with one squeue call."""
@@ -91,31 +92,16 @@ class Slurm:
         return True
 
 
-def _write_pickles(request: JobRequest, max_num_timeout: int) -> None:
+def _write_pickles(request: JobRequest) -> None:
     """Writes what each element runs under a name that is known before its job id."""
     from submitit.core.utils import DelayedSubmission
 
     for index, run in enumerate(request.runs):
         call = DelayedSubmission(request.entry, str(run))
-        call.set_timeout(request.plan.time_min, max_num_timeout)
+        # hpcft requeues by itself, so that submitit's count of timeouts is never reached.
+        call.set_timeout(request.plan.time_min, _MAX_TIMEOUTS)
         element = f"_{index}" if len(request.runs) > 1 else ""
         call.dump(request.logs / f"{request.token}{element}.pkl")
-
-
-@contextlib.contextmanager
-def _without_sbatch_env(options: Collection[str]) -> Iterator[None]:
-    """Hides the variables that sbatch would prefer to options of its script.
-
-    Args:
-        options: options in the script; defaults of a site or user may set the others.
-    """
-    kept = {variable for name, variable in DEFAULT_VARIABLES.items() if name not in options}
-    names = [name for name in os.environ if name.startswith("SBATCH_") and name not in kept]
-    hidden = {name: os.environ.pop(name) for name in names}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 # ---------------------------------------------------------------- checking before submitting
@@ -130,17 +116,38 @@ def check_script(script: str) -> None:
         ClusterError: Slurm does not answer.
     """
     try:
-        with _without_sbatch_env(_options(script)):
-            slurm_commands.run_command("sbatch", "--test-only", stdin=script)
+        slurm_commands.run_command(
+            "sbatch",
+            "--test-only",
+            stdin=script,
+            environment=submission_environment(_options(script)),
+        )
     except ClusterError as error:
-        refusal = parse_refusal(str(error), _resource_options(script))
+        refusal = _refusal(error, script, _resource_options(script))
         if refusal is None:
             raise
         # With some nodes down, sbatch --test-only refuses jobs that those nodes could run. Then
         # sbatch itself decides, which refuses only jobs that can never run.
-        if not (str(refusal).startswith("Requested node") and _has_absent_nodes()):
+        if not ("Requested node config" in str(refusal) and _has_absent_nodes()):
             raise refusal from None
     _check_time(script)
+
+
+def _refusal(error: ClusterError, script: str, requested: str) -> Refused | None:
+    """Returns the refusal of a script that sbatch printed; None if it failed otherwise.
+
+    Args:
+        error: the failure of sbatch.
+        script: the script.
+        requested: what the job requested, in words.
+    """
+    options = _options(script)
+    defaults = [
+        f"the variable {variable}={os.environ[variable]}"
+        for name, variable in DEFAULT_VARIABLES.items()
+        if name not in options and variable in os.environ
+    ]
+    return parse_refusal(str(error), " and ".join([requested, *defaults]), options)
 
 
 def _check_time(script: str) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpcft.core.errors import ClusterError
 from hpcft.scheduler.job_state import RESTARTABLE, UNKNOWN, JobState
@@ -17,13 +17,20 @@ TIMEOUT_S = 30
 """Timeout of a command: without one, clients wait for an absent slurmctld for minutes."""
 
 
-def run_command(*command: str, timeout_s: float | None = None, stdin: str | None = None) -> str:
+def run_command(
+    *command: str,
+    timeout_s: float | None = None,
+    stdin: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Runs a command of Slurm; returns its standard output.
 
     Args:
         command: the program and its arguments.
         timeout_s: longest time to wait, in seconds; by default `TIMEOUT_S`.
         stdin: text for its standard input.
+        environment: its environment; by default that of this process, without variables that make
+            squeue and sacct hide jobs.
 
     Raises:
         ClusterError: the command is missing, failed, or did not answer in time.
@@ -34,11 +41,11 @@ def run_command(*command: str, timeout_s: float | None = None, stdin: str | None
             command,
             input=stdin,
             capture_output=True,
-            text=True,
             timeout=timeout_s,
             check=False,
-            errors="replace",
-            env=_environment(),
+            encoding="utf-8",  # not the locale's, which may lack letters of a path in a script
+            errors="surrogateescape" if stdin else "replace",
+            env=_environment() if environment is None else environment,
         )
     except FileNotFoundError:
         raise ClusterError(f"{command[0]} is not on PATH: is this a Slurm login node?") from None
