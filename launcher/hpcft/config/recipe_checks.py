@@ -140,6 +140,23 @@ def _check_splits(recipe: FullRecipe, problems: Problems) -> None:
     if at_end and (recipe.train.eval_strategy == "no" or "validation" not in splits):
         what = "needs a validation split and an eval_strategy other than no"
         problems.add("train.load_best_model_at_end", what, fix="add them, or leave it out")
+    elif at_end and recipe.method.can_resume:
+        _check_best_model(recipe, problems)
+
+
+def _check_best_model(recipe: FullRecipe, problems: Problems) -> None:
+    """Checks what `TrainingArguments` would refuse in the job: each checkpoint needs a metric."""
+    train = recipe.train
+    if train.save_strategy != train.eval_strategy:
+        expected = f"{train.eval_strategy}, as eval_strategy, because of load_best_model_at_end"
+        fix = f"set save_strategy: {train.eval_strategy}, or leave out load_best_model_at_end"
+        problems.add("train.save_strategy", expected=expected, got=train.save_strategy, fix=fix)
+    elif train.eval_strategy == "steps":
+        eval_steps = train.eval_steps or train.logging_steps  # The Trainer's own default.
+        if train.save_steps % eval_steps:
+            expected = f"a multiple of eval_steps ({eval_steps}), so that each checkpoint is scored"
+            fix = f"set save_steps: {-(-train.save_steps // eval_steps) * eval_steps}"
+            problems.add("train.save_steps", expected=expected, got=train.save_steps, fix=fix)
 
 
 def _check_train(recipe: FullRecipe, problems: Problems) -> None:
