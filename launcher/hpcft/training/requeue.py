@@ -55,7 +55,7 @@ def decide_requeue(run: Run, job_id: str, restart: int) -> str:
         job_id: the job that runs here.
         restart: how often Slurm has restarted the job before.
     """
-    if run.paths.result.exists():
+    if run.has_result():
         return "the run is complete"
     last = run.read_job().attempts[-1]
     if last.job_id not in (None, job_id):

@@ -50,6 +50,8 @@ FOLDER_POLL_S = 1.0
 RECOVERY_S = 60.0
 # Time until one of the ranks has resubmitted the run.
 RESUBMIT_S = 300.0
+# Time that rank 0 has to write the result after the other ranks are done.
+RESULT_S = 60.0
 # A stop this close to the time limit is taken to be because of it.
 LIMIT_NEAR_S = 300.0
 
@@ -142,6 +144,9 @@ class Supervisor:
             signal.signal(signum, self._forward)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler would only log it.
         run, rank, is_stopping = self.run, self.rank, lambda: self.is_stopping
+        if run.has_result():
+            log.info("the run is complete: this start of it has nothing left to do")
+            return 0
         if not restart_barrier.record_slurm_restart(run, rank, is_stopping):
             return 1
         while True:
@@ -164,6 +169,9 @@ class Supervisor:
             )
             end = self._watch(self.worker, watchdog)
             if end == 0:
+                return 0
+            if self._is_complete(watchdog):
+                log.warning("the run is complete; its process ended wrongly after that: %s", end)
                 return 0
             if end == SUPERSEDED:
                 log.warning("Slurm has restarted the job on other nodes: this start of it ends")
@@ -205,6 +213,16 @@ class Supervisor:
                 if self.rank.world_size > 1:
                     return ANOTHER_RECOVERED
         return code
+
+    def _is_complete(self, watchdog: Watchdog) -> bool:
+        """Returns whether the run has its result, so that how the worker ended does not matter.
+
+        A library may crash at the exit of a process, after all of the work. Rank 0 writes the
+        result a moment after the other ranks have reported that they are done.
+        """
+        if watchdog.is_worker_done:
+            wait_until(lambda: self.is_stopping or self.run.has_result(), RESULT_S, POLL_S)
+        return self.run.has_result()
 
     def end_worker(self, *, at_once: bool = False) -> None:
         """Ends the worker, if there is one, and all processes that it has started."""
