@@ -79,7 +79,9 @@ def decide_requeue(run: Run, job_id: str, restart: int) -> str:
         if reason in failure.sentence:  # The supervisors gave up for the same reason.
             return f"not restarted: {failure}"
         message = f"{failure.sentence}; {reason}"
-        update = {"failure": "stuck", "message": message, "next_step": failure.next_step}
+        is_interrupted = failure.name in limits.INTERRUPTIONS
+        advice = limits.INTERRUPTED_ADVICE if is_interrupted else failure.next_step
+        update = {"failure": "stuck", "message": message, "next_step": advice}
         write_rank_error(run.paths, error.model_copy(update=update))
         return f"not restarted: {message}"
     if failure.policy == "exclude":
