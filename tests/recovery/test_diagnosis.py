@@ -78,6 +78,9 @@ ERRORS = [
     ("rank_died", "Died: the training process was ended by SIGSEGV"),
     ("interrupted", "KeyboardInterrupt: told to end"),
     ("module", "ModuleNotFoundError: No module named 'submitit'"),
+    ("device_assert", "torch.AcceleratorError: CUDA error: device-side assert triggered"),
+    ("permission", "PermissionError: [Errno 13] Permission denied: '/project/g/train.jsonl'"),
+    ("environment", "ModuleNotFoundError: No module named 'sentencepiece'"),
     ("stale_build_lock", "TimeoutError: /cache/cpu_adam/lock: the build lock of a DeepSpeed "
      "operator is still held by process 7 on n1"),
 ]  # fmt: skip
@@ -108,6 +111,8 @@ LOG_LINES = [
     ("gpu_oom", 0, "", "[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate it"),
     ("nccl", 0, "", "[rank1]:[E1121 ProcessGroupNCCL.cpp:629] [Rank 1] Watchdog caught collective "
      "operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 600012 milliseconds"),
+    ("launch", None, "", "srun: fatal: SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and "
+     "SLURM_MEM_PER_NODE are mutually exclusive."),
     ("user", 0, "", "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
 ]  # fmt: skip
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n{}\n'
