@@ -171,7 +171,7 @@ def _local_gpus() -> list[Gpu]:
     ]
     try:
         output = subprocess.run(
-            query, capture_output=True, text=True, timeout=20, check=True
+            query, capture_output=True, encoding="utf-8", timeout=20, check=True
         ).stdout
         rows = [line.split(",") for line in output.splitlines() if line.strip()]
         return [

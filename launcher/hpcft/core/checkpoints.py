@@ -66,7 +66,11 @@ def _read_complete(folder: Path) -> Checkpoint:
             actual = (folder / name).stat().st_size
             if actual != size:
                 raise StoreError(f"{name} has {actual:,} of {size:,} bytes")
-        tag = (folder / LATEST_FILE).read_text(errors="replace").strip() if record.tag else ""
+        tag = (
+            (folder / LATEST_FILE).read_text(errors="replace", encoding="utf-8").strip()
+            if record.tag
+            else ""
+        )
     except OSError as error:
         missing = Path(error.filename).relative_to(folder)
         raise StoreError(f"{missing}: {error.strerror}") from None

@@ -224,7 +224,7 @@ def lock_folder(root: Path) -> Iterator[None]:
     """
     try:
         make_folder(root)
-        lock = (root / LOCK_FILE).open("a")
+        lock = (root / LOCK_FILE).open("a", encoding="utf-8")
     except OSError as error:
         raise StoreError(f"{root}: cannot be created: {error.strerror}") from None
     with lock as stream:

@@ -109,7 +109,10 @@ def _hides_root(uid: int) -> bool:
     if uid != _OVERFLOW_USER:
         return False
     try:
-        ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+        ranges = [
+            line.split()
+            for line in Path("/proc/self/uid_map").read_text(encoding="utf-8").splitlines()
+        ]
     except OSError:
         return False
     # Each range: first id inside, first id outside, number of ids.

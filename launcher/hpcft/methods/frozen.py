@@ -159,7 +159,7 @@ def _check_labels(config: Any, folder: str) -> None:
         DataError: they are the same labels in another order.
     """
     file = Path(folder) / "config.json"
-    saved = json.loads(file.read_text()).get("id2label") if file.is_file() else None
+    saved = json.loads(file.read_text(encoding="utf-8")).get("id2label") if file.is_file() else None
     if not saved:
         return
     theirs = [str(saved[key]) for key in sorted(saved, key=int)]

@@ -36,7 +36,7 @@ def main(runs_file: str) -> None:
     Args:
         runs_file: JSON list with the run folder of each element of the job array.
     """
-    folders = json.loads(Path(runs_file).read_text())
+    folders = json.loads(Path(runs_file).read_text(encoding="utf-8"))
     folder = folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     log.setLevel(logging.INFO)

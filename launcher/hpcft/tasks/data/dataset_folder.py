@@ -25,7 +25,7 @@ def prepared_files(folder: Path, split: str) -> list[Path]:
 def prepared_rows(folder: Path) -> dict[str, int]:
     """Returns the number of rows of each split in the cache of `datasets`; else nothing."""
     try:
-        splits = json.loads((folder / DATASET_INFO).read_text())["splits"]
+        splits = json.loads((folder / DATASET_INFO).read_text(encoding="utf-8"))["splits"]
         return {name: int(split["num_examples"]) for name, split in splits.items()}
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return {}

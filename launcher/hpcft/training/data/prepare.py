@@ -136,7 +136,7 @@ def _write_features(
         tokens[split] = sum(len(row["input_ids"]) for row in inputs)
         datasets.Dataset.from_list(inputs).save_to_disk(paths.prepared / split)
         text = json.dumps(kept_examples, ensure_ascii=False)
-        (paths.prepared / f"{split}.json").write_text(text)
+        (paths.prepared / f"{split}.json").write_text(text, encoding="utf-8")
     return tokens, notes
 
 
@@ -145,7 +145,7 @@ def load_split(paths: RunPaths, split: str) -> PreparedSplit | None:
     folder = paths.prepared / split
     if not folder.is_dir():
         return None
-    examples = json.loads((paths.prepared / f"{split}.json").read_text())
+    examples = json.loads((paths.prepared / f"{split}.json").read_text(encoding="utf-8"))
     return PreparedSplit(datasets.Dataset.load_from_disk(folder), examples)
 
 

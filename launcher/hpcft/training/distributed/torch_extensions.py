@@ -84,7 +84,7 @@ class OperatorLock:
             )
 
     def _owner(self) -> str:
-        return self.path.read_text().strip()[:200] or "another process"
+        return self.path.read_text(encoding="utf-8").strip()[:200] or "another process"
 
     def release(self) -> None:
         """Releases the lock; its file stays, because another process may wait with it open."""

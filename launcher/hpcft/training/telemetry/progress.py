@@ -125,7 +125,7 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
 
     def last_logged(self, kind: str) -> dict[str, Any]:
         """Returns the last values of a kind in metrics.jsonl, from earlier starts too."""
-        text = self.paths.metrics.read_text() if self.paths.metrics.exists() else ""
+        text = self.paths.metrics.read_text(encoding="utf-8") if self.paths.metrics.exists() else ""
         lines = [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
         last = lines[-1] if lines else {}
         return {key: value for key, value in last.items() if key not in ("time", "kind")}

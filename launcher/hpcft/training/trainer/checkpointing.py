@@ -218,7 +218,7 @@ class CheckpointingTrainer(OomRetryTrainer):
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
         contents = {
             "files": {str(file.relative_to(folder)): file.stat().st_size for file in files},
-            "tag": latest.read_text().strip() if latest.exists() else "",
+            "tag": latest.read_text(encoding="utf-8").strip() if latest.exists() else "",
         }
         write_record(folder / MARKER_FILE, pending.record.model_copy(update=contents))
         _sync_folder(folder)
