@@ -455,7 +455,7 @@ def make_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     runs = Runs(workplace / "runs")
     (runs.root / "made").mkdir(parents=True)
 
-    def job_states(job_ids: list[str]) -> dict[str, JobState]:
+    def job_states(job_ids: list[str], origins: Any = None) -> dict[str, JobState]:
         runs.asked += job_ids
         unknown = JobState("UNKNOWN", str(runs.away) if runs.away else "nobody knows the job")
         known = {} if runs.away else runs.states

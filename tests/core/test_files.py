@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -304,3 +308,31 @@ def test_lock_folder_is_released_after_an_error(tmp_path: Path) -> None:
         raise ValueError("inside")
     with files.lock_folder(paths.folder):
         pass
+
+
+def test_lock_folder_gives_up_and_names_the_command_that_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A submission that was stopped with Ctrl-Z keeps the lock for ever."""
+    code = (
+        "import sys, time; from pathlib import Path; from hpcft.core import files\n"
+        f"with files.lock_folder(Path({str(tmp_path)!r})): print('locked', flush=True); "
+        "time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "submit", "my recipe.yaml"], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        holder.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(files, "_LOCK_SILENT_S", 0.1)
+        with pytest.raises(StoreError) as error, files.lock_folder(tmp_path, 0.3):
+            pass
+        holder.kill()
+    told = f"`-c submit 'my recipe.yaml'` (process {holder.pid} of {getpass.getuser()} on "
+    assert told in str(error.value)
+    assert "still locked after 0 s by" in str(error.value)
+    assert "Ctrl-Z" in str(error.value)
+    assert f"waiting for {told}" in caplog.text, "it says so as soon as it waits"
+    with files.lock_folder(tmp_path, 0.3):
+        assert f"process {os.getpid()} of" in (tmp_path / ".lock").read_text()

@@ -23,7 +23,10 @@ ALL = ["account", "partition", "qos", "constraint", "gpus-per-node"]
 def test_parse_squeue_reads_every_kind_of_line() -> None:
     states = parse_squeue(SQUEUE, WANTED)
     assert set(states) == WANTED - {"404"}
-    assert states["101"] == JobState("RUNNING", "", nodes="n[1-2]", elapsed_s=93784.0)
+    assert states["101"] == JobState(
+        "RUNNING", "", nodes="n[1-2]", elapsed_s=93784.0,
+        origin="hpcft-t /logs/hpcft-t_submission.sh",
+    )  # fmt: skip
     assert states["102"].reason == "waiting for nodes to become free (Resources)"
     assert states["103"].reason == "jobs of higher priority are ahead (Priority)"
     assert (states["104_0"].state, states["104_0"].elapsed_s) == ("RUNNING", 306.0)

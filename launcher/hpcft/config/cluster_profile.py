@@ -11,6 +11,7 @@ from pathlib import Path
 from hpcft.config import validation, yaml_document
 from hpcft.config.yaml_document import Document
 from hpcft.core.errors import InputError, Problem, Problems, UsageError
+from hpcft.core.host import visible_gpus
 from hpcft.core.paths import is_in_run_folder, shipped_folder
 from hpcft.core.records import Cluster, Gpu
 from hpcft.core.units import GIB, parse_bytes
@@ -154,33 +155,43 @@ def _with_local_hardware(cluster: Cluster) -> Cluster:
     }
     gpus = _local_gpus()
     if gpus:
-        update |= {"accelerator": "cuda", "gpus_per_node": len(gpus), "gpu": gpus[0]}
+        smallest = min(gpus, key=lambda gpu: gpu.memory_gib)
+        update |= {"accelerator": "cuda", "gpus_per_node": len(gpus), "gpu": smallest}
     return cluster.model_copy(update=update)
 
 
 def _local_gpus() -> list[Gpu]:
-    """Returns the GPUs of this machine that nvidia-smi lists, without importing torch."""
+    """Returns the GPUs that nvidia-smi lists and this session may use, without importing torch."""
     import subprocess
 
     if shutil.which("nvidia-smi") is None:
         return []
     query = [
         "nvidia-smi",
-        "--query-gpu=name,memory.total,compute_cap",
+        "--query-gpu=index,uuid,name,memory.total,compute_cap",
         "--format=csv,noheader,nounits",
     ]
     try:
         output = subprocess.run(
             query, capture_output=True, encoding="utf-8", timeout=20, check=True
         ).stdout
-        rows = [line.split(",") for line in output.splitlines() if line.strip()]
+        rows = [
+            [part.strip() for part in line.split(",")]
+            for line in output.splitlines()
+            if line.strip()
+        ]
+        # Others may use the GPUs that are not in CUDA_VISIBLE_DEVICES.
+        visible = visible_gpus()
+        entries = [index for index, *_ in rows] if visible is None else visible
         return [
             Gpu(
-                name=re.sub(r"[^A-Za-z0-9_.:+-]+", "-", name.strip()).strip("-"),
+                name=re.sub(r"[^A-Za-z0-9_.:+-]+", "-", name).strip("-"),
                 memory_gib=float(memory) / 1024,
                 compute_capability=float(capability),
             )
-            for name, memory, capability in rows
+            for entry in entries
+            for index, uuid, name, memory, capability in rows
+            if entry == index or (uuid.startswith(entry) and not entry.isdecimal())
         ]
     except (OSError, subprocess.SubprocessError, ValueError):
         return []

@@ -5,22 +5,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import getpass
 import json
+import logging
 import os
+import shlex
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TextIO, TypeVar
 
 from pydantic import ValidationError
 
 from hpcft import __version__
 from hpcft.core.errors import StoreError
-from hpcft.core.host import node_name
+from hpcft.core.host import node_name, wait_until
 from hpcft.core.permissions import check_private as check_private
 from hpcft.core.records import Record, StoredRecord
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 MAX_RECORD_BYTES = 20_000_000
@@ -215,28 +221,82 @@ def read_record_if_exists(path: Path, kind: type[R]) -> R | None:
 # ---------------------------------------------------------------- the lock of a runs folder
 
 
+LOCK_TIMEOUT_S = 300.0
+"""Seconds for which a command waits for another one that submits from the same runs folder."""
+_LOCK_SILENT_S = 2.0
+_LOCK_POLL_S = 0.02
+
+
 @contextlib.contextmanager
-def lock_folder(root: Path) -> Iterator[None]:
+def lock_folder(root: Path, timeout_s: float | None = None) -> Iterator[None]:
     """Holds the lock of a runs folder, so that only one command submits from it at a time.
 
+    Args:
+        root: the runs folder.
+        timeout_s: longest time to wait for another command, in seconds; by default
+            `LOCK_TIMEOUT_S`.
+
     Raises:
-        StoreError: the folder cannot be created, or its file system has no locks.
+        StoreError: the folder cannot be created, its file system has no locks, or another command
+            keeps the lock.
     """
     try:
         make_folder(root)
-        lock = (root / LOCK_FILE).open("a", encoding="utf-8")
+        lock = (root / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise StoreError(f"{root}: cannot be created: {error.strerror}") from None
     with lock as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            _wait_for_lock(stream, LOCK_TIMEOUT_S if timeout_s is None else timeout_s)
         except OSError as error:
             raise StoreError(
                 f"{root / LOCK_FILE}: cannot be locked: {error.strerror}; without a lock, two "
                 "submissions at the same time could submit a run twice: choose a runs folder on "
                 "another file system with --runs-dir"
             ) from None
+        with contextlib.suppress(OSError):  # A full disk does not keep the lock from being held.
+            stream.truncate(0)
+            stream.write(this_process())
+            stream.flush()
         yield
+
+
+def _wait_for_lock(stream: TextIO, timeout_s: float) -> None:
+    """Locks an open file.
+
+    Raises:
+        StoreError: another process has not released the lock in time.
+        OSError: the file system has no locks.
+    """
+
+    def is_mine() -> bool:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def holder() -> str:
+        stream.seek(0)
+        return stream.read(1000).strip() or "another command"
+
+    silent_s = min(_LOCK_SILENT_S, timeout_s)
+    if wait_until(is_mine, silent_s, _LOCK_POLL_S):
+        return
+    log.warning("%s: waiting for %s", stream.name, holder())
+    if not wait_until(is_mine, timeout_s - silent_s, _LOCK_POLL_S):
+        raise StoreError(
+            f"{stream.name}: still locked after {timeout_s:.0f} s by {holder()}; it may be stopped "
+            "(Ctrl-Z) or wait for a file system: continue it or end it, then repeat the command"
+        )
+
+
+def this_process() -> str:
+    """Returns command, process, user, machine and time in words, for those who wait for a lock."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    user = getpass.getuser()
+    return f"`{command}` (process {os.getpid()} of {user} on {node_name()}, since {since})"
 
 
 def is_locked(root: Path) -> bool:

@@ -237,8 +237,12 @@ def _ask(
     try:
         found = scheduler.find_jobs([attempts[index] for index in missing])
         for index, job_id in zip(missing, found, strict=True):
-            job_id = job_id or _job_in_folder(runs[index][0])
-            attempts[index] = attempts[index].model_copy(update={"job_id": job_id})
+            folder = runs[index][0]
+            job_id = job_id or _job_in_folder(folder)
+            # The job that is about to resubmit the run has the token of an earlier attempt.
+            own = next((a for a in folder.run.job.attempts if job_id and a.job_id == job_id), None)
+            update = {"job_id": job_id}
+            attempts[index] = (own or attempts[index]).model_copy(update=update)
     except ClusterError as error:
         trouble = str(error)
     states = scheduler.states(attempts)

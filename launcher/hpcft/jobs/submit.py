@@ -225,7 +225,10 @@ class _Submitter:
         new_folders = [folder for folder in request.runs if not folder.exists()]
         planned = [
             attempts.new_attempt(
-                request.token, request.logs, array_index=index if len(group) > 1 else None
+                request.token,
+                request.logs,
+                array_index=index if len(group) > 1 else None,
+                slurm_cluster=self.scheduler.cluster_name(),
             )
             for index in range(len(group))
         ]

@@ -16,9 +16,9 @@ DEFAULT_VARIABLES = {
 # sbatch, which hands its environment to the new job, and the srun in it take them for options.
 _PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI_", "PMIX_", "OMPI_COMM_",
              "OMPI_MCA_orte_", "OMPI_UNIVERSE_", "PALS_", "HYDRA_", "MPI_LOCAL")  # fmt: skip
-_RANK_VARIABLES = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK",
-                   "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "TORCHELASTIC_RUN_ID",
-                   "TORCHELASTIC_RESTART_COUNT"}  # fmt: skip
+_SESSION_VARIABLES = {"PYTHONIOENCODING", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE",
+                      "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK",
+                      "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"}  # fmt: skip
 # Where the commands find Slurm and how they log in: the same for a job as for the session.
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
 _GPU_VARIABLES = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES",
@@ -40,7 +40,7 @@ def without_session_job() -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in _KEPT or not (name.startswith(_PREFIXES) or name in _RANK_VARIABLES)
+        if name in _KEPT or not (name.startswith(_PREFIXES) or name in _SESSION_VARIABLES)
     }
     if "PYTHONPATH" in kept:
         kept["PYTHONPATH"] = _without_current_folder(kept["PYTHONPATH"])

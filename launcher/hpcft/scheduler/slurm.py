@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 
 from hpcft.core.errors import ClusterError
 from hpcft.core.files import write_text
@@ -12,7 +13,7 @@ from hpcft.core.records import Attempt
 from hpcft.core.units import parse_slurm_duration_s
 from hpcft.scheduler import slurm_commands
 from hpcft.scheduler.job_environment import DEFAULT_VARIABLES, submission_environment
-from hpcft.scheduler.job_state import NOT_QUEUED, JobState
+from hpcft.scheduler.job_state import NOT_QUEUED, UNKNOWN, JobState
 from hpcft.scheduler.protocol import JobRequest, Refused, Submission
 from hpcft.scheduler.sbatch import runs_file, sbatch_script
 from hpcft.scheduler.slurm_output import parse_refusal, parse_submitted
@@ -30,7 +31,19 @@ class Slurm:
 
     def max_array_size(self) -> int | None:
         """Returns the most elements of a job array; None if Slurm does not say."""
-        return slurm_commands.max_array_size()
+        size = self._configuration.get("MaxArraySize", "")
+        return max(int(size), 1) if size.isdecimal() else None  # 0 switches arrays off.
+
+    def cluster_name(self) -> str | None:
+        """Returns Slurm's name of this cluster; None if Slurm does not say."""
+        return os.environ.get("SLURM_CLUSTER_NAME") or self._configuration.get("ClusterName")
+
+    @cached_property
+    def _configuration(self) -> dict[str, str]:
+        try:
+            return slurm_commands.configuration()
+        except ClusterError:
+            return {}
 
     def script(self, request: JobRequest) -> str:
         """Returns the sbatch script of a request."""
@@ -82,14 +95,35 @@ class Slurm:
 
     def states(self, attempts: Sequence[Attempt]) -> list[JobState]:
         """Returns the state of each attempt, with one squeue and at most one sacct call."""
-        job_ids = [attempt.job_id for attempt in attempts]
-        states = slurm_commands.job_states(sorted({job_id for job_id in job_ids if job_id}))
-        return [states[job_id] if job_id else NOT_QUEUED for job_id in job_ids]
+        # A script of hpcft has the token in its name; those of 0.1 lay in the folder of the logs.
+        origins = {a.job_id: (a.token, f"{a.logs}/") for a in attempts if a.job_id}
+        states = slurm_commands.job_states(sorted(origins), origins)
+        return [
+            self._of_its_cluster(attempt, states[attempt.job_id] if attempt.job_id else NOT_QUEUED)
+            for attempt in attempts
+        ]
 
-    def cancel(self, attempt: Attempt) -> bool:
-        """Cancels the job of an attempt; scancel succeeds too if the job has ended by then."""
-        slurm_commands.cancel(str(attempt.job_id))
-        return True
+    def _of_its_cluster(self, attempt: Attempt, state: JobState) -> JobState:
+        """Returns the state of an attempt; UNKNOWN if its job was submitted to another cluster."""
+        cluster = attempt.slurm_cluster
+        # A live job has the token of the attempt, so that nothing more needs to be asked.
+        if cluster is None or state.is_live or self.cluster_name() in (None, cluster):
+            return state
+        return JobState(UNKNOWN, f"was submitted to the cluster {cluster}: look there")
+
+    def cancel(self, attempts: Sequence[Attempt]) -> list[bool | ClusterError]:
+        """Cancels the live jobs of attempts, and no other job that has got the id of one since."""
+        states = self.states(attempts)
+        live = [a.job_id for a, state in zip(attempts, states, strict=True) if state.is_live]
+        if live:
+            # It succeeds too if a job has ended since.
+            slurm_commands.cancel(*(str(job_id) for job_id in live))
+        return [
+            state.is_live
+            if state.is_live or state.is_over or state.unknown_to_slurm
+            else ClusterError(f"job {attempt.job_id} was not cancelled: {state.reason}")
+            for attempt, state in zip(attempts, states, strict=True)
+        ]
 
 
 def _write_pickles(request: JobRequest) -> None:

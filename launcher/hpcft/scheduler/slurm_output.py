@@ -10,9 +10,11 @@ from hpcft.scheduler.job_state import PENDING, JobState, cancelled_by, normalise
 from hpcft.scheduler.pending_reasons import explain_reason
 from hpcft.scheduler.protocol import Refused, TooManyJobs
 
-# Times are seconds since 1970 (SLURM_TIME_FORMAT=%s). The reason is last: it may hold a "|".
-SQUEUE_FIELDS = "%i|%T|%M|%N|%e|%r"
+# Times are seconds since 1970 (SLURM_TIME_FORMAT=%s). The last fields may hold a "|".
+SQUEUE_FIELDS = "%i|%T|%M|%N|%e|%k|%o|%r"
 SACCT_FIELDS = "JobID,State,ExitCode,Elapsed,NodeList"
+ORIGIN_FIELDS = "Comment,SubmitLine"
+"""Further fields of sacct; SubmitLine exists since Slurm 21.08."""
 
 
 # ---------------------------------------------------------------- states
@@ -22,7 +24,10 @@ def parse_squeue(text: str, wanted: set[str]) -> dict[str, JobState]:
     """Returns the states of the wanted jobs from lines of `squeue`, in `SQUEUE_FIELDS`."""
     states = {}
     for line in text.splitlines():
-        job_id, word, elapsed, nodes, end, reason = [*line.split("|", 5), *[""] * 5][:6]
+        job_id, word, elapsed, nodes, end, comment, command, reason = [
+            *line.split("|", 7),
+            *[""] * 7,
+        ][:8]
         if job_id not in wanted:
             continue
         state = normalise_state(word)
@@ -33,15 +38,21 @@ def parse_squeue(text: str, wanted: set[str]) -> dict[str, JobState]:
             elapsed_s=parse_slurm_duration_s(elapsed),
             # For a job that is not over, this is the time at which its time limit ends it.
             ended_at=float(end) if end.isdecimal() else None,
+            origin=_origin(comment, command),
         )
     return states
 
 
 def parse_sacct(text: str, wanted: set[str]) -> dict[str, JobState]:
-    """Returns the states of the wanted jobs from lines of `sacct -X -P -n`, in `SACCT_FIELDS`."""
+    """Returns the states of the wanted jobs from lines of `sacct -X -P -n`.
+
+    Args:
+        text: lines in `SACCT_FIELDS`, with or without `ORIGIN_FIELDS` behind them.
+        wanted: ids of jobs.
+    """
     states = {}
     for line in text.splitlines():
-        name, word, exit_code, elapsed, nodes = [*line.split("|"), "", "", "", ""][:5]
+        name, word, exit_code, elapsed, nodes, *origin = [*line.split("|", 6), *[""] * 4]
         for job_id in _elements(name):
             states[job_id] = JobState(
                 normalise_state(word),
@@ -49,12 +60,17 @@ def parse_sacct(text: str, wanted: set[str]) -> dict[str, JobState]:
                 nodes=nodes,
                 elapsed_s=parse_slurm_duration_s(elapsed),
                 exit_code=exit_code,
+                origin=_origin(*origin) or None,  # Not every site stores them.
             )
     # An array that was cancelled before any element had started has a line of its own only.
     for job_id in wanted - states.keys():
         if array := states.get(job_id.partition("_")[0]):
             states[job_id] = array
     return {job_id: state for job_id, state in states.items() if job_id in wanted}
+
+
+def _origin(*texts: str) -> str:
+    return " ".join(text for text in texts if text not in ("", "(null)"))
 
 
 def _elements(name: str) -> set[str]:
@@ -122,7 +138,9 @@ def parse_refusal(output: str, requested: str, options: Collection[str]) -> Refu
     if limit := _SUBMIT_LIMIT.search(output):
         return TooManyJobs(limit[0], requested=requested)
     key = _field_to_blame(reason.lower(), options)
-    return Refused("; ".join([*_words_before(output, reason), reason]), requested=requested, key=key)
+    return Refused(
+        "; ".join([*_words_before(output, reason), reason]), requested=requested, key=key
+    )
 
 
 def _words_before(output: str, reason: str) -> list[str]:

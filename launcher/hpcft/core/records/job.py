@@ -32,6 +32,9 @@ class Attempt(StoredPart):
     """Folder of the logs, which submitit writes."""
     host: str
     """Machine that submitted; the state of a local process is known only there."""
+    slurm_cluster: str | None = None
+    """Slurm's name of the cluster that the job was submitted to; None without Slurm, or if it was
+    not known. Another cluster may have another job with the same id."""
     process_started: float | None = None
     """Start time of the local controller; a later process with the same id has another one."""
 

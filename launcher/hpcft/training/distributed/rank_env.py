@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hpcft.core.host import node_name
 from hpcft.core.paths import cache_folder
 from hpcft.core.records import Plan, RankError
-from hpcft.training.distributed.torch_extensions import extensions_folder
+from hpcft.training.distributed.torch_extensions import extensions_folder, path_with_own_ninja
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def _set_environment(rank: RankInfo, plan: Plan) -> None:
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.cpus_per_task))
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
+    os.environ["PATH"] = path_with_own_ninja()
     if plan.accelerator == "cpu":
         os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):

@@ -33,6 +33,7 @@ from hpcft.recovery.run import Run
 from hpcft.scheduler import slurm_job
 from hpcft.scheduler.protocol import Entry, Refused
 from hpcft.training.checkpointing import node_local
+from hpcft.training.distributed import writable_caches
 from hpcft.training.distributed.rank_env import RankInfo, rank_info
 from hpcft.training.distributed.stop_signal import STOP_SIGNALS
 from hpcft.training.distributed.worker_channel import OUT_OF_MEMORY_EXIT, SAVED_EXIT
@@ -76,6 +77,7 @@ def main(run_folder: str, entry: Entry) -> None:
     """
     paths = RunPaths(Path(run_folder))
     check_private(paths.folder)
+    writable_caches.use_run_folder_if_needed(paths)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("hpcft").setLevel(logging.INFO)
     os.environ["HF_HUB_OFFLINE"] = "1"  # The supervisor may plan, on a node without network.
