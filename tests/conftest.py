@@ -15,6 +15,7 @@ import pytest
 
 from builders import ASKED, RECIPE, ROOT, Cli, Said, film_rows, write_rows
 from hpcft.core.paths import cache_folder
+from hpcft.scheduler import scheduler_named
 
 # rouge_score logs through absl. When logging is configured again, absl closes the stream that it
 # logs to unless that is the process's own; in a test it would be the stream that pytest captures.
@@ -81,7 +82,8 @@ SECONDS = {
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides the user's settings and Hugging Face cache from every test."""
+    """Hides the user's settings, Hugging Face cache and Slurm from every test."""
+    scheduler_named.cache_clear()
     monkeypatch.delenv("HPCFT_CLUSTER", raising=False)
     monkeypatch.delenv("HPCFT_RUNS_DIR", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -105,6 +107,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
     def run(*arguments: object) -> Said:
         from hpcft.cli.app import main
 
+        scheduler_named.cache_clear()  # Each command asks Slurm anew.
         monkeypatch.setattr(sys, "argv", ["hpcft", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:

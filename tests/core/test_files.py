@@ -336,3 +336,46 @@ def test_lock_folder_gives_up_and_names_the_command_that_keeps_it(
     assert f"waiting for {told}" in caplog.text, "it says so as soon as it waits"
     with files.lock_folder(tmp_path, 0.3):
         assert f"process {os.getpid()} of" in (tmp_path / ".lock").read_text()
+
+
+# ---------------------------------------------------------------- many files at a time
+
+
+def test_synced_together_syncs_new_files_at_the_end_and_replaced_ones_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        synced.append(Path(os.readlink(f"/dev/fd/{handle}")).name.strip(".").partition(".json")[0])
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_text(tmp_path / "old.json", "1")
+    assert synced == ["old"]
+    with files.synced_together():
+        files.write_text(tmp_path / "old.json", "2")
+        assert synced == ["old"] * 2
+        for name in ("a", "b", "moved"):
+            files.write_text(tmp_path / f"{name}.json", "3")
+        (tmp_path / "moved.json").rename(tmp_path / "away.json")
+        assert synced == ["old"] * 2
+    assert sorted(synced) == ["a", "b", "old", "old"]
+    files.write_text(tmp_path / "c.json", "4")
+    assert synced[-1] == "c"
+
+
+def test_for_each_raises_the_error_of_a_call() -> None:
+    done: list[int] = []
+
+    def call(number: int) -> None:
+        if number == 3:
+            raise OSError(28, "No space left on device")
+        done.append(number)
+
+    with pytest.raises(OSError, match="No space left"):
+        files.for_each(call, range(6))
+    assert 3 not in done
+    files.for_each(done.append, [7])
+    assert done[-1] == 7

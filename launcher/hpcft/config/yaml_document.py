@@ -85,7 +85,7 @@ class Document:
         value = _overlay(self.value, other.value, (), replaced)
 
         def is_replaced(loc: Loc) -> bool:
-            return any(loc[:length] in replaced for length in range(len(loc) + 1))
+            return any(loc[: len(part)] == part for part in replaced)
 
         origins = {loc: origin for loc, origin in self.origins.items() if not is_replaced(loc)}
         origins |= {loc: other.origin_of(loc) for loc in replaced}

@@ -14,6 +14,7 @@ from hpcft.core.errors import InputError, Problem
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Fingerprints, Plan, StagedInputs
 from hpcft.jobs import default_cluster
+from hpcft.jobs.equal_plans import EqualPlans
 from hpcft.planning.feasibility import plan_resolved, with_calibration
 from hpcft.staging import hub_inputs, staged_inputs
 from hpcft.staging.check_rows import check_rows
@@ -79,12 +80,16 @@ def prepare_runs(
             raise error
         say(f"this cannot be submitted yet: {error}")
     prepared = []
+    plans = EqualPlans()
     checked_data: set[str] = set()
     for number, (point, (staged, not_staged)) in enumerate(zip(points, inputs, strict=True), 1):
-        if len(points) > 1:
-            say(f"planning {number} of {len(points)}: {format_point(point.values)}")
         resolved = hub_inputs.with_folders(point.recipe, staged)
-        plan = plan_resolved(replace(point, recipe=resolved), site)
+        resolved_point = replace(point, recipe=resolved)
+        plan = plans.find(resolved_point)
+        if plan is None:
+            if len(points) > 1:
+                say(f"planning {number} of {len(points)}: {format_point(point.values)}")
+            plan = plans.add(resolved_point, plan_resolved(resolved_point, site))
         data = resolved.task.model_dump_json() + resolved.evaluation.split
         if not not_staged and data not in checked_data:
             checked_data.add(data)
