@@ -131,9 +131,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tiny(workplace: Path) -> Path:
     """The file of a valid recipe of a tiny model, next to its data; tests vary its text."""
-    rows = film_rows(12)
-    write_rows(workplace / "train.jsonl", rows)
-    write_rows(workplace / "test.jsonl", rows[:8])
+    rows = film_rows(16)
+    write_rows(workplace / "train.jsonl", rows[:24])
+    write_rows(workplace / "test.jsonl", rows[24:])
     path = workplace / "tiny.yaml"
     path.write_text(RECIPE)
     return path

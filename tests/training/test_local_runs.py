@@ -151,12 +151,13 @@ def test_qlora_adapter_loads_back(workplace: Path, cli: Cli) -> None:
     llama_folder(workplace / "base")
     rows = [{"q": f"is {n} even", "a": "yes" if n % 2 == 0 else "no"} for n in range(24)]
     write_rows(workplace / "d.jsonl", rows)
+    write_rows(workplace / "t.jsonl", rows)
     (workplace / "q.yaml").write_text("""\
 name: tiny_qlora
 model: { path: base }
 task:
   name: instruction
-  data: { files: { train: d.jsonl, test: d.jsonl } }
+  data: { files: { train: d.jsonl, test: t.jsonl } }
   prompt: "{q}?"
   completion: " {a}"
   choices: [" yes", " no"]
@@ -184,7 +185,7 @@ name: parity
 model: { path: base }
 task:
   name: classification
-  data: { files: { train: d.jsonl, validation: d.jsonl, test: d.jsonl } }
+  data: { files: { train: d.jsonl, validation: t.jsonl, test: t.jsonl } }
   labels: [bad, good]
   max_length: 48
 method: { name: full }
@@ -224,6 +225,7 @@ def test_zero_stage_gives_losses_of_plain_data_parallelism(
     llama_folder(workplace / "base")
     rows = film_rows(8)
     write_rows(workplace / "d.jsonl", rows)
+    write_rows(workplace / "t.jsonl", rows)
     (workplace / "parity.yaml").write_text(PARITY)
     results, losses = [], []
     for resources in ({"zero_stage": 0}, sharded):

@@ -17,7 +17,7 @@ from hpcft.jobs import default_cluster
 from hpcft.jobs.equal_plans import EqualPlans
 from hpcft.planning.feasibility import plan_resolved, with_calibration
 from hpcft.staging import hub_inputs, staged_inputs
-from hpcft.staging.check_rows import check_rows
+from hpcft.staging.check_rows import RowsChecked, check_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def prepare_runs(
         say(f"this cannot be submitted yet: {error}")
     prepared = []
     plans = EqualPlans()
-    checked_data: set[str] = set()
+    checked_data: dict[str, RowsChecked] = {}
     for number, (point, (staged, not_staged)) in enumerate(zip(points, inputs, strict=True), 1):
         resolved = hub_inputs.with_folders(point.recipe, staged)
         resolved_point = replace(point, recipe=resolved)
@@ -90,10 +90,11 @@ def prepare_runs(
             if len(points) > 1:
                 say(f"planning {number} of {len(points)}: {format_point(point.values)}")
             plan = plans.add(resolved_point, plan_resolved(resolved_point, site))
-        data = resolved.task.model_dump_json() + resolved.evaluation.split
-        if not not_staged and data not in checked_data:
-            checked_data.add(data)
-            check_rows(resolved, fixed="task.data.path" in staged)
+        data = resolved.task.model_dump_json() + resolved.evaluation.split + resolved.mode
+        if not not_staged:
+            if data not in checked_data:
+                checked_data[data] = check_rows(resolved, fixed="task.data.path" in staged)
+            plan = checked_data[data].added_to(plan)
         fingerprints = identity.compute_fingerprints(point.recipe)
         fingerprints |= hub_inputs.staged_commits(staged)
         prepared.append(
@@ -101,7 +102,7 @@ def prepare_runs(
                 point=point,
                 plan=plan,
                 run_id=identity.compute_run_id(point.recipe, site.cluster.name, fingerprints),
-                fingerprints=Fingerprints(files=fingerprints),
+                fingerprints=Fingerprints(files=fingerprints, are_whole=True),
                 staged=StagedInputs(inputs=staged),
             )
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,6 @@ IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy leaves out
 # Keys of ModelInputs that go to the model; the others are kept for the metrics.
 INPUT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 MAX_PROBLEMS = 10  # bad rows that an error lists; the others are counted
-_INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 Mode = Literal["finetune", "evaluate", "few_shot"]
 """Kind of a run: training and scoring, scoring a finished model, or prompting a model."""
@@ -31,7 +29,15 @@ Mode = Literal["finetune", "evaluate", "few_shot"]
 class BadRow(Exception):
     """Reports a row that the task cannot use."""
 
-    def __init__(self, column: str, what: str, fix: str = "", *, is_empty: bool = False) -> None:
+    def __init__(
+        self,
+        column: str,
+        what: str,
+        fix: str = "",
+        *,
+        is_empty: bool = False,
+        is_in_every_row: bool = False,
+    ) -> None:
         """Creates the error.
 
         Args:
@@ -39,10 +45,12 @@ class BadRow(Exception):
             what: what is wrong with it.
             fix: what to do about it.
             is_empty: whether its text is empty, so that `drop_empty` may leave the row out.
+            is_in_every_row: whether the other rows of the split need not be looked at.
         """
         super().__init__(what)
         self.problem = Problem("", column, what, fix)
         self.is_empty = is_empty
+        self.is_in_every_row = is_in_every_row
 
 
 @dataclass(frozen=True)
@@ -275,36 +283,6 @@ def rows_error(problems: list[Problem]) -> InputError:
     hidden = len(problems) - MAX_PROBLEMS
     more = [Problem(problems[-1].where, "", f"… and {hidden} more rows")] if hidden > 0 else []
     return InputError(problems[:MAX_PROBLEMS] + more)
-
-
-def label_index(row: Mapping[str, Any], column: str, labels: list[str]) -> int:
-    """Returns the index of the label in a column, which holds its name or its index.
-
-    Raises:
-        BadRow: it holds neither.
-    """
-    value = row.get(column)
-    text = "" if value is None or isinstance(value, bool | float) else str(value)
-    for name in (text, text.strip()):
-        if name in labels:
-            return labels.index(name)
-    # A number is taken as an index only where no label is a number (labels 1 to 5, for example).
-    if not _INTEGER.fullmatch(text.strip()) or any(map(_INTEGER.fullmatch, labels)):
-        raise BadRow(
-            column,
-            f"expected one of {shorten_list(labels)}, got {value!r:.80}",
-            "correct the row or add the label to task.labels",
-        )
-    index = int(text)
-    if index == -1:
-        raise BadRow(
-            column,
-            "the row has no label (-1, as in GLUE's test splits)",
-            "use a labelled split, for example evaluation.split: validation",
-        )
-    if not 0 <= index < len(labels):
-        raise BadRow(column, f"expected an index below {len(labels)}, got {index}")
-    return index
 
 
 def unique(words: list[str]) -> list[str]:

@@ -48,8 +48,8 @@ ZERO3_SAVED_OFTEN = (
 @pytest.fixture
 def small(workplace: Path) -> Path:
     """A recipe with dropout, an evaluation every three steps, and a log every four."""
-    rows = film_rows(12)
-    for name, part in (("train", rows), ("validation", rows[4:16]), ("test", rows[:8])):
+    rows = film_rows(16)
+    for name, part in (("train", rows[:24]), ("validation", rows[4:16]), ("test", rows[24:])):
         write_rows(workplace / f"{name}.jsonl", part)
     path = workplace / "tiny.yaml"
     path.write_text(TINY)

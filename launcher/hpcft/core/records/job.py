@@ -14,6 +14,8 @@ class Fingerprints(StoredRecord):
 
     files: dict[str, str] = Field(default_factory=dict)
     """Hash of the local files, or commit on the hub, by dotted field of the recipe."""
+    are_whole: bool = False
+    """Whether all content was hashed; hpcft 0.1 hashed parts of model files over 64 MiB."""
 
 
 class Attempt(StoredPart):

@@ -21,11 +21,11 @@ from hpcft.tasks.base import (
     Mode,
     TaskBase,
     column_text,
-    label_index,
     rows_error,
     unique,
 )
 from hpcft.tasks.data.templates import Template, fill_template, template_fields
+from hpcft.tasks.labels import label_index
 
 if TYPE_CHECKING:
     from hpcft.tasks.few_shot.requests import PromptRequest

@@ -103,7 +103,8 @@ def prepare_data(paths: RunPaths, recipe: FullRecipe) -> None:
     _check_unchanged(paths)
     shutil.rmtree(paths.prepared, ignore_errors=True)
     paths.prepared.mkdir(mode=0o700)
-    examples = load_examples(recipe.task)
+    is_trained = recipe.mode == "finetune"
+    examples = load_examples(recipe.task, recipe.evaluation.split if is_trained else None)
     tokenizer = _make_tokenizer(recipe, examples.splits.get("train", []))
     tokenizer.save_pretrained(paths.prepared / "tokenizer")
     if recipe.mode == "few_shot":
@@ -113,7 +114,7 @@ def prepare_data(paths: RunPaths, recipe: FullRecipe) -> None:
     if recipe.model.path is None:
         write_initial_weights(recipe, tokenizer, paths.prepared / "model")
     counts = {split: len(rows) for split, rows in examples.splits.items()}
-    notes = [*examples.notes, *notes]
+    notes = [*examples.notes, *examples.warnings, *notes]
     write_record(summary, DataSummary(examples=counts, tokens=tokens, notes=notes))
 
 
@@ -157,9 +158,11 @@ def load_tokenizer(paths: RunPaths) -> Any:
 def _check_unchanged(paths: RunPaths) -> None:
     """Checks that local and staged files are those that the run was submitted with."""
     staged_inputs.check_staged_of_run(paths)
-    submitted = read_record(paths.fingerprints, Fingerprints).files
-    for key, value in identity.compute_fingerprints(read_record(paths.recipe, FullRecipe)).items():
-        if submitted.get(key) not in (None, value):
+    recipe = read_record(paths.recipe, FullRecipe)
+    submitted = read_record(paths.fingerprints, Fingerprints)
+    now = identity.compute_fingerprints(recipe, partly=not submitted.are_whole)
+    for key, value in now.items():
+        if submitted.files.get(key) not in (None, value):
             raise DataError(
                 f"{key}: the files have changed since the run was submitted: restore them, or "
                 "submit the run again (hpcft submit)"

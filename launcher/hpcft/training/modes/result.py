@@ -67,7 +67,7 @@ def write_result(context: WorkerContext, result: ModeResult) -> None:
             confusion=result.metrics.get("confusion"),
             metrics_before=metric_values(result.before),
             examples=result.summary.examples,
-            notes=[*result.summary.notes, *plan.warnings, *result.notes],
+            notes=list(dict.fromkeys([*result.summary.notes, *plan.warnings, *result.notes])),
             parameters=result.parameters,
             predicted_memory_bytes=plan.gpu_peak_bytes,
             # For a run that only scores the plan predicts a bound, which calibrates nothing.
