@@ -200,9 +200,7 @@ def test_main_takes_a_crash_after_the_end_for_the_end(
     assert read_rank_errors(run.paths) == []
 
 
-def test_main_of_a_complete_run_starts_no_worker(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_main_of_a_complete_run_starts_no_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm restarts a job whose node fails after the result was written."""
     (run.paths.recoveries / "1.json").unlink()
     write_result(run)

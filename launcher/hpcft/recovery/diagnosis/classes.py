@@ -271,6 +271,7 @@ OTHERS = (
     FailureClass("requeue_held", "Slurm could not restart the job, and holds it", "stop",
                  "scontrol release lets the job start; if it is held again, ask the site",
                  states=("REQUEUE_HOLD", "SPECIAL_EXIT")),
+    FailureClass("not_requeued", "Slurm did not take the run again", "stop", RESUME),
     FailureClass("not_submitted", "the run never became a job", "stop", "submit the run again"),
     FailureClass("unknown", "the cause is not known", "stop", SEE_LOGS),
 )  # fmt: skip

@@ -29,6 +29,7 @@ from hpcft.core.records import Progress, RankError, Recovery
 from hpcft.recovery import resubmit
 from hpcft.recovery.diagnosis import is_secondary
 from hpcft.recovery.log import FRAGMENTATION, is_superseded_start
+from hpcft.recovery.retry import RETRY_S, Retry
 from hpcft.recovery.run import Run
 from hpcft.scheduler import slurm_job
 from hpcft.scheduler.protocol import Entry, Refused
@@ -49,8 +50,8 @@ POLL_S = 0.2
 FOLDER_POLL_S = 1.0
 # Time that a rank which lost a peer waits for the peer's recovery; a shared folder may lag behind.
 RECOVERY_S = 60.0
-# Time until one of the ranks has resubmitted the run.
-RESUBMIT_S = 300.0
+# Time until one of the ranks has resubmitted the run, for which the controller has to answer.
+RESUBMIT_S = 300.0 + RETRY_S
 # Time that rank 0 has to write the result after the other ranks are done.
 RESULT_S = 60.0
 # A stop this close to the time limit is taken to be because of it.
@@ -325,7 +326,9 @@ class Supervisor:
         run, rank = self.run, self.rank
         error = read_record(rank_error_file(run.paths, rank.rank), RankError)
         try:
-            job_id = resubmit.resubmit(run, run.read_plan(), rank.job_id, self.entry)
+            job_id = Retry()(
+                lambda: resubmit.resubmit(run, run.read_plan(), rank.job_id, self.entry)
+            )
         except (Refused, ClusterError) as refused:
             before = run.remove_last_recovery()
             write_rank_error(run.paths, recover.exhausted(run, error, before, str(refused)))
