@@ -34,6 +34,8 @@ def test_time_limit_at_asks_squeue_where_the_variable_is_missing(
     assert slurm_job.time_limit_at("14") is None
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1795266900")
     assert slurm_job.time_limit_at("14") == 1795266900.0
+    fake_commands(monkeypatch, squeue="1795270000\n")  # An administrator has raised the limit.
+    assert slurm_job.current_time_limit_at("14") == 1795270000.0
 
 
 def test_node_address_is_in_slurms_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,14 @@ def restart_count() -> int:
 def time_limit_at(job_id: str) -> float | None:
     """Returns the Unix time at which a running job reaches its time limit; None if not known."""
     end = os.environ.get("SLURM_JOB_END_TIME")  # Set by Slurm since 23.02.
-    if end:
-        return float(end)
+    return float(end) if end else current_time_limit_at(job_id)
+
+
+def current_time_limit_at(job_id: str) -> float | None:
+    """Asks Slurm for the Unix time at which a running job reaches its time limit.
+
+    It differs from `time_limit_at` if an administrator has changed the limit since the job began.
+    """
     try:
         return float(slurm_commands.run_command("squeue", "-h", "-j", job_id, "-o", "%e"))
     except (ClusterError, ValueError):

@@ -277,7 +277,12 @@ class Supervisor:
 
     def _stopped_error(self) -> RankError:
         """Returns the error of an external stop: cancelled, time limit or preemption."""
-        near_limit = self.time_limit_at - time.time() < LIMIT_NEAR_S
+        if self.rank.is_first and self.run.cluster.scheduler == "slurm":
+            # An administrator may have raised it.
+            limit_at = slurm_job.current_time_limit_at(self.rank.job_id)
+            self.time_limit_at = limit_at or self.time_limit_at
+        left_s = self.time_limit_at - time.time()
+        near_limit = -LIMIT_NEAR_S < left_s < LIMIT_NEAR_S
         if self.run.cluster.scheduler == "local":
             failure, message = "cancelled", "the run was cancelled"
         elif near_limit and self.stop_signal != signal.SIGTERM:
