@@ -57,8 +57,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 # Sums and products of a few numbers of this size are still finite.
 MAX_NUMBER = 1e100
-MAX_STORED_INTEGER = 10**18
-"""Largest integer in a stored record: more than any count or size in bytes."""
+MAX_STORED_INTEGER = 2**63 - 1
+"""Largest integer in a stored record: more than any count, size in bytes or time in nanoseconds."""
 
 
 def _check_number(name: str, value: object) -> None:
