@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +13,6 @@ from transformers import (
 )
 
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.paths import RunPaths
 from hpcft.core.records import Plan
 from hpcft.metrics import lower_is_better
 from hpcft.metrics.base import Scores
@@ -32,8 +29,8 @@ from hpcft.training.data.batch_order import MicroBatchDataset
 from hpcft.training.data.prepare import PreparedSplit
 from hpcft.training.distributed import rank_env, stop_signal
 from hpcft.training.distributed.collectives import RankConsensus, gather_objects
-from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.modes.result import ModeResult
+from hpcft.training.modes.saved_model import save_model
 from hpcft.training.telemetry.progress import ProgressReporter
 from hpcft.training.trainer.checkpointing import CheckpointState
 from hpcft.training.trainer.features import FeatureTrainer
@@ -131,8 +128,9 @@ def finetune(context: WorkerContext) -> ModeResult:
     metrics = score_split(trainer, scored, reporter, recipe.evaluation.split)
 
     reporter.set(phase="saving")
-    _save(trainer, tokenizer, paths, rank)
-    return ModeResult(summary, parameters, metrics, before.metrics, train_s, state.notes)
+    result = ModeResult(summary, parameters, metrics, before.metrics, train_s, state.notes)
+    save_model(context, trainer, tokenizer, result)
+    return result
 
 
 def training_arguments(
@@ -270,15 +268,3 @@ def score_split(
     metrics = {key: value for key, value in values.items() if key not in not_metrics}
     reporter.log(name, metrics)
     return metrics
-
-
-def _save(trainer: ScoringTrainer, tokenizer: Any, paths: RunPaths, rank: RankInfo) -> None:
-    """Saves the final weights, or the adapter, as safetensors; renames the folder when complete."""
-    partial = paths.folder / "model.part"
-    trainer.save_model(str(partial))
-    if rank.is_first:
-        tokenizer.save_pretrained(partial)
-        # A pickle, which is unsafe to load; recipe.json has the same values.
-        (partial / "training_args.bin").unlink(missing_ok=True)
-        shutil.rmtree(paths.model, ignore_errors=True)  # An earlier attempt may have saved one.
-        os.replace(partial, paths.model)
