@@ -310,6 +310,32 @@ def test_explain_failure_does_not_blame_a_rank_that_was_stopped(
     assert (failure.name, failure.rank) == (name, rank), failure
 
 
+@pytest.mark.parametrize(
+    ("stopped_as", "killed_task", "name", "rank"),
+    [
+        ("preempted", 1, "rank_died", 1),  # srun has stopped rank 0 after it.
+        ("preempted", 0, "preempted", 0),  # It took too long to end after a preemption.
+        ("timeout", 1, "timeout", 0),
+    ],
+)
+def test_explain_failure_of_a_killed_supervisor_is_no_preemption(
+    stopped_as: str, killed_task: int, name: str, rank: int, runs: Runs
+) -> None:
+    log = (
+        f"srun: error: n2: task {killed_task}: Killed\n"
+        "srun: Terminating StepId=11.0\n"
+        "slurmstepd: error: *** STEP 11.0 ON n1 CANCELLED AT 2026-01-02T03:04:05 ***\n"
+    )
+    paths = runs.add("aaaa0000", log=log)
+    error = RankError(rank=0, node="n1", at=1.0, kind="Ended", message="stopped (SIGTERM)",
+                      failure=stopped_as)  # fmt: skip
+    write_rank_error(paths, error)
+    attempt = runs.find("aaaa0000").job.attempts[-1]
+    for state in ("RUNNING", "FAILED"):
+        failure = diagnosis.explain_failure(paths, attempt, JobState(state))
+        assert (failure.name, failure.rank) == (name, rank), failure
+
+
 # ---------------------------------------------------------------- setup, disk, logs
 
 
