@@ -112,6 +112,9 @@ class RunRecord(StoredRecord):
     """Number of examples of each split."""
     notes: list[str] = Field(default_factory=list)
     """Notes for the reader of the result (rows dropped, texts cut)."""
+    doubts: list[str] = Field(default_factory=list)
+    """Reasons to doubt the result: a loss that rose, a score below that of a constant answer. They
+    are among the notes too."""
     parameters: ParameterCount | None = None
     """Parameters of the trained model, counted on it."""
     measured: Measurement | None = None

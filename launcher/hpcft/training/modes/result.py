@@ -12,6 +12,7 @@ from hpcft.core.files import write_record
 from hpcft.core.records import Cluster, Measurement, ParameterCount, Plan, Prediction, RunRecord
 from hpcft.metrics import metric_values
 from hpcft.metrics.base import Scores
+from hpcft.metrics.doubts import find_doubts
 from hpcft.planning import hardware, step_time
 from hpcft.planning.memory.model_states import COMMUNICATOR_ITEM, tensor_bytes
 from hpcft.recovery.log import read_recoveries
@@ -53,6 +54,9 @@ def write_result(context: WorkerContext, result: ModeResult) -> None:
     phases = merge_ranks(phases_by_rank, plan.other_processes_bytes)
     progress = reporter.progress.model_copy(update={"updated_at": time.time()})
     wall_s, rank_s = progress.ran_s()
+    metrics = metric_values(result.metrics)
+    scored = result.summary.examples.get(recipe.evaluation.split, 0)
+    doubts = find_doubts(reporter.logged_losses(), metrics, scored)
     write_record(
         paths.result,
         RunRecord(
@@ -62,12 +66,15 @@ def write_result(context: WorkerContext, result: ModeResult) -> None:
             finished_at=time.time(),
             job_id=rank.job_id,
             split=recipe.evaluation.split,
-            metrics=metric_values(result.metrics),
+            metrics=metrics,
             intervals=result.metrics.get("intervals", {}),
             confusion=result.metrics.get("confusion"),
             metrics_before=metric_values(result.before),
             examples=result.summary.examples,
-            notes=list(dict.fromkeys([*result.summary.notes, *plan.warnings, *result.notes])),
+            notes=list(
+                dict.fromkeys([*doubts, *result.summary.notes, *plan.warnings, *result.notes])
+            ),
+            doubts=doubts,
             parameters=result.parameters,
             predicted_memory_bytes=plan.gpu_peak_bytes,
             # For a run that only scores the plan predicts a bound, which calibrates nothing.

@@ -130,6 +130,12 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
         last = lines[-1] if lines else {}
         return {key: value for key, value in last.items() if key not in ("time", "kind")}
 
+    def logged_losses(self) -> list[float]:
+        """Returns the training losses in metrics.jsonl, from earlier starts too."""
+        text = self.paths.metrics.read_text(encoding="utf-8") if self.paths.metrics.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines()]
+        return [line["loss"] for line in lines if line["kind"] == "step" and "loss" in line]
+
     def _write_lines(self) -> None:
         if self._unwritten_lines:
             _append(self.paths.metrics, self._unwritten_lines)
