@@ -33,7 +33,7 @@ from hpcft.recovery.retry import RETRY_S, Retry
 from hpcft.recovery.run import Run
 from hpcft.scheduler import slurm_job
 from hpcft.scheduler.protocol import Entry, Refused
-from hpcft.training.checkpointing import node_local
+from hpcft.training.checkpointing import node_local, nvme_offload
 from hpcft.training.distributed import writable_caches
 from hpcft.training.distributed.rank_env import RankInfo, rank_info
 from hpcft.training.distributed.stop_signal import STOP_SIGNALS
@@ -105,6 +105,7 @@ def _supervise(run: Run, rank: RankInfo, entry: Entry) -> int:
     finally:
         supervisor.end_worker()
         node_local.remove_node_folder(node_local.node_folder(run.paths, run.cluster, rank))
+        nvme_offload.remove_own_folders(run.paths, run.cluster, rank)
 
 
 class Supervisor:
