@@ -17,6 +17,7 @@ from hpcft.core import folder_index
 from hpcft.core.errors import StoreError
 from hpcft.core.files import read_record_if_exists
 from hpcft.core.records import Fingerprints, Measurement, RunRecord, StoredRecord
+from hpcft.jobs import row_names
 from hpcft.jobs.indexed_runs import IndexedStatus
 from hpcft.jobs.status import RunStatus
 
@@ -33,6 +34,8 @@ class ResultRow:
     """Values of the swept fields, without the seed if the row has several runs."""
     run_ids: list[str]
     """Runs of the row."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Other values that tell the row from those of the same recipe, for example those of `-o`."""
     state: str
     """State, as in the status of a run."""
     note: str = ""
@@ -60,7 +63,7 @@ class ResultRow:
     trainable_parameters: int | None = None
     """Parameters that are trained."""
     wall_s: list[float] = field(default_factory=list)
-    """Seconds that the ranks of each run ran."""
+    """Seconds that the jobs of each run took, with start-up: what is charged."""
     train_s: list[float] = field(default_factory=list)
     """Seconds of training alone in each run that trained."""
     gpu_hours: list[float] = field(default_factory=list)
@@ -115,10 +118,12 @@ _FACTS = "row"
 def result_rows(runs: Iterable[RunStatus]) -> list[ResultRow]:
     """Returns the rows of the given runs, completed or not: no run is left out."""
     rows: dict[str, ResultRow] = {}
+    first: list[RunStatus] = []
     for run, facts in _with_facts(list(runs)):
         row = rows.get(facts.experiment)
         if row is None:
             row = rows[facts.experiment] = _new_row(run, facts)
+            first.append(run)
         else:
             row.point.pop(SEED, None)
         row.run_ids.append(run.job.run_id)
@@ -127,7 +132,24 @@ def result_rows(runs: Iterable[RunStatus]) -> list[ResultRow]:
             _add_record(row, run.record)
         if isinstance(run, IndexedStatus):
             run.forget()
+    _tell_apart(list(zip(rows.values(), first, strict=True)))
     return list(rows.values())
+
+
+def _tell_apart(rows: list[tuple[ResultRow, RunStatus]]) -> None:
+    """Notes the differences of rows that would have the same name in the table."""
+    groups: dict[str, list[tuple[ResultRow, RunStatus]]] = {}
+    for item in rows:
+        groups.setdefault(f"{item[0].recipe} {item[0].point}", []).append(item)
+    for group in groups.values():
+        if len(group) > 1:
+            runs = [
+                (run.job.run_id, run.job.cluster, _recipe_and_experiment(run)[0])
+                for _, run in group
+            ]
+            told = row_names.differences(runs, [*group[0][0].point])
+            for (row, _), changes in zip(group, told, strict=True):
+                row.changes = changes
 
 
 def _with_facts(runs: Sequence[RunStatus]) -> Iterator[tuple[RunStatus, RunFacts]]:
