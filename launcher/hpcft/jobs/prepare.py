@@ -17,6 +17,7 @@ from hpcft.jobs import default_cluster
 from hpcft.jobs.equal_plans import EqualPlans
 from hpcft.planning.feasibility import plan_resolved, with_calibration
 from hpcft.staging import hub_inputs, staged_inputs
+from hpcft.staging.check_choices import tokenizer_state
 from hpcft.staging.check_rows import RowsChecked, check_rows
 
 
@@ -91,6 +92,7 @@ def prepare_runs(
                 say(f"planning {number} of {len(points)}: {format_point(point.values)}")
             plan = plans.add(resolved_point, plan_resolved(resolved_point, site))
         data = resolved.task.model_dump_json() + resolved.evaluation.split + resolved.mode
+        data += str(tokenizer_state(resolved))
         if not not_staged:
             if data not in checked_data:
                 checked_data[data] = check_rows(resolved, fixed="task.data.path" in staged)

@@ -11,6 +11,7 @@ from hpcft.config import identity
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.disk_cache import load_or_compute
 from hpcft.core.records import Plan, StoredRecord
+from hpcft.staging.check_choices import check_choices, tokenizer_state
 from hpcft.tasks.data.examples import check_local_data
 
 
@@ -48,10 +49,12 @@ def check_rows(local: FullRecipe, *, fixed: bool) -> RowsChecked:
 
     def check() -> RowsChecked:
         found = check_local_data(local.task, scored, trains=trains)
+        check_choices(local, found.splits[scored])
         counts = {name: len(examples) for name, examples in found.splits.items()}
         return RowsChecked(examples=counts, warnings=found.warnings)
 
     task = local.task.model_dump(mode="json")
     content = {} if fixed else identity.compute_fingerprints(local, data_only=True)
-    key = json.dumps([hpcft.__version__, task, scored, trains, content])
+    tokenizer = tokenizer_state(local)
+    key = json.dumps([hpcft.__version__, task, scored, trains, content, tokenizer])
     return load_or_compute("rows", key, RowsChecked, check)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hpcft.core.errors import InputError, Problem
+from hpcft.core.errors import DataError, InputError, Problem
 from hpcft.core.records import Task
 from hpcft.metrics.base import Scores
 
@@ -142,6 +142,18 @@ class TaskBase(Task):
         """Makes the examples of a split from its parsed rows; by default each row is an example."""
         return rows
 
+    @property
+    def compares_choices(self) -> bool:
+        """Whether choices are compared by their tokens, which must then differ."""
+        return False
+
+    def check_tokens(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Checks that the tokens tell the choices of these examples apart, if they are compared.
+
+        Raises:
+            DataError: they do not.
+        """
+
     def check_splits(self, splits: Mapping[str, list[Example]], scored: str) -> None:
         """Checks that the splits suit each other; by default nothing is checked.
 
@@ -181,6 +193,10 @@ class TrainedTask(TaskBase):
 
     cuts_texts: ClassVar[bool] = True
     """Whether the part of a text beyond `max_length` is lost."""
+    validation_loss: ClassVar[str | None] = None
+    """Metric of the task that is its loss over a whole split. It is reported as `loss`, and decides
+    by default which checkpoint is best. None: the Trainer's mean of the batches, which suits a task
+    whose rows all count the same."""
 
     @property
     def as_trained(self) -> TrainedTask:
@@ -207,6 +223,12 @@ class TrainedTask(TaskBase):
         """Returns the part of the model's outputs that `loss` needs."""
         return outputs["logits"]
 
+    def validation_scores(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
+        """Computes the metrics of a split, with `loss` where the Trainer's is another."""
+        scores = self.compute_metrics(reduced, labels, examples)
+        name = self.validation_loss
+        return scores if name is None else {**scores, "loss": scores[name]}
+
     @abstractmethod
     def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
         """Computes the cross-entropy, summed over this micro-batch and divided by `items`.
@@ -221,6 +243,15 @@ class TrainedTask(TaskBase):
                 on two.)
             smoothing: label smoothing, 0 to 1.
         """
+
+    def hide_padding(self, logits: Any, attention_mask: Any) -> Any:
+        """Returns the outputs of a scored batch without those at padding, if a score reads them.
+
+        Args:
+            logits: (B, S, V) or (B, C), or a tuple of all of the model's outputs.
+            attention_mask: (B, S), 0 at padding.
+        """
+        return logits
 
     @abstractmethod
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
@@ -252,6 +283,11 @@ def summed_cross_entropy(logits: Any, targets: Any, items: Any, smoothing: float
     return total / (max(targets.numel(), 1) if items is None else items)
 
 
+def is_empty(value: Any) -> bool:
+    """Returns whether a cell holds no text: nothing, or blanks alone."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def column_text(row: Mapping[str, Any], column: str) -> str:
     """Returns the text in a column.
 
@@ -259,7 +295,7 @@ def column_text(row: Mapping[str, Any], column: str) -> str:
         BadRow: it is missing, empty or not text.
     """
     value = row.get(column)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_empty(value):
         raise BadRow(
             column,
             "the text is empty",
@@ -276,6 +312,17 @@ def column_text(row: Mapping[str, Any], column: str) -> str:
         fix = "correct the row: an earlier step has cut the text in the middle of a character"
         raise BadRow(column, what, fix) from None
     return text
+
+
+def choices_error(example: Example, error: ValueError, fields: str) -> DataError:
+    """Returns an error that names the row whose choices cannot be compared.
+
+    Args:
+        example: the example, with its `place`.
+        error: what is wrong.
+        fields: the recipe's field of the choices.
+    """
+    return DataError(f"{example.get('place', 'a row')} {fields}: {error}")
 
 
 def rows_error(problems: list[Problem]) -> InputError:

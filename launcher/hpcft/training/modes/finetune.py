@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainingArguments
 
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Plan
@@ -19,8 +14,7 @@ from hpcft.metrics.base import Scores
 from hpcft.planning import disk
 from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.run_time import SHARED_DISK_BYTES_S
-from hpcft.tasks import packing
-from hpcft.tasks.base import IGNORE_INDEX
+from hpcft.tasks import packing, padding
 from hpcft.tasks.chunked_loss import make_loss
 from hpcft.training.checkpointing import node_local, reshard
 from hpcft.training.context import WorkerContext
@@ -227,17 +221,20 @@ def make_trainer(
             train_dataset=train,
             **common,
         )
-    loss = make_loss(recipe.task.as_trained, model, plan.layout.loss_chunks)
+    task = recipe.task.as_trained
+    loss = make_loss(task, model, plan.layout.loss_chunks)
     trainer: ScoringTrainer = ScoringTrainer(
         **common,
         train_dataset=MicroBatchDataset(train) if train else None,
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: loss(
             outputs, labels, num_items_in_batch, smoothing
         ),
-        compute_metrics=lambda p: recipe.task.compute_metrics(
+        compute_metrics=lambda p: task.validation_scores(
             p.predictions, p.label_ids, trainer.scored.examples
         ),
-        preprocess_logits_for_metrics=loss.reduce_logits,
+        preprocess_logits_for_metrics=lambda logits, labels: loss.reduce_logits(
+            task.hide_padding(logits, trainer.scored_mask), labels
+        ),
     )
     return trainer
 
@@ -246,11 +243,7 @@ def _collator(
     recipe: FullRecipe, plan: Plan, tokenizer: Any
 ) -> Callable[[list[Any]], dict[str, Any]]:
     """Returns the function that makes a batch: of a micro-batch, or of rows when scoring."""
-    pad = (
-        DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORE_INDEX)
-        if recipe.task.labels_per_token
-        else DataCollatorWithPadding(tokenizer)
-    )
+    pad = padding.make_collator(recipe.task, tokenizer, plan.facts.model_type)
     train = packing.pack if recipe.packs(plan.facts.model_type) else pad
     return lambda items: train(items[0]) if isinstance(items[0], list) else pad(items)
 
