@@ -17,6 +17,7 @@ from hpcft.core.files import write_record
 from hpcft.core.records import ParameterCount, Staged, StagedInputs
 from hpcft.training.context import WorkerContext
 from hpcft.training.data.prepare import DataSummary
+from hpcft.training.modes.model_card import how_to_load
 from hpcft.training.modes.result import ModeResult
 from hpcft.training.modes.saved_model import save_model
 from hpcft.training.trainer.model import load_model
@@ -244,6 +245,27 @@ def test_code_of_the_card_runs(
         warnings.simplefilter("ignore", UserWarning)  # PEFT's, of position ids that it replaces
         exec(code, {})
     assert printed in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_code_of_the_card_of_a_regression_runs(
+    number: int, bases: dict[str, Path], workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With two labels, the regression has one row of coefficients."""
+    from safetensors.torch import save_file
+
+    task = {**TASKS["classification"], "labels": LABELS[:number]}
+    made = recipe(model={"path": str(bases["bert"])}, task=task, method={"name": "features"})
+    saved = shutil.copytree(bases["bert"], workplace / "model")
+    rows = 1 if number == 2 else number
+    intercept = torch.zeros(rows)
+    intercept[-1] = 1e6  # decides for the last label
+    regression = {"coef": torch.ones(rows, 32), "intercept": intercept,
+                  "classes": torch.arange(number)}  # fmt: skip
+    save_file(regression, saved / "logistic_regression.safetensors")
+    (code,) = re.findall(r"```python\n(.*?)```", how_to_load(made, None), re.DOTALL)
+    exec(code, {})
+    assert capfd.readouterr().out.strip() == repr([LABELS[number - 1]])
 
 
 def test_card_tells_recipe_data_metrics_and_limits(bases: dict[str, Path], workplace: Path) -> None:

@@ -126,7 +126,7 @@ def model_card(paths: RunPaths, recipe: FullRecipe, result: ModeResult, base: St
         f"# {plain_text(recipe.name)}",
         table(("", ""), _facts(paths, written, result, base)),
         f"## Metrics\n\n{_metrics(recipe, result)}",
-        f"## How to load it\n\n{_how_to_load(recipe, base)}",
+        f"## How to load it\n\n{how_to_load(recipe, base)}",
         "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(recipe, result, base)),
         f"## Recipe\n\n```json\n{_shareable(written)}\n```",
     ]
@@ -203,7 +203,7 @@ def _metrics(recipe: FullRecipe, result: ModeResult) -> str:
     return f"Of the split `{split}`, n = {count:,} examples.\n\n{table(header, lines)}"
 
 
-def _how_to_load(recipe: FullRecipe, base: Staged | None) -> str:
+def how_to_load(recipe: FullRecipe, base: Staged | None) -> str:
     """Returns code that loads the model, to be run in the folder that `model` lies in."""
     auto_class = recipe.task.head().auto_class
     is_pair = bool(getattr(recipe.task, "text_pair", None))
