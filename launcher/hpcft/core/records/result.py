@@ -31,11 +31,11 @@ class Measurement(StoredPart):
     """Measured time and memory of a run."""
 
     wall_s: float
-    """Seconds that the ranks ran, over all starts; pauses between starts do not count."""
+    """Seconds that all jobs of the run took, from the start of each; pauses between do not count."""
     train_s: float | None = None
     """Seconds of training alone; None if it was not measured."""
     gpu_hours: float
-    """Ranks × hours that they ran; on a CPU, rank hours."""
+    """Ranks × hours that their jobs took, with start-up; on a CPU, rank hours."""
     peak_memory_bytes: int
     """Largest peak of a rank: GPU memory reserved, or resident set size on a CPU, in bytes."""
     peak_host_bytes: int
