@@ -31,7 +31,7 @@ class Measurement(StoredPart):
     """Measured time and memory of a run."""
 
     wall_s: float
-    """Seconds that all jobs of the run took, from the start of each; pauses between do not count."""
+    """Seconds that all jobs of the run took, from the start of each, without pauses between."""
     train_s: float | None = None
     """Seconds of training alone; None if it was not measured."""
     gpu_hours: float
