@@ -14,6 +14,7 @@ import typer
 
 from hpcft import __version__
 from hpcft.cli import completion
+from hpcft.cli.calibrate import calibrate
 from hpcft.cli.cancel import cancel
 from hpcft.cli.clusters import clusters
 from hpcft.cli.collect import collect
@@ -31,8 +32,8 @@ from hpcft.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, HpcftError
 from hpcft.core.tested_versions import untested_versions_note
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    plan, params, stage, submit, resume, status, explain, logs, cancel, collect, recipes, clusters,
-    schema,
+    plan, params, stage, submit, resume, status, explain, logs, cancel, collect, calibrate, recipes,
+    clusters, schema,
 )  # fmt: skip
 
 app = typer.Typer(

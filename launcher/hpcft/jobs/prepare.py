@@ -15,6 +15,7 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import Fingerprints, Plan, StagedInputs
 from hpcft.jobs import default_cluster
 from hpcft.jobs.equal_plans import EqualPlans
+from hpcft.jobs.sampled_lengths import sample_lengths
 from hpcft.planning.feasibility import plan_resolved, with_calibration
 from hpcft.staging import hub_inputs, staged_inputs
 from hpcft.staging.check_choices import tokenizer_state
@@ -90,7 +91,11 @@ def prepare_runs(
         if plan is None:
             if len(points) > 1:
                 say(f"planning {number} of {len(points)}: {format_point(point.values)}")
-            plan = plans.add(resolved_point, plan_resolved(resolved_point, site))
+            lengths = None
+            if not not_staged:
+                lengths = sample_lengths(resolved, fixed="task.data.path" in staged)
+            plan = plan_resolved(resolved_point, site, lengths=lengths)
+            plan = plans.add(resolved_point, plan)
         data = resolved.task.model_dump_json() + resolved.evaluation.split + resolved.mode
         data += str(tokenizer_state(resolved))
         if not not_staged:

@@ -13,6 +13,7 @@ from hpcft.core.errors import DoesNotFit, HpcftError, InputError, UsageError, fi
 from hpcft.core.records import EvaluatedLayout, Plan
 from hpcft.core.units import format_bytes
 from hpcft.jobs import parallel
+from hpcft.jobs.sampled_lengths import sample_lengths
 from hpcft.planning.feasibility import evaluate_layouts, plan_resolved
 from hpcft.staging import staged_inputs
 from hpcft.staging.check_rows import check_rows, has_local_data
@@ -55,11 +56,12 @@ def plan_run(point: SweepPoint, site: Profile, *, brief: bool = False) -> Plan:
         DoesNotFit: no layout fits.
     """
     resolved = _resolved(point, site)
-    checked = None
+    checked = lengths = None
     if has_local_data(resolved.recipe):
         is_staged = resolved.recipe.task.data.path != point.recipe.task.data.path
         checked = check_rows(resolved.recipe, fixed=is_staged)
-    plan = plan_resolved(resolved, site, brief=brief)
+        lengths = sample_lengths(resolved.recipe, fixed=is_staged)
+    plan = plan_resolved(resolved, site, brief=brief, lengths=lengths)
     return checked.added_to(plan) if checked else plan
 
 
@@ -69,7 +71,9 @@ def layouts_of_run(point: SweepPoint, site: Profile) -> list[EvaluatedLayout]:
     Raises:
         InputError: the run requests what the cluster or the model does not have.
     """
-    return evaluate_layouts(_resolved(point, site), site)
+    resolved = _resolved(point, site)
+    is_staged = resolved.recipe.task.data.path != point.recipe.task.data.path
+    return evaluate_layouts(resolved, site, sample_lengths(resolved.recipe, fixed=is_staged))
 
 
 def _resolved(point: SweepPoint, site: Profile) -> SweepPoint:

@@ -72,7 +72,15 @@ class Prediction(StoredPart):
     efficiency: float
     """Share of the peak FLOP/s that the prediction assumed."""
     tokens_per_step: PositiveInt
-    """Tokens per step that the prediction assumed: every sequence at its maximal length."""
+    """Tokens per step that the prediction assumed."""
+    device: str = ""
+    """Name of the GPU that the plan was made for; `cpu` without one."""
+    precision: str = ""
+    """Compute precision of the plan."""
+    layout: str = ""
+    """Kind of layout that the plan chose."""
+    size: str = ""
+    """Size class of the model."""
 
 
 class Confusion(StoredPart):

@@ -18,14 +18,13 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
 from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Fingerprints, StoredRecord, TokenizerTraining
+from hpcft.core.records import Fingerprints, StoredRecord
 from hpcft.staging import staged_inputs
-from hpcft.staging.verify import load_tokenizer as load_pretrained_tokenizer
 from hpcft.tasks.base import INPUT_KEYS, Example, ModelInputs, TrainedTask
 from hpcft.tasks.data.examples import load_examples
 from hpcft.training.context import WorkerContext
 from hpcft.training.data import few_shot_prompts
-from hpcft.training.data.tokenizer import train_tokenizer
+from hpcft.training.data.tokenizer import make_tokenizer
 from hpcft.training.distributed import rank_env, rendezvous, torch_extensions
 
 
@@ -105,7 +104,7 @@ def prepare_data(paths: RunPaths, recipe: FullRecipe) -> None:
     paths.prepared.mkdir(mode=0o700)
     is_trained = recipe.mode == "finetune"
     examples = load_examples(recipe.task, recipe.evaluation.split if is_trained else None)
-    tokenizer = _make_tokenizer(recipe, examples.splits.get("train", []))
+    tokenizer = make_tokenizer(recipe, examples.splits.get("train", []))
     tokenizer.save_pretrained(paths.prepared / "tokenizer")
     if recipe.mode == "few_shot":
         tokens, notes = few_shot_prompts.write_prompts(paths, recipe, examples.splits, tokenizer)
@@ -167,30 +166,6 @@ def _check_unchanged(paths: RunPaths) -> None:
                 f"{key}: the files have changed since the run was submitted: restore them, or "
                 "submit the run again (hpcft submit)"
             )
-
-
-def _make_tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
-    """Trains the tokenizer on the training split, or loads the one that the recipe names."""
-    spec = recipe.model.tokenizer
-    if isinstance(spec, TokenizerTraining):
-        texts = [text for example in train for text in recipe.task.tokenizer_texts(example)]
-        config = build_model_config(recipe.model, recipe.task)
-        tokenizer = train_tokenizer(
-            spec,
-            texts,
-            causal=recipe.task.causal,
-            has_mask=recipe.task.needs_mask_token,
-            has_segments=getattr(config, "type_vocab_size", 1) > 1,
-        )
-        tokenizer.model_max_length = recipe.task.max_length
-    else:
-        source = spec or recipe.model.path
-        assert source is not None  # The recipe's checks require one of them.
-        tokenizer = load_pretrained_tokenizer(source)
-    if tokenizer.pad_token_id is None:
-        # This is harmless: padding is masked by position, and labels of end tokens are kept.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
 
 
 def write_initial_weights(recipe: FullRecipe, tokenizer: Any, folder: Path) -> None:

@@ -13,7 +13,7 @@ from hpcft.core.records import Cluster, Measurement, ParameterCount, Plan, Predi
 from hpcft.metrics import metric_values
 from hpcft.metrics.base import Scores
 from hpcft.metrics.doubts import find_doubts
-from hpcft.planning import hardware, step_time
+from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.memory.model_states import COMMUNICATOR_ITEM, tensor_bytes
 from hpcft.recovery.log import read_recoveries
 from hpcft.training.context import WorkerContext
@@ -99,14 +99,19 @@ def write_result(context: WorkerContext, result: ModeResult) -> None:
 
 def _predicted(recipe: FullRecipe, cluster: Cluster, plan: Plan) -> Prediction | None:
     """Returns the plan's prediction of the measured values; None for a fallback."""
-    if plan.time is None:
+    if plan.time is None or plan.efficiency is None:
         return None
-    step = plan.time.step
+    inputs = PlanInputs.of_plan(recipe, cluster, plan)
+    step, kind = plan.time.step, inputs.kind(plan.layout)
     return Prediction(
         tensor_bytes=tensor_bytes(plan),
         communicator_bytes=sum(i.bytes for i in plan.gpu_memory if i.name == COMMUNICATOR_ITEM),
         step_s=step.total_s,
-        flops_s=step.compute_s - step_time.overhead_s(plan.facts, plan.layout),
-        efficiency=hardware.training_efficiency(cluster),
-        tokens_per_step=recipe.train.global_batch_size * recipe.task.max_length,
+        flops_s=step.compute_s - plan.overhead_s,
+        efficiency=plan.efficiency,
+        tokens_per_step=plan.tokens_per_step,
+        device=kind.device,
+        precision=kind.precision,
+        layout=kind.layout,
+        size=kind.size,
     )
