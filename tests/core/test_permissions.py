@@ -6,15 +6,17 @@ import os
 import pwd
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hpcft.core import permissions
+from hpcft.core import files, permissions
 from hpcft.core.errors import StoreError
+from hpcft.core.paths import RunPaths
 from hpcft.core.permissions import check_private
+from hpcft.core.records import Job
+from hpcft.core.run_index import list_runs
 
 SECOND_USER = "nobody"
 
@@ -155,17 +157,61 @@ def test_check_private_through_a_link_of_a_second_user_is_refused(open_run: Path
         check_private(link)
 
 
+def as_second_user_in_a_fork(work: Callable[[], object]) -> str:
+    """Runs a function as the second user, in a process of its own; returns what it returned."""
+    account = pwd.getpwnam(SECOND_USER)
+    here, there = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            try:
+                said = str(work())
+            except StoreError as error:
+                said = f"StoreError: {error}"
+            os.write(there, said.encode())
+        finally:
+            os._exit(0)
+    os.close(there)
+    with os.fdopen(here) as stream:
+        said = stream.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+@as_second_user
+def test_a_second_user_reads_runs_that_were_opened_and_submits_none(open_run: Path) -> None:
+    root = open_run.parents[1]
+    job = Job(run_id="0123", recipe="x", cluster="local", scheduler="local", point={})
+    files.write_record(RunPaths(open_run).job, job)
+    open_run.parent.chmod(0o700)
+
+    def listed() -> str:
+        reported: list[str] = []
+        runs = [run.job.run_id for run in list_runs(root, reported.append) if not run.damage]
+        return " ".join([*runs, *reported])
+
+    def locked() -> str:
+        with files.lock_folder(root):
+            return "locked"
+
+    said = as_second_user_in_a_fork(listed)
+    assert "Permission denied; `chmod -R go+rX" in said
+    assert "by user root lets others read it" in said
+    subprocess.run(["chmod", "-R", "go+rX", str(open_run.parent)], check=True)
+    assert as_second_user_in_a_fork(listed) == "0123"
+    said = as_second_user_in_a_fork(locked)
+    assert said.startswith(f"StoreError: {root}: belongs to user root: its runs can be read, but")
+    assert "choose one with --runs-dir" in said
+
+
 @as_second_user
 def test_check_private_as_a_second_user_accepts_what_is_roots(open_run: Path) -> None:
     """The checks run as the user on a cluster, whose parent folders are root's."""
-    code = ("import sys; from pathlib import Path; from hpcft.core.permissions import "
-            "check_private; check_private(Path(sys.argv[1]))")  # fmt: skip
     run, account = open_run, pwd.getpwnam(SECOND_USER)
     os.chown(run, account.pw_uid, account.pw_gid)
-    python = [sys.executable, "-c", code]
-    if second_user(sys.executable, "-c", "import hpcft").returncode:
-        pytest.skip("the second user may not read this environment")
-    accepted = second_user(*python, str(run))
-    assert accepted.returncode == 0, accepted.stderr
+    assert as_second_user_in_a_fork(lambda: check_private(run)) == "None"
     run.parent.chmod(0o777)
-    assert "every user may write to" in second_user(*python, str(run)).stderr
+    assert "every user may write to" in as_second_user_in_a_fork(lambda: check_private(run))

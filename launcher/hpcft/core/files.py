@@ -24,6 +24,7 @@ from hpcft import __version__
 from hpcft.core.errors import StoreError
 from hpcft.core.host import node_name, wait_until
 from hpcft.core.permissions import check_private as check_private
+from hpcft.core.permissions import other_owner
 from hpcft.core.records import Record, StoredRecord
 
 log = logging.getLogger(__name__)
@@ -312,6 +313,11 @@ def lock_folder(root: Path, timeout_s: float | None = None) -> Iterator[None]:
         make_folder(root)
         lock = (root / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
+        if root.is_dir() and (owner := other_owner(root)):
+            raise StoreError(
+                f"{root}: belongs to user {owner}: its runs can be read, but runs of your own need "
+                "a runs folder of your own: choose one with --runs-dir"
+            ) from None
         raise StoreError(f"{root}: cannot be created: {error.strerror}") from None
     with lock as stream:
         try:

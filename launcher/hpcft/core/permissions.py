@@ -20,8 +20,15 @@ MAX_LINKS = 40  # as Linux: path_resolution(7)
 _OVERFLOW_USER = 65534  # the owner of what a user namespace does not map: user_namespaces(7)
 
 
-def check_private(folder: Path) -> None:
+RUNS_ELSEWHERE = "choose a runs folder below a folder of your own with --runs-dir"
+
+
+def check_private(folder: Path, elsewhere: str = RUNS_ELSEWHERE) -> None:
     """Refuses a folder that others may write to or replace: jobs run its content in your name.
+
+    Args:
+        folder: the folder.
+        elsewhere: how the user has another folder used.
 
     Raises:
         StoreError: others may write to the folder or to one above it, or it is missing.
@@ -34,9 +41,22 @@ def check_private(folder: Path) -> None:
             )
         for parent, its_info in _on_the_way_to(folder):
             if who := _who_may_replace(its_info):
-                raise StoreError(_replaceable(folder, parent, its_info, who))
+                cure = _cure(parent, its_info, who, elsewhere)
+                raise StoreError(
+                    f"{folder}: {who} may write to {parent}, and so put another folder in its "
+                    f"place, whose content your jobs would run in your name; {cure}"
+                )
     except OSError as error:
         raise StoreError(f"{error.filename or folder}: {error.strerror}") from None
+
+
+def other_owner(path: Path) -> str:
+    """Returns the name of the user that a file belongs to; empty if it is this user or unknown."""
+    try:
+        owner = path.stat().st_uid
+    except OSError:
+        return ""
+    return "" if owner == os.getuid() else _name_of(owner)
 
 
 def _on_the_way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -81,16 +101,13 @@ def _who_may_replace(info: os.stat_result) -> str:
     return ""
 
 
-def _replaceable(folder: Path, parent: Path, info: os.stat_result, who: str) -> str:
-    cure = "choose a runs folder below a folder of your own with --runs-dir"
+def _cure(parent: Path, info: os.stat_result, who: str, elsewhere: str) -> str:
     if info.st_uid == os.getuid():
-        cure = f"chmod go-w {parent}"
-    elif not who.startswith("user "):
-        cure += f", or ask {_name_of(info.st_uid)} for the sticky bit (chmod +t {parent})"
-    return (
-        f"{folder}: {who} may write to {parent}, and so put another folder in its place, whose "
-        f"content your jobs would run in your name; {cure}"
-    )
+        return f"chmod go-w {parent}"
+    if who.startswith("user "):
+        return elsewhere
+    owner = _name_of(info.st_uid)
+    return f"{elsewhere}, or ask {owner} for the sticky bit (chmod +t {parent})"
 
 
 def _is_own_group(gid: int) -> bool:

@@ -14,6 +14,7 @@ from hpcft.core import folder_index
 from hpcft.core.errors import StoreError
 from hpcft.core.files import read_record_if_exists
 from hpcft.core.paths import RunPaths
+from hpcft.core.permissions import other_owner
 from hpcft.core.records import Job
 
 MIN_ID_CHARS = 4
@@ -130,7 +131,9 @@ def _folders(folder: Path, report: Callable[[str], None]) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        report(f"{folder}: cannot be listed: {error.strerror}")
+        owner = other_owner(folder)
+        cure = f"; `chmod -R go+rX {folder}` by user {owner} lets others read it" if owner else ""
+        report(f"{folder}: cannot be listed: {error.strerror}{cure}")
         return []
 
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import getpass
 import os
+import shlex
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from hpcft.core.records import Attempt
 from hpcft.scheduler.job_environment import PYTHON_VARIABLES, without_session_job
 from hpcft.scheduler.job_state import COMPLETED, NOT_QUEUED, UNKNOWN, JobState
 from hpcft.scheduler.protocol import JobRequest, Submission
+from hpcft.scheduler.sbatch import rank_command, runs_file, runs_text
 
 CANCEL_TIMEOUT_S = 25.0
 """Seconds in which the controller may end its ranks before all are killed."""
@@ -68,11 +70,13 @@ class Local:
         class DetachedExecutor(LocalExecutor):  # type: ignore[misc]
             """Starts our controller in its own session, so that Ctrl-C here does not reach it."""
 
-            def _submit_command(self, command: str) -> Any:
+            def _submit_command(self, command: str) -> Any:  # submitit's would load a pickle
+                command = rank_command(request, shlex.quote(sys.executable))
                 environment = _controller_environment(request, command)
                 return LocalJob(self.folder, _spawn(self.folder, environment), list(range(ranks)))
 
         cache_folder().mkdir(parents=True, exist_ok=True)
+        write_text(runs_file(request), runs_text(request))
         executor = DetachedExecutor(folder=request.logs)
         executor.update_parameters(tasks_per_node=ranks, timeout_min=request.plan.time_min)
         job = executor.submit(request.entry, str(run))

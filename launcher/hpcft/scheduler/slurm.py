@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,12 +14,11 @@ from hpcft.scheduler import slurm_commands
 from hpcft.scheduler.job_environment import DEFAULT_VARIABLES, submission_environment
 from hpcft.scheduler.job_state import NOT_QUEUED, UNKNOWN, JobState
 from hpcft.scheduler.protocol import JobRequest, Refused, Submission
-from hpcft.scheduler.sbatch import runs_file, sbatch_script
+from hpcft.scheduler.sbatch import runs_file, runs_text, sbatch_script
 from hpcft.scheduler.slurm_output import parse_refusal, parse_submitted
 
 SUBMIT_TIMEOUT_S = 120.0
 """Timeout of sbatch, which asks a busy controller again and again."""
-_MAX_TIMEOUTS = 3
 _MAY_BE_QUEUED = (
     "sbatch failed, and may have queued the job or not (hpcft status shows whether it did)"
 )
@@ -61,9 +59,7 @@ class Slurm:
             TooManyJobs: Slurm takes no more jobs now.
             ClusterError: sbatch failed otherwise, and may have queued the job or not.
         """
-        folders = [str(run) for run in request.runs]
-        write_text(runs_file(request), json.dumps(folders))
-        _write_pickles(request)
+        write_text(runs_file(request), runs_text(request))
         script = sbatch_script(request)
         file = request.logs / f"{request.token}_submission.sh"
         write_text(file, script)
@@ -82,9 +78,9 @@ class Slurm:
         job_id = parse_submitted(output)
         if job_id is None:
             raise ClusterError(f"{_MAY_BE_QUEUED}: it names no job: {output.strip()}")
-        if len(folders) == 1:
+        if len(request.runs) == 1:
             return [Submission(job_id)]
-        return [Submission(f"{job_id}_{index}") for index in range(len(folders))]
+        return [Submission(f"{job_id}_{index}") for index in range(len(request.runs))]
 
     def find_jobs(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """Finds the jobs of attempts by their tokens, with one squeue call."""
@@ -124,18 +120,6 @@ class Slurm:
             else ClusterError(f"job {attempt.job_id} was not cancelled: {state.reason}")
             for attempt, state in zip(attempts, states, strict=True)
         ]
-
-
-def _write_pickles(request: JobRequest) -> None:
-    """Writes what each element runs under a name that is known before its job id."""
-    from submitit.core.utils import DelayedSubmission
-
-    for index, run in enumerate(request.runs):
-        call = DelayedSubmission(request.entry, str(run))
-        # hpcft requeues by itself, so that submitit's count of timeouts is never reached.
-        call.set_timeout(request.plan.time_min, _MAX_TIMEOUTS)
-        element = f"_{index}" if len(request.runs) > 1 else ""
-        call.dump(request.logs / f"{request.token}{element}.pkl")
 
 
 # ---------------------------------------------------------------- checking before submitting

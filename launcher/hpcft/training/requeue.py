@@ -4,13 +4,12 @@ It runs in the batch script, outside of the ranks, so that it runs even if all r
 Slurm itself ends a job (a node fails, preemption without notice), Slurm also restarts it, and the
 ranks find their checkpoint.
 
-    python -m hpcft.training.requeue RUNS_FILE
+    python -m hpcft.training.requeue RUNS_FILE DIGEST
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -33,18 +32,18 @@ from hpcft.training import entry
 log = logging.getLogger("hpcft.training.requeue")
 
 
-def main(runs_file: str) -> None:
+def main(runs_file: str, digest: str = "") -> None:
     """Requeues or resubmits the run of this job, if that may help; logs what it does.
 
     Args:
         runs_file: JSON list with the run folder of each element of the job array.
+        digest: SHA-256 of that file; empty for jobs of hpcft 0.1, whose scripts hold none.
     """
-    folders = json.loads(Path(runs_file).read_text(encoding="utf-8"))
-    folder = folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     log.setLevel(logging.INFO)
     try:
-        run = Run.open(Path(folder))
+        index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+        run = Run.open(entry.submitted_run(Path(runs_file), digest, index))
         log.info("%s", decide_requeue(run, slurm_job.current_job_id(), slurm_job.restart_count()))
     except HpcftError as error:
         log.error("not restarted: %s", error)

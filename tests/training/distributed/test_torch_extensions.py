@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcft.core.errors import DataError
+from hpcft.core.errors import DataError, StoreError
 from hpcft.core.records import RankError
 from hpcft.recovery.diagnosis import classify
 from hpcft.training.distributed import torch_extensions
@@ -105,3 +105,14 @@ def test_path_with_own_ninja_prefers_the_one_of_the_environment(
     found = shutil.which("ninja", path=torch_extensions.path_with_own_ninja())
     assert found is not None
     assert Path(found).parent != tmp_path
+
+
+def test_build_named_in_a_folder_that_others_may_write_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank loads the libraries in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared" / "cache"))
+    torch_extensions.build_named([])
+    (tmp_path / "shared").chmod(0o777)
+    with pytest.raises(StoreError, match=r"every user may write to .*shared, "):
+        torch_extensions.build_named([])

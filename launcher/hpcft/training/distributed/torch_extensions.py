@@ -20,9 +20,10 @@ import zlib
 from pathlib import Path
 
 from hpcft.core.errors import DataError
-from hpcft.core.files import this_process
+from hpcft.core.files import make_folder, this_process
 from hpcft.core.host import wait_until
 from hpcft.core.paths import cache_folder
+from hpcft.core.permissions import check_private
 from hpcft.core.records import Plan
 
 log = logging.getLogger(__name__)
@@ -152,10 +153,16 @@ def build_operators(plan: Plan) -> None:
 
 
 def build_named(names: list[str]) -> None:
-    """Builds operators by the names of their builder classes; one process builds at a time."""
+    """Builds operators by the names of their builder classes; one process builds at a time.
+
+    Raises:
+        StoreError: others could put libraries into the folder of the compiled operators.
+    """
     from deepspeed.accelerator import get_accelerator
 
-    extensions_folder().mkdir(parents=True, exist_ok=True)
+    make_folder(extensions_folder())
+    # The libraries in it are loaded into every rank.
+    check_private(extensions_folder(), "set XDG_CACHE_HOME to a folder of your own")
     for name in names:
         started = time.monotonic()
         builder = get_accelerator().get_op_builder(name)()
