@@ -52,8 +52,25 @@ def find_profile(name: str) -> Path:
     # `slurm/x.yaml` works outside the checkout too, where the wheel brings the profiles.
     if name in (given.stem, given.name, f"slurm/{given.name}") and given.stem in by_name:
         return by_name[given.stem]
-    fix = f"give the path of a YAML file, or one of {', '.join(by_name)}"
-    raise InputError([Problem(f"--cluster {name}", "", "there is no such profile", fix)])
+    raise InputError([Problem(f"--cluster {name}", "", *_no_profile(given, list(by_name)))])
+
+
+def _no_profile(given: Path, names: list[str]) -> tuple[str, str]:
+    """Returns why a name is no profile, and what to do."""
+    import difflib
+
+    if os.path.isdir(given):
+        return "is a folder, expected the file of a profile", "name the file in it"
+    if os.path.isfile(given):
+        return f"has the suffix {given.suffix!r}, expected .yaml", "rename the file"
+    if os.path.exists(given):
+        what = "is a pipe or a device, expected the file of a profile"
+        return what, "write it to a file that ends in .yaml"
+    near = difflib.get_close_matches(given.stem.lower()[:100], names, n=2)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return "there is no such profile", (
+        f"{meant}give the path of a YAML file, or one of {', '.join(names)}"
+    )
 
 
 def load_profile(name: str) -> Profile:
