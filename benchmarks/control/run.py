@@ -69,9 +69,10 @@ Made by `python benchmarks/control/run.py --markdown docs/reference/measured/con
 {finished:,} finished runs, sweeps of {points:,} and {few} points, and the testbed's Slurm.
 
 Calls are those of Slurm's commands, counted by programs of their names on PATH. Seconds are of the
-whole command, in a process of its own; the memory is its largest resident set. A bar is the most
-that an action may take. submitit's way is its `map_array`, `Job.state` and `Job.cancel`; it records
-nothing by which a second submission would know the first one, and it has no table of results.
+whole command, in a process of its own, and depend on what else the machine does; CPU seconds are of
+the command and the processes that it starts. The memory is its largest resident set. A bar is the
+most that an action may take. submitit's way is its `map_array`, `Job.state` and `Job.cancel`; it
+records nothing by which a second submission would know the first one, and has no table of results.
 
 {table}
 {notes}
@@ -85,6 +86,8 @@ class Figures:
 
     seconds: float
     """Time of the whole process, in seconds."""
+    cpu_s: float
+    """CPU time of the process and those that it started, in seconds."""
     memory_mb: float
     """Largest resident set, in 10⁶ bytes."""
     calls: Counter[str] = field(default_factory=Counter)
@@ -138,13 +141,15 @@ class Bench:
             raise SystemExit(f"{' '.join(command)}: {output.read_text()[-2000:]}")
         after = Counter(line.split()[1] for line in self.counter.log.read_text().splitlines())
         lines = len(output.read_text(errors="replace").splitlines())
-        return Figures(seconds, usage.ru_maxrss * 1024 / 1e6, after - before, lines)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        return Figures(seconds, cpu_s, usage.ru_maxrss * 1024 / 1e6, after - before, lines)
 
     def row(self, action: str, figures: Figures, bar: str, other: Figures | None = None) -> None:
         """Adds a row to the table, and prints it."""
         beside = f"{_calls(other)} | {other.seconds:.1f}" if other else "– | –"
         row = (
-            f"| {action} | {_calls(figures)} | {figures.seconds:.1f} | {figures.memory_mb:.0f} | "
+            f"| {action} | {_calls(figures)} | {figures.seconds:.1f} | {figures.cpu_s:.1f} | "
+            f"{figures.memory_mb:.0f} | "
             f"{figures.lines:,} | {bar} | {beside} |"
         )
         self.rows.append(row)
@@ -229,8 +234,8 @@ def main() -> None:
             bench = Bench(work, CallCounter(folder / "bin"), testbed.env)
             measure(bench, options)
     header = (
-        "| action | calls | s | MB | lines | bar | submitit's calls | s |\n"
-        "| --- | --- | ---: | ---: | ---: | --- | --- | ---: |"
+        "| action | calls | s | CPU s | MB | lines | bar | submitit's calls | s |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | --- | --- | ---: |"
     )
     if options.markdown:
         notes = (

@@ -33,6 +33,7 @@ COUNT = 12
 def finished(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Finished runs, one of them with a fallback, a run that is pending and one that is damaged."""
     monkeypatch.setattr(folder_index, "MIN_RUNS", 3)
+    monkeypatch.setattr(folder_index, "BUSY_TIMEOUT_S", 0.01)
     # The time of a change of the inode cannot be set.
     monkeypatch.setattr(folder_index, "SETTLED_S", -1.0)
     for index in range(COUNT):
@@ -196,12 +197,18 @@ def delete(file: Path) -> None:
     file.unlink()
 
 
+def put_a_folder_in_its_place(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 def open_to_others(file: Path) -> None:
     file.chmod(0o666)
 
 
 @pytest.mark.parametrize("damage", [damage_header, damage_page, cut_off, empty, other_digit,
-                                    other_table, other_text, delete, open_to_others])  # fmt: skip
+                                    other_table, other_text, delete, open_to_others,
+                                    put_a_folder_in_its_place])  # fmt: skip
 def test_answers_without_a_whole_index_are_the_same(damage: Any, finished: Runs, cli: Cli) -> None:
     before = answers(cli)
     damage(index_file(finished))
@@ -289,3 +296,25 @@ def test_write_record_of_a_finished_run_again_is_seen(finished: Runs, cli: Cli) 
     write_record(paths.result, run_record("0005aaaa", accuracy=0.1))
     states = {run["run_id"]: run["state"] for run in cli("status", "--json").json}
     assert states["0005aaaa"] == "COMPLETED"
+
+
+def test_an_index_that_cannot_be_opened_is_left_out(
+    finished: Runs, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = answers(cli)
+
+    def connect(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    assert answers(cli) == before
+    assert index_file(finished).exists()
+
+
+def test_an_index_that_another_command_writes_is_left_out(finished: Runs, cli: Cli) -> None:
+    before = answers(cli)
+    with sqlite3.connect(index_file(finished)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        assert answers(cli) == before
+    assert answers(cli) == before
+    assert index_file(finished).exists()

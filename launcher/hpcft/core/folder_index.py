@@ -12,14 +12,16 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hpcft import __version__
 
 if TYPE_CHECKING:
     import sqlite3
+
+T = TypeVar("T")
 
 INDEX_FILE = ".index.sqlite"
 MIN_RUNS = 100
@@ -87,14 +89,15 @@ def load(root: Path, kind: str) -> dict[str, tuple[str, str]]:
     if not _is_own(root / INDEX_FILE):
         return {}
     query = "SELECT folder, signature, text, checksum FROM texts WHERE kind = ?"
-    with _connected(root) as connection:
-        rows = connection.execute(query, (kind,)).fetchall()
+
+    def read(connection: sqlite3.Connection) -> dict[str, tuple[str, str]]:
         return {
             folder: (signature, text)
-            for folder, signature, text, checksum in rows
+            for folder, signature, text, checksum in connection.execute(query, (kind,))
             if checksum == _checksum(folder, signature, text)
         }
-    return {}
+
+    return _in_index(root, read) or {}
 
 
 def store(root: Path, kind: str, texts: Mapping[str, tuple[str, str]]) -> None:
@@ -116,19 +119,25 @@ def store(root: Path, kind: str, texts: Mapping[str, tuple[str, str]]) -> None:
         (kind, folder, signature, text, _checksum(folder, signature, text))
         for folder, (signature, text) in texts.items()
     ]
-    with _connected(root) as connection:
+
+    def write(connection: sqlite3.Connection) -> None:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS texts (kind TEXT, folder TEXT, signature TEXT, text TEXT, "
             "checksum INTEGER, PRIMARY KEY (kind, folder))"
         )
         connection.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, ?)", rows)
 
+    _in_index(root, write)
+
 
 def remove(root: Path, folders: Collection[str]) -> None:
     """Removes the texts of run folders that are gone."""
-    with _connected(root) as connection:
+
+    def delete(connection: sqlite3.Connection) -> None:
         rows = [(folder,) for folder in folders]
         connection.executemany("DELETE FROM texts WHERE folder = ?", rows)
+
+    _in_index(root, delete)
 
 
 def _checksum(*texts: str) -> int:
@@ -146,11 +155,11 @@ def _is_own(file: Path) -> bool:
     return stat.S_ISREG(info.st_mode) and is_private
 
 
-@contextlib.contextmanager
-def _connected(root: Path) -> Iterator[sqlite3.Connection]:
-    """Opens the index for a transaction; whatever goes wrong, commands do without it.
+def _in_index(root: Path, action: Callable[[sqlite3.Connection], T]) -> T | None:
+    """Returns what a function makes of the index, in a transaction; None if that goes wrong.
 
-    A damaged one is deleted. While another command writes, it is left alone.
+    Whatever goes wrong, commands do without the index. A damaged one is deleted; one that another
+    command writes to, or that may not be written, is left alone.
     """
     import sqlite3  # Imported here: only commands that list runs need it.
 
@@ -158,11 +167,14 @@ def _connected(root: Path) -> Iterator[sqlite3.Connection]:
     try:
         connection = sqlite3.connect(file, timeout=BUSY_TIMEOUT_S)
         with contextlib.closing(connection), connection:
-            yield connection
-    except sqlite3.OperationalError:
-        pass  # It is locked, may not be written, or has no table yet.
+            return action(connection)
+    except sqlite3.OperationalError as error:
+        is_of_another_form = "no such" in str(error) or "columns" in str(error)
     except (sqlite3.Error, UnicodeError, TypeError, ValueError):
+        is_of_another_form = True
+    except OSError:
+        is_of_another_form = False
+    if is_of_another_form:
         with contextlib.suppress(OSError):
             file.unlink()
-    except OSError:
-        pass
+    return None
