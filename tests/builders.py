@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -455,7 +456,7 @@ def make_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     runs = Runs(workplace / "runs")
     (runs.root / "made").mkdir(parents=True)
 
-    def job_states(job_ids: list[str]) -> dict[str, JobState]:
+    def job_states(job_ids: list[str], origins: Any = None) -> dict[str, JobState]:
         runs.asked += job_ids
         unknown = JobState("UNKNOWN", str(runs.away) if runs.away else "nobody knows the job")
         known = {} if runs.away else runs.states
@@ -529,6 +530,74 @@ def bert_folder(folder: Path, *, layers: int = 1, head: bool = True) -> Path:
     model = BertForSequenceClassification(config)
     (model if head else model.bert).save_pretrained(folder)
     return folder
+
+
+FAMILIES = ("bpe", "unigram", "wordpiece")
+FAMILY_TEXT = "how many legs has a horse ? four legs (A) (B) good bad which one is it"
+
+
+def family_tokenizer(
+    family: str, *, adds_start: bool = False, adds_end: bool = False, side: str = "right",
+    merges: Sequence[tuple[str, str]] = (),
+) -> Any:  # fmt: skip
+    """A small tokenizer as one of these families has it.
+
+    Args:
+        family: `bpe` (byte-level, as GPT-2), `unigram` (as SentencePiece) or `wordpiece` (BERT).
+        adds_start: whether it puts `<s>` in front of a text.
+        adds_end: whether it puts `</s>` after a text, and between the texts of a pair.
+        side: side of the padding.
+        merges: further pairs of tokens that `bpe` joins.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    content = json.loads(_trained_family(family))
+    for pair in merges:
+        vocab = content["model"]["vocab"]
+        vocab["".join(pair)] = len(vocab)
+        content["model"]["merges"].append(list(pair))
+        content["pre_tokenizer"]["use_regex"] = False  # joins letters with signs too
+    core = Tokenizer.from_str(json.dumps(content))
+    start, end = ["<s>"] * adds_start, ["</s>"] * adds_end
+    core.post_processor = TemplateProcessing(
+        single=[*start, "$A", *end],
+        pair=[*start, "$A", *end, "$B:1", *(f"{token}:1" for token in end)],
+        special_tokens=[("<s>", 1), ("</s>", 2)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>", mask_token="<mask>", padding_side=side,
+    )  # fmt: skip
+
+
+@functools.cache  # the trainers give another vocabulary each time
+def _trained_family(family: str) -> str:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    options: dict[str, Any] = {
+        "special_tokens": ["<pad>", "<s>", "</s>", "<unk>", "<mask>"], "show_progress": False,
+    }  # fmt: skip
+    if family == "bpe":
+        core = Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, **options)
+    elif family == "unigram":
+        core = Tokenizer(models.Unigram())
+        core.pre_tokenizer = pre_tokenizers.Metaspace()
+        core.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=60, unk_token="<unk>", **options)
+    else:
+        core = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        core.normalizer = normalizers.BertNormalizer()
+        core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=120, **options)
+    core.train_from_iterator([FAMILY_TEXT] * 20, trainer)
+    text: str = core.to_str()
+    return text
 
 
 # ---------------------------------------------------------------- of each kind

@@ -15,6 +15,7 @@ import pytest
 
 from builders import ASKED, RECIPE, ROOT, Cli, Said, film_rows, write_rows
 from hpcft.core.paths import cache_folder
+from hpcft.scheduler import scheduler_named
 
 # rouge_score logs through absl. When logging is configured again, absl closes the stream that it
 # logs to unless that is the process's own; in a test it would be the stream that pytest captures.
@@ -85,7 +86,8 @@ SECONDS = {
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hides the user's settings and Hugging Face cache from every test."""
+    """Hides the user's settings, Hugging Face cache and Slurm from every test."""
+    scheduler_named.cache_clear()
     monkeypatch.delenv("HPCFT_CLUSTER", raising=False)
     monkeypatch.delenv("HPCFT_RUNS_DIR", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -109,6 +111,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
     def run(*arguments: object) -> Said:
         from hpcft.cli.app import main
 
+        scheduler_named.cache_clear()  # Each command asks Slurm anew.
         monkeypatch.setattr(sys, "argv", ["hpcft", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -132,9 +135,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tiny(workplace: Path) -> Path:
     """The file of a valid recipe of a tiny model, next to its data; tests vary its text."""
-    rows = film_rows(12)
-    write_rows(workplace / "train.jsonl", rows)
-    write_rows(workplace / "test.jsonl", rows[:8])
+    rows = film_rows(16)
+    write_rows(workplace / "train.jsonl", rows[:24])
+    write_rows(workplace / "test.jsonl", rows[24:])
     path = workplace / "tiny.yaml"
     path.write_text(RECIPE)
     return path

@@ -8,21 +8,21 @@ from hpcft.core.errors import ClusterError
 from hpcft.scheduler import slurm_commands
 
 SQUEUE = """\
-101|RUNNING|1-02:03:04|n[1-2]|N/A|None
-102|PENDING|0:00||N/A|Resources
-103|PENDING|0:00||N/A|(Priority)
-104_0|RUNNING|5:06|n3|N/A|None
-104_1|PENDING|0:00||N/A|JobArrayTaskLimit
-104_10|PENDING|0:00||N/A|Dependency
-105|PENDING|0:00||N/A|ReqNodeNotAvail, UnavailableNodes:n[1-2]
-106|PENDING|0:00||N/A|Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions
-107|CONFIGURING|0:03|n4|N/A|Prolog
-108|COMPLETING|0:10|n4|N/A|None
-109|NODE_FAIL|2:00|n1|1795266854|NodeDown
-110|CANCELLED|0:00||1795266800|None
-111|PENDING|0:00||N/A|SomethingNew(1|2)
-112|REQUEUE_HOLD|0:00||N/A|launch failed requeued held
-999|RUNNING|0:01|n1|N/A|None
+101|RUNNING|1-02:03:04|n[1-2]|N/A|hpcft-t|/logs/hpcft-t_submission.sh|None
+102|PENDING|0:00||N/A|hpcft-t|/logs/hpcft-t_submission.sh|Resources
+103|PENDING|0:00||N/A|hpcft-t|/logs/hpcft-t_submission.sh|(Priority)
+104_0|RUNNING|5:06|n3|N/A|hpcft-t|/logs/hpcft-t_submission.sh|None
+104_1|PENDING|0:00||N/A|hpcft-t|/logs/hpcft-t_submission.sh|JobArrayTaskLimit
+104_10|PENDING|0:00||N/A|hpcft-t|/logs/hpcft-t_submission.sh|Dependency
+105|PENDING|0:00||N/A|hpcft-t|/logs/hpcft-t_submission.sh|ReqNodeNotAvail, UnavailableNodes:n[1-2]
+106|PENDING|0:00||N/A|hpcft-t|/logs/hpcft-t_submission.sh|Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions
+107|CONFIGURING|0:03|n4|N/A|hpcft-t|/logs/hpcft-t_submission.sh|Prolog
+108|COMPLETING|0:10|n4|N/A|hpcft-t|/logs/hpcft-t_submission.sh|None
+109|NODE_FAIL|2:00|n1|1795266854|hpcft-t|/logs/hpcft-t_submission.sh|NodeDown
+110|CANCELLED|0:00||1795266800|hpcft-t|/logs/hpcft-t_submission.sh|None
+111|PENDING|0:00||N/A|hpcft-t|/logs/hpcft-t_submission.sh|SomethingNew(1|2)
+112|REQUEUE_HOLD|0:00||N/A|hpcft-t|/logs/hpcft-t_submission.sh|launch failed requeued held
+999|RUNNING|0:01|n1|N/A|hpcft-t|/logs/hpcft-t_submission.sh|None
 """  # noqa: E501
 WANTED = {"101", "102", "103", "104_0", "104_1", "104_10", "105", "106", "107", "108", "109", "110",
           "111", "112", "404"}  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def supervisor_pids(folder: Path) -> dict[int, int]:
     """Returns the process ids of the supervisors of a run's latest job, by rank."""
     attempt = json.loads((folder / "job.json").read_text())["attempts"][-1]
     pids = {}
-    for process in find_processes("submitit.core._submit", Path(attempt["logs"])):
+    modules = ("hpcft.training.start_rank", "submitit.core._submit")  # The latter is of hpcft 0.1.
+    for process in chain(*(find_processes(module, Path(attempt["logs"])) for module in modules)):
         environment = process.info["environ"] or {}
         element = environment.get("SLURM_ARRAY_TASK_ID")  # Elements of an array share their logs.
         if attempt["array_index"] is None or element == str(attempt["array_index"]):

@@ -29,7 +29,7 @@ from hpcft.training.trainer.save_callback import SaveCallback
 at, signum, ranks, moment = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 MOMENTS = {
     "step": (SaveCallback, "on_step_end", lambda self, args, state, *_: state.global_step),
-    "save": (CheckpointingTrainer, "_publish", lambda self, pending: pending.record.step),
+    "save": (CheckpointingTrainer, "_publish", lambda self, pending, *_: pending.record.step),
     "answer": (answer_log.AnswerFile, "add", lambda self, *_: self._stream.tell()),
 }
 cls, name, progress = MOMENTS[moment]
@@ -45,14 +45,14 @@ worker.main(*sys.argv[5:])
 """
 
 
-def make_run(folder: Path, recipe: Path, *overrides: str) -> Path:
+def make_run(folder: Path, recipe: Path, *overrides: str, cluster: str = "local") -> Path:
     """Writes a run folder as a submission does, or its new plan; starts nothing."""
     # On machines with fewer cores, ranks share them.
     with patch.object(os, "sched_getaffinity", return_value=range(4)):
         _, (item,) = prepare.prepare_runs(
-            str(recipe), cluster_name="local", overrides=list(overrides)
+            str(recipe), cluster_name=cluster, overrides=list(overrides)
         )
-        site = cluster_profile.load_profile("local").cluster
+        site = cluster_profile.load_profile(cluster).cluster
     files.create_folder(folder)
     paths = RunPaths(folder)
     files.write_record(paths.recipe, item.point.recipe)

@@ -182,7 +182,7 @@ class Testbed:
     def configured(self, **options: str) -> Iterator[None]:
         """Runs the controller with other values of options in slurm.conf."""
         file = self.layout.slurm_conf
-        before = file.read_text()
+        before = file.read_text(encoding="utf-8")
         lines = [line for line in before.splitlines() if line.partition("=")[0] not in options]
         nodes = next(n for n, line in enumerate(lines) if line.startswith("NodeName="))
         lines[nodes:nodes] = [f"{name}={value}" for name, value in options.items()]
@@ -213,7 +213,7 @@ class Testbed:
     def _restart_controller(self, conf: str) -> None:
         """Restarts slurmctld with another slurm.conf, and waits until it knows its nodes."""
         self.stop_controller()
-        self.layout.slurm_conf.write_text(conf)
+        self.layout.slurm_conf.write_text(conf, encoding="utf-8")
         self.start_controller()
         daemons.wait_until(
             lambda: not any(s.startswith("unknown") for s in self.node_states().values()), 20.0
@@ -225,8 +225,8 @@ class Testbed:
         layout.make_folders()
         port = daemons.free_ports(3 + shape.nodes)
         self._daemons.replace(Record(shape, port))
-        layout.slurm_conf.write_text(config.slurm_conf(layout, shape, port))
-        layout.gres_conf.write_text(config.gres_conf(layout, shape))
+        layout.slurm_conf.write_text(config.slurm_conf(layout, shape, port), encoding="utf-8")
+        layout.gres_conf.write_text(config.gres_conf(layout, shape), encoding="utf-8")
         for path in (layout.slurm_conf, layout.gres_conf):
             path.chmod(0o644)
         folder.make_fake_gpus(layout, shape.gpus)

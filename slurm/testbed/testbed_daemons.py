@@ -80,7 +80,7 @@ class _Stat(NamedTuple):
 def _stat(pid: int) -> _Stat | None:
     """Reads the kernel's status of a process; returns None if there is no such process."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace", encoding="utf-8")
     except OSError:
         return None
     name, _, rest = text.partition("(")[2].rpartition(")")
@@ -158,7 +158,7 @@ def call(argv: Sequence[str], env: Mapping[str, str], timeout_s: float = 20.0) -
             env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=timeout_s,
             check=False,

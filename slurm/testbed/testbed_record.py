@@ -34,7 +34,7 @@ class Record:
             TestbedError: the file holds no record.
         """
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             processes = {name: Process(**values) for name, values in data["processes"].items()}
             return cls(Shape(**data["shape"]), int(data["port"]), processes)
         except FileNotFoundError:
@@ -45,7 +45,7 @@ class Record:
     def write(self, path: Path) -> None:
         """Writes the record atomically: a reader sees the old or the new one."""
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        new.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         new.replace(path)
 
 
@@ -133,7 +133,11 @@ class Supervisor:
         log = self.layout.log(name)
         if not log.exists() or not log.stat().st_size:
             log = log.with_suffix(".out")
-        lines = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
+        lines = (
+            log.read_text(errors="replace", encoding="utf-8").splitlines()[-5:]
+            if log.exists()
+            else []
+        )
         raise TestbedError("\n  ".join([f"{name}: {what}; the end of {log}:", *lines]))
 
     def end(self, *names: str, timeout_s: float = 20.0) -> None:
@@ -157,7 +161,7 @@ class Supervisor:
     def locked(self) -> Iterator[None]:
         """Holds the folder's lock, so that no other process starts or stops the cluster."""
         self.layout.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with self.layout.lock.open("w") as file:
+        with self.layout.lock.open("w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._record = Record.read(self.layout.record)
             yield

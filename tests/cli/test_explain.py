@@ -68,10 +68,15 @@ def test_explain_of_a_failed_run_shows_evidence_recoveries_and_next_step(
             (run_record("aaaa0000", f1=1.0),),
             "nothing is wrong: the run has completed",
         ),
+        (
+            JobState("COMPLETED"),
+            (run_record("aaaa0000").model_copy(update={"doubts": ["the training diverged"]}),),
+            "the run has completed, but the training diverged",
+        ),
         (JobState("PENDING", "waiting for nodes"), (), "the run waits: waiting for nodes"),
         (JobState("UNKNOWN", "squeue is away"), (), "the state of the run is not known"),
     ],
-    ids=["running", "started", "completed", "pending", "unknown"],
+    ids=["running", "started", "completed", "doubted", "pending", "unknown"],
 )
 def test_explain_of_a_run_without_failure_says_so(
     state: JobState, parts: tuple[Any, ...], what: str, runs: Runs, cli: Cli

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from builders import ROOT, Cli
+from builders import ROOT, Cli, film_rows, write_rows
 from imports import imported_by
 
 GEMMA, QLORA = "gemma7b_full", "llama3_8b_winogrande_qlora"
@@ -53,6 +53,37 @@ def test_plan_uncalibrated_ignores_measurements(cli: Cli, workplace: Path) -> No
         for more in ((), ("--uncalibrated",))
     )
     assert calibrated < pure
+
+
+# ---------------------------------------------------------------- rows of local data
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('{"txt": "a", "label": "good"}', "text: there is no such column; the row has: txt, label"),
+        ('{"text": "a", "label": null}', "label: the label is missing; expected one of bad, good"),
+    ],
+)
+def test_plan_reads_the_rows_of_local_data(cli: Cli, tiny: Path, line: str, what: str) -> None:
+    with (tiny.parent / "test.jsonl").open("a") as stream:
+        stream.write(line + "\n")
+    said = cli("plan", tiny, "-c", "local")
+    assert said.code == 2
+    assert "test.jsonl:9" in said.err
+    assert what in said.err
+    table = cli("plan", tiny, "--clusters", "local,cpu")
+    assert table.out.count(f"no: {what.partition(';')[0]}") == 2
+
+
+def test_plan_and_submit_warn_of_rows_that_are_trained_on_and_scored(cli: Cli, tiny: Path) -> None:
+    warning = "test: 1 of 2 examples also stand in the train split"
+    rows = [*film_rows(1)[:1], {"text": "a new film", "label": "good"}]
+    write_rows(tiny.with_name("test.jsonl"), rows)
+    assert warning in cli("plan", tiny, "-c", "local").err
+    assert warning in cli("submit", tiny, "-c", "local", "--dry-run").err
+    write_rows(tiny.with_name("test.jsonl"), rows[1:])
+    assert warning not in cli("plan", tiny, "-c", "local").err
 
 
 # ---------------------------------------------------------------- tables

@@ -76,6 +76,43 @@ def test_rows_of_other_clusters_or_data_are_not_repeats(runs: Runs) -> None:
     assert [row.point for row in rows] == [{"train.seed": 1}, {"train.seed": 2}, {"train.seed": 3}]
 
 
+def test_rows_of_one_recipe_are_told_apart_by_what_differs(runs: Runs) -> None:
+    """Runs with other values by `-o` have no swept values: their rows had the same name."""
+    add_done(runs, "aaaa0001", run_recipe(1, 1e-4), 0.5, point={})
+    add_done(runs, "aaaa0002", run_recipe(1, 2e-4), 0.6, point={})
+    method = {"name": "lora", "r": 4}
+    add_done(runs, "aaaa0003", run_recipe(1, 1e-4, method=method), 0.7, point={})
+    add_done(runs, "aaaa0004", run_recipe(1, 1e-4), 0.8, point={}, cluster="elsewhere")
+    header, cells = results_table.table(runs.rows())
+    points = [line[header.index("point")] for line in cells]
+    assert len({*points}) == 4
+    assert "learning_rate=0.0002" in points[1]
+    assert "name=lora" in points[2]
+    assert "cluster=elsewhere" in points[3]
+    assert runs.rows()[1].changes["train.learning_rate"] == 2e-4
+
+
+def test_rows_whose_recipe_is_the_same_are_told_apart_by_run(runs: Runs) -> None:
+    """Their data differ, or they have failed with another seed."""
+    for run_id, job_id in (("aaaa0001", "11"), ("aaaa0002", "12")):
+        runs.add(run_id, parts=(run_recipe(1),), job_id=job_id)
+    runs.states = {"11": JobState("FAILED"), "12": JobState("FAILED")}
+    assert [row.changes for row in runs.rows()] == [{"run": "aaaa0001"}, {"run": "aaaa0002"}]
+
+
+def test_table_shows_the_number_of_scored_examples_and_the_time_of_training(runs: Runs) -> None:
+    done = run_record("aaaa0001", accuracy=0.85)
+    assert done.measured
+    measured = done.measured.model_copy(update={"train_s": 1800.0})
+    examples = {"train": 9000, "test": 1821}
+    update = {"examples": examples, "measured": measured}
+    runs.add("aaaa0001", parts=(run_recipe(1), done.model_copy(update=update)))
+    header, (cells,) = results_table.table(runs.rows())
+    shown = dict(zip(header, cells, strict=True))
+    assert (shown["split"], shown["examples"]) == ("test", "1,821")
+    assert (shown["time"], shown["of it training"]) == ("1:00:00", "0:30:00"[2:])
+
+
 def test_table_of_a_failed_run_shows_the_reason(runs: Runs) -> None:
     add_done(runs, "aaaa0001", run_recipe(1), 0.8)
     runs.add("aaaa0002", parts=(run_recipe(2), run_plan()), job_id="12", point={"train.seed": 2},

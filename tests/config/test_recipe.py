@@ -332,7 +332,7 @@ def test_resources_auto_stands_for_all_defaults() -> None:
 def test_name_that_is_no_recipe_is_refused(workplace: Path) -> None:
     for name in ("nosuch", "nosuch.yaml", "x" * 5000, "~nosuchuser/x", str(workplace), "local"):
         (problem,) = recipe_problems(name=name)
-        assert "there is no such file" in problem or "cannot be read" in problem
+        assert "there is no such file" in problem or "is a folder" in problem
 
 
 def test_metric_for_best_model_must_be_one_of_the_task(tiny: Path, cli: Cli) -> None:

@@ -222,8 +222,10 @@ def test_file_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
 
 
 def test_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "absent.yaml", Path("/dev/zero"), Path("a\0b.yaml")):
+    for path in (tmp_path / "absent.yaml", Path("a\0b.yaml")):
         assert error_of(path).startswith(f"{path}: there is no such file")
+    assert error_of(tmp_path) == f"{tmp_path}: is a folder, expected a file; name the file in it"
+    assert error_of(Path("/dev/zero")).startswith("/dev/zero: is a pipe or a device, expected a")
     assert "cannot be read" in error_of(tmp_path / ("x" * 5000))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from builders import write_checkpoint
 from hpcft.core import checkpoints
+from hpcft.core.files import write_record
 from hpcft.core.paths import RunPaths
 from hpcft.recovery import log
 
@@ -56,3 +57,38 @@ def test_latest_checkpoint_damaged_one_is_skipped_with_a_note(kind: str, tmp_pat
     assert checkpoint.record.step == log.saved_step(paths) == 8
     assert note.startswith("checkpoint-12 was damaged (")
     assert reason in note
+
+
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[50] ^= 0b100
+    file.write_bytes(content)
+
+
+def test_latest_checkpoint_with_a_flipped_bit_is_skipped_with_a_note(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    for step in (8, 12):
+        folder = write_checkpoint(paths, step)
+        name = f"global_step{step}/shard.pt"
+        record = checkpoints.latest_checkpoint(paths)[0]
+        assert record is not None
+        sums = {name: checkpoints.file_checksum(folder / name)}
+        marked = record.record.model_copy(update={"checksums": sums})
+        write_record(folder / checkpoints.MARKER_FILE, marked)
+    assert checkpoints.latest_checkpoint(paths, verifies=True)[1] == []
+    _flip_a_bit(folder / name)
+    checkpoint, (note,) = checkpoints.latest_checkpoint(paths, verifies=True)
+    assert checkpoint is not None
+    assert checkpoint.record.step == 8
+    assert note == (
+        "checkpoint-12 was damaged (the content of global_step12/shard.pt has changed since it was "
+        "saved) and skipped"
+    )
+
+
+def test_latest_checkpoint_of_an_older_version_has_no_checksums(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    _flip_a_bit(write_checkpoint(paths, 8) / "global_step8/shard.pt")
+    checkpoint, skipped = checkpoints.latest_checkpoint(paths, verifies=True)
+    assert checkpoint is not None
+    assert (checkpoint.record.checksums, skipped) == ({}, [])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -71,6 +75,7 @@ def test_create_folder_is_private_with_any_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755, "others could replace a/b"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o720, 0o702])
@@ -303,3 +308,74 @@ def test_lock_folder_is_released_after_an_error(tmp_path: Path) -> None:
         raise ValueError("inside")
     with files.lock_folder(paths.folder):
         pass
+
+
+def test_lock_folder_gives_up_and_names_the_command_that_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A submission that was stopped with Ctrl-Z keeps the lock for ever."""
+    code = (
+        "import sys, time; from pathlib import Path; from hpcft.core import files\n"
+        f"with files.lock_folder(Path({str(tmp_path)!r})): print('locked', flush=True); "
+        "time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "submit", "my recipe.yaml"], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        holder.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(files, "_LOCK_SILENT_S", 0.1)
+        with pytest.raises(StoreError) as error, files.lock_folder(tmp_path, 0.3):
+            pass
+        holder.kill()
+    told = f"`-c submit 'my recipe.yaml'` (process {holder.pid} of {getpass.getuser()} on "
+    assert told in str(error.value)
+    assert "still locked after 0 s by" in str(error.value)
+    assert "Ctrl-Z" in str(error.value)
+    assert f"waiting for {told}" in caplog.text, "it says so as soon as it waits"
+    with files.lock_folder(tmp_path, 0.3):
+        assert f"process {os.getpid()} of" in (tmp_path / ".lock").read_text()
+
+
+# ---------------------------------------------------------------- many files at a time
+
+
+def test_synced_together_syncs_new_files_at_the_end_and_replaced_ones_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        synced.append(Path(os.readlink(f"/dev/fd/{handle}")).name.strip(".").partition(".json")[0])
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_text(tmp_path / "old.json", "1")
+    assert synced == ["old"]
+    with files.synced_together():
+        files.write_text(tmp_path / "old.json", "2")
+        assert synced == ["old"] * 2
+        for name in ("a", "b", "moved"):
+            files.write_text(tmp_path / f"{name}.json", "3")
+        (tmp_path / "moved.json").rename(tmp_path / "away.json")
+        assert synced == ["old"] * 2
+    assert sorted(synced) == ["a", "b", "old", "old"]
+    files.write_text(tmp_path / "c.json", "4")
+    assert synced[-1] == "c"
+
+
+def test_for_each_raises_the_error_of_a_call() -> None:
+    done: list[int] = []
+
+    def call(number: int) -> None:
+        if number == 3:
+            raise OSError(28, "No space left on device")
+        done.append(number)
+
+    with pytest.raises(OSError, match="No space left"):
+        files.for_each(call, range(6))
+    assert 3 not in done
+    files.for_each(done.append, [7])
+    assert done[-1] == 7

@@ -82,7 +82,7 @@ def test_the_job_of_a_removed_run_folder_ends(place: Path, cli: Cli, testbed: An
         until(lambda name=name: not live_jobs(name), 90, name)
     for folder in (running, pending):
         assert not worker_pids(folder)
-        assert not find_processes("submitit.core._submit", folder / "logs")
+        assert not find_processes("hpcft.training.start_rank", folder / "logs")
     assert jobs("removed") == [first]
     assert len(jobs("unstarted")) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from interrupting import FAULTS, job, killed_supervisor, recoveries_of
 from on_slurm import campus, hpcft, out_of, slurm, submit
 from safetensors.numpy import load_file
+from submitit.core.utils import DelayedSubmission
 
 from builders import Cli
 from hpcft.cluster import rank_entry
@@ -96,18 +98,26 @@ def test_a_job_that_names_modules_of_0_1_starts_and_is_requeued(
 ) -> None:
     """Jobs that hpcft 0.1 queued name these modules in their pickle and their batch script."""
     monkeypatch.setattr(entry.start, "__module__", rank_entry.__name__)
-    today = hpcft_slurm.submitit_kwargs
+    today = hpcft_slurm.sbatch_script
 
-    def of_0_1(request: Any) -> dict[str, Any]:
-        kwargs = today(request)
-        lines = [line.replace("hpcft.training.", "hpcft.train.") for line in kwargs["teardown"]]
-        return kwargs | {"teardown": lines}
+    def of_0_1(request: Any) -> str:
+        """Has submitit load a pickle, which the job finds by its id."""
+        if request.logs.exists():
+            call = DelayedSubmission(entry.start, str(request.runs[0]))
+            call.set_timeout(request.plan.time_min, 3)
+            call.dump(request.logs / f"{request.token}.pkl")
+        script = re.sub(r"hpcft\.training\.start_rank (\S+) .*", r"submitit.core._submit \1",
+                        today(request))  # fmt: skip
+        script = re.sub(r"hpcft\.training\.requeue (\S+) \w+", r"hpcft.train.requeue \1", script)
+        link = f"ln -s {request.token}.pkl {request.logs}/${{SLURM_JOB_ID}}_submitted.pkl"
+        return script.replace("# command\n", f"{link} 2>/dev/null || true\n\n# command\n")
 
-    monkeypatch.setattr(hpcft_slurm, "submitit_kwargs", of_0_1)
+    monkeypatch.setattr(hpcft_slurm, "sbatch_script", of_0_1)
     folder = submit(cli, "old_names", *COMMON[2:])
     scripts = [path.read_text() for path in folder.glob("logs/*.sh")]
     assert scripts
     assert all("-m hpcft.train.requeue" in script for script in scripts)
+    assert all("-m submitit.core._submit" in script for script in scripts)
     pickles = [path.read_bytes() for path in folder.glob("logs/*.pkl")]
     assert pickles
     assert all(b"hpcft.cluster.rank_entry" in pickle for pickle in pickles)

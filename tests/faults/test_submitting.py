@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -396,3 +397,80 @@ def test_no_command_loads_a_pickle_of_a_run_folder(waiting: Path, cli: Cli, tmp_
     pickle.loads(bomb)
     assert canary.exists(), "the pickle works"
     cli("cancel", "planted")
+
+
+# ---------------------------------------------------------------- the session of the submission
+
+
+@pytest.mark.process
+def test_a_job_submitted_inside_an_allocation_is_free_of_it(place: Path, cli: Cli) -> None:
+    """The session has options of its own, soft limits and a folder with odd modules in it."""
+    for name in ("datasets", "tokenizers", "random"):
+        Path(f"{name}.py").write_text("raise SystemExit('a module of the folder was imported')\n")
+    try:
+        command = (
+            f"ulimit -St 5; unset PYTHONSAFEPATH; "
+            f"export SLURM_MEM_PER_CPU=100 SLURM_MEM_PER_NODE=900 "
+            f"SLURM_CPU_BIND=quiet,mask_cpu:0x1 SLURM_TRES_PER_TASK=cpu=1 SRUN_DEBUG=3; "
+            f"exec {sys.executable} -P -m hpcft submit tiny.yaml -c testbed -o name=inside"
+        )
+        slurm("srun", "-N1", "-n1", "--mem=2000", "--overcommit", "bash", "-c", command)
+    finally:
+        for name in ("datasets", "tokenizers", "random"):
+            Path(f"{name}.py").unlink()
+    until(lambda: states(cli, "inside")[0] not in ("PENDING", "RUNNING"), 120)
+    assert states(cli, "inside") == ["COMPLETED"]
+    assert len(jobs("inside")) == 1
+    log = next(folder_of("inside").glob("logs/*_0_log.err")).read_text()
+    assert "srun: " not in log, "SRUN_DEBUG did not arrive"
+
+
+def test_a_job_that_got_the_id_of_a_run_is_neither_shown_nor_cancelled(
+    waiting: Path, cli: Cli
+) -> None:
+    """A controller that has lost its state counts from 1 again."""
+    folder = submit(cli, "reused")
+    (own,) = jobs("reused")
+    other = slurm("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 300").strip()
+    file = folder / "job.json"
+    file.write_text(file.read_text().replace(f'"{own}"', f'"{other}"'))
+    assert states(cli, "reused") == ["UNKNOWN"]
+    said = cli("cancel", "reused")
+    assert f"job {other} of this cluster is another one by now" in said.err + said.out
+    assert slurm("squeue", "-h", "-j", other, "-o", "%T") == "PENDING\n"
+    slurm("scancel", other, own)
+
+
+def test_a_run_of_another_cluster_is_neither_shown_nor_submitted_again(
+    waiting: Path, cli: Cli
+) -> None:
+    """Two clusters share the runs folder."""
+    folder = submit(cli, "shared")
+    (own,) = jobs("shared")
+    slurm("scancel", own)
+    file = folder / "job.json"
+    text = file.read_text()
+    assert '"slurm_cluster": "testbed"' in text
+    file.write_text(text.replace('"slurm_cluster": "testbed"', '"slurm_cluster": "east"'))
+    assert states(cli, "shared") == ["UNKNOWN"]
+    said = cli("cancel", "shared")
+    assert (said.code, "the cluster east: look there" in said.err) == (3, True)
+    said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=shared")
+    assert said.code == 2
+    assert "may still be alive" in said.err
+
+
+def test_submit_shows_the_words_of_the_site(
+    place: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site's plugin speaks before Slurm does, and its constraint is not the profile's."""
+    (tmp_path / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: project lab has no hours left' >&2\n"
+        "echo 'allocation failure: Invalid feature specification' >&2; exit 1\n"
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    said = cli("submit", "tiny.yaml", "-c", "testbed", "-o", "name=words")
+    assert said.code == 2
+    assert "project lab has no hours left; Invalid feature specification" in said.err
+    assert "testbed.yaml:1: Slurm refuses" in said.err, "no field is to blame"

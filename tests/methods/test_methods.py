@@ -218,6 +218,7 @@ def test_training_changes_the_trainable_parameters_and_no_others(kind: str, meth
 def _recipe(folder: Path, method: str, **resources: int) -> Path:
     rows = film_rows(24)
     write_rows(folder / "d.jsonl", rows)
+    write_rows(folder / "t.jsonl", rows)
     path = folder / "m.yaml"
     layout = {"gpus_per_node": 2, "time_min": 10, **resources}
     path.write_text(f"""\
@@ -225,7 +226,7 @@ name: tuned
 model: {{ path: base }}
 task:
   name: classification
-  data: {{ files: {{ train: d.jsonl, test: d.jsonl }} }}
+  data: {{ files: {{ train: d.jsonl, test: t.jsonl }} }}
   labels: [bad, good]
   max_length: 32
 method: {method}

@@ -32,4 +32,5 @@ def test_perplexity_is_over_all_tokens_not_over_batches() -> None:
     assert scores["masked_accuracy"] == 3 / 8
     assert scores["next_sentence_accuracy"] == pytest.approx(1 / 3)
     assert set(metric_values(scores)) == set(task.metric_names())
-    assert set(scores["intervals"]) == {"perplexity", "masked_loss"}
+    assert set(scores["intervals"]) == {"perplexity", "masked_loss", "masked_accuracy",
+                                        "next_sentence_accuracy"}  # fmt: skip

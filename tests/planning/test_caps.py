@@ -122,7 +122,7 @@ def test_update_calibration_learns_caps_from_a_failed_run(workplace: Path) -> No
     runs = status.run_statuses(run_index.list_runs(root))
     assert [run.state for run in runs] == ["FAILED"]
     assert learn.update_calibration(runs, root) == [
-        "calibration of site from 0 runs: plans of made use micro-batch at most 1, checkpointing"
+        "site: plans of made use micro-batch at most 1, checkpointing"
     ]
     known = read_record(calibration_file(root, "site"), Calibration)
     assert "made" in known.oom_caps
@@ -169,7 +169,8 @@ def test_apply_caps_ignores_a_cap_that_recipe_or_profile_exclude(
 def test_calibration_reasons_names_the_caps_of_a_recipe() -> None:
     cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False, nodes=2)
     site = cluster(calibration=Calibration(oom_caps={"made": cap}))
-    assert calibration.calibration_reasons(recipe(), site) == [
+    inputs = builders.plan_inputs(recipe(), site)
+    assert calibration.calibration_reasons(inputs, builders.layout(0)) == [
         "micro-batch at most 2, at least 2 nodes: earlier runs of made ran out of memory and fell "
         "back to it"
     ]

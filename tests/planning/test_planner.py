@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from builders import (
     Cli,
     cluster,
     facts,
+    linear_trace,
     plan_inputs,
     plan_of,
     recipe,
@@ -25,11 +27,12 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DoesNotFit, InputError, Problem
 from hpcft.core.records import Cluster
 from hpcft.jobs.what_fits import plan_run
-from hpcft.planning import model_facts
+from hpcft.planning import model_facts, planner
 from hpcft.planning.hardware import choose_precision
 from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.layouts import allowed_layouts, powers_of_two
-from hpcft.planning.resource_checks import check_resources
+from hpcft.planning.memory.trace_types import StepMemory, TracedStep
+from hpcft.planning.resource_checks import check_overflow, check_resources
 
 RECIPES = sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
 pytestmark = pytest.mark.usefixtures("cache_of_this_module")
@@ -94,6 +97,53 @@ def test_choose_precision_follows_recipe_then_hardware(
     made = recipe(train=train)
     assert problems_of(plan_inputs(made, cluster(site))) == []
     assert choose_precision(made.train, cluster(site)) == expected
+
+
+@pytest.mark.parametrize(
+    ("site", "sections", "known", "is_refused"),
+    [
+        ("v100-16", {}, "gemma", True),
+        ("v100-16", {"train": {"fp16": False}}, "gemma", False),
+        ("v100-16", {"method": {"name": "lora"}}, "gemma", False),
+        ("v100-16", {}, "llama", False),
+        ("a100-80", {}, "gemma", False),
+        ("a100-80", {"train": {"fp16": True}}, "t5", True),
+    ],
+)
+def test_full_fine_tuning_of_what_overflows_in_float16_is_refused(
+    site: str, sections: dict[str, Any], known: str, is_refused: bool
+) -> None:
+    made = recipe(**sections)
+    inputs = plan_inputs(made, cluster(site), facts(100_000_000, model_type=known))
+    if not is_refused:
+        check_overflow(inputs, str)
+        return
+    with pytest.raises(InputError, match=r"overflows in float16, .*use train\.fp16: false"):
+        check_overflow(inputs, str)
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [("frozen", "method.load_in_4bit: true"), ("lora", "method.name: qlora"), ("head_only", "")],
+)
+def test_smallest_change_names_four_bits(method: str, change: str) -> None:
+    """A 7 B model in 16 bits exceeds a T4; in 4 bits it does not."""
+    made = recipe(method={"name": method}, resources={"gpus_per_node": 1})
+    whole, small = facts(7 * BILLION, trainable=0), facts(2 * BILLION, trainable=0)
+
+    def trace(step: TracedStep) -> StepMemory:
+        in_four_bits = not step.method.four_bit_change and bool(change)
+        return linear_trace(small if in_four_bits else whole)(step)
+
+    inputs = PlanInputs(made, cluster("t4-16"), whole, trace=trace, facts_of=lambda _: small)
+    with pytest.raises(DoesNotFit) as refused:
+        planner.make_plan(inputs)
+    last = str(refused.value).partition("smallest change: ")[2]
+    assert last.startswith(f"{change} (1 node × 1" if change else "nodes with")
+    without = replace(inputs, facts_of=lambda _: whole, trace=linear_trace(whole))
+    with pytest.raises(DoesNotFit) as refused:
+        planner.make_plan(without)
+    assert "4bit" not in str(refused.value), "where 4 bits do not help either"
 
 
 def test_plan_warns_of_gemma_in_float16() -> None:

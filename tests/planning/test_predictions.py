@@ -60,3 +60,10 @@ def test_refusal_names_a_change_that_would_fit(name: str) -> None:
     with pytest.raises(DoesNotFit) as refused:
         plan_run(point, load_profile("t4-16"))
     assert str(refused.value).partition("smallest change: ")[2].strip()
+
+
+def test_refusal_of_a_few_shot_recipe_names_four_bits() -> None:
+    """Gemma 7B in 16 bits is as large as a T4, and Colab has 12.7 GiB of host memory."""
+    (point,) = load_recipe("gemma7b_fewshot")
+    with pytest.raises(DoesNotFit, match=r"smallest change: method\.load_in_4bit: true"):
+        plan_run(point, load_profile("t4-16"))

@@ -78,6 +78,9 @@ ERRORS = [
     ("rank_died", "Died: the training process was ended by SIGSEGV"),
     ("interrupted", "KeyboardInterrupt: told to end"),
     ("module", "ModuleNotFoundError: No module named 'submitit'"),
+    ("device_assert", "torch.AcceleratorError: CUDA error: device-side assert triggered"),
+    ("permission", "PermissionError: [Errno 13] Permission denied: '/project/g/train.jsonl'"),
+    ("environment", "ModuleNotFoundError: No module named 'sentencepiece'"),
     ("stale_build_lock", "TimeoutError: /cache/cpu_adam/lock: the build lock of a DeepSpeed "
      "operator is still held by process 7 on n1"),
 ]  # fmt: skip
@@ -108,6 +111,8 @@ LOG_LINES = [
     ("gpu_oom", 0, "", "[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate it"),
     ("nccl", 0, "", "[rank1]:[E1121 ProcessGroupNCCL.cpp:629] [Rank 1] Watchdog caught collective "
      "operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 600012 milliseconds"),
+    ("launch", None, "", "srun: fatal: SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and "
+     "SLURM_MEM_PER_NODE are mutually exclusive."),
     ("user", 0, "", "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
 ]  # fmt: skip
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n{}\n'
@@ -303,6 +308,32 @@ def test_explain_failure_does_not_blame_a_rank_that_was_stopped(
     job = runs.find("aaaa0000").job
     failure = diagnosis.explain_failure(paths, job.attempts[-1], JobState("RUNNING"))
     assert (failure.name, failure.rank) == (name, rank), failure
+
+
+@pytest.mark.parametrize(
+    ("stopped_as", "killed_task", "name", "rank"),
+    [
+        ("preempted", 1, "rank_died", 1),  # srun has stopped rank 0 after it.
+        ("preempted", 0, "preempted", 0),  # It took too long to end after a preemption.
+        ("timeout", 1, "timeout", 0),
+    ],
+)
+def test_explain_failure_of_a_killed_supervisor_is_no_preemption(
+    stopped_as: str, killed_task: int, name: str, rank: int, runs: Runs
+) -> None:
+    log = (
+        f"srun: error: n2: task {killed_task}: Killed\n"
+        "srun: Terminating StepId=11.0\n"
+        "slurmstepd: error: *** STEP 11.0 ON n1 CANCELLED AT 2026-01-02T03:04:05 ***\n"
+    )
+    paths = runs.add("aaaa0000", log=log)
+    error = RankError(rank=0, node="n1", at=1.0, kind="Ended", message="stopped (SIGTERM)",
+                      failure=stopped_as)  # fmt: skip
+    write_rank_error(paths, error)
+    attempt = runs.find("aaaa0000").job.attempts[-1]
+    for state in ("RUNNING", "FAILED"):
+        failure = diagnosis.explain_failure(paths, attempt, JobState(state))
+        assert (failure.name, failure.rank) == (name, rank), failure
 
 
 # ---------------------------------------------------------------- setup, disk, logs

@@ -245,6 +245,6 @@ def test_a_run_that_does_not_fit_on_one_node_completes_on_two(
     assert losses(boasting)[-2:] == pytest.approx(losses(honest), rel=TOLERANCE)
     (row,) = cli("collect", "deep", "--json").json
     assert (row["state"], row["rungs"]) == ("COMPLETED", ["1 → 2 nodes, resubmitted"])
-    cli("collect")
+    cli("calibrate")
     next_plan = cli("plan", "deep.yaml", "-c", "boasting.yaml", "--json").json
     assert next_plan["layout"]["nodes"] == 2

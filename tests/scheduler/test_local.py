@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hpcft.core.errors import ClusterError
+from builders import job_request
+from hpcft.core.errors import ClusterError, UsageError
 from hpcft.core.paths import log_file
-from hpcft.core.records import Attempt
+from hpcft.core.records import Attempt, Cluster, Gpu
+from hpcft.scheduler import local
 from hpcft.scheduler.local import Local, _spawn, queue_file
 
 
@@ -47,6 +50,15 @@ def attempt(folder: Path, pid: int | None, **changes: object) -> Attempt:
         host=os.uname().nodename, process_started=started,
     )  # fmt: skip
     return made.model_copy(update=changes)
+
+
+def site(accelerator: str) -> Cluster:
+    """Returns this machine as a cluster, with four GPUs if it has any."""
+    gpu = Gpu(name="A100", memory_gib=39.4, compute_capability=8.0)
+    return Cluster.model_validate(
+        {"name": "local", "scheduler": "local", "accelerator": accelerator, "max_nodes": 1,
+         "gpus_per_node": 4, "cores_per_node": 48, "host_memory_gib": 480.0, "gpu": gpu},
+    )  # fmt: skip
 
 
 def state_of(attempt: Attempt) -> tuple[str, str]:
@@ -93,11 +105,19 @@ def test_states_says_that_a_run_waits_only_if_another_one_has_the_lock(
 ) -> None:
     waiting = attempt(tmp_path, controller.pid)
     assert state_of(waiting) == ("PENDING", "is starting")
-    queue_file().write_text("12345")
+    queue_file().write_text("999999999")
     assert state_of(waiting) == ("PENDING", "is starting"), "the process of the text has ended"
     with queue_file().open("a") as queue:
         fcntl.flock(queue, fcntl.LOCK_EX)
-        assert state_of(waiting) == ("PENDING", "waiting for another local run to end")
+        assert state_of(waiting) == ("PENDING", "is starting"), "the id of an earlier holder"
+        queue_file().write_text("")
+        assert state_of(waiting) == ("PENDING", "is starting"), "the holder has not written its id"
+        queue_file().write_text(str(os.getpid()))
+        state, reason = state_of(waiting)
+        assert state == "PENDING"
+        assert reason.startswith(
+            f"waiting for another local run to end (process {os.getpid()}, since "
+        )
         queue_file().write_text(str(controller.pid))
         assert state_of(waiting) == ("PENDING", "is starting")
 
@@ -131,12 +151,51 @@ def test_find_jobs_finds_the_controller_by_its_folder(
     assert state_of(lost.model_copy(update={"job_id": str(os.getpid())})) == ("COMPLETED", "")
 
 
-def test_cancel_of_a_run_on_another_machine_raises(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="job 1 runs on elsewhere: cancel it there"):
-        Local().cancel(attempt(tmp_path, 1, host="elsewhere"))
+def test_cancel_of_a_run_on_another_machine_is_an_error(tmp_path: Path) -> None:
+    (error,) = Local().cancel([attempt(tmp_path, 1, host="elsewhere")])
+    assert isinstance(error, ClusterError)
+    assert str(error) == "job 1 runs on elsewhere: cancel it there"
 
 
 def test_cancel_ends_the_controller(tmp_path: Path, controller: subprocess.Popen[bytes]) -> None:
-    assert Local().cancel(attempt(tmp_path, controller.pid))
+    (tmp_path / "logs").mkdir()
+    mine = attempt(tmp_path, controller.pid)
+    assert Local().cancel([mine]) == [True]
     assert controller.wait(10) != 0
-    assert not Local().cancel(attempt(tmp_path, controller.pid, process_started=1.0))
+    assert state_of(mine) == ("CANCELLED", f"by {getpass.getuser()}")
+    assert Local().cancel([attempt(tmp_path, controller.pid, process_started=1.0)]) == [False]
+
+
+def test_check_refuses_more_ranks_than_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = job_request(site(accelerator="cuda"), Path("/logs"), [Path("/run")])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,4,5")
+    Local().check(request)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    with pytest.raises(UsageError, match=r"needs 4 GPUs .* CUDA_VISIBLE_DEVICES=2,3 leaves 2"):
+        Local().check(request)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [(None, "0,1,2,3"), ("2,3,5,7,11", "2,3,5,7"), ("GPU-a, GPU-b,3,2,1", "GPU-a,GPU-b,3,2")],
+)
+def test_controller_uses_the_visible_gpus(
+    given: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may use the GPUs that are not in the list of the session."""
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    request = job_request(site(accelerator="cuda"), Path("/logs"), [Path("/run")])
+    assert local._controller_environment(request, "x")["CUDA_VISIBLE_DEVICES"] == used
+
+
+def test_controller_has_no_variables_of_a_job_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_END_TIME", "RANK"):
+        monkeypatch.setenv(name, "7")
+    request = job_request(site(accelerator="cpu"), Path("/logs"), [Path("/run")])
+    made = local._controller_environment(request, "x")
+    assert not made.keys() & {"SLURM_JOB_ID", "SLURM_RESTART_COUNT", "RANK"}
+    assert made["SLURM_JOB_END_TIME"] == "7", "the run ends with the allocation around it"
+    assert (made["PYTHONSAFEPATH"], made["PYTHONUTF8"]) == ("1", "1")

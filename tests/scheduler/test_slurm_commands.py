@@ -85,18 +85,6 @@ def test_cluster_name_with_the_controller_away_raises(monkeypatch: pytest.Monkey
         slurm_commands.cluster_name()
 
 
-@pytest.mark.parametrize(
-    ("config", "size"),
-    [("MaxArraySize            = 1001\n", 1001), ("MaxArraySize = 0\n", 1), ("x", None),
-     (AWAY, None)],
-)  # fmt: skip
-def test_max_array_size_is_none_if_slurm_does_not_say(
-    config: str | Exception, size: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_commands(monkeypatch, scontrol=config)
-    assert slurm_commands.max_array_size() == size
-
-
 # ---------------------------------------------------------------- jobs
 
 
@@ -128,8 +116,66 @@ def test_job_states_without_the_controller_trusts_final_states_only(
     )
 
 
+OTHERS = "41|RUNNING|0:09|n1|N/A|{comment}|{script}|None\n"
+
+
+@pytest.mark.parametrize(
+    ("comment", "script", "state"),
+    [
+        ("hpcft-a", "/logs/hpcft-a_submission.sh", "RUNNING"),
+        ("the site's own words", "/logs/hpcft-a_submission.sh", "RUNNING"),
+        ("hpcft-a, and the site's own words", "(null)", "RUNNING"),
+        ("(null)", "(null)", "UNKNOWN"),  # sbatch --wrap
+        ("hpcft-b", "/elsewhere/hpcft-b_submission.sh", "UNKNOWN"),
+        ("(null)", "/home/anna/other.sh", "UNKNOWN"),
+    ],
+)
+def test_job_states_does_not_take_another_job_with_the_same_id(
+    comment: str, script: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A controller that has lost its state counts from 1 again."""
+    squeue = OTHERS.format(comment=comment, script=script)
+    calls = fake_commands(monkeypatch, squeue=squeue, sacct="41|COMPLETED|0:0|00:00:10|n1\n")
+    (seen,) = slurm_commands.job_states(["41"], {"41": ("hpcft-a", "/logs/")}).values()
+    assert (seen.state, seen.unknown_to_slurm) == (state, state == "UNKNOWN")
+    assert len(calls) == 1, "accounting has the latest job of that id only"
+    if state == "UNKNOWN":
+        assert "job 41 of this cluster is another one by now" in seen.reason
+
+
+def test_job_states_does_not_take_the_end_of_another_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "41|COMPLETED|0:0|00:00:10|n1|{}|sbatch {}\n"
+    own = line.format("hpcft-a", "/logs/hpcft-a_submission.sh")
+    fake_commands(monkeypatch, squeue="", sacct=own)
+    origins = {"41": ("hpcft-a", "/logs/")}
+    assert slurm_commands.job_states(["41"], origins)["41"].state == "COMPLETED"
+    fake_commands(monkeypatch, squeue="", sacct=line.format("", "other.sh"))
+    seen = slurm_commands.job_states(["41"], origins)["41"]
+    assert (seen.state, seen.unknown_to_slurm) == ("UNKNOWN", True)
+    fake_commands(monkeypatch, squeue=AWAY, sacct=line.format("", "other.sh"))
+    seen = slurm_commands.job_states(["41"], origins)["41"]
+    assert (seen.state, seen.unknown_to_slurm) == ("UNKNOWN", False)
+
+
+def test_job_states_of_a_sacct_without_submit_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Slurm 21.08 accounting did not record them."""
+    calls = fake_commands(monkeypatch, squeue="")
+
+    def sacct(*command: str, **_: object) -> str:
+        calls.append(" ".join(command))
+        if command[0] == "squeue":
+            return ""
+        if "SubmitLine" in command[-1]:
+            raise ClusterError('sacct failed (1): sacct: fatal: Invalid field requested: "X"')
+        return SACCT
+
+    monkeypatch.setattr(slurm_commands, "run_command", sacct)
+    assert slurm_commands.job_states(["201"], {"201": ("t",)})["201"].state == "COMPLETED"
+    assert len(calls) == 3
+
+
 def test_job_states_prefers_squeue_to_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_commands(monkeypatch, squeue="208|PENDING|0:00||N/A|BeginTime\n", sacct=SACCT)
+    fake_commands(monkeypatch, squeue="208|PENDING|0:00||N/A|||BeginTime\n", sacct=SACCT)
     assert slurm_commands.job_states(["208"])["208"].state == "PENDING"
 
 

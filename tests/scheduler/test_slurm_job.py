@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from fake_slurm import AWAY, fake_commands
@@ -36,6 +34,8 @@ def test_time_limit_at_asks_squeue_where_the_variable_is_missing(
     assert slurm_job.time_limit_at("14") is None
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1795266900")
     assert slurm_job.time_limit_at("14") == 1795266900.0
+    fake_commands(monkeypatch, squeue="1795270000\n")  # An administrator has raised the limit.
+    assert slurm_job.current_time_limit_at("14") == 1795270000.0
 
 
 def test_node_address_is_in_slurms_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,15 +45,3 @@ def test_node_address_is_in_slurms_configuration(monkeypatch: pytest.MonkeyPatch
     fake_commands(monkeypatch, scontrol="NodeName=n1\n")
     with pytest.raises(ClusterError, match="no NodeAddr of node n1"):
         slurm_job.node_address("n1")
-
-
-def test_without_job_env_hides_the_jobs_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("SLURM_NTASKS", "4"), ("CUDA_VISIBLE_DEVICES", "0,1"),
-                        ("SLURM_CONF", "/etc/slurm.conf"), ("SBATCH_QOS", "long")):  # fmt: skip
-        monkeypatch.setenv(name, value)
-    with slurm_job.without_job_env():
-        assert "SLURM_NTASKS" not in os.environ
-        assert "CUDA_VISIBLE_DEVICES" not in os.environ
-        assert os.environ["SLURM_CONF"] == "/etc/slurm.conf"
-        assert os.environ["SBATCH_QOS"] == "long", "a user's default counts there too"
-    assert os.environ["SLURM_NTASKS"] == "4"

@@ -8,7 +8,14 @@ from fake_slurm import SACCT, SQUEUE, WANTED
 from hpcft.core.records import Cluster
 from hpcft.scheduler.job_state import JobState
 from hpcft.scheduler.protocol import TooManyJobs
-from hpcft.scheduler.slurm_output import parse_refusal, parse_sacct, parse_squeue
+from hpcft.scheduler.slurm_output import (
+    parse_refusal,
+    parse_sacct,
+    parse_squeue,
+    parse_submitted,
+)
+
+ALL = ["account", "partition", "qos", "constraint", "gpus-per-node"]
 
 # ---------------------------------------------------------------- states
 
@@ -16,7 +23,10 @@ from hpcft.scheduler.slurm_output import parse_refusal, parse_sacct, parse_squeu
 def test_parse_squeue_reads_every_kind_of_line() -> None:
     states = parse_squeue(SQUEUE, WANTED)
     assert set(states) == WANTED - {"404"}
-    assert states["101"] == JobState("RUNNING", "", nodes="n[1-2]", elapsed_s=93784.0)
+    assert states["101"] == JobState(
+        "RUNNING", "", nodes="n[1-2]", elapsed_s=93784.0,
+        origin="hpcft-t /logs/hpcft-t_submission.sh",
+    )  # fmt: skip
     assert states["102"].reason == "waiting for nodes to become free (Resources)"
     assert states["103"].reason == "jobs of higher priority are ahead (Priority)"
     assert (states["104_0"].state, states["104_0"].elapsed_s) == ("RUNNING", 306.0)
@@ -74,15 +84,54 @@ def test_parse_sacct_reads_every_kind_of_line() -> None:
         ("CPU count per node can not be satisfied", "cores_per_node"),
         ("Invalid generic resource (gres) specification", "gpu_request"),
         ("Invalid Trackable RESource (TRES) specification", "gpu_request"),
-        ("Something that nobody has seen", "name"),
+        ("Something that nobody has seen", ""),
     ],
 )  # fmt: skip
 def test_parse_refusal_names_the_field_of_the_profile(reason: str, key: str) -> None:
-    refusal = parse_refusal(f"sbatch: error: x\nallocation failure: {reason}", "--nodes=2")
+    refusal = parse_refusal(f"sbatch: error: x\nallocation failure: {reason}", "--nodes=2", ALL)
     assert refusal is not None
-    assert (str(refusal), refusal.key) == (reason, key)
-    assert refusal.reason == f"{reason}; it requested --nodes=2"
-    assert key in Cluster.model_fields
+    assert (str(refusal), refusal.key) == (f"x; {reason}", key)
+    assert refusal.reason == f"x; {reason}; it requested --nodes=2"
+    assert not key or key in Cluster.model_fields
+
+
+@pytest.mark.parametrize(
+    ("reason", "options", "key"),
+    [
+        ("Invalid feature specification", ["partition"], ""),
+        ("Invalid account or account/partition combination specified", ["qos"], ""),
+        ("Job violates accounting/QOS policy", ["account"], "account"),
+        ("Requested node configuration is not available", [], "cores_per_node"),
+        ("Invalid generic resource (gres) specification", [], ""),
+    ],
+)
+def test_parse_refusal_does_not_blame_a_field_that_is_not_set(
+    reason: str, options: list[str], key: str
+) -> None:
+    refusal = parse_refusal(f"Batch job submission failed: {reason}", "", options)
+    assert refusal is not None
+    assert refusal.key == key
+
+
+def test_parse_refusal_shows_the_words_of_the_site() -> None:
+    """What a site's job_submit.lua says stands in lines before Slurm's reason."""
+    output = (
+        "sbatch failed (1): sbatch: error: Your project has no hours left;\n"
+        "sbatch: error: please contact help@example.org\n"
+        "sbatch: error: Batch job submission failed: Unspecified error"
+    )
+    refusal = parse_refusal(output, "it", [])
+    assert refusal is not None
+    assert str(refusal) == (
+        "Your project has no hours left;; please contact help@example.org; Unspecified error"
+    )
+    assert refusal.key == ""
+
+
+def test_parse_refusal_by_a_filter_of_the_site() -> None:
+    output = "sbatch: error: no jobs on Sundays\nsbatch: error: cli_filter plugin terminated"
+    refusal = parse_refusal(output, "", [])
+    assert str(refusal) == "no jobs on Sundays; cli_filter plugin terminated"
 
 
 def test_parse_refusal_of_a_job_limit_is_too_many_jobs() -> None:
@@ -90,6 +139,7 @@ def test_parse_refusal_of_a_job_limit_is_too_many_jobs() -> None:
         "sbatch: error: AssocMaxSubmitJobLimit\nallocation failure: Job violates accounting/QOS "
         "policy (job submit limit, user's size and/or time limits)",
         "",
+        ALL,
     )
     assert isinstance(refusal, TooManyJobs)
     assert str(refusal) == "AssocMaxSubmitJobLimit"
@@ -99,4 +149,23 @@ def test_parse_refusal_of_a_job_limit_is_too_many_jobs() -> None:
     "output", ["allocation failure: Unable to contact slurm controller", "sbatch: error: no shell"]
 )
 def test_parse_refusal_of_another_failure_is_none(output: str) -> None:
-    assert parse_refusal(output, "") is None
+    assert parse_refusal(output, "", ALL) is None
+
+
+# ---------------------------------------------------------------- submissions
+
+
+@pytest.mark.parametrize(
+    ("output", "job_id"),
+    [
+        ("Submitted batch job 12\n", "12"),
+        ("Submitted batch job 12 on cluster east\n", "12"),
+        ("You have used 3 job slots\nyour last job 7 failed\nSubmitted batch job 12\n", "12"),
+        ("12\n", "12"),
+        ("Welcome, 2 jobs left\n12;east\n", "12"),
+        ("no job 7 today\n", None),
+        ("", None),
+    ],
+)
+def test_parse_submitted_finds_the_id_among_other_lines(output: str, job_id: str | None) -> None:
+    assert parse_submitted(output) == job_id

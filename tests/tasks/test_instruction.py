@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from builders import write_rows
 from hpcft.core.errors import InputError
-from hpcft.tasks.base import IGNORE_INDEX
+from hpcft.tasks.base import IGNORE_INDEX, BadRow
 from hpcft.tasks.data import examples
 from hpcft.tasks.instruction import Instruction
 
@@ -70,6 +71,105 @@ def test_load_examples_completion_outside_choices_is_refused(tmp_path: Path) -> 
     assert problem.what == "expected a completion among  1,  2, got ' 3'"
     with pytest.raises(ValueError, match="a is listed more than once"):
         instruction(choices=["a", "a"])
+
+
+def test_parse_row_alpaca_row_without_input_takes_the_other_prompt() -> None:
+    task = instruction(
+        prompt="### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+        prompt_when_empty="### Instruction:\n{instruction}\n\n### Response:\n",
+        completion="{output}",
+    )
+    assert task.columns() == ["instruction", "input", "output"]
+    row = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
+    assert task.parse_row(row)["prompt"] == (
+        "### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n"
+    )
+    for empty in ("", "  ", None):
+        found = task.parse_row({**row, "input": empty})
+        assert found["prompt"] == "### Instruction:\nAdd.\n\n### Response:\n"
+    with pytest.raises(BadRow, match="the text is empty"):
+        task.parse_row({**row, "instruction": ""})
+
+
+def test_parse_row_optional_column_may_be_empty() -> None:
+    task = instruction(prompt="{q}{hint?}?", completion="{a}")
+    assert task.columns() == ["q", "hint", "a"]
+    assert task.parse_row({"q": "x", "hint": " y", "a": "b"})["prompt"] == "x y?"
+    for empty in ("", "  ", None):
+        assert task.parse_row({"q": "x", "hint": empty, "a": "b"})["prompt"] == "x?"
+    with pytest.raises(BadRow, match="expected text"):
+        task.parse_row({"q": "x", "hint": ["y"], "a": "b"})
+
+
+def test_parse_row_choices_are_filled_from_each_row() -> None:
+    """Winogrande's columns: the answer is the number of an option."""
+    task = instruction(
+        prompt="{sentence}", completion=None, choices=[" {option1}", " {option2}"],
+        label="answer", labels=["1", "2"],
+    )  # fmt: skip
+    assert task.problems() == []
+    assert task.columns() == ["sentence", "option1", "option2", "answer"]
+    row = {"sentence": "It is", "option1": "a cat", "option2": "a dog", "answer": "2"}
+    assert task.parse_row(row) == {
+        "prompt": "It is", "completion": " a dog", "choices": [" a cat", " a dog"]
+    }  # fmt: skip
+    by_index = instruction(
+        prompt="{sentence}", completion=None, choices=[" {option1}", " {option2}"], label="answer"
+    )
+    assert by_index.parse_row({**row, "answer": 0})["completion"] == " a cat"
+    with pytest.raises(BadRow, match=r"two of task\.choices are ' a cat'"):
+        task.parse_row({**row, "option2": "a cat"})
+    with pytest.raises(BadRow, match="the text is empty"):
+        task.parse_row({**row, "option2": ""})
+    named = instruction(prompt="{q}", completion="{a}", choices=["{x}", "{y}"])
+    assert named.parse_row({"q": "?", "a": "no", "x": "yes", "y": "no"})["completion"] == "no"
+    with pytest.raises(BadRow, match="expected a completion among yes, no, got 'none'"):
+        named.parse_row({"q": "?", "a": "none", "x": "yes", "y": "no"})
+
+
+def test_choices_of_each_row_are_scored_and_counted(tokenizer: Any) -> None:
+    task = instruction(
+        prompt="{q}", completion=None, choices=[" {x}", " {y}"], label="a", labels=["1", "2"]
+    )
+    rows = [{"q": "Q:", "x": "four", "y": "legs", "a": "1"},
+            {"q": "Q:", "x": "horse", "y": "how many", "a": "2"}]  # fmt: skip
+    parsed = [task.parse_row(row) for row in rows]
+    texts = []
+    for example in parsed:
+        for row in task.scoring_features(example, tokenizer):
+            texts.append(tokenizer.decode([i for i in row["labels"] if i != IGNORE_INDEX]))
+    assert texts == [" four", " legs", " horse", " how many"]
+    reduced = np.array([[-1.0, 1], [-2, 1], [-1, 1], [-2, 2]])
+    metrics = task.compute_metrics(reduced, None, parsed)
+    assert metrics["accuracy"] == 0.5
+    assert metrics["recall[1]"] == 1
+    assert metrics["completion_loss"] == pytest.approx((1 + 2) / 3)
+    assert set(metrics) >= set(task.metric_names())
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "what"),
+    [
+        ({"completion": None}, "completion", "is required"),
+        ({"label": "a", "choices": ["x", "y"]}, "completion", "given by label already"),
+        ({"label": "a", "completion": None}, "choices", "is required with label"),
+        ({"labels": ["1", "2"]}, "labels", "applies to label only"),
+        ({"label": "a", "completion": None, "choices": ["x", "y"], "labels": ["1", "2", "3"]},
+         "labels", "expected one for each of 2 choices, got 3"),
+    ],
+)  # fmt: skip
+def test_problems_names_fields_that_contradict(
+    options: dict[str, Any], field: str, what: str
+) -> None:
+    found = instruction(**options).problems()
+    assert any(key == field and what in text for key, text, _ in found)
+
+
+def test_new_fields_that_are_not_set_leave_the_recipe_as_it_was() -> None:
+    """The id of a run is a hash of the recipe: those of earlier versions stay what they were."""
+    names = {"prompt_when_empty", "label", "labels"}
+    assert not names & instruction().model_dump(mode="json").keys()
+    assert names & instruction(label="a").model_dump(mode="json").keys() == {"label"}
 
 
 # ---------------------------------------------------------------- tokens

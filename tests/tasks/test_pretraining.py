@@ -103,6 +103,44 @@ def test_training_features_masks_80_10_10_of_15_percent() -> None:
     assert kinds["other"] / total == pytest.approx(0.1, abs=0.03)
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_training_features_long_pair_becomes_several_that_lose_nothing(label: int) -> None:
+    pretraining = task(max_length=48, mlm_probability=0.01)
+    sentences = [f"word{i} word{i + 1} word{i + 2} ." for i in range(24)]
+    pair = {"first": " ".join(sentences[:12]), "second": " ".join(sentences[12:]), "label": label}
+    rows = pretraining.training_features(pair, TOKENIZER)
+    assert len(rows) > 2
+    kept: list[int] = []
+    for row in rows:
+        assert len(row["input_ids"]) <= 48
+        assert row["labels"][0] == label
+        assert set(row["token_type_ids"]) == {0, 1}
+        ids = [i if m == IGNORE_INDEX else m
+               for i, m in zip(row["input_ids"][1:], row["labels"][1:], strict=True)]  # fmt: skip
+        kept += [i for i in ids if i not in TOKENIZER.all_special_ids]
+    whole = [i for sentence in sentences for i in TOKENIZER(sentence)["input_ids"][1:-1]]
+    assert Counter(kept) == Counter(whole)
+    if label == 0:
+        assert kept == whole, "each text is followed by the one that follows it"
+    one = {"first": PIECE, "second": PIECE, "label": label}
+    (row,) = pretraining.training_features(one, TOKENIZER)
+    assert len(row["input_ids"]) == 48, "a sentence that is too long is cut"
+
+
+def test_training_features_asks_for_special_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer(
+        TokenizerTraining(vocab_size=500), [PIECE], causal=False, has_mask=True
+    )
+    asked: list[int] = []
+    known = type(tokenizer).all_special_ids.fget
+    monkeypatch.setattr(type(tokenizer), "all_special_ids",
+                        property(lambda self: [asked.append(1), known(self)][1]))  # fmt: skip
+    for number in range(20):
+        pair = {"first": f"word{number}", "second": "word1 word2", "label": 0}
+        task(max_length=48).training_features(pair, tokenizer)
+    assert len(asked) < 20
+
+
 def scores_and_labels() -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Makes scores of six pairs of nine tokens over eleven words, 2, 2, 3, 3, 1 and 1 masked."""
     torch.manual_seed(0)

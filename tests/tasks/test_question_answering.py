@@ -86,10 +86,32 @@ def test_squad_with_and_without_answers_by_hand() -> None:
 
 def test_squad_best_exact_of_empty_answers() -> None:
     """Empty answers score the share of questions without an answer (about half of SQuAD 2.0)."""
-    found = scores(("wrong", ["right"], 5.0), ("wrong", [], 5.0), ("wrong", [], 5.0))
+    wrong = (("wrong", ["right"], -5.0), ("wrong", [], -4.0), ("wrong", [], -3.0))
+    found = scores(*wrong)
     assert found["best_exact"] == found["best_f1"] == pytest.approx(2 / 3)
-    assert found["best_exact_thresh"] == 0.0
-    assert found["NoAns_exact"] == 1
+    assert found["exact"] == 0, "the threshold of 0 answers all of them"
+    assert found["best_exact_thresh"] == -6.0
+    assert scores(*wrong, threshold=-6.0)["exact"] == found["best_exact"]
+    huge = scores(("wrong", [], 1e30), ("wrong", [], 1e30))
+    assert huge["best_exact_thresh"] < 1e30
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_squad_best_values_are_those_at_their_thresholds(seed: int) -> None:
+    """No threshold gives more, and scoring at the best one gives what it promises."""
+    draw = random.Random(seed)
+    texts = ["a red house", "red", "the", "a green house", "house"]
+    triples = [
+        (draw.choice(texts), draw.sample(texts, draw.randrange(3)), draw.randrange(-4, 5) / 2)
+        for _ in range(draw.randrange(1, 9))
+    ] + [("red", [], 1.0)]
+    found = scores(*triples)
+    for name in ("exact", "f1"):
+        at_best = scores(*triples, threshold=found[f"best_{name}_thresh"])
+        assert at_best[name] == pytest.approx(found[f"best_{name}"])
+        for step in range(-12, 13):
+            tried = scores(*triples, threshold=step / 4)[name]
+            assert tried <= found[f"best_{name}"] + 1e-9
 
 
 # ---------------------------------------------------------------- rows to windows

@@ -46,26 +46,19 @@ def test_result_holds_measurement_and_prediction(trained: Path, cli: Cli) -> Non
     assert {"starting", "model", "training", "evaluation", "saving"} <= set(measured["phases"])
     resident = {name: peaks["resident_bytes"] for name, peaks in measured["phases"].items()}
     assert measured["peak_memory_bytes"] == max(resident.values())
-    assert 0.2 < measured["peak_memory_bytes"] / record["predicted_memory_bytes"] < 1
+    assert 1 / 1.3 < measured["peak_memory_bytes"] / record["predicted_memory_bytes"] < 1
     assert resident["training"] > predicted["tensor_bytes"]
     of_node = measured["phases"]["training"]["host_bytes"]
     assert resident["training"] < of_node <= 2 * resident["training"], "two ranks on a node"
     assert measured["timed_steps"] == 598
     assert 0 < 598 * measured["step_s"] < 2 * measured["train_s"]
-    assert 0 < measured["tokens_per_step"] < predicted["tokens_per_step"]
+    assert measured["tokens_per_step"] == pytest.approx(predicted["tokens_per_step"], rel=0.01)
     collected = cli("collect", "--json", "--runs-dir", trained.parents[1])
     (row,) = collected.json
     assert row["phases"]["training"]["resident_bytes"] == resident["training"]
     assert row["step_s"] == [measured["step_s"]]
     assert row["predicted_step_s"] == predicted["step_s"]
-    calibration = json.loads((trained.parents[1] / "calibration/local.json").read_text())
-    assert calibration["runs"] == 1
-    planned = cli("plan", "quickstart", "-c", "local", "--json", "--runs-dir", trained.parents[1])
-    (process,) = (i for i in planned.json["gpu_memory"] if i["name"] == "process")
-    assert (process["bytes"], process["rule"][-10:]) == (
-        calibration["process_bytes"],
-        "calibrated",
-    )
+    assert (predicted["device"], predicted["layout"]) == ("cpu", "ZeRO-3")
 
 
 def test_logged_loss_two_ranks_starts_at_cross_entropy(trained: Path) -> None:
@@ -153,12 +146,13 @@ def test_qlora_adapter_loads_back(workplace: Path, cli: Cli) -> None:
     llama_folder(workplace / "base")
     rows = [{"q": f"is {n} even", "a": "yes" if n % 2 == 0 else "no"} for n in range(24)]
     write_rows(workplace / "d.jsonl", rows)
+    write_rows(workplace / "t.jsonl", rows)
     (workplace / "q.yaml").write_text("""\
 name: tiny_qlora
 model: { path: base }
 task:
   name: instruction
-  data: { files: { train: d.jsonl, test: d.jsonl } }
+  data: { files: { train: d.jsonl, test: t.jsonl } }
   prompt: "{q}?"
   completion: " {a}"
   choices: [" yes", " no"]
@@ -186,7 +180,7 @@ name: parity
 model: { path: base }
 task:
   name: classification
-  data: { files: { train: d.jsonl, validation: d.jsonl, test: d.jsonl } }
+  data: { files: { train: d.jsonl, validation: t.jsonl, test: t.jsonl } }
   labels: [bad, good]
   max_length: 48
 method: { name: full }
@@ -226,6 +220,7 @@ def test_zero_stage_gives_losses_of_plain_data_parallelism(
     llama_folder(workplace / "base")
     rows = film_rows(8)
     write_rows(workplace / "d.jsonl", rows)
+    write_rows(workplace / "t.jsonl", rows)
     (workplace / "parity.yaml").write_text(PARITY)
     results, losses = [], []
     for resources in ({"zero_stage": 0}, sharded):

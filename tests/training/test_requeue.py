@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from hpcft.core.errors import ClusterError
 from hpcft.core.files import write_record
 from hpcft.core.rank_errors import read_rank_errors, write_rank_error
 from hpcft.core.records import Attempt, Job, RankError, Recovery
+from hpcft.recovery import retry
+from hpcft.recovery.diagnosis import explain_failure
 from hpcft.recovery.log import append_recovery
 from hpcft.recovery.run import Run
-from hpcft.scheduler.job_state import JobState
+from hpcft.scheduler.job_state import UNKNOWN, JobState
 from hpcft.training import requeue
 from hpcft.training.requeue import decide_requeue
+
+AWAY = "squeue failed (1): slurm_load_jobs error: Unable to contact slurm controller"
 
 
 class Site:
@@ -28,13 +33,28 @@ class Site:
         self.requeued: list[str] = []
         self.resubmitted: list[tuple[int, list[str]]] = []
         self.refuses_requeue = self.refuses_resubmit = False
+        self.away = 0
+        """Number of further calls that the controller does not answer."""
+
+    def states(self, job_ids: list[str]) -> dict[str, JobState]:
+        with contextlib.suppress(ClusterError):
+            self.answer()
+            return dict.fromkeys(job_ids, self.state)
+        return dict.fromkeys(job_ids, JobState(UNKNOWN, AWAY))
+
+    def answer(self) -> None:
+        if self.away:
+            self.away -= 1
+            raise ClusterError(AWAY)
 
     def requeue(self, job_id: str) -> None:
+        self.answer()
         if self.refuses_requeue:
             raise ClusterError("scontrol: error: requeue is disabled")
         self.requeued.append(job_id)
 
     def resubmit(self, run: Run, plan: Any, job_id: str, entry: object) -> str:
+        self.answer()
         if self.refuses_resubmit:
             raise ClusterError("sbatch is not on PATH")
         self.resubmitted.append((plan.mem_mib, run.read_recoveries()[-1].excluded))
@@ -44,8 +64,8 @@ class Site:
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Site:
     made = Site()
-    states = lambda ids: dict.fromkeys(ids, made.state)  # noqa: E731
-    monkeypatch.setattr(requeue.slurm_commands, "job_states", states)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.0)
+    monkeypatch.setattr(requeue.slurm_commands, "job_states", made.states)
     monkeypatch.setattr(requeue.slurm_job, "requeue", made.requeue)
     monkeypatch.setattr(requeue.resubmit, "resubmit", made.resubmit)
     return made
@@ -134,8 +154,39 @@ def test_decide_requeue_without_any_way_to_restart_leaves_no_recovery(run: Run, 
     fail(run, "Died", "the training process was ended by SIGKILL")
     said = decide_requeue(run, "77", 0)
     assert said.startswith("not restarted: rank_died: rank 3 on n2: ")
-    assert said.endswith("it cannot be resubmitted: sbatch is not on PATH")
+    assert said.endswith("(sbatch is not on PATH)")
     assert (run.read_recoveries(), run.read_plan()) == ([], before)
+
+
+@pytest.mark.parametrize("away", [1, 2, 9])
+def test_decide_requeue_while_the_controller_is_away_waits_for_it(
+    run: Run, site: Site, away: int
+) -> None:
+    site.away = away
+    fail(run, "Died", "the training process was ended by SIGKILL")
+    assert decide_requeue(run, "77", 0).startswith("requeued at step 0: rank 3")
+    assert site.requeued == ["77"]
+    assert len(run.read_recoveries()) == 1
+
+
+def test_decide_requeue_with_a_controller_that_stays_away_is_explained(
+    run: Run, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "RETRY_S", 0.1)
+    site.away = 10**9
+    fail(run, "Ended", "the scheduler stopped the rank (SIGTERM)", "preempted")
+    said = decide_requeue(run, "77", 0)
+    assert said.startswith("not restarted: preempted: ")
+    attempt = run.read_job().attempts[-1]
+    # Slurm's state tells less than the job itself did.
+    for state in ("PREEMPTED", "FAILED", "TIMEOUT"):
+        failure = explain_failure(run.paths, attempt, JobState(state), run.read_recoveries())
+        assert failure.name == "not_requeued"
+        assert "the scheduler stopped the rank (SIGTERM); the run could not be requeued (" in (
+            failure.sentence
+        )
+        assert failure.sentence.count("Unable to contact slurm controller") == 2
+        assert failure.next_step.startswith("hpcft resume RUN")
 
 
 def test_decide_requeue_of_broken_hardware_excludes_the_node(run: Run, site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import locale
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import typer
 
 from hpcft import __version__
 from hpcft.cli import completion
+from hpcft.cli.calibrate import calibrate
 from hpcft.cli.cancel import cancel
 from hpcft.cli.clusters import clusters
 from hpcft.cli.collect import collect
@@ -30,8 +32,8 @@ from hpcft.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, HpcftError
 from hpcft.core.tested_versions import untested_versions_note
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    plan, params, stage, submit, resume, status, explain, logs, cancel, collect, recipes, clusters,
-    schema,
+    plan, params, stage, submit, resume, status, explain, logs, cancel, collect, calibrate, recipes,
+    clusters, schema,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -73,6 +75,7 @@ for command in COMMANDS:
 
 def main() -> None:
     """Runs the command line, and exits with the code that `core/errors.py` documents."""
+    _use_utf8()
     if completion.VARIABLE in os.environ:
         completion.enable()
     else:
@@ -100,6 +103,21 @@ def main() -> None:
             show()
         sys.exit(getattr(error, "exit_code", EXIT_USAGE))
     sys.exit(code if isinstance(code, int) else EXIT_OK)
+
+
+def _use_utf8() -> None:
+    """Starts this command again in Python's UTF-8 mode, if the locale has another encoding.
+
+    Otherwise the path of a run folder would be another text here than in the job, and libraries
+    could not write what the user's data hold.
+    """
+    encoding = locale.getencoding()
+    if sys.flags.utf8_mode or encoding.lower() in ("utf-8", "utf8"):
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    # The terminal still expects the encoding of the locale.
+    os.environ.setdefault("PYTHONIOENCODING", f"{encoding}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _exit_with(message: str, code: int) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hpcft.cli import completion
 from hpcft.cli.options import RunNamesOrAll, RunsDir
-from hpcft.core.errors import StoreError, UsageError
+from hpcft.core.errors import UsageError
 from hpcft.core.paths import DEFAULT_RUNS
-
-if TYPE_CHECKING:
-    from hpcft.jobs.status import RunStatus
 
 
 def collect(
@@ -37,8 +33,8 @@ def collect(
 ) -> None:
     """Print the results table.
 
-    Published results stand next to ours. Without RUN, the command also updates the calibration:
-    later plans use the memory and speed that the runs have measured on their cluster.
+    Published results stand next to ours, and predictions next to measurements. The command only
+    reads: `hpcft calibrate` lets later plans use what the runs have measured.
     """
     # Imported here, so that `hpcft --help` is quick.
     from hpcft.cli import console, results_table
@@ -51,8 +47,6 @@ def collect(
     if wanted not in formats:
         raise UsageError(f"--format {wanted}: expected one of {', '.join(formats)}")
     statuses = select_runs(runs_dir, runs)
-    if not runs:
-        _update_calibration(statuses, runs_dir)
     rows = result_rows(statuses)
     if wanted == "json":
         console.as_json([row_as_json(row) for row in rows])
@@ -67,14 +61,3 @@ def collect(
         console.table(header, cells)
     else:
         console.data(FORMATS[wanted](header, cells))
-
-
-def _update_calibration(statuses: list[RunStatus], runs_dir: Path) -> None:
-    from hpcft.cli import console
-    from hpcft.jobs.learn import update_calibration
-
-    try:
-        for line in update_calibration(statuses, runs_dir):
-            console.say(line)
-    except (StoreError, OSError) as error:
-        console.warn(f"the calibration was not updated: {error}")

@@ -71,6 +71,8 @@ def summary(run: RunStatus) -> str:
     if run.failure:
         return run.failure.sentence
     progress = run.progress
+    if run.state == "COMPLETED" and run.record and run.record.doubts:
+        return f"the run has completed, but {'; '.join(run.record.doubts)}"
     if run.state == "COMPLETED":
         return "nothing is wrong: the run has completed"
     if run.state == "UNKNOWN":

@@ -70,10 +70,14 @@ def plan(
     # Imported here, so that `hpcft --help` is quick.
     from hpcft.cli import plan_tables
     from hpcft.config.cluster_profile import with_gpu_memory
+    from hpcft.config.recipe import check_names, check_overrides
 
     is_matrix = clusters is not None or len(recipe) > 1
     if is_matrix and (all_layouts or scale):
         raise UsageError("--all and --scale show one recipe on one cluster")
+    # A table says which recipe fits, not that there is none: `-o train.seed 1` names a recipe `1`.
+    check_overrides(override)
+    check_names(recipe)
     if all_layouts and scale:
         raise UsageError("--all and --scale exclude each other")
     sites = [

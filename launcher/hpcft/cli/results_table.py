@@ -73,17 +73,23 @@ def _seconds(duration_s: float | None) -> str:
     return "" if duration_s is None else f"{format_number(duration_s)} s"
 
 
+def _mean_time(durations_s: list[float]) -> str:
+    return format_seconds(statistics.fmean(durations_s)) if durations_s else ""
+
+
 _RUN_COLUMNS: tuple[Column, ...] = (
     ("recipe", lambda row: row.recipe),
-    ("point", lambda row: format_point(row.point)),
+    ("point", lambda row: format_point({**row.point, **row.changes})),
     ("state", lambda row: row.state),
     ("split", lambda row: row.split),
+    ("examples", lambda row: f"{row.examples[row.split]:,}" if row.split in row.examples else ""),
 )
 _COST_COLUMNS: tuple[Column, ...] = (
     ("reported outcome", lambda row: row.baseline_outcome),
     ("parameters", lambda row: format_count(row.total_parameters)),
     ("trainable", lambda row: format_count(row.trainable_parameters)),
-    ("time", lambda row: format_seconds(statistics.fmean(row.wall_s)) if row.wall_s else ""),
+    ("time", lambda row: _mean_time(row.wall_s)),
+    ("of it training", lambda row: _mean_time(row.train_s)),
     ("GPU hours", lambda row: f"{sum(row.gpu_hours):.4f}" if row.gpu_hours else ""),
     ("memory predicted", lambda row: format_bytes(row.predicted_memory_bytes)),
     ("memory measured", lambda row: format_bytes(row.peak_memory_bytes)),

@@ -35,7 +35,7 @@ def table(runs: Sequence[RunStatus]) -> tuple[list[str], list[list[str]]]:
 
 def done_share(run: RunStatus) -> float | None:
     """Returns the share of the optimizer steps that are done, from 0 to 1; None if not known."""
-    if run.record is not None:
+    if run.is_completed:
         return 1.0
     progress = run.progress
     if progress is None or not progress.total_steps:
@@ -53,7 +53,7 @@ def _bar(run: RunStatus) -> str:
 
 def _step(run: RunStatus) -> str:
     progress = run.progress
-    if progress is None or run.record is not None:
+    if progress is None or run.is_completed:
         return ""
     return f"{progress.step}/{progress.total_steps}" if progress.total_steps else progress.phase
 

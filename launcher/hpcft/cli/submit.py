@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from hpcft.config.cluster_profile import Profile
     from hpcft.jobs.prepare import PreparedRun
     from hpcft.jobs.submit import SubmittedRun
+
+SHOWN_RUNS = 10
+"""Most runs of a sweep of which a line is printed; the others are counted."""
+SHOWN_JOBS = 5
+"""Most jobs of a sweep that a dry run describes."""
+NO_SCRIPT = "# local: no script, one process for each rank"
+
+_OUTCOME_WORDS = {
+    "submitted": "submitted",
+    "running": "queued or running already",
+    "completed": "completed already",
+    "not queued": "not queued yet",
+}
 
 
 def submit(
@@ -66,9 +80,19 @@ def submit(
         console.as_json([as_json(run) for run in submitted])
     else:
         _say_outcomes(submitted, prepared, is_watched=watch)
-    rest = [run for run in submitted if run.outcome == "not queued"]
     if watch:
-        watch_until_done(runs_dir, [run.run_id for run in submitted if run not in rest])
+        queued = [run.run_id for run in submitted if run.outcome != "not queued"]
+        watch_until_done(runs_dir, queued)
+    raise_for_rest(submitted)
+
+
+def raise_for_rest(submitted: Sequence[SubmittedRun]) -> None:
+    """Raises an error if some runs are not queued.
+
+    Raises:
+        ClusterError: some are not queued.
+    """
+    rest = [run for run in submitted if run.outcome == "not queued"]
     if rest:
         raise ClusterError(
             f"{len(rest)} of {len(submitted)} runs are not queued, because Slurm accepts no more "
@@ -89,11 +113,21 @@ def _say_outcomes(
     from hpcft.core.units import format_bytes
     from hpcft.planning.layouts import describe_layout
 
-    for run, item in zip(submitted, prepared, strict=True):
+    plan = prepared[0].plan
+    for run, item in list(zip(submitted, prepared, strict=True))[:SHOWN_RUNS]:
         point = format_point(item.point.values)
         name = f"{item.plan.recipe}/{run.run_id}" + (f" ({point})" if point else "")
-        console.say(f"{name} {_describe(run)}")
-    plan = prepared[0].plan
+        console.say(f"{name} {describe_outcome(run)}")
+    if len(submitted) > SHOWN_RUNS:
+        counts = ", ".join(
+            f"{count:,} {outcome}"
+            for outcome, count in Counter(_OUTCOME_WORDS[run.outcome] for run in submitted).items()
+        )
+        arrays = {run.job_id.partition("_")[0]: None for run in submitted if run.job_id}
+        jobs = ", ".join(list(arrays)[:SHOWN_RUNS]) + ", …" * (len(arrays) > SHOWN_RUNS)
+        console.say(
+            f"… {len(submitted):,} runs in all: {counts}" + (f" (jobs {jobs})" if jobs else "")
+        )
     console.say(
         f"  {describe_layout(plan.layout)}, {plan.precision}, {format_bytes(plan.gpu_peak_bytes)} "
         f"of {format_bytes(plan.gpu_capacity_bytes)} predicted"
@@ -104,7 +138,8 @@ def _say_outcomes(
         console.say(f"to see {'the results' if is_done else 'the progress'}: hpcft {command}")
 
 
-def _describe(run: SubmittedRun) -> str:
+def describe_outcome(run: SubmittedRun) -> str:
+    """Describes the outcome of submitting a run: `was submitted as job 12`."""
     resumes = f"; it resumes from step {run.step:,}" if run.step else ""
     return {
         "submitted": f"was submitted as job {run.job_id}{resumes}",
@@ -122,14 +157,49 @@ def _show_dry_run(
     from hpcft.cli import console
     from hpcft.jobs.submit import dry_run
 
+    if len(prepared) > 1 and not json:
+        _show_sweep(site, prepared, runs_dir)
+        return
     shown = dry_run(site, prepared, runs_dir)
     if json:
         console.as_json(shown)
         return
-    for run in shown["runs"]:
-        for title in ("recipe", "plan", "ds_config"):
-            console.data(f"# ---- {title} of run {run['run_id']}")
-            console.data(dumps(run[title], indent=2, ensure_ascii=False))
-    for job in shown["jobs"]:
-        console.data(f"# ---- sbatch script for {len(job['runs'])} run(s)")
-        console.data(job["sbatch_script"] or "# local: no script, one process for each rank")
+    (run,), (job,) = shown["runs"], shown["jobs"]
+    for title in ("recipe", "plan", "ds_config"):
+        console.data(f"# ---- {title} of run {run['run_id']}")
+        console.data(dumps(run[title], indent=2, ensure_ascii=False))
+    console.data("# ---- sbatch script")
+    console.data(job["sbatch_script"] or NO_SCRIPT)
+
+
+def _show_sweep(site: Profile, prepared: list[PreparedRun], runs_dir: Path) -> None:
+    """Shows on a screen what a sweep would submit: its values, and the job array of each layout."""
+    from hpcft.cli import console
+    from hpcft.core.units import format_bytes
+    from hpcft.jobs.submit import jobs_of
+    from hpcft.planning.layouts import describe_layout
+
+    jobs = jobs_of(site, prepared, runs_dir)
+    console.data(f"# {len(prepared):,} runs in {len(jobs)} job(s); --json prints all of each run")
+    for key in prepared[0].point.values:
+        values = list(dict.fromkeys(str(run.point.values.get(key)) for run in prepared))
+        console.data(f"#   {key}: {_shortened(values)}")
+    for group, _ in jobs[:SHOWN_JOBS]:
+        plan = group[0].plan
+        console.data(
+            f"# ---- {len(group):,} runs: {describe_layout(plan.layout)}, {plan.precision}, "
+            f"{format_bytes(plan.gpu_peak_bytes)} of {format_bytes(plan.gpu_capacity_bytes)} "
+            "predicted"
+        )
+    if len(jobs) > SHOWN_JOBS:
+        console.data(f"# … and {len(jobs) - SHOWN_JOBS} more jobs")
+    console.data(f"# ---- sbatch script of the first {len(jobs[0][0]):,} runs")
+    console.data(jobs[0][1] or NO_SCRIPT)
+
+
+def _shortened(texts: list[str]) -> str:
+    """Returns texts in a line: all if they are few, else the first ones and the last."""
+    if len(texts) <= SHOWN_RUNS:
+        return ", ".join(texts)
+    first = ", ".join(texts[: SHOWN_RUNS - 2])
+    return f"{first}, … {len(texts) - SHOWN_RUNS + 1:,} more …, {texts[-1]}"

@@ -4,31 +4,50 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
+
+from hpcft.core import markdown
 
 Header = list[str]
 Cells = list[list[str]]
 
 
+# A spreadsheet takes a cell that begins so for a formula, which can fetch an address or start a
+# program. The apostrophe makes it text (OWASP, "CSV injection"). A number stays a number.
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?[0-9][0-9_]*(\.[0-9]*)?([eE][+-]?[0-9]+)?%?")
+
+
+def _not_a_formula(cell: str) -> str:
+    """Returns the cell with an apostrophe in front if a spreadsheet would compute it."""
+    # Some programs drop blanks in front of a cell before they look at it.
+    start = cell.lstrip(" ")
+    is_formula = _FORMULA.match(start) and not _NUMBER.fullmatch(start.strip())
+    return f"'{cell}" if is_formula else cell
+
+
 def as_tsv(header: Header, cells: Cells) -> str:
     """Returns tab-separated lines for pipes; tabs and line breaks in cells become blanks."""
-    return "\n".join("\t".join(" ".join(c.split()) for c in line) for line in [header, *cells])
+    return "\n".join(
+        "\t".join(_not_a_formula(" ".join(c.split())) for c in line) for line in [header, *cells]
+    )
 
 
 def as_csv(header: Header, cells: Cells) -> str:
     """Returns CSV as in RFC 4180, with line feeds."""
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([header, *cells])
+    # Python's writer leaves a carriage return outside quotes, where it would end the row.
+    lines = (
+        [_not_a_formula("\n".join(cell.splitlines())) for cell in line] for line in [header, *cells]
+    )
+    csv.writer(stream, lineterminator="\n").writerows(lines)
     return stream.getvalue().rstrip("\n")
 
 
 def as_markdown(header: Header, cells: Cells) -> str:
-    """Returns a GitHub Markdown table."""
-
-    def line(parts: list[str]) -> str:
-        return "| " + " | ".join(" ".join(p.split()).replace("|", "\\|") for p in parts) + " |"
-
-    return "\n".join([line(header), line(["---"] * len(header)), *map(line, cells)])
+    """Returns a GitHub Markdown table; HTML, links and markup in cells are shown as text."""
+    return markdown.table(header, cells)
 
 
 _LATEX = {

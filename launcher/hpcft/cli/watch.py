@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpcft.cli import console
@@ -12,8 +13,12 @@ from hpcft.core.errors import RunFailed
 from hpcft.core.run_index import list_runs
 from hpcft.jobs.status import RunStatus, run_statuses
 
-INTERVAL_S = 2.0
-"""Seconds between two looks at the runs."""
+LOCAL_INTERVAL_S = 2.0
+"""Seconds between two looks at runs of this machine."""
+MIN_INTERVAL_S, MAX_INTERVAL_S = 5.0, 60.0
+"""Fewest and most seconds between two looks at runs of a cluster."""
+RUNS_PER_S = 20
+"""Live runs for which a second is added to the interval."""
 UNKNOWN_TIMEOUT_S = 900.0
 """Seconds to wait for a scheduler that does not answer; its jobs continue in the meantime."""
 
@@ -48,7 +53,7 @@ def watch_until_done(root: Path, run_ids: list[str]) -> None:
             unknown_s = time.monotonic() - unknown_since if unknown_since else 0.0
             if unknown_s > UNKNOWN_TIMEOUT_S or not any(_is_awaited(run) for run in runs):
                 break
-            time.sleep(INTERVAL_S)
+            time.sleep(interval_s(runs))
     except KeyboardInterrupt:
         console.say("stopped watching; the runs continue (see hpcft status, hpcft cancel)")
         raise
@@ -56,6 +61,19 @@ def watch_until_done(root: Path, run_ids: list[str]) -> None:
         if live:
             live.stop()
     _raise_for_failures(runs, wanted)
+
+
+def interval_s(runs: Sequence[RunStatus]) -> float:
+    """Returns the seconds to wait before the next look at runs: 10 for ten live runs or more.
+
+    Each look is a squeue of all of the user's jobs, during which the controller schedules nothing;
+    Slurm's manual page of squeue advises against loops of such calls.
+    """
+    live = [run for run in runs if run.is_live]
+    if live and all(run.job.scheduler == "local" for run in live):
+        return LOCAL_INTERVAL_S
+    least_s = MIN_INTERVAL_S if len(live) < 10 else 2 * MIN_INTERVAL_S
+    return min(max(least_s, len(live) / RUNS_PER_S), MAX_INTERVAL_S)
 
 
 def _read(root: Path, run_ids: set[str]) -> list[RunStatus]:

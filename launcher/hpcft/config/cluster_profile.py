@@ -11,6 +11,7 @@ from pathlib import Path
 from hpcft.config import validation, yaml_document
 from hpcft.config.yaml_document import Document
 from hpcft.core.errors import InputError, Problem, Problems, UsageError
+from hpcft.core.host import visible_gpus
 from hpcft.core.paths import is_in_run_folder, shipped_folder
 from hpcft.core.records import Cluster, Gpu
 from hpcft.core.units import GIB, parse_bytes
@@ -51,8 +52,25 @@ def find_profile(name: str) -> Path:
     # `slurm/x.yaml` works outside the checkout too, where the wheel brings the profiles.
     if name in (given.stem, given.name, f"slurm/{given.name}") and given.stem in by_name:
         return by_name[given.stem]
-    fix = f"give the path of a YAML file, or one of {', '.join(by_name)}"
-    raise InputError([Problem(f"--cluster {name}", "", "there is no such profile", fix)])
+    raise InputError([Problem(f"--cluster {name}", "", *_no_profile(given, list(by_name)))])
+
+
+def _no_profile(given: Path, names: list[str]) -> tuple[str, str]:
+    """Returns why a name is no profile, and what to do."""
+    import difflib
+
+    if os.path.isdir(given):
+        return "is a folder, expected the file of a profile", "name the file in it"
+    if os.path.isfile(given):
+        return f"has the suffix {given.suffix!r}, expected .yaml", "rename the file"
+    if os.path.exists(given):
+        what = "is a pipe or a device, expected the file of a profile"
+        return what, "write it to a file that ends in .yaml"
+    near = difflib.get_close_matches(given.stem.lower()[:100], names, n=2)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return "there is no such profile", (
+        f"{meant}give the path of a YAML file, or one of {', '.join(names)}"
+    )
 
 
 def load_profile(name: str) -> Profile:
@@ -154,33 +172,43 @@ def _with_local_hardware(cluster: Cluster) -> Cluster:
     }
     gpus = _local_gpus()
     if gpus:
-        update |= {"accelerator": "cuda", "gpus_per_node": len(gpus), "gpu": gpus[0]}
+        smallest = min(gpus, key=lambda gpu: gpu.memory_gib)
+        update |= {"accelerator": "cuda", "gpus_per_node": len(gpus), "gpu": smallest}
     return cluster.model_copy(update=update)
 
 
 def _local_gpus() -> list[Gpu]:
-    """Returns the GPUs of this machine that nvidia-smi lists, without importing torch."""
+    """Returns the GPUs that nvidia-smi lists and this session may use, without importing torch."""
     import subprocess
 
     if shutil.which("nvidia-smi") is None:
         return []
     query = [
         "nvidia-smi",
-        "--query-gpu=name,memory.total,compute_cap",
+        "--query-gpu=index,uuid,name,memory.total,compute_cap",
         "--format=csv,noheader,nounits",
     ]
     try:
         output = subprocess.run(
-            query, capture_output=True, text=True, timeout=20, check=True
+            query, capture_output=True, encoding="utf-8", timeout=20, check=True
         ).stdout
-        rows = [line.split(",") for line in output.splitlines() if line.strip()]
+        rows = [
+            [part.strip() for part in line.split(",")]
+            for line in output.splitlines()
+            if line.strip()
+        ]
+        # Others may use the GPUs that are not in CUDA_VISIBLE_DEVICES.
+        visible = visible_gpus()
+        entries = [index for index, *_ in rows] if visible is None else visible
         return [
             Gpu(
-                name=re.sub(r"[^A-Za-z0-9_.:+-]+", "-", name.strip()).strip("-"),
+                name=re.sub(r"[^A-Za-z0-9_.:+-]+", "-", name).strip("-"),
                 memory_gib=float(memory) / 1024,
                 compute_capability=float(capability),
             )
-            for name, memory, capability in rows
+            for entry in entries
+            for index, uuid, name, memory, capability in rows
+            if entry == index or (uuid.startswith(entry) and not entry.isdecimal())
         ]
     except (OSError, subprocess.SubprocessError, ValueError):
         return []

@@ -12,27 +12,40 @@ from hpcft.config.recipe import local_path_fields, value_at
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.config.yaml_document import dotted_key
 from hpcft.core.errors import DataError
+from hpcft.core.file_digests import file_digest
 from hpcft.core.units import MIB
 
-LARGE_FILE_BYTES = 64 * MIB  # larger model files are hashed in part
+# hpcft 0.1 hashed model files from this size on in part: size, first and last MiB.
+PARTLY_HASHED_BYTES = 64 * MIB
+WEIGHTS_INDEX = "*.safetensors.index.json"
 
 
-def compute_fingerprints(recipe: FullRecipe) -> dict[str, str]:
+def compute_fingerprints(
+    recipe: FullRecipe, *, data_only: bool = False, partly: bool = False
+) -> dict[str, str]:
     """Returns content hashes of the local files that a recipe reads, by dotted field.
 
-    Data are hashed whole, a folder with all that lies below it. Of model files over 64 MiB only the
-    size and the first and last MiB are hashed, which differ after training or truncation.
+    All of their content counts; of a data folder also what lies in subfolders.
+
+    Args:
+        recipe: the recipe.
+        data_only: whether to leave out models, tokenizers and adapters.
+        partly: whether to hash large model files in part, as hpcft 0.1 did.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: a file cannot be read, or a model reads files outside its folder.
     """
     fingerprints = {}
     content = recipe.model_dump(mode="json")
     for loc in local_path_fields(content):
-        text = value_at(content, loc)
-        if isinstance(text, str) and text.startswith("/"):
+        text, is_data = value_at(content, loc), loc[0] == "task"
+        if isinstance(text, str) and text.startswith("/") and (is_data or not data_only):
             try:
-                fingerprints[dotted_key(loc)] = _hash_path(Path(text), whole=loc[0] == "task")
+                if not is_data:
+                    _check_shards(dotted_key(loc), Path(text))
+                fingerprints[dotted_key(loc)] = _hash_path(
+                    Path(text), subfolders=is_data, partly=partly and not is_data
+                )
             except OSError as error:
                 raise DataError(
                     f"{dotted_key(loc)}: {error.filename} cannot be read: {error.strerror}; "
@@ -41,26 +54,49 @@ def compute_fingerprints(recipe: FullRecipe) -> dict[str, str]:
     return fingerprints
 
 
-def _hash_path(path: Path, *, whole: bool) -> str:
+def _check_shards(key: str, folder: Path) -> None:
+    """Checks that the index of a model's weights names files in its own folder only.
+
+    Raises:
+        DataError: it names others, whose content would not be part of the run's id.
+        OSError: it cannot be read.
+    """
+    for index in folder.glob(WEIGHTS_INDEX):
+        try:
+            shards = {
+                str(name)
+                for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            }
+        except (ValueError, LookupError, AttributeError, TypeError):
+            continue  # Loading the model says what is wrong with it.
+        if outside := sorted(name for name in shards if "/" in name):
+            raise DataError(
+                f"{key}: {index} names {outside[0]}, which does not lie beside it and would not be "
+                "part of the run's identity; save the model again with save_pretrained"
+            )
+
+
+def _hash_path(path: Path, *, subfolders: bool, partly: bool) -> str:
     """Returns the SHA-256 of a file or folder.
 
     Args:
         path: the file or folder.
-        whole: whether to read large files to the end, and folders with what is in subfolders.
+        subfolders: whether to read what is in subfolders, too.
+        partly: whether to read only size, first and last MiB of large files.
     """
-    inside = path.rglob("*") if whole else path.glob("*")
+    inside = path.rglob("*") if subfolders else path.glob("*")
     files = [path] if path.is_file() else sorted(p for p in inside if p.is_file())
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode() if path.is_dir() else b"")
-        with file.open("rb") as stream:
-            if whole or size <= LARGE_FILE_BYTES:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-            else:
+        if partly and size > PARTLY_HASHED_BYTES:
+            with file.open("rb") as stream:
                 digest.update(stream.read(MIB))
                 stream.seek(-MIB, os.SEEK_END)
                 digest.update(stream.read())
+        else:
+            digest.update(file_digest(file))
     return digest.hexdigest()
 
 

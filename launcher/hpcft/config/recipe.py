@@ -90,6 +90,8 @@ def _load_with_extends(path: Path, shown_as: str, seen: tuple[str, ...] = ()) ->
         InputError: a file is not a recipe, or `extends` names none, leads in a circle or is too
             deep.
     """
+    if not seen:
+        check_names([str(path)])
     doc = yaml_document.load_document(path, shown_as)
     if not isinstance(doc.value, dict):
         what = "expected a mapping with `name`, `model`, `task` and `method`"
@@ -121,6 +123,49 @@ def _load_with_extends(path: Path, shown_as: str, seen: tuple[str, ...] = ()) ->
     return Document(overlaid.value, {**overlaid.origins, (): origins[()]})
 
 
+def _similar_names(path: Path) -> str:
+    """Returns what to do about a recipe that does not exist: names that resemble its name."""
+    import difflib
+
+    try:
+        beside = sorted(path.parent.glob("*.y*ml"))
+    except OSError:
+        beside = []
+    # Quickstart.yml, quickstart.txt and quickstrat all resemble quickstart.yaml.
+    names = {file.stem: str(file) for file in beside} | {p.stem: p.stem for p in list_recipes()}
+    near = difflib.get_close_matches(path.stem.lower()[:100], names, n=2)
+    meant = f"did you mean {' or '.join(names[name] for name in near)}? " if near else ""
+    return f"{meant or 'correct the name; '}`hpcft recipes` lists the recipes that come with hpcft"
+
+
+def check_names(names: list[str]) -> None:
+    """Checks that there is a recipe of each name.
+
+    Raises:
+        InputError: with all problems found.
+    """
+    missing = [name for name in names if not os.path.exists(find_recipe(name))]
+    if missing:
+        what = "there is no such file"
+        raise InputError([Problem(n, "", what, _similar_names(find_recipe(n))) for n in missing])
+
+
+def check_overrides(overrides: list[str] | None) -> None:
+    """Checks the form of overrides.
+
+    Raises:
+        InputError: with all problems found.
+    """
+    problems = []
+    for text in overrides or []:
+        try:
+            _parse_override(text)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+
+
 def _parse_override(text: str) -> Document:
     """Parses `dotted.field=value`, whose value is YAML.
 
@@ -131,7 +176,8 @@ def _parse_override(text: str) -> Document:
     key, equals, value = text.partition("=")
     if not equals or not DOTTED_KEY.fullmatch(key):
         what = "expected dotted.field=value"
-        raise InputError([Problem(str(origin), "", what, "for example train.seed=1")])
+        fix = "for example train.seed=1, without blanks"
+        raise InputError([Problem(str(origin), "", what, fix)])
     return yaml_document.parse_document(value, origin).nested_at(tuple(key.split(".")))
 
 

@@ -11,9 +11,9 @@ from hpcft.config.yaml_document import Document
 from hpcft.core.errors import Problems
 from hpcft.methods.frozen import ADAPTER_FILE
 from hpcft.tasks.data.examples import split_sources
+from hpcft.tasks.data.file_readers import data_format, format_names
 
 MAX_LAYERS = 1000  # eight times the deepest open model; the planner builds every layer
-DATA_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
@@ -108,11 +108,15 @@ def _check_data(recipe: FullRecipe, problems: Problems) -> None:
         problems.add("task.data.path", expected="a hub name or a folder", got=got, fix=fix)
     for split, file in (data.files or {}).items():
         key = f"task.data.files.{split}"
-        if not os.path.isfile(file):
+        if not os.path.exists(file):
             problems.add(key, f"there is no file {file}", fix="correct the path")
-        elif Path(file).suffix.lower() not in DATA_SUFFIXES:
-            expected = ".csv, .jsonl, .json or .parquet"
-            problems.add(key, expected=expected, got=Path(file).name, fix="convert the file")
+        elif not os.path.isfile(file):
+            what = f"{file} is not a regular file, which can be read again when the job starts"
+            problems.add(key, what, fix="name a file")
+        elif data_format(Path(file)) is None:
+            expected, got = format_names(), Path(file).name
+            fix = "convert the file, or rename it if it has one of these formats"
+            problems.add(key, expected=expected, got=got, fix=fix)
     total = sum((data.fractions or {}).values())
     if total > 1 + 1e-9:
         expected = "a sum of at most 1"
@@ -131,7 +135,13 @@ def _check_splits(recipe: FullRecipe, problems: Problems) -> None:
     scored = recipe.evaluation.split
     if scored not in splits:
         what = f"the data has no {scored} split"
-        problems.add("evaluation.split", what, fix=f"use one of {existing}")
+        others = sorted(splits - {"train"})
+        fix = "cut one from what there is, for example task.data.fractions: "
+        fix += f"{{train: 0.8, {scored}: 0.2}}, or name it in task.data"
+        if others:
+            fix = f"use {' or '.join(others)}, or {fix}"
+        problems.add("evaluation.split", what, fix=fix)
+    _check_apart(recipe, problems)
     for field in ("sample", "limits"):
         for split in sorted(set(getattr(data, field)) - splits):
             what = "the data has no such split"
@@ -140,6 +150,49 @@ def _check_splits(recipe: FullRecipe, problems: Problems) -> None:
     if at_end and (recipe.train.eval_strategy == "no" or "validation" not in splits):
         what = "needs a validation split and an eval_strategy other than no"
         problems.add("train.load_best_model_at_end", what, fix="add them, or leave it out")
+    elif at_end and recipe.method.can_resume:
+        _check_best_model(recipe, problems)
+
+
+def _check_apart(recipe: FullRecipe, problems: Problems) -> None:
+    """Checks that no split is read from the same place as the one that is trained on."""
+    data = recipe.task.data
+    sources = split_sources(data)
+    if recipe.mode != "finetune" or "train" not in sources:
+        return
+    for split in sorted(set(sources) - {"train"}):
+        if data.files is not None:
+            is_same = _is_same_file(sources["train"], sources[split])
+        else:
+            parts = [{part.strip() for part in sources[s].split("+")} for s in ("train", split)]
+            is_same = bool(parts[0] & parts[1])
+        if is_same:
+            what = f"the rows of {sources[split]} are trained on, too (train: {sources['train']})"
+            fix = "name other rows, or name these only as train and cut them by task.data.fractions"
+            kind = "files" if data.files is not None else "splits"
+            problems.add(f"task.data.{kind}.{split}", what, fix=fix)
+
+
+def _is_same_file(first: str, second: str) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False  # A missing file is a problem of its own.
+
+
+def _check_best_model(recipe: FullRecipe, problems: Problems) -> None:
+    """Checks what `TrainingArguments` would refuse in the job: each checkpoint needs a metric."""
+    train = recipe.train
+    if train.save_strategy != train.eval_strategy:
+        expected = f"{train.eval_strategy}, as eval_strategy, because of load_best_model_at_end"
+        fix = f"set save_strategy: {train.eval_strategy}, or leave out load_best_model_at_end"
+        problems.add("train.save_strategy", expected=expected, got=train.save_strategy, fix=fix)
+    elif train.eval_strategy == "steps":
+        eval_steps = train.eval_steps or train.logging_steps  # The Trainer's own default.
+        if train.save_steps % eval_steps:
+            expected = f"a multiple of eval_steps ({eval_steps}), so that each checkpoint is scored"
+            fix = f"set save_steps: {-(-train.save_steps // eval_steps) * eval_steps}"
+            problems.add("train.save_steps", expected=expected, got=train.save_steps, fix=fix)
 
 
 def _check_train(recipe: FullRecipe, problems: Problems) -> None:

@@ -60,6 +60,28 @@ _LENGTHS = {
     "string_too_short": "text that is not empty",
     "string_too_long": "at most {max_length} characters",
 }
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "batch_size": "global_batch_size",
+    "train_batch_size": "global_batch_size",
+    "gradient_accumulation_steps": "global_batch_size",
+    "wd": "weight_decay",
+    "warmup": "warmup_steps",
+    "warmup_ratio": "warmup_steps",
+    "scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "cutoff_len": "max_length",
+    "model_name_or_path": "path",
+    "name_or_path": "path",
+    "gpus": "gpus_per_node",
+    "walltime": "time_min",
+    "time": "time_min",
+}
+"""Names of fields in other tools and in everyday use, and the name here."""
 _KEY_ITSELF = "[key]"  # pydantic's last location part if a key is wrong and not its value
 
 
@@ -91,8 +113,17 @@ def _problems(document: Document, model: type[Any], details: Any) -> list[Proble
             what = f"expected {' or '.join(expected[loc])}, got {_as_json(detail['input'])}"
             is_number = isinstance(detail["input"], int | float)
             fix = "quote it if text is meant" if "text" in expected[loc] and is_number else ""
+            if expected[loc] == ["a mapping"] and isinstance(detail["input"], str):
+                fix = _section_for(model, loc, detail["input"])
             problems.append(Problem(str(document.origin_of(loc)), dotted_key(loc), what, fix))
     return list(dict.fromkeys(problems))
+
+
+def _section_for(model: type[Any], loc: Loc, text: str) -> str:
+    """Returns the section to write where only a name stands: `model: gpt2`."""
+    known = _sibling_fields(model, (*loc, ""))
+    field = next((name for name in ("name", "path") if name in known), "")
+    return f"write {dotted_key(loc)}: {{ {field}: {_as_json(text)} }}" if field else ""
 
 
 def _source_and_line(origin: Origin) -> tuple[str, int]:
@@ -108,7 +139,9 @@ def _problem(document: Document, model: type[Any], loc: Loc, detail: Any) -> Pro
         return Problem(where, key, "is required", "add it")
     if kind == "extra_forbidden":
         known = _sibling_fields(model, detail["loc"])
+        meant = _OTHER_NAMES.get(str(loc[-1]), "")
         near = difflib.get_close_matches(str(loc[-1]), known, n=3, cutoff=0.5)
+        near = [meant] if meant in known else near
         fix = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
         return Problem(where, key, "unknown key", fix)
     if kind == "union_tag_invalid":

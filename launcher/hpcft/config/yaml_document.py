@@ -85,7 +85,7 @@ class Document:
         value = _overlay(self.value, other.value, (), replaced)
 
         def is_replaced(loc: Loc) -> bool:
-            return any(loc[:length] in replaced for length in range(len(loc) + 1))
+            return any(loc[: len(part)] == part for part in replaced)
 
         origins = {loc: origin for loc, origin in self.origins.items() if not is_replaced(loc)}
         origins |= {loc: other.origin_of(loc) for loc in replaced}
@@ -152,7 +152,7 @@ def load_document(path: Path, shown_as: str | None = None) -> Document:
     source = shown_as or str(path)
     try:
         if not path.is_file():
-            raise InputError([Problem(source, "", "there is no such file", "correct the name")])
+            raise InputError([Problem(source, "", *_no_file(path))])
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
@@ -171,6 +171,15 @@ def load_document(path: Path, shown_as: str | None = None) -> Document:
         what = "expected UTF-8 text, got other bytes"
         raise InputError([Problem(f"{source}:{line}", "", what, "save it as UTF-8")]) from None
     return parse_document(text, Origin(source, 1, path.absolute().parent))
+
+
+def _no_file(path: Path) -> tuple[str, str]:
+    """Returns why a path is no file that can be read, and what to do."""
+    if path.is_dir():
+        return "is a folder, expected a file", "name the file in it"
+    if path.exists():  # A pipe has no folder, from which the paths in a recipe would start.
+        return "is a pipe or a device, expected a regular file", "write it to a file and name that"
+    return "there is no such file", "correct the name"
 
 
 def parse_document(text: str, origin: Origin) -> Document:

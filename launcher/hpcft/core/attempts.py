@@ -30,6 +30,7 @@ def new_attempt(
     *,
     job_id: str | None = None,
     array_index: int | None = None,
+    slurm_cluster: str | None = None,
     process_started: float | None = None,
 ) -> Attempt:
     """Returns an attempt submitted now from this machine; arguments as in the record."""
@@ -37,6 +38,7 @@ def new_attempt(
         job_id=job_id,
         token=token,
         array_index=array_index,
+        slurm_cluster=slurm_cluster,
         submitted_at=time.time(),
         logs=str(logs),
         host=os.uname().nodename,

@@ -32,7 +32,7 @@ def load_or_compute(folder: str, key: str, kind: type[T], compute: Callable[[], 
     if isinstance(record, kind):
         return record
     try:
-        loaded = _in_memory[file] = kind.model_validate_json(file.read_text())
+        loaded = _in_memory[file] = kind.model_validate_json(file.read_text(encoding="utf-8"))
         return loaded
     except (OSError, ValueError):
         pass  # The file is missing, or is from a version with other fields.

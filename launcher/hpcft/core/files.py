@@ -5,23 +5,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import getpass
 import json
+import logging
 import os
+import shlex
 import stat
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TextIO, TypeVar
 
 from pydantic import ValidationError
 
 from hpcft import __version__
 from hpcft.core.errors import StoreError
-from hpcft.core.host import node_name
+from hpcft.core.host import node_name, wait_until
+from hpcft.core.permissions import check_private as check_private
+from hpcft.core.permissions import other_owner
 from hpcft.core.records import Record, StoredRecord
 
+log = logging.getLogger(__name__)
+
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 MAX_RECORD_BYTES = 20_000_000
 LOCK_FILE = ".lock"
 
@@ -40,35 +49,96 @@ def check_path(folder: Path) -> None:
 
 
 def create_folder(folder: Path) -> None:
-    """Creates a folder with mode 0700; its parents get the mode that the umask gives.
+    """Creates a folder with mode 0700, and its parents.
 
     Raises:
         StoreError: others may write to the existing folder, or it cannot be created.
     """
     check_path(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{folder}: cannot be created: {error.strerror}") from None
     check_private(folder)
 
 
-def check_private(folder: Path) -> None:
-    """Refuses a run folder that others may write to: jobs run its content in your name.
+def make_folder(folder: Path) -> None:
+    """Creates a folder and its parents, into which only this user may write, whatever the umask.
 
     Raises:
-        StoreError: others may write to the folder, or it is missing.
+        OSError: it cannot be created.
     """
-    try:
-        info = folder.stat()
-    except OSError as error:
-        raise StoreError(f"{folder}: {error.strerror}") from None
-    if info.st_uid not in (os.getuid(), 0) or stat.S_IMODE(info.st_mode) & 0o022:
-        raise StoreError(f"{folder}: others may write to it; chmod 700 it if its content is yours")
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o755, exist_ok=True)
 
 
 # ---------------------------------------------------------------- writing
+
+SYNC_THREADS = 8
+"""Files that are brought to disk at a time; a file system writes them in one transaction."""
+
+_unsynced: list[Path] | None = None
+"""New files that are not on disk yet; None outside `synced_together`."""
+
+
+@contextlib.contextmanager
+def synced_together() -> Iterator[None]:
+    """Brings the new files that are written within it to disk at its end, all at a time.
+
+    A sweep of 1,000 runs writes thousands of files, each of which would wait for the disk alone. A
+    file that replaces another one is on disk before it takes its place, as everywhere: after a
+    crash of the machine a new file may be empty, and an old one is never lost.
+
+    Raises:
+        OSError: a file cannot be written (disk full).
+    """
+    global _unsynced
+    _unsynced = []
+    try:
+        yield
+        files, _unsynced = _unsynced, None
+        for_each(_sync, [files[first::SYNC_THREADS] for first in range(SYNC_THREADS)])
+    finally:
+        _unsynced = None
+
+
+def for_each(function: Callable[[T], object], items: Sequence[T]) -> None:
+    """Calls a function, which waits for the disk, with each item; many at a time.
+
+    Raises:
+        Exception: the first one that a call raised.
+    """
+    if len(items) < 2:
+        for item in items:
+            function(item)
+        return
+    # Imported here: most commands start no threads.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(SYNC_THREADS, len(items))) as pool:
+        for _ in pool.map(function, items):
+            pass
+
+
+def _sync(paths: Sequence[Path]) -> None:
+    """Brings files to disk; one that was moved since is left out.
+
+    Raises:
+        OSError: the disk is full; names the file.
+    """
+    for path in paths:
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -83,7 +153,10 @@ def write_text(path: Path, text: str) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if _unsynced is None or os.path.lexists(path):
+                os.fsync(stream.fileno())
+            else:
+                _unsynced.append(path)
         os.replace(name, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -217,28 +290,87 @@ def read_record_if_exists(path: Path, kind: type[R]) -> R | None:
 # ---------------------------------------------------------------- the lock of a runs folder
 
 
+LOCK_TIMEOUT_S = 300.0
+"""Seconds for which a command waits for another one that submits from the same runs folder."""
+_LOCK_SILENT_S = 2.0
+_LOCK_POLL_S = 0.02
+
+
 @contextlib.contextmanager
-def lock_folder(root: Path) -> Iterator[None]:
+def lock_folder(root: Path, timeout_s: float | None = None) -> Iterator[None]:
     """Holds the lock of a runs folder, so that only one command submits from it at a time.
 
+    Args:
+        root: the runs folder.
+        timeout_s: longest time to wait for another command, in seconds; by default
+            `LOCK_TIMEOUT_S`.
+
     Raises:
-        StoreError: the folder cannot be created, or its file system has no locks.
+        StoreError: the folder cannot be created, its file system has no locks, or another command
+            keeps the lock.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / LOCK_FILE).open("a")
+        make_folder(root)
+        lock = (root / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
+        if root.is_dir() and (owner := other_owner(root)):
+            raise StoreError(
+                f"{root}: belongs to user {owner}: its runs can be read, but runs of your own need "
+                "a runs folder of your own: choose one with --runs-dir"
+            ) from None
         raise StoreError(f"{root}: cannot be created: {error.strerror}") from None
     with lock as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            _wait_for_lock(stream, LOCK_TIMEOUT_S if timeout_s is None else timeout_s)
         except OSError as error:
             raise StoreError(
                 f"{root / LOCK_FILE}: cannot be locked: {error.strerror}; without a lock, two "
                 "submissions at the same time could submit a run twice: choose a runs folder on "
                 "another file system with --runs-dir"
             ) from None
+        with contextlib.suppress(OSError):  # A full disk does not keep the lock from being held.
+            stream.truncate(0)
+            stream.write(this_process())
+            stream.flush()
         yield
+
+
+def _wait_for_lock(stream: TextIO, timeout_s: float) -> None:
+    """Locks an open file.
+
+    Raises:
+        StoreError: another process has not released the lock in time.
+        OSError: the file system has no locks.
+    """
+
+    def is_mine() -> bool:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def holder() -> str:
+        stream.seek(0)
+        return stream.read(1000).strip() or "another command"
+
+    silent_s = min(_LOCK_SILENT_S, timeout_s)
+    if wait_until(is_mine, silent_s, _LOCK_POLL_S):
+        return
+    log.warning("%s: waiting for %s", stream.name, holder())
+    if not wait_until(is_mine, timeout_s - silent_s, _LOCK_POLL_S):
+        raise StoreError(
+            f"{stream.name}: still locked after {timeout_s:.0f} s by {holder()}; it may be stopped "
+            "(Ctrl-Z) or wait for a file system: continue it or end it, then repeat the command"
+        )
+
+
+def this_process() -> str:
+    """Returns command, process, user, machine and time in words, for those who wait for a lock."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    user = getpass.getuser()
+    return f"`{command}` (process {os.getpid()} of {user} on {node_name()}, since {since})"
 
 
 def is_locked(root: Path) -> bool:

@@ -1,7 +1,8 @@
-"""Names this process's node, and waits with a timeout."""
+"""Names this process's node and GPUs, and waits with a timeout."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -10,6 +11,18 @@ from collections.abc import Callable
 def node_name() -> str:
     """Returns Slurm's name of this process's node; without Slurm, the machine's host name."""
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
+def visible_gpus() -> list[str] | None:
+    """Returns the entries of CUDA_VISIBLE_DEVICES up to the first invalid one; None if not set.
+
+    CUDA itself ignores an invalid entry and all behind it.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return None
+    entries = (entry.strip() for entry in given.split(","))
+    return list(itertools.takewhile(lambda entry: entry and not entry.startswith("-"), entries))
 
 
 def wait_until(is_true: Callable[[], bool], timeout_s: float, poll_s: float) -> bool:

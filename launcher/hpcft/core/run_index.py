@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from hpcft.core import folder_index
 from hpcft.core.errors import StoreError
 from hpcft.core.files import read_record_if_exists
 from hpcft.core.paths import RunPaths
+from hpcft.core.permissions import other_owner
 from hpcft.core.records import Job
 
 MIN_ID_CHARS = 4
@@ -26,6 +31,20 @@ class FoundRun:
     """The job record; if it cannot be read, a placeholder that holds only the folders' names."""
     damage: str = ""
     """Why the job record cannot be read; empty if it was read."""
+    signature: str = ""
+    """Signature of the folder's files before they were read; empty without a result."""
+    indexed: str = ""
+    """Text of the index on the whole run; empty if the index has none of these files."""
+
+    @property
+    def root(self) -> Path:
+        """The runs folder."""
+        return self.paths.folder.parents[1]
+
+    @property
+    def name(self) -> str:
+        """Recipe and run id."""
+        return f"{self.paths.folder.parent.name}/{self.paths.folder.name}"
 
 
 def read_run(folder: Path) -> FoundRun | None:
@@ -64,13 +83,39 @@ def list_runs(root: Path, report: Callable[[str], None] = lambda _: None) -> Ite
         root: the runs folder.
         report: receives a sentence for each folder that cannot be listed.
     """
+    texts = folder_index.load(root, RUNS)
     runs = [
         run
         for recipe_folder in _folders(root, report)
         for run_folder in _folders(recipe_folder, report)
-        if (run := read_run(run_folder))
+        if (run := _find_run(run_folder, texts))
     ]
+    if texts:  # Of runs that are gone.
+        folder_index.remove(root, texts)
     yield from sorted(runs, key=_submitted_at)
+
+
+RUNS = "run"
+"""Kind of the texts in the index on a whole run; the job record is the first part of one."""
+SEPARATOR = "\x1e"
+"""Separator of the parts of a text in the index; JSON never contains it."""
+
+
+def _find_run(folder: Path, texts: dict[str, tuple[str, str]]) -> FoundRun | None:
+    """Reads the job record of a run folder from the index if it has the folder's files.
+
+    Args:
+        folder: the folder.
+        texts: texts of the index that belong to no folder yet.
+    """
+    signature = folder_index.signature(str(folder))
+    then, text = texts.pop(f"{folder.parent.name}/{folder.name}", ("", ""))
+    if signature and signature == then:
+        with contextlib.suppress(ValidationError):
+            job = Job.model_validate_json(text.partition(SEPARATOR)[0])
+            return FoundRun(RunPaths(folder), job, signature=signature, indexed=text)
+    run = read_run(folder)
+    return replace(run, signature=signature) if run and signature else run
 
 
 def _submitted_at(run: FoundRun) -> float:
@@ -86,7 +131,9 @@ def _folders(folder: Path, report: Callable[[str], None]) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        report(f"{folder}: cannot be listed: {error.strerror}")
+        owner = other_owner(folder)
+        cure = f"; `chmod -R go+rX {folder}` by user {owner} lets others read it" if owner else ""
+        report(f"{folder}: cannot be listed: {error.strerror}{cure}")
         return []
 
 

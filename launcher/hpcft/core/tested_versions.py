@@ -42,7 +42,7 @@ def untested_versions(constraints: Path, distribution: str = "hpcft") -> list[Un
     # Only the first command after an installation needs it, and it takes 30 ms to import.
     from importlib import metadata
 
-    lines = (line.partition("==") for line in constraints.read_text().splitlines())
+    lines = (line.partition("==") for line in constraints.read_text(encoding="utf-8").splitlines())
     tested = {_normalised(name): version.strip() for name, is_pin, version in lines if is_pin}
     untested = []
     for requirement in metadata.requires(distribution) or ():

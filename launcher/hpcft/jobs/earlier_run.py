@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hpcft.core import attempts, files
 from hpcft.core.errors import UsageError
 from hpcft.core.paths import RunPaths
-from hpcft.core.run_index import read_run
+from hpcft.core.run_index import FoundRun, read_run
 from hpcft.jobs.prepare import PreparedRun
 from hpcft.jobs.run_folder import run_folder
-from hpcft.jobs.status import RunStatus, has_fresh_heartbeat, run_status
+from hpcft.jobs.status import RunStatus, has_fresh_heartbeat, run_statuses
 from hpcft.recovery.log import read_recoveries, record_resume, saved_step
 from hpcft.scheduler.job_state import COMPLETED, UNKNOWN
 
 
-def find_earlier_run(run: PreparedRun, root: Path, *, again: bool) -> RunStatus | None:
-    """Returns the earlier run of the same content; None if the run is to be submitted.
+def find_earlier_runs(
+    runs: Sequence[PreparedRun],
+    root: Path,
+    *,
+    again: bool,
+    known: Mapping[Path, RunStatus] | None = None,
+) -> list[RunStatus | None]:
+    """Finds the earlier runs of the same content, with one look at the scheduler for all.
 
     Args:
-        run: the run to submit.
+        runs: the runs to submit.
         root: the runs folder, which this process has locked.
-        again: whether to run a completed or damaged run once more.
+        again: whether to run completed or damaged runs once more.
+        known: statuses that this command has just read, by run folder. One is used again if its run
+            had ended and has no new attempt.
+
+    Returns:
+        For each run its earlier run; None if it is to be submitted.
 
     Raises:
         UsageError: it is not known whether an earlier job is alive, or what came of it.
     """
-    folder = run_folder(root, run)
-    earlier = read_run(folder)
-    if earlier is None:
-        return None
-    files.check_private(folder)
-    status = run_status(earlier, is_locked=lambda _: False)  # This process holds the lock.
+    found = [read_run(run_folder(root, run)) for run in runs]
+    for earlier in filter(None, found):
+        files.check_private(earlier.paths.folder)
+    statuses = {
+        earlier.paths.folder: status
+        for earlier in filter(None, found)
+        if (status := (known or {}).get(earlier.paths.folder))
+        and status.job_ended
+        and (status.job, status.damage) == (earlier.job, earlier.damage)
+    }
+    asked = [e for e in found if e and e.paths.folder not in statuses]
+    # This process holds the lock.
+    for status in run_statuses(asked, is_locked=lambda _: False):
+        statuses[status.paths.folder] = status
+    return [
+        _judge(earlier, statuses[earlier.paths.folder], again=again) if earlier else None
+        for earlier in found
+    ]
+
+
+def _judge(earlier: FoundRun, status: RunStatus, *, again: bool) -> RunStatus | None:
+    """Returns an earlier run that is alive or complete; None if it is to be submitted.
+
+    Raises:
+        UsageError: it is not known whether its job is alive, or what came of it.
+    """
     if status.job_id and status.job.attempts[-1].job_id is None:
         # The command that submitted the job was killed before it could record the job id.
         attempts.record_attempt(status.paths, status.job, status.attempt)
@@ -47,7 +79,7 @@ def find_earlier_run(run: PreparedRun, root: Path, *, again: bool) -> RunStatus 
     if status.state == UNKNOWN and status.may_be_live and not earlier.damage:
         raise UsageError(
             f"{name}: an earlier job of this run may still be alive, but its state is not known "
-            f"({status.note}); try later, or cancel it: hpcft cancel {run.run_id}"
+            f"({status.note}); try later, or cancel it: hpcft cancel {status.job.run_id}"
         )
     if status.damage and not again:
         raise UsageError(describe_damage(status))

@@ -26,7 +26,7 @@ class UnfinishedRun(NamedTuple):
 
 
 def update_calibration(runs: Sequence[RunStatus], root: Path) -> list[str]:
-    """Writes what the runs of each cluster have measured; returns a sentence for each change.
+    """Writes what the runs of each cluster have measured; returns a sentence for each value.
 
     Args:
         runs: all runs of the runs folder: a calibration holds only what these have measured.
@@ -54,16 +54,16 @@ def update_calibration(runs: Sequence[RunStatus], root: Path) -> list[str]:
         if fitted != before:
             create_folder(file.parent)
             write_record(file, fitted)
-            changes.append(_describe_change(cluster, fitted))
+        changes += [f"{cluster}: {line}" for line in _describe(fitted)]
     return changes
 
 
-def _describe_change(cluster: str, fitted: Calibration) -> str:
-    parts = [calibration.describe_calibration(fitted)]
-    parts += [f"plans of {name} use {_describe_cap(cap)}" for name, cap in fitted.oom_caps.items()]
-    runs = f"{fitted.runs} run{'s' * (fitted.runs != 1)}"
-    text = "; ".join(part for part in parts if part)
-    return f"calibration of {cluster} from {runs}: {text or 'none'}"
+def _describe(fitted: Calibration) -> list[str]:
+    lines = [calibration.describe_learned(value) for value in fitted.learned]
+    lines += [f"plans of {name} use {_describe_cap(cap)}" for name, cap in fitted.oom_caps.items()]
+    least = calibration.MIN_RUNS
+    nothing = f"nothing is learned yet: no {least} runs of one kind have measured the same value"
+    return [*(lines or [nothing]), *fitted.notes]
 
 
 def _describe_cap(cap: OomCaps) -> str:

@@ -14,9 +14,12 @@ from hpcft.core.errors import InputError, Problem
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Fingerprints, Plan, StagedInputs
 from hpcft.jobs import default_cluster
+from hpcft.jobs.equal_plans import EqualPlans
+from hpcft.jobs.sampled_lengths import sample_lengths
 from hpcft.planning.feasibility import plan_resolved, with_calibration
 from hpcft.staging import hub_inputs, staged_inputs
-from hpcft.staging.check_rows import check_rows
+from hpcft.staging.check_choices import tokenizer_state
+from hpcft.staging.check_rows import RowsChecked, check_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +82,26 @@ def prepare_runs(
             raise error
         say(f"this cannot be submitted yet: {error}")
     prepared = []
-    checked_data: set[str] = set()
+    plans = EqualPlans()
+    checked_data: dict[str, RowsChecked] = {}
     for number, (point, (staged, not_staged)) in enumerate(zip(points, inputs, strict=True), 1):
-        if len(points) > 1:
-            say(f"planning {number} of {len(points)}: {format_point(point.values)}")
         resolved = hub_inputs.with_folders(point.recipe, staged)
-        plan = plan_resolved(replace(point, recipe=resolved), site)
-        data = resolved.task.model_dump_json() + resolved.evaluation.split
-        if not not_staged and data not in checked_data:
-            checked_data.add(data)
-            check_rows(resolved, fixed="task.data.path" in staged)
+        resolved_point = replace(point, recipe=resolved)
+        plan = plans.find(resolved_point)
+        if plan is None:
+            if len(points) > 1:
+                say(f"planning {number} of {len(points)}: {format_point(point.values)}")
+            lengths = None
+            if not not_staged:
+                lengths = sample_lengths(resolved, fixed="task.data.path" in staged)
+            plan = plan_resolved(resolved_point, site, lengths=lengths)
+            plan = plans.add(resolved_point, plan)
+        data = resolved.task.model_dump_json() + resolved.evaluation.split + resolved.mode
+        data += str(tokenizer_state(resolved))
+        if not not_staged:
+            if data not in checked_data:
+                checked_data[data] = check_rows(resolved, fixed="task.data.path" in staged)
+            plan = checked_data[data].added_to(plan)
         fingerprints = identity.compute_fingerprints(point.recipe)
         fingerprints |= hub_inputs.staged_commits(staged)
         prepared.append(
@@ -96,7 +109,7 @@ def prepare_runs(
                 point=point,
                 plan=plan,
                 run_id=identity.compute_run_id(point.recipe, site.cluster.name, fingerprints),
-                fingerprints=Fingerprints(files=fingerprints),
+                fingerprints=Fingerprints(files=fingerprints, are_whole=True),
                 staged=StagedInputs(inputs=staged),
             )
         )

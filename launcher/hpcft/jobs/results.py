@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from pydantic import Field, ValidationError
 
 from hpcft.config.identity import compute_run_id
 from hpcft.config.recipe_types import FullRecipe
+from hpcft.core import folder_index
 from hpcft.core.errors import StoreError
 from hpcft.core.files import read_record_if_exists
-from hpcft.core.records import Fingerprints, Measurement, Plan, RunRecord
+from hpcft.core.records import Fingerprints, Measurement, RunRecord, StoredRecord
+from hpcft.jobs import row_names
+from hpcft.jobs.indexed_runs import IndexedStatus
 from hpcft.jobs.status import RunStatus
 
 SEED = "train.seed"
@@ -27,6 +34,8 @@ class ResultRow:
     """Values of the swept fields, without the seed if the row has several runs."""
     run_ids: list[str]
     """Runs of the row."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Other values that tell the row from those of the same recipe, for example those of `-o`."""
     state: str
     """State, as in the status of a run."""
     note: str = ""
@@ -54,7 +63,7 @@ class ResultRow:
     trainable_parameters: int | None = None
     """Parameters that are trained."""
     wall_s: list[float] = field(default_factory=list)
-    """Seconds that the ranks of each run ran."""
+    """Seconds that the jobs of each run took, with start-up: what is charged."""
     train_s: list[float] = field(default_factory=list)
     """Seconds of training alone in each run that trained."""
     gpu_hours: list[float] = field(default_factory=list)
@@ -81,21 +90,113 @@ class ResultRow:
     """Remarks on the numbers, for example texts that were cut."""
 
 
+class RunFacts(StoredRecord):
+    """Facts of a run that a row shows besides its result: from its recipe and its plan."""
+
+    experiment: str
+    """Key that the run shares with its repeats."""
+    baseline: dict[str, float] = Field(default_factory=dict)
+    """Metric to its reported value."""
+    baseline_source: str = ""
+    """Source of the reported values."""
+    baseline_outcome: str = ""
+    """Reported outcome in words."""
+    predicted_memory_bytes: int | None = None
+    """Predicted peak of a rank; None after a fallback."""
+    predicted_step_s: float | None = None
+    """Predicted seconds of an optimizer step."""
+    total_parameters: int | None = None
+    """Parameters of the model."""
+    trainable_parameters: int | None = None
+    """Parameters that are trained."""
+
+
+_FACTS = "row"
+"""Kind of the texts in the index that are the facts of runs."""
+
+
 def result_rows(runs: Iterable[RunStatus]) -> list[ResultRow]:
     """Returns the rows of the given runs, completed or not: no run is left out."""
     rows: dict[str, ResultRow] = {}
-    for run in runs:
-        recipe, key = _recipe_and_experiment(run)
-        row = rows.get(key)
+    first: list[RunStatus] = []
+    for run, facts in _with_facts(list(runs)):
+        row = rows.get(facts.experiment)
         if row is None:
-            row = rows[key] = _new_row(run, recipe)
+            row = rows[facts.experiment] = _new_row(run, facts)
+            first.append(run)
         else:
             row.point.pop(SEED, None)
         row.run_ids.append(run.job.run_id)
         row.fallbacks += [f.change for f in run.fallbacks if f.change not in row.fallbacks]
-        if run.record is not None:
+        if run.is_completed and run.record is not None:
             _add_record(row, run.record)
+        if isinstance(run, IndexedStatus):
+            run.forget()
+    _tell_apart(list(zip(rows.values(), first, strict=True)))
     return list(rows.values())
+
+
+def _tell_apart(rows: list[tuple[ResultRow, RunStatus]]) -> None:
+    """Notes the differences of rows that would have the same name in the table."""
+    groups: dict[str, list[tuple[ResultRow, RunStatus]]] = {}
+    for item in rows:
+        groups.setdefault(f"{item[0].recipe} {item[0].point}", []).append(item)
+    for group in groups.values():
+        if len(group) > 1:
+            runs = [
+                (run.job.run_id, run.job.cluster, _recipe_and_experiment(run)[0])
+                for _, run in group
+            ]
+            told = row_names.differences(runs, [*group[0][0].point])
+            for (row, _), changes in zip(group, told, strict=True):
+                row.changes = changes
+
+
+def _with_facts(runs: Sequence[RunStatus]) -> Iterator[tuple[RunStatus, RunFacts]]:
+    """Yields each run with its facts: those of finished runs from the index, if it has them."""
+    finished = [run for run in runs if isinstance(run, IndexedStatus)]
+    known = {root: folder_index.load(root, _FACTS) for root in {run.found.root for run in finished}}
+    new: dict[Path, dict[str, tuple[str, str]]] = {}
+    for run in runs:
+        if not isinstance(run, IndexedStatus):
+            yield run, _read_facts(run)
+            continue
+        found, folder = run.found, str(run.paths.folder)
+        signature = found.signature + folder_index.signature(folder, _FACT_FILES)
+        then, text = known[found.root].get(found.name, ("", ""))
+        if signature == then:
+            with contextlib.suppress(ValidationError):
+                yield run, RunFacts.model_validate_json(text)
+                continue
+        facts = _read_facts(run)
+        if folder_index.is_settled(folder, _FACT_FILES):
+            text = facts.model_dump_json()
+            new.setdefault(found.root, {})[found.name] = signature, text
+        yield run, facts
+    for root, texts in new.items():
+        if len(texts) >= folder_index.MIN_RUNS or known[root]:
+            folder_index.store(root, _FACTS, texts)
+
+
+_FACT_FILES = ("recipe.json", "fingerprints.json")
+
+
+def _read_facts(run: RunStatus) -> RunFacts:
+    """Reads the facts of a run from its folder."""
+    recipe, experiment = _recipe_and_experiment(run)
+    baseline = recipe.baseline if recipe else None
+    plan = run.plan
+    parameters = plan.facts.parameters if plan else None
+    return RunFacts(
+        experiment=experiment,
+        baseline=dict(baseline.metrics) if baseline else {},
+        baseline_source=baseline.source if baseline else "",
+        baseline_outcome=(baseline.outcome if baseline else None) or "",
+        predicted_memory_bytes=plan.gpu_peak_bytes if plan else None,
+        predicted_step_s=plan.time.step.total_s if plan and plan.time else None,
+        total_parameters=parameters.total if parameters else None,
+        trainable_parameters=parameters.trainable if parameters else None,
+    )
 
 
 def _recipe_and_experiment(run: RunStatus) -> tuple[FullRecipe | None, str]:
@@ -116,28 +217,15 @@ def _recipe_and_experiment(run: RunStatus) -> tuple[FullRecipe | None, str]:
     return recipe, f"experiment {compute_run_id(seedless, run.job.cluster, files)}"
 
 
-def _new_row(run: RunStatus, recipe: FullRecipe | None) -> ResultRow:
-    row = ResultRow(
+def _new_row(run: RunStatus, facts: RunFacts) -> ResultRow:
+    return ResultRow(
         recipe=run.job.recipe,
         point=dict(run.job.point),
         run_ids=[],
         state=run.state,
         note=run.note,
+        **facts.model_dump(exclude={"schema_version", "experiment"}),
     )
-    if run.plan:
-        _add_plan(row, run.plan)
-    if recipe and recipe.baseline:
-        row.baseline = dict(recipe.baseline.metrics)
-        row.baseline_source = recipe.baseline.source
-        row.baseline_outcome = recipe.baseline.outcome or ""
-    return row
-
-
-def _add_plan(row: ResultRow, plan: Plan) -> None:
-    row.predicted_memory_bytes = plan.gpu_peak_bytes
-    row.predicted_step_s = plan.time.step.total_s if plan.time else None
-    row.total_parameters = plan.facts.parameters.total
-    row.trainable_parameters = plan.facts.parameters.trainable
 
 
 def _add_record(row: ResultRow, record: RunRecord) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from hpcft.core.paths import RunPaths
 from hpcft.jobs.earlier_run import describe_damage
 from hpcft.jobs.prepare import PreparedRun, prepare_runs
 from hpcft.jobs.status import RunStatus
+from hpcft.jobs.submit import SubmittedRun, submit_runs
 from hpcft.recovery.log import record_resume
 from hpcft.recovery.run import Run
 
@@ -35,6 +36,44 @@ LAYOUT_FIELDS = (
 """Fields that a resumed run may change: how it is laid out and watched. Sections end with a dot."""
 LENGTH_FIELDS = ("train.num_train_epochs", "train.max_steps")
 """Fields that make another run, which starts from this one's checkpoint."""
+
+
+def resume_runs(
+    runs: Sequence[RunStatus],
+    *,
+    cluster_name: str | None,
+    overrides: list[str],
+    root: Path,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[SubmittedRun]:
+    """Resumes ended runs: as one job array for each cluster, or as few as the scheduler takes.
+
+    Nothing is written before all of them are prepared. Arguments are those of `prepare_resume`.
+
+    Returns:
+        The outcome of each run, in order.
+
+    Raises:
+        UsageError: a run cannot be resumed, or not with these changes.
+        InputError: a recipe or a profile is wrong, or the scheduler refuses a job.
+        DoesNotFit: what is left of a run does not fit the cluster.
+        ClusterError: the scheduler does not answer.
+    """
+    by_cluster: dict[str, tuple[Profile, list[tuple[int, PreparedRun]]]] = {}
+    for index, run in enumerate(runs):
+        site, prepared = prepare_resume(
+            run, cluster_name=cluster_name, overrides=overrides, root=root, say=say
+        )
+        # Each run has its own copy of the profile that it was submitted with.
+        _, group = by_cluster.setdefault(site.cluster.model_dump_json(), (site, []))
+        group.append((index, prepared))
+    known = {run.paths.folder.absolute(): run for run in runs}
+    outcomes: dict[int, SubmittedRun] = {}
+    for site, group in by_cluster.values():
+        items = [prepared for _, prepared in group]
+        submitted = submit_runs(site, items, root, again=False, known=known)
+        outcomes |= {index: run for (index, _), run in zip(group, submitted, strict=True)}
+    return [outcomes[index] for index in range(len(runs))]
 
 
 def prepare_resume(
@@ -71,7 +110,7 @@ def prepare_resume(
         say=say,
     )
     is_longer = _is_longer(name, before, prepared.point.recipe)
-    if run.record is not None and not is_longer:
+    if run.is_completed and not is_longer:
         raise UsageError(
             f"{name} is complete; train it longer, for example with -o {LENGTH_FIELDS[0]}=5"
         )

@@ -20,14 +20,21 @@ def run_folder(root: Path, run: PreparedRun) -> Path:
 
 
 def write_run_folder(site: Profile, run: PreparedRun, folder: Path) -> None:
-    """Writes everything that the job needs; archives what it must not find."""
-    files.create_folder(folder.parent)
+    """Writes everything that the job needs; archives what it must not find.
+
+    Args:
+        site: the profile.
+        run: the run.
+        folder: its folder; the one that it lies in is there.
+    """
+    is_new = not folder.exists()
     files.create_folder(folder)
     paths = RunPaths(folder)
     if run.on_resume:
         run.on_resume(paths)
     else:
-        _archive_earlier_attempts(paths)
+        if not is_new:
+            _archive_earlier_attempts(paths)
         write_current_plan(paths, run.plan, 0)
     files.write_record(paths.recipe, run.point.recipe)
     files.write_record(paths.cluster, site.cluster)

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpcft.core.errors import ClusterError, StoreError
-from hpcft.core.files import R, file_age_s, is_locked, read_record_if_exists
+from hpcft.core.files import file_age_s, is_locked
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Attempt, Job, Plan, Progress, Recovery, RunRecord
+from hpcft.core.records import Attempt, Plan, Progress, Recovery, RunRecord
 from hpcft.core.run_index import FoundRun
+from hpcft.jobs import indexed_runs
+from hpcft.jobs.indexed_runs import IndexedStatus
+from hpcft.jobs.run_status import RunStatus as RunStatus
+from hpcft.jobs.run_status import read_current_plan, read_or_note
 from hpcft.recovery.diagnosis import Failure, explain_failure, held_reason
-from hpcft.recovery.log import fallbacks, read_recoveries
+from hpcft.recovery.log import read_recoveries
 from hpcft.scheduler import scheduler_named
 from hpcft.scheduler.job_state import COMPLETED, PENDING, UNKNOWN, JobState
 from hpcft.scheduler.protocol import Scheduler
@@ -28,60 +32,6 @@ seconds; a shared file system may show it half a minute later."""
 RESULT_GRACE_S = 20.0
 """Seconds after the end of a job in which its result may still be on its way to this machine."""
 _JOB_ID = re.compile(r"[0-9]{1,10}(_[0-9]{1,10})?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStatus:
-    """Everything known about a run at one moment."""
-
-    paths: RunPaths
-    """Files of the run folder."""
-    job: Job
-    """The job record; if it cannot be read, a placeholder that holds only the folders' names."""
-    state: str
-    """PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT …; UNKNOWN if it is not known."""
-    note: str = ""
-    """Why the run is pending, failed or unknown, and which of its files are damaged."""
-    job_id: str = ""
-    """Id of the latest job; empty if the run has none."""
-    nodes: str = ""
-    """Nodes of the latest job."""
-    elapsed_s: float | None = None
-    """Seconds that the run took, or that its latest job has run so far."""
-    progress: Progress | None = None
-    """The latest heartbeat."""
-    record: RunRecord | None = None
-    """The result; None before the run has completed."""
-    plan: Plan | None = None
-    """The plan that runs now."""
-    recoveries: tuple[Recovery, ...] = ()
-    """Recoveries so far, the first one first."""
-    failure: Failure | None = None
-    """Why the run failed, or is held; None if it did not, or if the cause is not known."""
-    damage: str = ""
-    """Why job.json or result.json cannot be read; empty if both can."""
-    job_ended: bool = False
-    """Whether the latest job is known to have ended, with success or not."""
-
-    @property
-    def attempt(self) -> Attempt:
-        """The latest attempt, with its job id even if job.json lacks it."""
-        return self.job.attempts[-1].model_copy(update={"job_id": self.job_id or None})
-
-    @property
-    def fallbacks(self) -> list[Recovery]:
-        """Recoveries that changed the layout because memory ran out."""
-        return fallbacks(self.recoveries)
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the run is queued or runs."""
-        return self.state in ("PENDING", "RUNNING")
-
-    @property
-    def may_be_live(self) -> bool:
-        """Whether the run is queued or runs, as far as it is known."""
-        return self.is_live or (self.state == UNKNOWN and not self.job_ended)
 
 
 def run_status(run: FoundRun, is_locked: Callable[[Path], bool] = is_locked) -> RunStatus:
@@ -98,9 +48,34 @@ def run_statuses(
         runs: the runs.
         is_locked: returns whether a command is submitting from a runs folder.
     """
-    folders = [_read_folder(run) for run in runs]
-    jobs = _look_at_jobs(folders, is_locked)
-    return [_run_status(folder, job) for folder, job in zip(folders, jobs, strict=True)]
+    statuses: dict[Path, RunStatus] = {}
+    folders: list[_Folder] = []
+    new: list[FoundRun] = []
+    found = list(runs)
+    for run in found:
+        if run.indexed:
+            statuses[run.paths.folder] = IndexedStatus(run)
+            continue
+        folder = _read_folder(run)
+        finished = _finished(folder)
+        if finished:
+            # It takes less memory than the records: there may be thousands.
+            statuses[run.paths.folder] = finished
+            new.append(finished.found)
+        else:
+            folders.append(folder)
+    indexed_runs.add(new)
+    for folder, job in zip(folders, _look_at_jobs(folders, is_locked), strict=True):
+        statuses[folder.run.paths.folder] = _run_status(folder, job)
+    return [statuses[run.paths.folder] for run in found]
+
+
+def _finished(folder: _Folder) -> IndexedStatus | None:
+    """Returns the status of a run that needs no scheduler, as one of the index; None for others."""
+    if folder.record is None or folder.attempt is None:
+        return None
+    job = _JobView(JobState(COMPLETED), folder.attempt.job_id or "")
+    return indexed_runs.finished(folder.run, _run_status(folder, job))
 
 
 def has_fresh_heartbeat(paths: RunPaths) -> bool:
@@ -140,7 +115,7 @@ def _read_folder(run: FoundRun) -> _Folder:
         return _Folder(run=run, damage=run.damage)
     paths = run.paths
     damage: list[str] = []
-    record = _read(paths.result, RunRecord, damage)
+    record = read_or_note(paths.result, RunRecord, damage)
     if record and record.run_id != paths.folder.name:
         damage.append(f"{paths.result}: belongs to the run {record.run_id}")
         record = None
@@ -150,8 +125,8 @@ def _read_folder(run: FoundRun) -> _Folder:
         recoveries = tuple(read_recoveries(paths))
     except StoreError as error:
         notes.append(str(error))
-    progress = _read(paths.progress, Progress, notes)
-    plan = _read_current_plan(paths, recoveries or (), notes)
+    progress = read_or_note(paths.progress, Progress, notes)
+    plan = read_current_plan(paths, recoveries or (), notes)
     return _Folder(
         run=run,
         damage="; ".join(damage),
@@ -161,31 +136,6 @@ def _read_folder(run: FoundRun) -> _Folder:
         plan=plan,
         recoveries=recoveries,
     )
-
-
-def _read(file: Path, kind: type[R], damage: list[str]) -> R | None:
-    """Reads a record; if it cannot be read, appends the reason to `damage` and returns None."""
-    try:
-        return read_record_if_exists(file, kind)
-    except StoreError as error:
-        damage.append(str(error))
-        return None
-
-
-def _read_current_plan(
-    paths: RunPaths, recoveries: Sequence[Recovery], notes: list[str]
-) -> Plan | None:
-    """Reads the plan that runs now, without predictions that are of another layout."""
-    before = len(notes)
-    plan = _read(paths.current_plan, Plan, notes)
-    if plan is None and len(notes) == before:
-        plan = _read(paths.plan, Plan, notes)
-    changes = fallbacks(recoveries)
-    if plan is None or not changes or plan.recovery_number >= changes[-1].number:
-        return plan
-    # hpcft 0.1 wrote no current_plan.json, so this is the plan from before the fallback.
-    layout = {"layout": changes[-1].layout, "recovery_number": changes[-1].number}
-    return plan.model_copy(update={**layout, "gpu_memory": [], "host_memory": [], "time": None})
 
 
 def _read_folder_again(run: FoundRun) -> _Folder:
@@ -237,8 +187,12 @@ def _ask(
     try:
         found = scheduler.find_jobs([attempts[index] for index in missing])
         for index, job_id in zip(missing, found, strict=True):
-            job_id = job_id or _job_in_folder(runs[index][0])
-            attempts[index] = attempts[index].model_copy(update={"job_id": job_id})
+            folder = runs[index][0]
+            job_id = job_id or _job_in_folder(folder)
+            # The job that is about to resubmit the run has the token of an earlier attempt.
+            own = next((a for a in folder.run.job.attempts if job_id and a.job_id == job_id), None)
+            update = {"job_id": job_id}
+            attempts[index] = (own or attempts[index]).model_copy(update=update)
     except ClusterError as error:
         trouble = str(error)
     states = scheduler.states(attempts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,12 @@ from hpcft.config.cluster_profile import Profile
 from hpcft.core import attempts, files
 from hpcft.core.errors import InputError, Problem
 from hpcft.core.paths import RunPaths
+from hpcft.core.records import Attempt
 from hpcft.core.run_index import read_run
-from hpcft.jobs.earlier_run import find_earlier_run, resume_if_saved
+from hpcft.jobs.earlier_run import find_earlier_runs, resume_if_saved
 from hpcft.jobs.prepare import PreparedRun
 from hpcft.jobs.run_folder import record_attempt, run_folder, write_run_folder
+from hpcft.jobs.status import RunStatus
 from hpcft.recovery.log import saved_step
 from hpcft.scheduler import scheduler_of
 from hpcft.scheduler.protocol import JobRequest, Refused, Scheduler, TooManyJobs
@@ -49,8 +51,6 @@ def sweep_id(prepared: Sequence[PreparedRun]) -> str:
 
 def dry_run(site: Profile, prepared: list[PreparedRun], root: Path) -> dict[str, Any]:
     """Returns what would be submitted: recipes, plans, DeepSpeed configurations and scripts."""
-    files.check_path(root.absolute())
-    submitter = _Submitter(site, root, prepared)
     return {
         "cluster": site.cluster.model_dump(mode="json"),
         "runs": [
@@ -64,14 +64,28 @@ def dry_run(site: Profile, prepared: list[PreparedRun], root: Path) -> dict[str,
             for run in prepared
         ],
         "jobs": [
-            {"runs": [run.run_id for run in group], "sbatch_script": submitter.script(group)}
-            for group in submitter.groups(prepared)
+            {"runs": [run.run_id for run in group], "sbatch_script": script}
+            for group, script in jobs_of(site, prepared, root)
         ],
     }
 
 
+def jobs_of(
+    site: Profile, prepared: list[PreparedRun], root: Path
+) -> list[tuple[list[PreparedRun], str | None]]:
+    """Returns the runs of each job that would be submitted, and its batch script if it has one."""
+    files.check_path(root.absolute())
+    submitter = _Submitter(site, root, prepared)
+    return [(group, submitter.script(group)) for group in submitter.groups(prepared)]
+
+
 def submit_runs(
-    site: Profile, prepared: list[PreparedRun], root: Path, *, again: bool
+    site: Profile,
+    prepared: list[PreparedRun],
+    root: Path,
+    *,
+    again: bool,
+    known: Mapping[Path, RunStatus] | None = None,
 ) -> list[SubmittedRun]:
     """Submits the runs that are not there yet: as one job array, or as few as the scheduler takes.
 
@@ -83,6 +97,7 @@ def submit_runs(
         prepared: the runs, from `prepare_runs`.
         root: the runs folder.
         again: whether to run completed runs once more.
+        known: statuses that this command has just read, by run folder.
 
     Returns:
         The outcome of each run, in order.
@@ -97,8 +112,8 @@ def submit_runs(
     outcomes: dict[str, SubmittedRun] = {}
     remaining: list[PreparedRun] = []
     with files.lock_folder(root):
-        for run in prepared:
-            earlier = find_earlier_run(run, root, again=again)
+        found = find_earlier_runs(prepared, root, again=again, known=known)
+        for run, earlier in zip(prepared, found, strict=True):
             if earlier is None:
                 remaining.append(run if again else resume_if_saved(run, root))
             else:
@@ -222,19 +237,34 @@ class _Submitter:
             TooManyJobs: the scheduler takes no more jobs now.
         """
         request = self.request(group)
-        new_folders = [folder for folder in request.runs if not folder.exists()]
+        new_folders = {folder for folder in request.runs if not folder.exists()}
         planned = [
             attempts.new_attempt(
-                request.token, request.logs, array_index=index if len(group) > 1 else None
+                request.token,
+                request.logs,
+                array_index=index if len(group) > 1 else None,
+                slurm_cluster=self.scheduler.cluster_name(),
             )
             for index in range(len(group))
         ]
-        for run, folder, attempt in zip(group, request.runs, planned, strict=True):
+
+        def write(item: tuple[PreparedRun, Path, Attempt]) -> None:
+            run, folder, attempt = item
             write_run_folder(self.site, run, folder)
-            files.create_folder(request.logs)
             # With its token first: the job is found by it if this process is killed before it can
             # record the job id.
             record_attempt(self.site, run, folder, attempt=attempt, sweep_id=self.sweep_id)
+
+        items = list(zip(group, request.runs, planned, strict=True))
+        for parent in {folder.parent for folder in request.runs}:
+            files.create_folder(parent)
+        with files.synced_together():
+            for item in items:
+                if item[1] in new_folders:
+                    write(item)
+            # Files that replace others wait for the disk.
+            files.for_each(write, [item for item in items if item[1] not in new_folders])
+            files.create_folder(request.logs)
         try:
             submissions = self.scheduler.submit(request)
         except Refused as refused:
@@ -243,20 +273,25 @@ class _Submitter:
             if isinstance(refused, TooManyJobs):
                 raise
             raise self._input_error(refused) from None
-        entries = []
-        for run, folder, attempt, submission in zip(
-            group, request.runs, planned, submissions, strict=True
-        ):
-            update = {"job_id": submission.job_id, "process_started": submission.process_started}
-            attempt = attempt.model_copy(update=update)
-            record_attempt(self.site, run, folder, attempt=attempt, sweep_id=self.sweep_id)
-            entries.append(
-                SubmittedRun(
-                    run_id=run.run_id,
-                    folder=folder,
-                    outcome="submitted",
-                    job_id=submission.job_id,
-                    step=saved_step(RunPaths(folder)),
-                )
+        queued = [
+            attempt.model_copy(
+                update={"job_id": given.job_id, "process_started": given.process_started}
             )
-        return entries
+            for attempt, given in zip(planned, submissions, strict=True)
+        ]
+
+        def record(item: tuple[PreparedRun, Path, Attempt]) -> None:
+            run, folder, attempt = item
+            record_attempt(self.site, run, folder, attempt=attempt, sweep_id=self.sweep_id)
+
+        files.for_each(record, list(zip(group, request.runs, queued, strict=True)))
+        return [
+            SubmittedRun(
+                run_id=run.run_id,
+                folder=folder,
+                outcome="submitted",
+                job_id=given.job_id,
+                step=saved_step(RunPaths(folder)),
+            )
+            for run, folder, given in zip(group, request.runs, submissions, strict=True)
+        ]

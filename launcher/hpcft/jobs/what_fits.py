@@ -13,8 +13,10 @@ from hpcft.core.errors import DoesNotFit, HpcftError, InputError, UsageError, fi
 from hpcft.core.records import EvaluatedLayout, Plan
 from hpcft.core.units import format_bytes
 from hpcft.jobs import parallel
+from hpcft.jobs.sampled_lengths import sample_lengths
 from hpcft.planning.feasibility import evaluate_layouts, plan_resolved
 from hpcft.staging import staged_inputs
+from hpcft.staging.check_rows import check_rows, has_local_data
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class FitResult:
 
 
 def plan_run(point: SweepPoint, site: Profile, *, brief: bool = False) -> Plan:
-    """Plans one run; reads staged inputs from the cache.
+    """Plans one run; reads staged inputs from the cache, and every row of data that are here.
 
     Args:
         point: the run.
@@ -48,10 +50,19 @@ def plan_run(point: SweepPoint, site: Profile, *, brief: bool = False) -> Plan:
         brief: whether the error leaves out the smallest change that would fit.
 
     Raises:
-        InputError: the run requests what the cluster or the model does not have.
+        InputError: the run requests what the cluster or the model does not have, or the task cannot
+            use some rows.
+        DataError: data cannot be read.
         DoesNotFit: no layout fits.
     """
-    return plan_resolved(_resolved(point, site), site, brief=brief)
+    resolved = _resolved(point, site)
+    checked = lengths = None
+    if has_local_data(resolved.recipe):
+        is_staged = resolved.recipe.task.data.path != point.recipe.task.data.path
+        checked = check_rows(resolved.recipe, fixed=is_staged)
+        lengths = sample_lengths(resolved.recipe, fixed=is_staged)
+    plan = plan_resolved(resolved, site, brief=brief, lengths=lengths)
+    return checked.added_to(plan) if checked else plan
 
 
 def layouts_of_run(point: SweepPoint, site: Profile) -> list[EvaluatedLayout]:
@@ -60,7 +71,9 @@ def layouts_of_run(point: SweepPoint, site: Profile) -> list[EvaluatedLayout]:
     Raises:
         InputError: the run requests what the cluster or the model does not have.
     """
-    return evaluate_layouts(_resolved(point, site), site)
+    resolved = _resolved(point, site)
+    is_staged = resolved.recipe.task.data.path != point.recipe.task.data.path
+    return evaluate_layouts(resolved, site, sample_lengths(resolved.recipe, fixed=is_staged))
 
 
 def _resolved(point: SweepPoint, site: Profile) -> SweepPoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from hpcft.core.records import Method, Precision
@@ -41,6 +41,11 @@ class MethodBase(Method):
         return True
 
     @property
+    def four_bit_change(self) -> dict[str, object]:
+        """Fields with which it holds frozen weights in 4 bits; empty if it cannot, or does so."""
+        return {}
+
+    @property
     def zero_stages(self) -> tuple[int, ...]:
         """ZeRO stages that the method works with; the planner tries no others."""
         return (0, 1, 2, 3)
@@ -55,12 +60,23 @@ class MethodBase(Method):
         """Number of virtual tokens in front of every text, which the model's window must hold."""
         return 0
 
-    def load_options(self, precision: Precision, zero_stage: int) -> dict[str, Any]:
+    @property
+    def needs_peft_to_load(self) -> bool:
+        """Whether the saved adapter gives right answers only if PEFT loads it.
+
+        transformers' own Auto classes load most adapters, but not all, and do not always say so.
+        """
+        return False
+
+    def load_options(
+        self, precision: Precision, zero_stage: int, heads: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Returns arguments of `from_pretrained`. Imports torch.
 
         Args:
             precision: compute type of the run.
             zero_stage: ZeRO stage of the layout; 0 for plain data parallelism.
+            heads: modules of the task's head, which are not quantised.
         """
         import torch
 

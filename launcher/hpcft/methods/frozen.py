@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from hpcft.core.records.base import OneLine
 from hpcft.methods.base import MethodBase
 from hpcft.methods.heads import head_modules
 from hpcft.methods.qlora import four_bit_options, four_bit_parameters
+from hpcft.methods.saved_weights import weight_shapes
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -52,6 +53,11 @@ class Frozen(MethodBase):
         return self.bnb_4bit_use_double_quant
 
     @property
+    def four_bit_change(self) -> dict[str, object]:
+        """`load_in_4bit: true`, unless it is set."""
+        return {} if self.load_in_4bit else {"load_in_4bit": True}
+
+    @property
     def zero_stages(self) -> tuple[int, ...]:
         """0, and 3 to shard the weights, which does not work in 4 bits or with an adapter."""
         return (0,) if self.load_in_4bit or self.adapter_path else (0, 3)
@@ -61,10 +67,12 @@ class Frozen(MethodBase):
         """True in 4 bits: the weights are quantised on the device."""
         return self.load_in_4bit
 
-    def load_options(self, precision: Precision, zero_stage: int) -> dict[str, Any]:
+    def load_options(
+        self, precision: Precision, zero_stage: int, heads: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Returns arguments of `from_pretrained`, for the compute type or for 4 bits."""
         if self.load_in_4bit:
-            return four_bit_options(self, precision)
+            return four_bit_options(self, precision, heads)
         return super().load_options(precision, zero_stage)
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
@@ -93,7 +101,7 @@ class Frozen(MethodBase):
         base = model.get_base_model() if self.adapter_path else model
         heads = [name for name in head_modules(base) if not self._adapter_has(name)]
         if heads and folder:
-            saved = _weight_shapes(folder)
+            saved = weight_shapes(folder)
             self.check_missing_weights(
                 name for name in heads if not any(f".{name}." in f".{key}" for key in saved)
             )
@@ -111,7 +119,7 @@ class Frozen(MethodBase):
 
     def _adapter_has(self, name: str) -> bool:
         """Returns whether the adapter has weights of this module or parameter."""
-        shapes = _weight_shapes(self.adapter_path) if self.adapter_path else {}
+        shapes = _adapter_shapes(self.adapter_path) if self.adapter_path else {}
         return any(f".{name}." in f"{key}." for key in shapes)
 
     def quantised_parameters(self, model: Any) -> int:
@@ -131,7 +139,7 @@ class Frozen(MethodBase):
             return
         weights = get_peft_model_state_dict(model)
         needed = {name: list(tensor.shape) for name, tensor in weights.items()}
-        saved = _weight_shapes(self.adapter_path)
+        saved = _adapter_shapes(self.adapter_path)
         for name in sorted(needed.keys() | saved.keys()):
             if needed.get(name) != saved.get(name):
                 raise DataError(
@@ -141,15 +149,9 @@ class Frozen(MethodBase):
                 )
 
 
-def _weight_shapes(folder: str) -> dict[str, list[int]]:
-    """Returns the shapes of the weights in a folder's files; nothing for a hub name."""
-    from safetensors import safe_open
-
-    shapes: dict[str, list[int]] = {}
-    for path in Path(folder).glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            shapes |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return shapes
+def _adapter_shapes(folder: str) -> dict[str, list[int]]:
+    """Returns the shapes of an adapter's weights; its folder may hold those of its base too."""
+    return weight_shapes(folder, ADAPTER_FILE)
 
 
 def _check_labels(config: Any, folder: str) -> None:
@@ -159,7 +161,7 @@ def _check_labels(config: Any, folder: str) -> None:
         DataError: they are the same labels in another order.
     """
     file = Path(folder) / "config.json"
-    saved = json.loads(file.read_text()).get("id2label") if file.is_file() else None
+    saved = json.loads(file.read_text(encoding="utf-8")).get("id2label") if file.is_file() else None
     if not saved:
         return
     theirs = [str(saved[key]) for key in sorted(saved, key=int)]

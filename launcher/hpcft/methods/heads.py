@@ -35,7 +35,9 @@ def task_type(model: Any, *, causal: bool) -> Any:
         raise ValueError(
             f"{type(model).__name__} has no head beside the pretrained model; use method full"
         )
-    return TaskType.QUESTION_ANS if "qa_outputs" in heads else TaskType.SEQ_CLS
+    # ModernBERT's layer for answer spans is called `classifier`, too.
+    finds_spans = "ForQuestionAnswering" in type(model).__name__
+    return TaskType.QUESTION_ANS if finds_spans else TaskType.SEQ_CLS
 
 
 def train_in_fp32(model: Any) -> None:

@@ -30,6 +30,16 @@ class LoRA(MethodBase):
     use_dora: bool = False
     """DoRA (arXiv:2402.09353): train magnitude and direction of the updates separately."""
 
+    @property
+    def four_bit_change(self) -> dict[str, object]:
+        """QLoRA, which has the same fields."""
+        return {"name": "qlora"}
+
+    @property
+    def needs_peft_to_load(self) -> bool:
+        """True for DoRA: transformers 5.23 leaves the saved magnitudes out and does not say so."""
+        return self.use_dora
+
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
         """Returns the model with LoRA layers and head to train, in fp32, and the base frozen."""
         from peft import LoraConfig, get_peft_model

@@ -35,6 +35,11 @@ class Prompts(MethodBase):
         """Number of virtual tokens in front of every text."""
         return self.num_virtual_tokens
 
+    @property
+    def needs_peft_to_load(self) -> bool:
+        """True: transformers refuses adapters that are prompts."""
+        return True
+
     @abstractmethod
     def _config(self, **common: Any) -> Any:
         """Returns PEFT's configuration, made of `common` and the method's own options."""

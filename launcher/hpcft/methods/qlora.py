@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from hpcft.core.records import Precision
 from hpcft.methods.base import DTYPES
+from hpcft.methods.heads import head_modules
 from hpcft.methods.lora import LoRA
 
-# Heads are trained and must not be quantised. Transformers' own choice leaves a decoder's `score`
-# out, but not the `classifier` of BERT, RoBERTa and DistilBERT (seen in 5.23).
+# Output layers and heads are trained and must not be quantised, wherever they are in the model.
+# Transformers' own choice leaves a decoder's `score` out, but not the `classifier` of BERT, RoBERTa
+# and DistilBERT (seen in 5.23). A head may have other modules beside: DeBERTa's `pooler`,
+# ModernBERT's `head`, EuroBERT's `dense`; `head_modules` finds them.
 NOT_QUANTISED = ("lm_head", "embed_out", "score", "classifier", "pre_classifier", "qa_outputs")
 
 
@@ -36,6 +40,11 @@ class QLoRA(LoRA):
     """Quantise the scales too: 0.516 instead of 0.563 bytes a parameter."""
 
     @property
+    def four_bit_change(self) -> dict[str, object]:
+        """Nothing: the base is in 4 bits."""
+        return {}
+
+    @property
     def double_quantises(self) -> bool:
         """Whether the scales of 4-bit weights are quantised too."""
         return self.bnb_4bit_use_double_quant
@@ -50,9 +59,11 @@ class QLoRA(LoRA):
         """True: 4-bit weights are quantised on the device."""
         return True
 
-    def load_options(self, precision: Precision, zero_stage: int) -> dict[str, Any]:
+    def load_options(
+        self, precision: Precision, zero_stage: int, heads: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Returns arguments of `from_pretrained` for a 4-bit base on this rank's device."""
-        return four_bit_options(self, precision)
+        return four_bit_options(self, precision, heads)
 
     def wrap(self, model: Any, *, causal: bool, checkpointing: bool) -> Any:
         """Returns the model with LoRA layers over the quantised base."""
@@ -75,8 +86,14 @@ class QLoRA(LoRA):
         return four_bit_parameters(model)
 
 
-def four_bit_options(method: FourBit, precision: Precision) -> dict[str, Any]:
-    """Returns arguments of `from_pretrained` for a 4-bit model on this rank's device."""
+def four_bit_options(method: FourBit, precision: Precision, heads: Sequence[str]) -> dict[str, Any]:
+    """Returns arguments of `from_pretrained` for a 4-bit model on this rank's device.
+
+    Args:
+        method: the method.
+        precision: compute type of the run.
+        heads: top-level modules of the task's head.
+    """
     import os
 
     import torch
@@ -93,20 +110,30 @@ def four_bit_options(method: FourBit, precision: Precision) -> dict[str, Any]:
             bnb_4bit_use_double_quant=method.bnb_4bit_use_double_quant,
             bnb_4bit_compute_dtype=compute,
             bnb_4bit_quant_storage=compute,
-            llm_int8_skip_modules=list(NOT_QUANTISED),  # for 4 bits too, despite the name
+            # For 4 bits too, despite the name. A plain name is taken for the end of a module's
+            # name as well; the expression `^dense` stands for the module `dense` alone.
+            llm_int8_skip_modules=[*NOT_QUANTISED, *(f"^{name}" for name in heads)],
         ),
     }
 
 
 def four_bit_parameters(model: Any) -> int:
     """Returns the number of weights that are held in 4 bits: linear layers but not the head."""
+    return sum(module.weight.numel() for module in four_bit_layers(model).values())
+
+
+def four_bit_layers(model: Any) -> dict[str, Any]:
+    """Returns the linear layers that are held in 4 bits, by name."""
     import torch
 
-    return sum(
-        module.weight.numel()
+    heads = head_modules(model)
+    return {
+        name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not {*name.split(".")} & {*NOT_QUANTISED}
-    )
+        if isinstance(module, torch.nn.Linear)
+        and name.partition(".")[0] not in heads
+        and not {*name.split(".")} & {*NOT_QUANTISED}
+    }
 
 
 def _keep_differentiable(model: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hpcft.core.paths import cache_folder
 from hpcft.metrics.base import Metric, MetricInfo, Scores
+from hpcft.metrics.base import merge_scores as merge_scores
 
 # Every metric module of this package. A new metric is a file and a name here.
 METRICS = ("classification", "perplexity", "pretraining", "squad", "text_overlap")
@@ -72,12 +73,6 @@ def _datasets_type(type_: Any) -> Any:
     if isinstance(type_, list):
         return datasets.Sequence(_datasets_type(type_[0]))
     return {name: _datasets_type(part) for name, part in type_.items()}
-
-
-def merge_scores(*parts: Scores) -> Scores:
-    """Merges the scores of several metric modules."""
-    intervals = {name: v for part in parts for name, v in part.get("intervals", {}).items()}
-    return {k: v for part in parts for k, v in part.items()} | {"intervals": intervals}
 
 
 def metric_values(scores: Scores) -> dict[str, float]:

@@ -37,3 +37,9 @@ class Metric:
     """Computes the values of a split from the inputs, and from further keyword arguments."""
     citation: str = ""
     """Paper that defines the values."""
+
+
+def merge_scores(*parts: Scores) -> Scores:
+    """Merges the scores of several metric modules."""
+    intervals = {name: v for part in parts for name, v in part.get("intervals", {}).items()}
+    return {k: v for part in parts for k, v in part.items()} | {"intervals": intervals}

@@ -13,7 +13,7 @@ A prediction that is no label's index (-1 or None: no answer) is wrong, whatever
 labels, and how many examples of each (a row) were predicted as each (a column), with a last column
 for predictions without an answer if there are any; it is left out with more than 100 labels.
 
-Shapes: R resamples, N examples, K labels.
+Shapes: R draws, N examples, K labels, C pairs of true and predicted label.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hpcft.metrics.base import Metric, MetricInfo, Scores
-from hpcft.metrics.bootstrap import label_counts, with_intervals
+from hpcft.metrics.base import Metric, MetricInfo, Scores, merge_scores
+from hpcft.metrics.bootstrap import sums_by_label, with_intervals, with_mean_intervals
 
 MAX_CONFUSION_LABELS = 100
 _PER_LABEL = ("precision", "recall", "f1")
@@ -60,21 +60,20 @@ def compute_scores(
     truth = np.asarray(references, dtype=np.int64)
     predicted = np.asarray([-1 if p is None else p for p in predictions], dtype=np.int64)
     predicted[(predicted < 0) | (predicted >= number)] = number  # no answer
-    correct = np.where(truth == predicted, truth, number)
-
-    def counts(drawn: Any) -> list[Any]:
-        return [label_counts(column, drawn, number) for column in (correct, predicted, truth)]
-
-    scores = with_intervals(len(truth), lambda drawn: _overall_values(*counts(drawn)))
-    hits, answers, support = (column[0] for column in counts(np.arange(len(truth))[None]))
+    pairs, counts = np.unique(np.stack([truth, predicted], 1), axis=0, return_counts=True)
+    scores = _scores_over_classes(pairs, counts, number)
+    correct, answered = truth == predicted, predicted < number
+    shares = {"accuracy": correct, **({"f1_micro": correct} if answered.all() else {})}
+    scores = merge_scores(scores, with_mean_intervals(shares))
+    hits, answers, support = _counts(counts[None], pairs, number)
     scores["majority"] = support.max() / len(truth)
     by_label = {
         "precision": _ratio(hits, answers),
         "recall": _ratio(hits, support),
         "f1": _ratio(2 * hits, answers + support),
     }
-    for name, values in by_label.items():
-        seen = (i for i in range(number) if answers[i] + support[i])
+    for name, (values,) in by_label.items():
+        seen = (i for i in range(number) if answers[0, i] + support[0, i])
         scores |= {f"{name}[{labels[i]}]": float(values[i]) for i in seen}
     if allows_no_answer:
         scores["no_answer"] = (predicted == number).mean()
@@ -86,36 +85,75 @@ def compute_scores(
     return scores
 
 
-def _overall_values(hits: Any, answers: Any, support: Any) -> dict[str, Any]:
-    """Returns the values over all classes (R,) from counts by class (R, K).
+def _scores_over_classes(pairs: Any, counts: Any, number: int) -> Scores:
+    """Returns the values over all classes with their intervals.
+
+    For the intervals, two examples are added: one that is right and one that is wrong, in equal
+    parts of each class that some example has or was predicted. With two classes, the intervals of
+    precision and recall are Jeffreys intervals.
 
     Args:
-        hits: examples of a class that were predicted as it.
-        answers: examples that were predicted as it.
-        support: examples that have it.
+        pairs: each pair of true and predicted label that occurs (C, 2).
+        counts: how often it does (C,).
+        number: number of labels, K.
     """
     import numpy as np
 
-    seen = answers + support > 0
+    seen = np.unique(pairs[pairs < number])
+    other = (seen[:1] + 1) % max(number, 2)  # the wrong example of a single class needs another
+    ring = seen if len(seen) > 1 else np.concatenate([seen, other])
+    more = np.concatenate([np.stack([seen, seen], 1), np.stack([ring, np.roll(ring, 1)], 1)])
+    kinds = np.concatenate([pairs, more])
+    counts = np.concatenate([counts, np.zeros(len(more))])
+    added = np.concatenate([np.zeros(len(pairs)), np.full(len(more), 1 / max(len(seen), 2))])
+
+    def values(weights: Any) -> dict[str, Any]:
+        hits, answers, support = _counts(weights, kinds, number)
+        return _overall_values(hits, answers, support, seen)
+
+    return with_intervals(counts, values, added)
+
+
+def _counts(weights: Any, pairs: Any, number: int) -> list[Any]:
+    """Returns the weights (R, K) of the right examples, the answers and the examples of a class."""
+    import numpy as np
+
+    truth, predicted = pairs.T
+    hits = np.where(truth == predicted, truth, number)
+    return [sums_by_label(weights, labels, number) for labels in (hits, predicted, truth)]
+
+
+def _overall_values(hits: Any, answers: Any, support: Any, seen: Any) -> dict[str, Any]:
+    """Returns the values over all classes (R,) from weights by class (R, K).
+
+    Args:
+        hits: weight of the examples of a class that were predicted as it.
+        answers: weight of the examples that were predicted as it.
+        support: weight of the examples that have it; in all 1.
+        seen: classes that some example has or was predicted (S,).
+    """
+    import numpy as np
+
     f1 = _ratio(2 * hits, answers + support)
     by_class = {"precision": _ratio(hits, answers), "recall": _ratio(hits, support), "f1": f1}
     if hits.shape[1] == 2:
         headline = {name: values[:, 1] for name, values in by_class.items()}
     else:
-        headline = {name: _ratio(v.sum(1), seen.sum(1)) for name, v in by_class.items()}
-    correct, answered = hits.sum(1).astype(float), answers.sum(1)
-    examples = int(support[0].sum())
+        headline = {name: v[:, seen].mean(1) for name, v in by_class.items()}
+    correct, answered, examples = hits.sum(1), answers.sum(1), support.sum(1)
     # Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006; no answer counts as one more predicted
-    # class. In floats: the products exceed 64 bits with some 50,000 examples.
-    missing = (examples - answered).astype(float)
-    predicted, true = answers.astype(float), support.astype(float)
-    spread = (examples**2 - (predicted**2).sum(1) - missing**2) * (examples**2 - (true**2).sum(1))
+    # class. Rounded sums may leave a little less than nothing.
+    missing = examples - answered
+    spread = np.clip(examples**2 - (answers**2).sum(1) - missing**2, 0, None)
+    spread = spread * np.clip(examples**2 - (support**2).sum(1), 0, None)
+    spread[spread < 1e-24] = 0.0
+    agreement = correct * examples - (answers * support).sum(1)
     return {
         "accuracy": correct / examples,
         **headline,
-        "f1_macro": _ratio(f1.sum(1), seen.sum(1)),
+        "f1_macro": f1[:, seen].mean(1),
         "f1_micro": 2 * correct / (answered + examples),
-        "matthews": _ratio(correct * examples - (predicted * true).sum(1), np.sqrt(spread)),
+        "matthews": _ratio(agreement, np.sqrt(spread)),
     }
 
 

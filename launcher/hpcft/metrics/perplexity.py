@@ -2,8 +2,8 @@
 
 The loss, whose name the caller chooses, is the cross-entropy (in nats) of all tokens divided by
 their number, not a mean of means of batches or examples; `perplexity` is exp of it, from 1 up.
-`intervals` holds their 95 % bootstrap intervals; whole examples are drawn, because the tokens of
-one example are not independent.
+`intervals` holds their 95 % bootstrap intervals; whole examples are weighted, because the tokens
+of one example are not independent.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ def compute_scores(predictions: Sequence[float], references: Sequence[float], lo
 
     losses, tokens = (np.asarray(c, dtype=np.float64) for c in (predictions, references))
 
-    def values(drawn: Any) -> dict[str, Any]:
-        mean = losses[drawn].sum(1) / tokens[drawn].sum(1).clip(min=1.0)
+    def values(weights: Any) -> dict[str, Any]:
+        counted = weights @ tokens
+        mean = np.divide(weights @ losses, counted, out=np.zeros(len(weights)), where=counted > 0)
         return {loss: mean, "perplexity": np.exp(mean.clip(max=MAX_LOSS))}
 
-    return with_intervals(len(losses), values)
+    return with_intervals(np.ones(len(losses)), values)
 
 
 METRIC = Metric(

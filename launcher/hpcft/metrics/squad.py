@@ -8,21 +8,24 @@ cent); higher is better. For a question without a true answer the empty text is 
 A prediction counts as "no answer" where its `no_answer_score` is above `threshold`. Where some
 questions have no answer, `HasAns_` and `NoAns_` are the values over the questions that have one and
 those that have none, and `best_exact` and `best_f1` are the values at the best threshold, which is
-`best_exact_thresh` and `best_f1_thresh`: it is chosen on the very questions that are scored.
+`best_exact_thresh` and `best_f1_thresh`: it is chosen on the very questions that are scored. Where
+it is best to answer none of them, it is 1 below the lowest score.
 
-`intervals` holds the 95 % bootstrap intervals of `exact` and `f1`.
+`intervals` holds the 95 % bootstrap intervals of `exact` and `f1`, and of their groups.
 """
 
 from __future__ import annotations
 
 import collections
+import itertools
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcft.metrics.base import Metric, MetricInfo, Scores
-from hpcft.metrics.bootstrap import mean_values, with_intervals
+from hpcft.metrics.base import Metric, MetricInfo, Scores, merge_scores
+from hpcft.metrics.bootstrap import with_mean_intervals
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -55,6 +58,7 @@ def compute_scores(
     has_answer = [bool(reference["answers"]) for reference in references]
     scores: Scores = {}
     columns: dict[str, list[float]] = {}
+    by_group: dict[str, dict[str, list[float]]] = {}
     for name, score in (("exact", exact), ("f1", f1)):
         pairs = zip(truths, answers, strict=True)
         raw = [max(score(t, answer) for t in truth) for truth, answer in pairs]
@@ -69,9 +73,11 @@ def compute_scores(
             of_group = [v for v, has in zip(final, has_answer, strict=True) if has is wanted]
             if of_group:
                 scores[f"{group}_{name}"] = sum(of_group) / len(of_group)
-        best = _best_threshold(raw, has_answer, answers, no_answer_scores)
+                by_group.setdefault(group, {})[f"{group}_{name}"] = of_group
+        best = _best_threshold(raw, has_answer, no_answer_scores)
         scores[f"best_{name}"], scores[f"best_{name}_thresh"] = best
-    return with_intervals(len(answers), mean_values(columns)) | scores
+    groups = map(with_mean_intervals, (columns, *by_group.values()))
+    return merge_scores(*groups, scores)
 
 
 def _normalised(text: str) -> str:
@@ -95,18 +101,23 @@ def f1(truth: str, answer: str) -> float:
 
 
 def _best_threshold(
-    raw: list[float], has_answer: list[bool], answers: list[str], no_answer_scores: list[float]
+    raw: list[float], has_answer: list[bool], no_answer_scores: list[float]
 ) -> tuple[float, float]:
-    """Returns the highest mean that any threshold gives, and that threshold.
+    """Returns the highest mean that any threshold gives, and the lowest such threshold.
 
-    Starts from "no question is answered" and answers one after the other, in the order of scores.
+    As the official script, it starts from "no question is answered" and answers one after the
+    other, in the order of scores. There, scores are probabilities, and 0 answers none; here they
+    are differences of logits, and a threshold that answers none lies below the lowest. Questions of
+    equal score are answered together, since no threshold parts them.
     """
     score = best = float(sum(not has for has in has_answer))
-    threshold = 0.0
-    for i in sorted(range(len(raw)), key=lambda i: no_answer_scores[i]):
-        score += raw[i] if has_answer[i] else -bool(answers[i])
-        if score > best:
-            best, threshold = score, no_answer_scores[i]
+    lowest = min(no_answer_scores)
+    threshold = min(lowest - 1.0, math.nextafter(lowest, -math.inf))
+    order = sorted(range(len(raw)), key=no_answer_scores.__getitem__)
+    for level, group in itertools.groupby(order, key=no_answer_scores.__getitem__):
+        score += sum(raw[i] - (not has_answer[i]) for i in group)
+        if score > best + 1e-9:  # sums of F1 are rounded
+            best, threshold = score, level
     return best / len(raw), threshold
 
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 
 from hpcft.metrics.base import Metric, MetricInfo, Scores
-from hpcft.metrics.bootstrap import mean_values, with_intervals
+from hpcft.metrics.bootstrap import with_mean_intervals
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -52,7 +52,7 @@ def compute_scores(predictions: Sequence[str], references: Sequence[list[str]]) 
     # has fewer than others has None there.
     most = max(len(truths) for truths in references)
     nth = [[t[i] if i < len(t) else None for t in references] for i in range(most)]
-    scores = with_intervals(len(predictions), mean_values(columns))
+    scores = with_mean_intervals(columns)
     return {"bleu": corpus_bleu(predictions, nth).score / 100, **scores}
 
 

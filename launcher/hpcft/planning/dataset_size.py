@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from pathlib import Path
 
 from hpcft.core.records import DataSpec, Split
 from hpcft.tasks.data.dataset_folder import prepared_rows
 from hpcft.tasks.data.examples import SPLITS, split_sources
+from hpcft.tasks.data.file_readers import data_format
 
 # Rows are counted in the first part of a file; the rest is assumed to have rows of the same size.
 COUNTED_BYTES = 32 * 2**20
@@ -44,18 +47,24 @@ def _share(count: int | None, share: float) -> int:
 
 
 def _count_rows(file: Path) -> int | None:
-    """Returns the rows of a file, lines for CSV and JSONL; None where it cannot be read."""
+    """Returns the rows of a file, lines where there are lines; None where it cannot be read."""
+    kind = data_format(file)
     try:
-        if file.suffix.lower() == ".parquet":
+        if kind == ".parquet":
             import pyarrow.parquet
 
             return int(pyarrow.parquet.ParquetFile(file).metadata.num_rows)
         size = file.stat().st_size
-        with file.open("rb") as stream:
+        with file.open("rb") as packed:
+            is_gzip = file.suffix.lower() == ".gz"
+            stream = gzip.GzipFile(fileobj=packed) if is_gzip else packed
             block = stream.read(COUNTED_BYTES)
-        if file.suffix.lower() == ".json":
-            return len(json.loads(block)) if len(block) == size else None
-    except (OSError, ValueError):
+            read_bytes = packed.tell()
+        if kind == ".json" and block.lstrip()[:1] == b"[":
+            return len(json.loads(block)) if len(block) < COUNTED_BYTES else None
+    except (OSError, ValueError, EOFError, zlib.error):
         return None  # The error is reported, with its line, when the run reads the file.
-    lines = block.count(b"\n") + (not block.endswith(b"\n")) - (file.suffix.lower() == ".csv")
-    return max(1, round(lines * size / len(block))) if block else None
+    if kind == ".arrow":
+        return None
+    lines = block.count(b"\n") + (not block.endswith(b"\n")) - (kind in (".csv", ".tsv"))
+    return max(1, round(lines * size / read_bytes)) if block else None

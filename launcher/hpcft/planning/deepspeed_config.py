@@ -84,7 +84,7 @@ def _offloading(inputs: PlanInputs, layout: Layout) -> dict[str, Any]:
 def _load_template(name: str) -> dict[str, Any]:
     file = shipped_folder("ds_configs") / f"{name}.json"
     try:
-        loaded: dict[str, Any] = json.loads(file.read_text())
+        loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}: the DeepSpeed template cannot be read: {error}") from None
     return loaded

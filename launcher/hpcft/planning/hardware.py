@@ -60,8 +60,21 @@ class Rates:
     """Bytes a second of the node-local disk, per node."""
 
 
-def hardware_rates(cluster: Cluster, precision: Precision, ranks_per_node: int) -> Rates:
-    """Returns the rates that ranks on nodes of a cluster reach."""
+def hardware_rates(
+    cluster: Cluster,
+    precision: Precision,
+    ranks_per_node: int,
+    *,
+    efficiency: float | None = None,
+) -> Rates:
+    """Returns the rates that ranks on nodes of a cluster reach.
+
+    Args:
+        cluster: the profile.
+        precision: compute precision.
+        ranks_per_node: ranks that share a node's cores.
+        efficiency: share of the peak FLOP/s; None for the stated one.
+    """
     gpu = cluster.gpu
     if cluster.accelerator == "cuda" and gpu is not None:
         peak = 1e12 * (gpu.peak_tflops or _of_generation(PEAK_TFLOPS, gpu.compute_capability))
@@ -74,7 +87,7 @@ def hardware_rates(cluster: Cluster, precision: Precision, ranks_per_node: int) 
         host_link = link = LOOPBACK_GB_S
     usable = BANDWIDTH_SHARE * GB
     return Rates(
-        flops=training_efficiency(cluster) * peak,
+        flops=(efficiency or stated_efficiency(cluster)) * peak,
         link=usable * link,
         network=usable * (cluster.network_gb_s or NETWORK_GB_S),
         host_link=usable * host_link,
@@ -83,8 +96,8 @@ def hardware_rates(cluster: Cluster, precision: Precision, ranks_per_node: int) 
     )
 
 
-def training_efficiency(cluster: Cluster) -> float:
-    """Returns the share of the peak FLOP/s that training on a cluster is assumed to reach."""
+def stated_efficiency(cluster: Cluster) -> float:
+    """Returns the share of the peak FLOP/s that training is assumed to reach without runs."""
     return cluster.calibration.efficiency or EFFICIENCY
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.errors import DataError
 from hpcft.core.records import Cluster, Plan
 from hpcft.core.units import GIB, format_bytes, format_count
 from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.layouts import describe_layout, powers_of_two
+from hpcft.planning.learned_values import context_bytes
 from hpcft.planning.memory.model_states import CUDA_CONTEXT_BYTES
 
 FirstFit = Callable[[PlanInputs], Plan | None]
@@ -142,7 +145,7 @@ def _explain_shared_gpu(inputs: PlanInputs, closest: Plan, first_fit: FirstFit) 
     free = max(0, closest.gpu_capacity_bytes)
     gpu = inputs.cluster.gpu
     assert gpu is not None
-    context = inputs.cluster.calibration.context_bytes or CUDA_CONTEXT_BYTES
+    context = context_bytes(inputs.cluster) or CUDA_CONTEXT_BYTES
     if free < context:
         problem = (
             f"less than the {format_bytes(context)} that a process takes before its first tensor, "
@@ -177,7 +180,29 @@ def _smallest_change(inputs: PlanInputs, closest: Plan, first_fit: FirstFit) -> 
         plan = first_fit(freed)
         if plan:
             return f"leave the layout to the plan: {describe_layout(plan.layout)}"
-    return _more_nodes(freed, first_fit) or _other_hardware(closest)
+    return _four_bits(freed, first_fit) or _more_nodes(freed, first_fit) or _other_hardware(closest)
+
+
+def _four_bits(inputs: PlanInputs, first_fit: FirstFit) -> str:
+    """Returns the change of the method that holds frozen weights in 4 bits, if the run fits so."""
+    change = inputs.method.four_bit_change
+    if not (change and inputs.facts_of and inputs.on_gpu):
+        return ""
+    fields = inputs.recipe.model_dump()
+    try:
+        changed = FullRecipe.model_validate({**fields, "method": {**fields["method"], **change}})
+        facts = inputs.facts_of(changed)
+    except (ValueError, DataError):
+        return ""  # The model or the recipe's other fields do not go with 4 bits.
+    plan = first_fit(replace(inputs, recipe=changed, facts=facts))
+    if plan is None:
+        return ""
+    what = ", ".join(f"method.{name}: {_as_yaml(value)}" for name, value in change.items())
+    return f"{what} ({describe_layout(plan.layout)}, {format_bytes(plan.gpu_peak_bytes)})"
+
+
+def _as_yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _more_nodes(inputs: PlanInputs, first_fit: FirstFit) -> str:

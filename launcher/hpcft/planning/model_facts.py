@@ -9,12 +9,14 @@ from typing import Any
 from hpcft.core.disk_cache import load_or_compute
 from hpcft.core.records import ModelFacts, ModelSpec, ParameterCount
 from hpcft.methods import AnyMethod
+from hpcft.methods.saved_weights import check_shapes
 from hpcft.planning.memory.cache_key import adapter_config_content, model_config_content
 from hpcft.planning.memory.import_stubs import meta_imports
 from hpcft.planning.memory.meta_model import apply_method, build_on_meta
+from hpcft.planning.vocabulary import check_vocabulary
 from hpcft.tasks.base import TaskBase
 
-FACTS_VERSION = 8  # raised when what is counted changes, so that earlier cache files are not read
+FACTS_VERSION = 9  # raised when what is counted changes, so that earlier cache files are not read
 SHARD_BYTES = 5 * 2**30  # size of the files into which published models are commonly split
 
 
@@ -23,7 +25,8 @@ def compute_model_facts(model: ModelSpec, task: TaskBase, method: AnyMethod) -> 
 
     Raises:
         ModelConfigError: the recipe describes a model with a wrong field.
-        DataError: the model does not exist, or the method cannot train it.
+        DataError: the model does not exist, the method cannot train it, or its weights or its
+            tokenizer do not fit it.
     """
     key = json.dumps(
         [
@@ -37,7 +40,9 @@ def compute_model_facts(model: ModelSpec, task: TaskBase, method: AnyMethod) -> 
         ],
         sort_keys=True,
     )
-    return load_or_compute("facts", key, ModelFacts, lambda: _count(model, task, method))
+    facts = load_or_compute("facts", key, ModelFacts, lambda: _count(model, task, method))
+    check_vocabulary(model, facts.vocab_size)
+    return facts
 
 
 def largest_weight_file_bytes(model: ModelSpec, facts: ModelFacts) -> int:
@@ -78,8 +83,10 @@ def _count_parameters(
     )
     head = _head_parameters(bare) if task.head().outputs is not None else 0
     pretrained = {id(p) for p in bare.parameters()}
-    wrapped = apply_method(bare, task, method)
     is_local = model.path is not None and Path(model.path).is_dir()
+    if model.path and is_local:
+        check_shapes(bare, model.path)
+    wrapped = apply_method(bare, task, method)
     method.check_saved_weights(wrapped, model.path if is_local else None)
     trained = [p for p in wrapped.parameters() if p.requires_grad]
     # An adapter adds PEFT's updates and its copy of the head. The head itself stays, frozen and

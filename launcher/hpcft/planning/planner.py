@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from hpcft.core.errors import DoesNotFit
 from hpcft.core.records import Cluster, EvaluatedLayout, Layout, MemoryItem, Plan, RunTime
+from hpcft.core.torch_build import INSTALL_GUIDE
 from hpcft.core.units import GIB, MIB, format_seconds
 from hpcft.planning import calibration, disk, run_time
 from hpcft.planning.caps import apply_caps
@@ -25,15 +26,14 @@ from hpcft.planning.layouts import allowed_layouts
 from hpcft.planning.memory import rank_memory
 from hpcft.planning.memory.host_memory import host_memory_items
 from hpcft.planning.memory.rank_memory import total_bytes
+from hpcft.planning.resource_checks import missing_kernels, overflows
 from hpcft.planning.search import Search
-from hpcft.planning.step_time import predict_step_time
+from hpcft.planning.step_time import overhead_s, predict_step_time
 
 # Slurm kills a job that exceeds --mem; what the closed forms leave out (page cache, growth) goes
 # here.
 HOST_MARGIN = 1.25
 MAX_CHEAPER_INFEASIBLE = 8
-# Trained in bfloat16; their activations exceed float16's 65,504 (documented on their model cards).
-OVERFLOW_IN_FP16 = ("gemma", "gemma2", "gemma3", "t5", "mt5", "longt5")
 
 
 def make_plan(inputs: PlanInputs, *, brief: bool = False) -> Plan:
@@ -135,6 +135,9 @@ def _with_memory(inputs: PlanInputs, layout: Layout) -> Plan:
         time_min=limit_min,
         signal_delay_s=run_time.signal_delay_s(time, written, limit_min),
         time=time,
+        efficiency=inputs.efficiency(layout),
+        overhead_s=overhead_s(inputs, layout),
+        tokens_per_step=inputs.tokens_per_step,
         loading_s=time.start_s,
         saving_s=time.saving_s,
         disk=written,
@@ -203,7 +206,24 @@ def _reasons(inputs: PlanInputs, layout: Layout) -> list[str]:
             f"logits and loss are computed in {layout.loss_chunks} parts: otherwise the run does "
             "not fit or takes more GPU hours"
         )
-    return reasons + calibration.calibration_reasons(recipe, inputs.cluster)
+    reasons += _time_basis(inputs, layout)
+    return reasons + calibration.calibration_reasons(inputs, layout)
+
+
+def _time_basis(inputs: PlanInputs, layout: Layout) -> list[str]:
+    """Returns what the predicted time is based on, in sentences."""
+    bound, lengths = inputs.recipe.task.max_length, inputs.lengths
+    split = "train" if inputs.method.trains else inputs.recipe.evaluation.split
+    if lengths is not None and split in lengths.counts:
+        padded = inputs.padded_tokens(layout)
+        basis = f"{lengths.describe(split)}, {padded:.0f} in a micro-batch"
+    else:
+        basis = f"every row having max_length {bound:,} tokens, because no rows are at hand"
+    reasons = [f"time by {basis}; memory by max_length {bound:,}"]
+    if inputs.core:
+        speed = f"{inputs.core.gflops:.3g} GFLOP/s a core"
+        reasons.append(f"speed as measured on this machine: {speed}")
+    return reasons
 
 
 def _describe_batch(inputs: PlanInputs, layout: Layout) -> str:
@@ -220,12 +240,17 @@ def _describe_batch(inputs: PlanInputs, layout: Layout) -> str:
 
 def _warnings(inputs: PlanInputs, plan: Plan) -> list[str]:
     warnings = []
-    if plan.precision == "fp16" and plan.facts.model_type in OVERFLOW_IN_FP16:
+    if overflows(inputs):
         gpu = inputs.cluster.gpu
         warnings.append(
             f"{plan.facts.model_type} overflows in float16 and "
             f"{gpu.name if gpu else inputs.cluster.name} has no bfloat16: expect skipped steps or "
             f"NaN; use a GPU of compute capability {BF16_CAPABILITY} or train.fp16: false"
+        )
+    if why := missing_kernels(inputs.cluster):
+        warnings.append(
+            f"{why}: the job fails in its first second unless the profile's setup or python gives "
+            f"it another build; {INSTALL_GUIDE}"
         )
     run_s = plan.time.run_s if plan.time else None
     if run_s is not None and run_s > 60 * plan.time_min:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hpcft.core.errors import Problems
+from hpcft.core.records import Cluster
+from hpcft.core.torch_build import INSTALL_GUIDE, installed_build, why_no_kernels
 from hpcft.planning.hardware import BF16_CAPABILITY, has_capability
 from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.layouts import allowed_shardings
 from hpcft.tasks.packing import packing_blocker
+
+# Trained in bfloat16; their activations exceed float16's 65,504 (documented on their model cards).
+OVERFLOW_IN_FP16 = ("gemma", "gemma2", "gemma3", "gemma3_text", "t5", "mt5", "longt5")
 
 
 def check_resources(inputs: PlanInputs, location_of: Callable[[str], str]) -> None:
@@ -27,6 +32,7 @@ def check_resources(inputs: PlanInputs, location_of: Callable[[str], str]) -> No
     if not problems.found:
         _check_combination(inputs, problems)
     _check_precision(inputs, problems)
+    _check_torch(inputs, problems)
     _check_task(inputs, problems)
     problems.raise_if_any()
 
@@ -110,6 +116,48 @@ def _check_precision(inputs: PlanInputs, problems: Problems) -> None:
         problems.add("train.bf16", f"{name} has no bfloat16", fix="use auto or fp16: true")
     if train.fp16 is True and not inputs.on_gpu:
         problems.add("train.fp16", "a CPU does not train in float16", fix="use auto")
+
+
+def _check_torch(inputs: PlanInputs, problems: Problems) -> None:
+    """Checks that the installed PyTorch has code for the GPU, where the job uses this PyTorch."""
+    why = missing_kernels(inputs.cluster)
+    if why and not (inputs.cluster.setup or inputs.cluster.python):
+        fix = f"install another build; {INSTALL_GUIDE}"
+        problems.add("resources", why, fix=fix)
+
+
+def missing_kernels(cluster: Cluster) -> str:
+    """Returns why the PyTorch that is installed here cannot run on a cluster's GPU; else empty."""
+    gpu = cluster.gpu
+    if cluster.accelerator != "cuda" or gpu is None:
+        return ""
+    return why_no_kernels(installed_build(), gpu.name, gpu.compute_capability)
+
+
+def check_overflow(inputs: PlanInputs, location_of: Callable[[str], str]) -> None:
+    """Checks that a model that overflows in float16 is not trained whole in it.
+
+    It is the last check: a run that does not fit anyway is told so first.
+
+    Raises:
+        InputError: it would be.
+    """
+    trains_all = inputs.method.trains and not inputs.method.freezes_base
+    if not (trains_all and overflows(inputs)):
+        return
+    problems, gpu = Problems(location_of), inputs.cluster.gpu
+    problems.add(
+        "train.fp16",
+        f"{inputs.facts.model_type} overflows in float16, so that full fine-tuning becomes NaN, "
+        f"and {gpu.name if gpu else inputs.cluster.name} has no bfloat16",
+        fix=f"use train.fp16: false, or a GPU of compute capability {BF16_CAPABILITY}",
+    )
+    problems.raise_if_any()
+
+
+def overflows(inputs: PlanInputs) -> bool:
+    """Returns whether the run computes in a type that the model's activations exceed."""
+    return inputs.precision == "fp16" and inputs.facts.model_type in OVERFLOW_IN_FP16
 
 
 def _check_task(inputs: PlanInputs, problems: Problems) -> None:

@@ -9,7 +9,6 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Layout, MemoryItem, RunTime, Split, StepTime
 from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.planning.disk import checkpoint_bytes, model_bytes
-from hpcft.planning.hardware import hardware_rates
 from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.step_time import forward_flops
 
@@ -75,11 +74,11 @@ def total_steps(inputs: PlanInputs) -> int | None:
 
 def _evaluation_s(inputs: PlanInputs, layout: Layout) -> float | None:
     """Returns the time of scoring during and after training; None where a size is unknown."""
-    recipe, length = inputs.recipe, inputs.recipe.task.max_length
+    recipe, length = inputs.recipe, inputs.scored_tokens(layout)
     sizes = [inputs.examples.get(split) for split in _scored_splits(recipe, total_steps(inputs))]
     if None in sizes:
         return None
-    rates = hardware_rates(inputs.cluster, inputs.precision, layout.ranks_per_node)
+    rates = inputs.rates(layout)
     rows = sum(filter(None, sizes)) * recipe.task.rows_per_example
     flops = rows * forward_flops(inputs.facts, length, length)
     return flops / rates.flops / layout.world_size

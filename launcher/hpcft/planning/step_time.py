@@ -2,20 +2,28 @@
 
 P is all parameters, T the trained ones, N the ranks on n nodes with r each, L the layers, H the
 width, V the outputs per position, B the micro-batch, S the sequence in tokens, A the micro-batches
-per step. Every sequence counts as long as the recipe allows and no two parts of a step are taken to
-overlap, though data are shorter and DeepSpeed overlaps: the estimate errs on the long side.
+per step. Where rows are at hand, S is the mean length that micro-batches are padded to; else every
+sequence counts as long as the recipe allows. No two parts of a step are taken to overlap, though
+DeepSpeed overlaps: the estimate errs on the long side.
 """
 
 from __future__ import annotations
 
 from hpcft.core.records import Layout, ModelFacts, StepTime
 from hpcft.methods.base import COMPUTE_BYTES
-from hpcft.planning.hardware import Rates, hardware_rates
+from hpcft.planning.hardware import Rates
 from hpcft.planning.inputs import PlanInputs
 
 # A layer forward and backward is about 150 kernels that Python starts one by one at 10 to 15 µs:
 # tiny micro-batches take this long whatever the GPU.
 LAYER_OVERHEAD_S = 0.002
+# On a CPU that was measured: a step of the Trainer takes as long as this many of the measured
+# layers, and a real layer as long as so many; ZeRO-3's hooks and gloo's collectives make it longer.
+# Seen on two cores, where a layer took 1.1 ms: 18 ms a step for the quickstart with two layers in
+# plain data parallelism, 74 ms under ZeRO-3, and 229 ms with six layers.
+CORE_STEP_LAYERS = 6.0
+CORE_LAYER_FACTOR = 2.5
+CORE_ZERO3_FACTOR = 30.0
 # «39 % more training runtime» with 4-bit weights, which are dequantised for every use (Raschka
 # 2023, «Practical Tips for Finetuning LLMs Using LoRA»).
 QUANTISED_SLOWDOWN = 1.39
@@ -30,7 +38,7 @@ NVME_STATES_BYTES = 12
 
 def predict_step_time(inputs: PlanInputs, layout: Layout) -> StepTime:
     """Returns the predicted time of one optimizer step, or of one batch that is scored."""
-    rates = hardware_rates(inputs.cluster, inputs.precision, layout.ranks_per_node)
+    rates = inputs.rates(layout)
     passes = 1.0 if inputs.method.trains else 0.5  # weights come forward and backward, or forward
     offload_s = passes * _offload_s(inputs, layout, rates) if inputs.on_gpu else 0.0
     step = StepTime(
@@ -48,7 +56,7 @@ def _with_generation(step: StepTime, inputs: PlanInputs, layout: Layout) -> Step
         return step
     passes = 1 + tokens
     return StepTime(
-        compute_s=step.compute_s + tokens * overhead_s(inputs.facts, layout),
+        compute_s=step.compute_s + tokens * overhead_s(inputs, layout),
         communication_s=passes * step.communication_s,
         offload_s=passes * step.offload_s,
     )
@@ -57,7 +65,7 @@ def _with_generation(step: StepTime, inputs: PlanInputs, layout: Layout) -> Step
 # ---------------------------------------------------------------- compute
 
 
-def forward_flops(facts: ModelFacts, tokens: float, sequence_tokens: int) -> float:
+def forward_flops(facts: ModelFacts, tokens: float, sequence_tokens: float) -> float:
     """Returns the FLOPs of a forward pass.
 
     They are 2 for each token and multiplied parameter, and those of attention. Kaplan et al. 2020
@@ -74,7 +82,7 @@ def forward_flops(facts: ModelFacts, tokens: float, sequence_tokens: int) -> flo
     return tokens * (2 * multiplied + _attention_flops(facts, sequence_tokens))
 
 
-def _attention_flops(facts: ModelFacts, sequence_tokens: int) -> float:
+def _attention_flops(facts: ModelFacts, sequence_tokens: float) -> float:
     """Returns the FLOPs of attention for each token of a forward pass."""
     return 4 * facts.layers * sequence_tokens * facts.hidden_size
 
@@ -86,7 +94,7 @@ def micro_batch_flops(inputs: PlanInputs, layout: Layout) -> float:
     6·P in all for full fine-tuning, 8·P with checkpointing, 4·P for adapters. Nothing passes
     through a frozen base below a trained head.
     """
-    facts, p, length = inputs.facts, inputs.facts.parameters, inputs.recipe.task.max_length
+    facts, p, length = inputs.facts, inputs.facts.parameters, inputs.padded_tokens(layout)
     tokens = layout.per_device_train_batch_size * length
     multiplied = p.total - p.embedding_parameters
     flops = forward_flops(facts, tokens, length) * (1 + layout.gradient_checkpointing)
@@ -104,12 +112,16 @@ def _compute_s(inputs: PlanInputs, layout: Layout, rates: Rates) -> float:
     flops = micro_batch_flops(inputs, layout)
     slowdown = QUANTISED_SLOWDOWN if inputs.facts.parameters.quantised else 1.0
     flops_s = layout.gradient_accumulation_steps * slowdown * flops / rates.flops
-    return flops_s + overhead_s(inputs.facts, layout)
+    return flops_s + overhead_s(inputs, layout)
 
 
-def overhead_s(facts: ModelFacts, layout: Layout) -> float:
+def overhead_s(inputs: PlanInputs, layout: Layout) -> float:
     """Returns the part of the compute time that goes into starting kernels."""
-    return layout.gradient_accumulation_steps * facts.layers * LAYER_OVERHEAD_S
+    layers, micro_batches = inputs.facts.layers, layout.gradient_accumulation_steps
+    if inputs.core is None:
+        return micro_batches * layers * LAYER_OVERHEAD_S
+    each = CORE_ZERO3_FACTOR if layout.zero_stage == 3 else CORE_LAYER_FACTOR
+    return (CORE_STEP_LAYERS + each * micro_batches * layers) * inputs.core.layer_s
 
 
 # ---------------------------------------------------------------- communication

@@ -6,12 +6,23 @@ from hpcft.core.records import Recovery
 
 # Restarts in a row from the same step. A run that is only unlucky makes progress in between.
 MAX_WITHOUT_PROGRESS = 2
+# The same after interruptions, of which the run is innocent: a site may preempt it several times
+# before its first checkpoint.
+MAX_INTERRUPTED = 20
 # A run that makes no progress within one whole time limit would make none in the next one.
 _NO_SECOND_TRY = ("timeout",)
 # Failures of one class in all, with progress in between.
 MAX_OF_A_CLASS = 20
+INTERRUPTIONS = ("preempted", "interrupted", "node_failed")
+"""Classes of failures in which a run loses its nodes, with or without notice."""
 # A long run may reach many time limits, and a site may preempt as often as it likes.
-_UNLIMITED = ("timeout", "preempted")
+_UNLIMITED = ("timeout", *INTERRUPTIONS)
+
+INTERRUPTED_ADVICE = (
+    "it is interrupted before each checkpoint: lower resources.checkpoint_min, or use a partition "
+    "or QOS that is not preempted; then hpcft resume RUN"
+)
+"""Advice for a run that makes no progress because of interruptions."""
 
 
 def restart_limit_reason(recoveries: list[Recovery], cause: str, step: int) -> str:
@@ -28,13 +39,14 @@ def restart_limit_reason(recoveries: list[Recovery], cause: str, step: int) -> s
     start_step = restarts[-1].step if restarts else 0
     if cause in _NO_SECOND_TRY and step <= start_step:
         return f"no progress past step {step}"
-    from_this_step = 0
+    is_interrupted = cause in INTERRUPTIONS
+    alike = 0  # Interruptions, or failures of the run itself.
     for recovery in reversed(restarts):
         if recovery.step != step or recovery.action == "resume":
             break
-        from_this_step += 1
-    if from_this_step >= MAX_WITHOUT_PROGRESS:
-        return f"no progress past step {step} after {from_this_step} restarts"
+        alike += (recovery.cause in INTERRUPTIONS) == is_interrupted
+    if alike >= (MAX_INTERRUPTED if is_interrupted else MAX_WITHOUT_PROGRESS):
+        return f"no progress past step {step} after {alike} restarts"
     of_this_class = sum(recovery.cause == cause for recovery in restarts)
     if cause not in _UNLIMITED and of_this_class >= MAX_OF_A_CLASS:
         return f"the run has restarted {of_this_class} times after failures of this class"

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 from hpcft.core import attempts, files
+from hpcft.core.errors import ClusterError, StoreError
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Attempt, Job, Plan
 from hpcft.recovery import log
 from hpcft.recovery.run import Run
-from hpcft.scheduler import scheduler_of, slurm_job
+from hpcft.scheduler import scheduler_of
 from hpcft.scheduler.protocol import Entry, JobRequest
+
+LOCK_TIMEOUT_S = 120.0
+"""Seconds for which a job waits, with its nodes, for a command that submits."""
 
 
 def resubmit(run: Run, plan: Plan, job_id: str, entry: Entry) -> str:
@@ -25,10 +33,10 @@ def resubmit(run: Run, plan: Plan, job_id: str, entry: Entry) -> str:
 
     Raises:
         Refused: Slurm refuses the job.
-        ClusterError: Slurm cannot be reached from this node.
+        ClusterError: Slurm cannot be reached from this node, or another command keeps the lock.
     """
     paths, scheduler = run.paths, scheduler_of(run.cluster)
-    with files.lock_folder(paths.folder.parents[1]), slurm_job.without_job_env():
+    with _locked(paths.folder.parents[1]):
         job = run.read_job()
         last = job.attempts[-1]
         last_id = last.job_id or scheduler.find_jobs([last])[0]
@@ -48,7 +56,23 @@ def resubmit(run: Run, plan: Plan, job_id: str, entry: Entry) -> str:
             exclude=log.excluded_nodes(run.read_recoveries()),
         )
         scheduler.check(request)
-        return _submit(run, job, attempts.new_attempt(token, paths.logs), request)
+        attempt = attempts.new_attempt(token, paths.logs, slurm_cluster=scheduler.cluster_name())
+        return _submit(run, job, attempt, request)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Holds the lock of the runs folder; does not wait for long, since the job holds its nodes.
+
+    Raises:
+        ClusterError: another command keeps the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.lock_folder(root, LOCK_TIMEOUT_S))
+        except StoreError as error:
+            raise ClusterError(str(error)) from None
+        yield
 
 
 def _submit(run: Run, job: Job, attempt: Attempt, request: JobRequest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,10 @@ class Run:
     def has_recovery(self, number: int) -> bool:
         """Returns whether any rank has written the recovery of that number."""
         return has_recovery(self.paths, number)
+
+    def has_result(self) -> bool:
+        """Returns whether the run is complete; lists the folder, so that NFS asks its server."""
+        return self.paths.result.name in os.listdir(self.paths.folder)
 
     def saved_step(self) -> int:
         """Returns the optimizer step, or the example, that a restart would resume from."""

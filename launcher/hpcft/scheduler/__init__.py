@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -14,8 +15,12 @@ def scheduler_of(cluster: Cluster) -> Scheduler:
     return scheduler_named(cluster.scheduler)
 
 
+@functools.cache
 def scheduler_named(name: Literal["slurm", "local"]) -> Scheduler:
-    """Returns a scheduler by its name in profiles and job records."""
+    """Returns a scheduler by its name in profiles and job records.
+
+    It is the same one for all of a command, so that Slurm is asked once for its configuration.
+    """
     # Imported here: importing a module of this package must not import both schedulers.
     if name == "slurm":
         from hpcft.scheduler.slurm import Slurm

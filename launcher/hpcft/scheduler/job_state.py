@@ -40,6 +40,9 @@ class JobState:
     """Unix time in seconds at which the job ended; None if it is not known."""
     unknown_to_slurm: bool = False
     """Whether the controller no longer has the job, so that the job cannot be alive."""
+    origin: str | None = None
+    """Comment and script of the job, which tell it from another one with the same id; None if they
+    are not known."""
 
     @property
     def is_live(self) -> bool:

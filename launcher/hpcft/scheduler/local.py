@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import getpass
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpcft.core.errors import ClusterError
-from hpcft.core.host import wait_until
+from hpcft.core.errors import ClusterError, UsageError
+from hpcft.core.files import open_file, write_text
+from hpcft.core.host import visible_gpus, wait_until
 from hpcft.core.paths import cache_folder, log_file
 from hpcft.core.records import Attempt
+from hpcft.scheduler.job_environment import PYTHON_VARIABLES, without_session_job
 from hpcft.scheduler.job_state import COMPLETED, NOT_QUEUED, UNKNOWN, JobState
 from hpcft.scheduler.protocol import JobRequest, Submission
+from hpcft.scheduler.sbatch import rank_command, runs_file, runs_text
 
-CANCEL_TIMEOUT_S = 10.0
-"""Seconds in which the controller may end its ranks before they are killed."""
+CANCEL_TIMEOUT_S = 25.0
+"""Seconds in which the controller may end its ranks before all are killed."""
 
 
 class Local:
@@ -30,6 +36,9 @@ class Local:
     Jobs take turns: two at once would share the GPUs that each was planned to have alone.
     """
 
+    def cluster_name(self) -> None:
+        """Returns None: this machine is no cluster of Slurm."""
+
     def max_array_size(self) -> int:
         """Returns 1: each run is a job of its own."""
         return 1
@@ -38,7 +47,18 @@ class Local:
         """Returns None: there is no batch script."""
 
     def check(self, request: JobRequest) -> None:
-        """Accepts every request: the plan has checked what this machine has."""
+        """Checks that this session may use as many GPUs as the plan has ranks.
+
+        Raises:
+            UsageError: CUDA_VISIBLE_DEVICES names fewer.
+        """
+        ranks = request.plan.layout.ranks_per_node
+        visible = visible_gpus()
+        if request.cluster.accelerator == "cuda" and visible is not None and len(visible) < ranks:
+            raise UsageError(
+                f"the run needs {ranks} GPUs of this machine, but CUDA_VISIBLE_DEVICES="
+                f"{os.environ['CUDA_VISIBLE_DEVICES']} leaves {len(visible)}: unset it or name more"
+            )
 
     def submit(self, request: JobRequest) -> list[Submission]:
         """Starts the controller of a run; returns its process id and start time."""
@@ -50,11 +70,13 @@ class Local:
         class DetachedExecutor(LocalExecutor):  # type: ignore[misc]
             """Starts our controller in its own session, so that Ctrl-C here does not reach it."""
 
-            def _submit_command(self, command: str) -> Any:
+            def _submit_command(self, command: str) -> Any:  # submitit's would load a pickle
+                command = rank_command(request, shlex.quote(sys.executable))
                 environment = _controller_environment(request, command)
                 return LocalJob(self.folder, _spawn(self.folder, environment), list(range(ranks)))
 
         cache_folder().mkdir(parents=True, exist_ok=True)
+        write_text(runs_file(request), runs_text(request))
         executor = DetachedExecutor(folder=request.logs)
         executor.update_parameters(tasks_per_node=ranks, timeout_min=request.plan.time_min)
         job = executor.submit(request.entry, str(run))
@@ -77,39 +99,53 @@ class Local:
         """Returns the state of each attempt; a dead controller leaves no outcome but the result."""
         return [_state(attempt) for attempt in attempts]
 
-    def cancel(self, attempt: Attempt) -> bool:
-        """Ends the controller of an attempt and its ranks; returns False if it had ended before.
-
-        Raises:
-            ClusterError: the controller runs on another machine.
-        """
-        state = _state(attempt)
-        if state.state == UNKNOWN:
-            raise ClusterError(f"job {attempt.job_id} runs on {attempt.host}: cancel it there")
-        if attempt.job_id is None or not state.is_live:
-            return False
-        group = int(attempt.job_id)
-        os.kill(group, signal.SIGINT)  # The controller ends its ranks before it ends.
-        wait_until(lambda: _process_started(group) is None, CANCEL_TIMEOUT_S, 0.05)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)  # The ranks are in the controller's session.
-        return True
+    def cancel(self, attempts: Sequence[Attempt]) -> list[bool | ClusterError]:
+        """Ends the controllers of attempts and their ranks."""
+        states = self.states(attempts)
+        live = [
+            attempt
+            for attempt, state in zip(attempts, states, strict=True)
+            if state.is_live and attempt.job_id
+        ]
+        for attempt in live:  # All at once: if one ended first, the next one would begin.
+            _record_cancellation(attempt)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(str(attempt.job_id)), signal.SIGINT)  # It ends its ranks first.
+        for attempt in live:
+            group = int(str(attempt.job_id))
+            wait_until(partial(_has_ended, group), CANCEL_TIMEOUT_S, 0.05)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)  # The ranks are in the controller's session.
+        return [
+            ClusterError(f"job {attempt.job_id} runs on {attempt.host}: cancel it there")
+            if state.state == UNKNOWN
+            else state.is_live and attempt.job_id is not None
+            for attempt, state in zip(attempts, states, strict=True)
+        ]
 
 
 # ---------------------------------------------------------------- the controller process
 
 
 def queue_file() -> Path:
-    """Returns the file that the controller of the running job locks, and writes its id into."""
-    return cache_folder() / "local.lock"
+    """Returns the file that the controller of the running job locks, and writes its id into.
+
+    It has the name of the machine: others may share the home, where their runs take turns too.
+    """
+    return cache_folder() / f"local-{os.uname().nodename}.lock"
 
 
 def _controller_environment(request: JobRequest, command: str) -> dict[str, str]:
     """Returns the controller's environment: that of this process, the profile's, and submitit's."""
     ranks = request.plan.layout.ranks_per_node
-    visible = ",".join(str(index) for index in range(ranks))
+    gpus = visible_gpus() or [str(index) for index in range(ranks)]
+    visible = ",".join(gpus[:ranks])
+    # An allocation that this session runs in ends the run, too.
+    end = {name: os.environ[name] for name in ("SLURM_JOB_END_TIME",) if name in os.environ}
     return {
-        **os.environ,
+        **without_session_job(),
+        **end,
+        **PYTHON_VARIABLES,
         **request.cluster.environment,
         "SUBMITIT_LOCAL_NTASKS": str(ranks),
         "SUBMITIT_LOCAL_COMMAND": command,
@@ -140,8 +176,30 @@ def _spawn(logs: Path, environment: dict[str, str]) -> str:
             (os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in (0, 1, 2)
         ],
         setsid=True,
+        # A shell starts what is in its background with SIGINT ignored, by which we cancel.
+        setsigmask=(),
+        setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2),
     )
     return str(pid)
+
+
+def _cancellation(attempt: Attempt) -> Path:
+    """Returns the file that says who has cancelled an attempt."""
+    return Path(attempt.logs) / f"{attempt.job_id}_cancelled"
+
+
+def _record_cancellation(attempt: Attempt) -> None:
+    with contextlib.suppress(OSError):  # On a full disk the run has to end all the same.
+        write_text(_cancellation(attempt), getpass.getuser())
+
+
+def _cancelled_by(attempt: Attempt) -> str:
+    """Returns who has cancelled an attempt, `by anna`; empty if nobody has."""
+    try:
+        with open_file(_cancellation(attempt)) as stream:
+            return f"by {stream.read(100).decode(errors='replace')}"
+    except OSError:
+        return ""
 
 
 # ---------------------------------------------------------------- states
@@ -156,10 +214,14 @@ def _state(attempt: Attempt) -> JobState:
         return NOT_QUEUED
     started = _controller_started(attempt)
     if started is None:
-        return JobState(COMPLETED, nodes=machine)
+        by = _cancelled_by(attempt)
+        return JobState("CANCELLED" if by else COMPLETED, by, nodes=machine)
     if not log_file(Path(attempt.logs), str(attempt.job_id), 0, "out").exists():
-        is_waiting = _queue_holder() not in (None, str(attempt.job_id))
-        reason = "waiting for another local run to end" if is_waiting else "is starting"
+        holder = _queue_holder()
+        if holder is None or holder == int(attempt.job_id):
+            return JobState("PENDING", "is starting")
+        since = time.strftime("%H:%M on %d %b", time.localtime(_process_started(holder)))
+        reason = f"waiting for another local run to end (process {holder}, since {since})"
         return JobState("PENDING", reason)
     return JobState("RUNNING", nodes=machine, elapsed_s=time.time() - started)
 
@@ -189,14 +251,23 @@ def _process_started(pid: int) -> float | None:
         return None
 
 
-def _queue_holder() -> str | None:
-    """Returns the process id of the controller whose turn it is; None if no controller has it."""
+def _has_ended(pid: int) -> bool:
+    return _process_started(pid) is None
+
+
+def _queue_holder() -> int | None:
+    """Returns the process id of the controller whose turn it is; None if it is not known.
+
+    A controller writes its id a moment after it has locked the file: until then the id is that of
+    an earlier one, which has ended.
+    """
     try:
-        with queue_file().open() as queue:
+        with queue_file().open(encoding="utf-8") as queue:
             try:
                 fcntl.flock(queue, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return queue.read().strip()
+                pid = queue.read().strip()
+                return int(pid) if pid.isdecimal() and _process_started(int(pid)) else None
     except OSError:
         pass  # No local run has ever started, or its file system has no locks.
     return None

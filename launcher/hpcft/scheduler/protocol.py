@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from hpcft.core.errors import ClusterError
 from hpcft.core.records import Attempt, Cluster, Plan
 from hpcft.scheduler.job_state import JobState
 
@@ -70,6 +71,9 @@ class Submission:
 class Scheduler(Protocol):
     """Submits, finds and cancels jobs."""
 
+    def cluster_name(self) -> str | None:
+        """Returns Slurm's name of the cluster; None without Slurm, or if Slurm does not say."""
+
     def max_array_size(self) -> int | None:
         """Returns the most runs that one job may hold; None if there is no limit."""
 
@@ -111,9 +115,13 @@ class Scheduler(Protocol):
         scheduler does not answer.
         """
 
-    def cancel(self, attempt: Attempt) -> bool:
-        """Cancels the job of an attempt, which has a job id; returns False if it had ended.
+    def cancel(self, attempts: Sequence[Attempt]) -> list[bool | ClusterError]:
+        """Cancels the jobs of attempts that have a job id, with one call for all.
+
+        Returns:
+            For each attempt True if it was cancelled, False if it had ended, and the error if it is
+            not known whether its job is alive, or if it can be cancelled elsewhere only.
 
         Raises:
-            ClusterError: the scheduler does not answer.
+            ClusterError: the scheduler failed to cancel the jobs.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -9,16 +11,11 @@ from typing import Any
 
 from hpcft.core.log_markers import SETUP_BEGIN_LINE, SETUP_END_LINE
 from hpcft.core.records import Cluster
+from hpcft.scheduler.job_environment import PYTHON_VARIABLES
 from hpcft.scheduler.protocol import JobRequest
 
 ARRAY_PARALLELISM = 256
 """Most elements of a job array that run at a time; submitit's own default."""
-
-DEFAULT_VARIABLES = {
-    name: f"SBATCH_{name.upper()}"
-    for name in ("account", "constraint", "partition", "qos", "reservation")
-}
-"""Options of sbatch to the variables in which a site or a user may set them for all jobs."""
 
 
 def job_parameters(request: JobRequest) -> dict[str, Any]:
@@ -46,7 +43,8 @@ def job_parameters(request: JobRequest) -> dict[str, Any]:
         "constraint": cluster.constraint,
         "exclude": ",".join(request.exclude) or None,
         "signal_delay_s": plan.signal_delay_s,
-        "additional_parameters": {"requeue": True},
+        # Without `propagate`, soft limits of the session (`ulimit -St 5`) hold in the job too.
+        "additional_parameters": {"requeue": True, "propagate": "NONE"},
         "setup": _setup_lines(cluster),
         "srun_args": [
             "--open-mode=append",  # A restarted job keeps the logs of its earlier starts.
@@ -61,7 +59,8 @@ def job_parameters(request: JobRequest) -> dict[str, Any]:
 
 
 def _setup_lines(cluster: Cluster) -> list[str]:
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()]
+    variables = PYTHON_VARIABLES | cluster.environment
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
     # Without `set -e` a failing `module load` goes unnoticed, and the job runs without the module.
     begin, end = (f"echo {shlex.quote(line)} >&2" for line in (SETUP_BEGIN_LINE, SETUP_END_LINE))
     guarded = [begin, "set -e", *cluster.setup, "set +e", end] if cluster.setup else []
@@ -70,29 +69,38 @@ def _setup_lines(cluster: Cluster) -> list[str]:
 
 
 def runs_file(request: JobRequest) -> Path:
-    """Returns the file that lists the run folder of each element, for the batch script."""
+    """Returns the file that lists the run folder of each element of the job array."""
     return request.logs / f"runs-{request.token}.json"
+
+
+def runs_text(request: JobRequest) -> str:
+    """Returns the content of that file."""
+    return json.dumps([str(run) for run in request.runs])
+
+
+def rank_command(request: JobRequest, python: str) -> str:
+    """Returns the command of a rank, which runs what is submitted and no file that is put there.
+
+    Args:
+        request: the job.
+        python: command of the shell that starts Python.
+    """
+    arguments = f"{shlex.quote(str(request.logs))} {_runs_arguments(request)}"
+    return f"{python} -u -m hpcft.training.start_rank {arguments}"
+
+
+def _runs_arguments(request: JobRequest) -> str:
+    digest = hashlib.sha256(runs_text(request).encode()).hexdigest()
+    return f"{shlex.quote(str(runs_file(request)))} {digest}"
 
 
 def submitit_kwargs(request: JobRequest) -> dict[str, Any]:
     """Returns the parameters that have a value, with the lines before and after srun."""
-    requeue = f"-m hpcft.training.requeue {shlex.quote(str(runs_file(request)))}"
+    requeue = f"-m hpcft.training.requeue {_runs_arguments(request)}"
     teardown = ["code=$?", f"[ $code -eq 0 ] || {_python(request.cluster)} {requeue}", "exit $code"]
     parameters = job_parameters(request)
     kept = {key: value for key, value in parameters.items() if value is not None or key == "wckey"}
-    return {**kept, "setup": [*kept["setup"], _link_pickle(request)], "teardown": teardown}
-
-
-def _link_pickle(request: JobRequest) -> str:
-    """Returns the shell line that gives the job its pickle if the submitting command was killed.
-
-    Submitit names the pickle after the job id, once sbatch has printed it. If the command is killed
-    before that, the job would wait for its pickle until its time limit.
-    """
-    element = "${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
-    job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" + element
-    target = f"{shlex.quote(str(request.logs))}/{job}_submitted.pkl"
-    return f"ln -s {request.token}{element}.pkl {target} 2>/dev/null || true"
+    return {**kept, "teardown": teardown}
 
 
 def _python(cluster: Cluster) -> str:
@@ -103,9 +111,8 @@ def sbatch_script(request: JobRequest) -> str:
     """Returns the script that submitit writes for a request; an array if it has several runs."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    logs = request.logs
-    command = f"{_python(request.cluster)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
     parameters = submitit_kwargs(request)
     if len(request.runs) > 1:
         parameters["map_count"] = len(request.runs)
-    return str(_make_sbatch_string(command=command, folder=logs, **parameters))
+    command = rank_command(request, _python(request.cluster))
+    return str(_make_sbatch_string(command=command, folder=request.logs, **parameters))

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 
 from hpcft.core.errors import ClusterError
+from hpcft.core.files import write_text
 from hpcft.core.records import Attempt
 from hpcft.core.units import parse_slurm_duration_s
 from hpcft.scheduler import slurm_commands
-from hpcft.scheduler.job_state import NOT_QUEUED, JobState
+from hpcft.scheduler.job_environment import DEFAULT_VARIABLES, submission_environment
+from hpcft.scheduler.job_state import NOT_QUEUED, UNKNOWN, JobState
 from hpcft.scheduler.protocol import JobRequest, Refused, Submission
-from hpcft.scheduler.sbatch import (
-    DEFAULT_VARIABLES,
-    job_parameters,
-    runs_file,
-    sbatch_script,
-    submitit_kwargs,
+from hpcft.scheduler.sbatch import runs_file, runs_text, sbatch_script
+from hpcft.scheduler.slurm_output import parse_refusal, parse_submitted
+
+SUBMIT_TIMEOUT_S = 120.0
+"""Timeout of sbatch, which asks a busy controller again and again."""
+_MAY_BE_QUEUED = (
+    "sbatch failed, and may have queued the job or not (hpcft status shows whether it did)"
 )
-from hpcft.scheduler.slurm_output import parse_refusal
 
 
 class Slurm:
@@ -28,7 +29,19 @@ class Slurm:
 
     def max_array_size(self) -> int | None:
         """Returns the most elements of a job array; None if Slurm does not say."""
-        return slurm_commands.max_array_size()
+        size = self._configuration.get("MaxArraySize", "")
+        return max(int(size), 1) if size.isdecimal() else None  # 0 switches arrays off.
+
+    def cluster_name(self) -> str | None:
+        """Returns Slurm's name of this cluster; None if Slurm does not say."""
+        return os.environ.get("SLURM_CLUSTER_NAME") or self._configuration.get("ClusterName")
+
+    @cached_property
+    def _configuration(self) -> dict[str, str]:
+        try:
+            return slurm_commands.configuration()
+        except ClusterError:
+            return {}
 
     def script(self, request: JobRequest) -> str:
         """Returns the sbatch script of a request."""
@@ -46,31 +59,28 @@ class Slurm:
             TooManyJobs: Slurm takes no more jobs now.
             ClusterError: sbatch failed otherwise, and may have queued the job or not.
         """
-        from submitit import SlurmExecutor
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-        executor = SlurmExecutor(folder=request.logs, python=request.cluster.python)
-        executor.update_parameters(**submitit_kwargs(request))
-        folders = [str(run) for run in request.runs]
-        runs_file(request).write_text(json.dumps(folders))
-        _write_pickles(request, executor.max_num_timeout)
-        options = [name for name, value in job_parameters(request).items() if value is not None]
+        write_text(runs_file(request), runs_text(request))
+        script = sbatch_script(request)
+        file = request.logs / f"{request.token}_submission.sh"
+        write_text(file, script)
         try:
-            with _without_sbatch_env(options):
-                jobs = (
-                    [executor.submit(request.entry, folders[0])]
-                    if len(folders) == 1
-                    else executor.map_array(request.entry, folders)
-                )
-        except (FailedJobError, FailedSubmissionError) as error:
-            refusal = parse_refusal(str(error), "what the script of the dry run shows")
+            output = slurm_commands.run_command(
+                "sbatch",
+                str(file),
+                timeout_s=SUBMIT_TIMEOUT_S,
+                environment=submission_environment(_options(script)),
+            )
+        except ClusterError as error:
+            refusal = _refusal(error, script, "what the script of the dry run shows")
             if refusal is not None:
                 raise refusal from None
-            raise ClusterError(
-                "sbatch failed, and may have queued the job or not (hpcft status shows whether it "
-                f"did): {error}"
-            ) from None
-        return [Submission(job.job_id) for job in jobs]
+            raise ClusterError(f"{_MAY_BE_QUEUED}: {error}") from None
+        job_id = parse_submitted(output)
+        if job_id is None:
+            raise ClusterError(f"{_MAY_BE_QUEUED}: it names no job: {output.strip()}")
+        if len(request.runs) == 1:
+            return [Submission(job_id)]
+        return [Submission(f"{job_id}_{index}") for index in range(len(request.runs))]
 
     def find_jobs(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """Finds the jobs of attempts by their tokens, with one squeue call."""
@@ -81,41 +91,35 @@ class Slurm:
 
     def states(self, attempts: Sequence[Attempt]) -> list[JobState]:
         """Returns the state of each attempt, with one squeue and at most one sacct call."""
-        job_ids = [attempt.job_id for attempt in attempts]
-        states = slurm_commands.job_states(sorted({job_id for job_id in job_ids if job_id}))
-        return [states[job_id] if job_id else NOT_QUEUED for job_id in job_ids]
+        # A script of hpcft has the token in its name; those of 0.1 lay in the folder of the logs.
+        origins = {a.job_id: (a.token, f"{a.logs}/") for a in attempts if a.job_id}
+        states = slurm_commands.job_states(sorted(origins), origins)
+        return [
+            self._of_its_cluster(attempt, states[attempt.job_id] if attempt.job_id else NOT_QUEUED)
+            for attempt in attempts
+        ]
 
-    def cancel(self, attempt: Attempt) -> bool:
-        """Cancels the job of an attempt; scancel succeeds too if the job has ended by then."""
-        slurm_commands.cancel(str(attempt.job_id))
-        return True
+    def _of_its_cluster(self, attempt: Attempt, state: JobState) -> JobState:
+        """Returns the state of an attempt; UNKNOWN if its job was submitted to another cluster."""
+        cluster = attempt.slurm_cluster
+        # A live job has the token of the attempt, so that nothing more needs to be asked.
+        if cluster is None or state.is_live or self.cluster_name() in (None, cluster):
+            return state
+        return JobState(UNKNOWN, f"was submitted to the cluster {cluster}: look there")
 
-
-def _write_pickles(request: JobRequest, max_num_timeout: int) -> None:
-    """Writes what each element runs under a name that is known before its job id."""
-    from submitit.core.utils import DelayedSubmission
-
-    for index, run in enumerate(request.runs):
-        call = DelayedSubmission(request.entry, str(run))
-        call.set_timeout(request.plan.time_min, max_num_timeout)
-        element = f"_{index}" if len(request.runs) > 1 else ""
-        call.dump(request.logs / f"{request.token}{element}.pkl")
-
-
-@contextlib.contextmanager
-def _without_sbatch_env(options: Collection[str]) -> Iterator[None]:
-    """Hides the variables that sbatch would prefer to options of its script.
-
-    Args:
-        options: options in the script; defaults of a site or user may set the others.
-    """
-    kept = {variable for name, variable in DEFAULT_VARIABLES.items() if name not in options}
-    names = [name for name in os.environ if name.startswith("SBATCH_") and name not in kept]
-    hidden = {name: os.environ.pop(name) for name in names}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+    def cancel(self, attempts: Sequence[Attempt]) -> list[bool | ClusterError]:
+        """Cancels the live jobs of attempts, and no other job that has got the id of one since."""
+        states = self.states(attempts)
+        live = [a.job_id for a, state in zip(attempts, states, strict=True) if state.is_live]
+        if live:
+            # It succeeds too if a job has ended since.
+            slurm_commands.cancel(*(str(job_id) for job_id in live))
+        return [
+            state.is_live
+            if state.is_live or state.is_over or state.unknown_to_slurm
+            else ClusterError(f"job {attempt.job_id} was not cancelled: {state.reason}")
+            for attempt, state in zip(attempts, states, strict=True)
+        ]
 
 
 # ---------------------------------------------------------------- checking before submitting
@@ -130,17 +134,38 @@ def check_script(script: str) -> None:
         ClusterError: Slurm does not answer.
     """
     try:
-        with _without_sbatch_env(_options(script)):
-            slurm_commands.run_command("sbatch", "--test-only", stdin=script)
+        slurm_commands.run_command(
+            "sbatch",
+            "--test-only",
+            stdin=script,
+            environment=submission_environment(_options(script)),
+        )
     except ClusterError as error:
-        refusal = parse_refusal(str(error), _resource_options(script))
+        refusal = _refusal(error, script, _resource_options(script))
         if refusal is None:
             raise
         # With some nodes down, sbatch --test-only refuses jobs that those nodes could run. Then
         # sbatch itself decides, which refuses only jobs that can never run.
-        if not (str(refusal).startswith("Requested node") and _has_absent_nodes()):
+        if not ("Requested node config" in str(refusal) and _has_absent_nodes()):
             raise refusal from None
     _check_time(script)
+
+
+def _refusal(error: ClusterError, script: str, requested: str) -> Refused | None:
+    """Returns the refusal of a script that sbatch printed; None if it failed otherwise.
+
+    Args:
+        error: the failure of sbatch.
+        script: the script.
+        requested: what the job requested, in words.
+    """
+    options = _options(script)
+    defaults = [
+        f"the variable {variable}={os.environ[variable]}"
+        for name, variable in DEFAULT_VARIABLES.items()
+        if name not in options and variable in os.environ
+    ]
+    return parse_refusal(str(error), " and ".join([requested, *defaults]), options)
 
 
 def _check_time(script: str) -> None:

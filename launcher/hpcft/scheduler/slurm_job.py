@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator
 
 from hpcft.core.errors import ClusterError
 from hpcft.scheduler import slurm_commands
-from hpcft.scheduler.sbatch import DEFAULT_VARIABLES
-
-# Slurm sets these in a job for the GPUs that it allocates.
-_GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES",
-                  "ZE_AFFINITY_MASK")  # fmt: skip
 
 
 def current_job_id() -> str:
@@ -30,8 +23,14 @@ def restart_count() -> int:
 def time_limit_at(job_id: str) -> float | None:
     """Returns the Unix time at which a running job reaches its time limit; None if not known."""
     end = os.environ.get("SLURM_JOB_END_TIME")  # Set by Slurm since 23.02.
-    if end:
-        return float(end)
+    return float(end) if end else current_time_limit_at(job_id)
+
+
+def current_time_limit_at(job_id: str) -> float | None:
+    """Asks Slurm for the Unix time at which a running job reaches its time limit.
+
+    It differs from `time_limit_at` if an administrator has changed the limit since the job began.
+    """
     try:
         return float(slurm_commands.run_command("squeue", "-h", "-j", job_id, "-o", "%e"))
     except (ClusterError, ValueError):
@@ -58,15 +57,3 @@ def requeue(job_id: str) -> None:
         ClusterError: Slurm refuses, or does not answer.
     """
     slurm_commands.run_command("scontrol", "requeue", job_id)
-
-
-@contextlib.contextmanager
-def without_job_env() -> Iterator[None]:
-    """Hides the job's own variables, so that it submits another job as a login node would."""
-    from submitit.helpers import clean_env
-
-    user_variables = {"SLURM_CONF", *DEFAULT_VARIABLES.values()} & os.environ.keys()
-    kept = {name: os.environ[name] for name in user_variables}
-    with clean_env(_GPU_VARIABLES):
-        os.environ.update(kept)
-        yield

@@ -175,7 +175,9 @@ def _weight_files(hub_input: HubInput, commit: str, files: dict[str, HubFile]) -
             raise DataError(f"{hub_input}: {what}; {fix}")
         raise DataError(f"{hub_input}: is not a model: it has no config.json; correct model.path")
     if WEIGHTS_INDEX in files:
-        text = Path(hf_hub_download(hub_input.name, WEIGHTS_INDEX, revision=commit)).read_text()
+        text = Path(hf_hub_download(hub_input.name, WEIGHTS_INDEX, revision=commit)).read_text(
+            encoding="utf-8"
+        )
         try:
             shards = sorted({str(name) for name in json.loads(text)["weight_map"].values()})
         except (ValueError, LookupError, AttributeError, TypeError):
@@ -272,7 +274,7 @@ def download(
     ref = cache / hub_input.cache_folder_name / "refs" / hub_input.revision
     if hub_input.revision != listing.commit:
         ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(listing.commit)
+        ref.write_text(listing.commit, encoding="utf-8")
 
 
 def _line_progress(say: Callable[[str], None]) -> Any:

@@ -68,7 +68,7 @@ def check_weights(folder: Path) -> None:
     index = folder / WEIGHTS_INDEX
     if not index.is_file():
         return
-    for name, shard in json.loads(index.read_text())["weight_map"].items():
+    for name, shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
         if name not in tensors.get(shard, ()):
             what = f"has no tensor {name}" if shard in tensors else "is missing"
             raise DataError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hpcft.core.errors import InputError, Problem
+from hpcft.core.errors import DataError, InputError, Problem
 from hpcft.core.records import Task
 from hpcft.metrics.base import Scores
 
@@ -22,7 +21,6 @@ IGNORE_INDEX = -100  # the label that PyTorch's cross-entropy leaves out
 # Keys of ModelInputs that go to the model; the others are kept for the metrics.
 INPUT_KEYS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 MAX_PROBLEMS = 10  # bad rows that an error lists; the others are counted
-_INTEGER = re.compile(r"-?[0-9]{1,9}")
 
 Mode = Literal["finetune", "evaluate", "few_shot"]
 """Kind of a run: training and scoring, scoring a finished model, or prompting a model."""
@@ -31,7 +29,15 @@ Mode = Literal["finetune", "evaluate", "few_shot"]
 class BadRow(Exception):
     """Reports a row that the task cannot use."""
 
-    def __init__(self, column: str, what: str, fix: str = "", *, is_empty: bool = False) -> None:
+    def __init__(
+        self,
+        column: str,
+        what: str,
+        fix: str = "",
+        *,
+        is_empty: bool = False,
+        is_in_every_row: bool = False,
+    ) -> None:
         """Creates the error.
 
         Args:
@@ -39,10 +45,12 @@ class BadRow(Exception):
             what: what is wrong with it.
             fix: what to do about it.
             is_empty: whether its text is empty, so that `drop_empty` may leave the row out.
+            is_in_every_row: whether the other rows of the split need not be looked at.
         """
         super().__init__(what)
         self.problem = Problem("", column, what, fix)
         self.is_empty = is_empty
+        self.is_in_every_row = is_in_every_row
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,18 @@ class TaskBase(Task):
         """Makes the examples of a split from its parsed rows; by default each row is an example."""
         return rows
 
+    @property
+    def compares_choices(self) -> bool:
+        """Whether choices are compared by their tokens, which must then differ."""
+        return False
+
+    def check_tokens(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Checks that the tokens tell the choices of these examples apart, if they are compared.
+
+        Raises:
+            DataError: they do not.
+        """
+
     def check_splits(self, splits: Mapping[str, list[Example]], scored: str) -> None:
         """Checks that the splits suit each other; by default nothing is checked.
 
@@ -173,6 +193,10 @@ class TrainedTask(TaskBase):
 
     cuts_texts: ClassVar[bool] = True
     """Whether the part of a text beyond `max_length` is lost."""
+    validation_loss: ClassVar[str | None] = None
+    """Metric of the task that is its loss over a whole split. It is reported as `loss`, and decides
+    by default which checkpoint is best. None: the Trainer's mean of the batches, which suits a task
+    whose rows all count the same."""
 
     @property
     def as_trained(self) -> TrainedTask:
@@ -199,6 +223,12 @@ class TrainedTask(TaskBase):
         """Returns the part of the model's outputs that `loss` needs."""
         return outputs["logits"]
 
+    def validation_scores(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
+        """Computes the metrics of a split, with `loss` where the Trainer's is another."""
+        scores = self.compute_metrics(reduced, labels, examples)
+        name = self.validation_loss
+        return scores if name is None else {**scores, "loss": scores[name]}
+
     @abstractmethod
     def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
         """Computes the cross-entropy, summed over this micro-batch and divided by `items`.
@@ -213,6 +243,15 @@ class TrainedTask(TaskBase):
                 on two.)
             smoothing: label smoothing, 0 to 1.
         """
+
+    def hide_padding(self, logits: Any, attention_mask: Any) -> Any:
+        """Returns the outputs of a scored batch without those at padding, if a score reads them.
+
+        Args:
+            logits: (B, S, V) or (B, C), or a tuple of all of the model's outputs.
+            attention_mask: (B, S), 0 at padding.
+        """
+        return logits
 
     @abstractmethod
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
@@ -244,6 +283,11 @@ def summed_cross_entropy(logits: Any, targets: Any, items: Any, smoothing: float
     return total / (max(targets.numel(), 1) if items is None else items)
 
 
+def is_empty(value: Any) -> bool:
+    """Returns whether a cell holds no text: nothing, or blanks alone."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def column_text(row: Mapping[str, Any], column: str) -> str:
     """Returns the text in a column.
 
@@ -251,7 +295,7 @@ def column_text(row: Mapping[str, Any], column: str) -> str:
         BadRow: it is missing, empty or not text.
     """
     value = row.get(column)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_empty(value):
         raise BadRow(
             column,
             "the text is empty",
@@ -270,41 +314,22 @@ def column_text(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
+def choices_error(example: Example, error: ValueError, fields: str) -> DataError:
+    """Returns an error that names the row whose choices cannot be compared.
+
+    Args:
+        example: the example, with its `place`.
+        error: what is wrong.
+        fields: the recipe's field of the choices.
+    """
+    return DataError(f"{example.get('place', 'a row')} {fields}: {error}")
+
+
 def rows_error(problems: list[Problem]) -> InputError:
     """Returns an error that lists the first bad rows and counts the others."""
     hidden = len(problems) - MAX_PROBLEMS
     more = [Problem(problems[-1].where, "", f"… and {hidden} more rows")] if hidden > 0 else []
     return InputError(problems[:MAX_PROBLEMS] + more)
-
-
-def label_index(row: Mapping[str, Any], column: str, labels: list[str]) -> int:
-    """Returns the index of the label in a column, which holds its name or its index.
-
-    Raises:
-        BadRow: it holds neither.
-    """
-    value = row.get(column)
-    text = "" if value is None or isinstance(value, bool | float) else str(value)
-    for name in (text, text.strip()):
-        if name in labels:
-            return labels.index(name)
-    # A number is taken as an index only where no label is a number (labels 1 to 5, for example).
-    if not _INTEGER.fullmatch(text.strip()) or any(map(_INTEGER.fullmatch, labels)):
-        raise BadRow(
-            column,
-            f"expected one of {shorten_list(labels)}, got {value!r:.80}",
-            "correct the row or add the label to task.labels",
-        )
-    index = int(text)
-    if index == -1:
-        raise BadRow(
-            column,
-            "the row has no label (-1, as in GLUE's test splits)",
-            "use a labelled split, for example evaluation.split: validation",
-        )
-    if not 0 <= index < len(labels):
-        raise BadRow(column, f"expected an index below {len(labels)}, got {index}")
-    return index
 
 
 def unique(words: list[str]) -> list[str]:

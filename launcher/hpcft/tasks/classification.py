@@ -17,10 +17,10 @@ from hpcft.tasks.base import (
     ModelInputs,
     TrainedTask,
     column_text,
-    label_index,
     summed_cross_entropy,
     unique,
 )
+from hpcft.tasks.labels import label_index
 
 
 class Classification(TrainedTask):
@@ -33,7 +33,7 @@ class Classification(TrainedTask):
     text_pair: ColumnName | None = None
     """Column of the second text (the hypothesis)."""
     label: ColumnName = "label"
-    """Column of the label: one of `labels`, or its index."""
+    """Column of the label: one of `labels`, its index from 0, or a class that the data name."""
     labels: Annotated[list[OneLine], Field(min_length=2, max_length=10_000), AfterValidator(unique)]
     """Labels in the order of the model's outputs; of two, the second is the positive class."""
 

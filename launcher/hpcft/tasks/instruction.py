@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from hpcft.core.records.base import OneLine
+from hpcft.core.records.base import ColumnName, OneLine
 from hpcft.metrics import compute_metric, merge_scores
 from hpcft.metrics.base import Scores
 from hpcft.metrics.classification import classification_names
@@ -18,12 +18,22 @@ from hpcft.tasks.base import (
     Head,
     ModelInputs,
     TrainedTask,
-    column_text,
+    choices_error,
     shorten_list,
     summed_cross_entropy,
     unique,
 )
-from hpcft.tasks.data.templates import Template, fill_template, template_fields
+from hpcft.tasks.data.templates import (
+    UNLESS_NONE,
+    LineTemplate,
+    Template,
+    choose_prompt,
+    fill_choices,
+    fill_template,
+    template_fields,
+)
+from hpcft.tasks.labels import label_index
+from hpcft.tasks.text_encoding import encode_choices, encode_texts
 
 
 class Instruction(TrainedTask):
@@ -31,17 +41,30 @@ class Instruction(TrainedTask):
 
     causal: ClassVar[bool] = True
     labels_per_token: ClassVar[bool] = True
+    keeps_locations: ClassVar[bool] = True
+    # The Trainer's mean would take in the wrong choices, and weigh batches, not tokens.
+    validation_loss: ClassVar[str | None] = "completion_loss"
 
     name: Literal["instruction"]
     """`instruction`."""
     prompt: Template
-    """Prompt with `{column}` where a column's text goes; `{{` is a brace."""
-    completion: Template
-    """Completion, with `{column}` as in `prompt`; the end-of-text token is added."""
+    """Prompt with `{column}` where a column's text goes, or `{column?}` where that text may be
+    empty; `{{` is a brace."""
+    prompt_when_empty: Annotated[Template | None, UNLESS_NONE] = None
+    """Prompt of rows in which a column that only `prompt` names is empty (Alpaca's `input`)."""
+    completion: Template | None = None
+    """Completion, with `{column}` as in `prompt`; the end-of-text token is added. It is left out
+    with `label`."""
     choices: Annotated[
-        list[OneLine], Field(default_factory=list, max_length=1000), AfterValidator(unique)
+        list[LineTemplate], Field(default_factory=list, max_length=1000), AfterValidator(unique)
     ]
-    """Possible completions, scored by their likelihood given the prompt."""
+    """Possible completions, scored by their likelihood given the prompt; with `{column}` they
+    differ from row to row."""
+    label: Annotated[ColumnName | None, UNLESS_NONE] = None
+    """Column that names the true one of `choices`, where no text does: by its entry in `labels`, or
+    by its index from 0."""
+    labels: Annotated[list[OneLine] | None, Field(min_length=2), UNLESS_NONE] = None
+    """Names of the choices in the column `label`, in the order of the choices."""
     length_normalised: bool = False
     """Whether to divide a choice's log-likelihood by its number of tokens before comparing."""
 
@@ -50,25 +73,61 @@ class Instruction(TrainedTask):
         """Number of rows that score one example: one for each choice."""
         return max(1, len(self.choices))
 
+    @property
+    def compares_choices(self) -> bool:
+        """Whether there are choices."""
+        return bool(self.choices)
+
+    @property
+    def choice_names(self) -> list[str]:
+        """Name of each choice in the metrics."""
+        return self.labels or self.choices
+
+    def problems(self) -> list[tuple[str, str, str]]:
+        """Returns fields that contradict each other, as (field, what is wrong, fix)."""
+        found = []
+        if (self.completion is None) == (self.label is None):
+            what = "is required" if self.label is None else "is given by label already"
+            fix = "give it, or label with choices" if self.label is None else "leave one out"
+            found.append(("completion", what, fix))
+        if self.label is not None and not self.choices:
+            found.append(("choices", "is required with label", "list the possible completions"))
+        if self.labels is not None and self.label is None:
+            found.append(("labels", "applies to label only", "name the column with label"))
+        if self.labels is not None and len(self.labels) != len(self.choices):
+            what = f"expected one for each of {len(self.choices)} choices, got {len(self.labels)}"
+            found.append(("labels", what, "list them in the order of the choices"))
+        return found
+
     def columns(self) -> list[str]:
-        """Returns the columns that the templates name."""
-        return list(dict.fromkeys(template_fields(self.prompt) + template_fields(self.completion)))
+        """Returns the columns that the templates name, and that of the label."""
+        templates = [self.prompt, self.prompt_when_empty, self.completion, *self.choices]
+        named = [column for t in templates if t is not None for column in template_fields(t)]
+        return list(dict.fromkeys([*named, *([self.label] if self.label is not None else [])]))
 
     def parse_row(self, row: Mapping[str, Any]) -> Example:
-        """Returns `prompt` and `completion`, filled in."""
-        values = {column: column_text(row, column) for column in self.columns()}
-        example = {
-            "prompt": fill_template(self.prompt, values),
-            "completion": fill_template(self.completion, values),
-        }
-        if self.choices and example["completion"] not in self.choices:
+        """Returns `prompt` and `completion`, filled in; and `choices`, if rows have their own."""
+        prompt = choose_prompt(self.prompt, self.prompt_when_empty, row)
+        choices = fill_choices(self.choices, row, "choices")
+        example = {"prompt": fill_template(prompt, row), "completion": ""}
+        if self.label is not None:
+            names = self.labels or [str(index) for index in range(len(choices))]
+            example["completion"] = choices[label_index(row, self.label, names)]
+        elif self.completion is not None:
+            example["completion"] = fill_template(self.completion, row)
+        if choices and example["completion"] not in choices:
             raise BadRow(
-                ", ".join(template_fields(self.completion)),
-                f"expected a completion among {shorten_list(self.choices)}, "
+                ", ".join(template_fields(self.completion or "")),
+                f"expected a completion among {shorten_list(choices)}, "
                 f"got {example['completion']!r:.80}",
                 "correct the row or add it to task.choices",
             )
-        return example
+        return {**example, "choices": choices} if choices != self.choices else example
+
+    def choices_of(self, example: Example) -> list[str]:
+        """Returns the choices of an example."""
+        choices: list[str] = example.get("choices", self.choices)
+        return choices
 
     def tokenizer_texts(self, example: Example) -> list[str]:
         """Returns prompt and completion as one text."""
@@ -78,45 +137,67 @@ class Instruction(TrainedTask):
         """Returns the language model's own head."""
         return Head("AutoModelForCausalLM")
 
-    def _encode(
-        self, prompt: str, completion: str, tokenizer: Any, *, adds_end: bool
-    ) -> ModelInputs:
-        """Tokenizes prompt and completion as one text, and labels the completion.
-
-        As one text they give the tokens that the model meets later. The first token of the
-        completion is found by the characters that it covers. A prompt that is too long loses its
-        front; the completion is never cut for it.
-        """
-        encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
-        ids = list(encoded["input_ids"])
-        offsets = encoded["offset_mapping"]
-        if adds_end and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-            ids.append(tokenizer.eos_token_id)
-        start = next(
-            (i for i, (left, right) in enumerate(offsets) if right > len(prompt) and right > left),
-            len(offsets),
-        )
-        labels = [IGNORE_INDEX] * start + ids[start:]
-        surplus = max(0, len(ids) - self.max_length)
-        surplus = min(surplus, max(start - 1, 0))
-        keep_first = 1 if surplus and offsets and offsets[0][0] == offsets[0][1] else 0  # keep BOS
-        ids = ids[:keep_first] + ids[keep_first + surplus :]
-        labels = labels[:keep_first] + labels[keep_first + surplus :]
-        ids, labels = ids[: self.max_length], labels[: self.max_length]
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
-
     def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
-        """Returns token ids with the end of text, and labels that are ignored on the prompt."""
-        return [self._encode(example["prompt"], example["completion"], tokenizer, adds_end=True)]
+        """Returns token ids with the end of text, and labels that are ignored on the prompt.
+
+        Prompt and completion are tokenized as one text, which gives the tokens that the model meets
+        later. The first token of the completion is found by the characters that it covers.
+        """
+        prompt = example["prompt"]
+        (text,) = encode_texts(tokenizer, [prompt + example["completion"]])
+        seam = next(
+            (i for i, (left, right) in enumerate(text.offsets) if right > max(left, len(prompt))),
+            len(text.body),
+        )
+        before, after = text.start + text.body[:seam], text.body[seam:] + text.end
+        end = tokenizer.eos_token_id
+        if end is not None and after[-1:] != [end]:
+            after.append(end)
+        return [self._fit_window(before, after, len(after), keep=len(text.start))]
 
     def scoring_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
-        """Returns one row per choice, without the end of text; else the training row."""
-        if not self.choices:
+        """Returns one row per choice, without the end of text; else the training row.
+
+        The rows of an example have the same prompt, of the same length.
+
+        Raises:
+            DataError: two choices have the same tokens.
+        """
+        choices = self.choices_of(example)
+        if not choices:
             return self.training_features(example, tokenizer)
-        return [
-            self._encode(example["prompt"], choice, tokenizer, adds_end=False)
-            for choice in self.choices
-        ]
+        try:
+            text, before, after = encode_choices(tokenizer, example["prompt"], choices)
+        except ValueError as error:
+            raise choices_error(example, error, "task.choices") from None
+        longest = max(map(len, after))
+        return [self._fit_window(before, ids, longest, keep=len(text.start)) for ids in after]
+
+    def check_tokens(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Checks that the choices of these examples differ in their tokens.
+
+        Raises:
+            DataError: two have the same tokens.
+        """
+        for example in examples:
+            self.scoring_features(example, tokenizer)
+
+    def _fit_window(
+        self, before: list[int], after: list[int], longest: int, *, keep: int
+    ) -> ModelInputs:
+        """Cuts a row to `max_length`: the prompt at its front, and only then the completion.
+
+        Args:
+            before: tokens of the prompt.
+            after: tokens of the completion, which are labelled.
+            longest: length of the longest completion that this prompt has to leave room for.
+            keep: number of the prompt's first tokens that are not cut.
+        """
+        surplus = min(len(before) + longest - self.max_length, len(before) - max(keep, 1))
+        before = before[:keep] + before[keep + max(0, surplus) :]
+        ids = (before + after)[: self.max_length]
+        labels = ([IGNORE_INDEX] * len(before) + after)[: self.max_length]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
     def loss(self, logits: Any, labels: Any, items: Any, smoothing: float) -> Any:
         """Computes the cross-entropy of the completion's tokens."""
@@ -131,13 +212,13 @@ class Instruction(TrainedTask):
 
     def metric_names(self) -> list[str]:
         """Returns loss and perplexity; with choices also the names of `metrics/classification`."""
-        names = classification_names(self.choices) if self.choices else []
+        names = classification_names(self.choice_names) if self.choices else []
         return ["completion_loss", "perplexity", *names]
 
     def compute_metrics(self, reduced: Any, labels: Any, examples: Sequence[Example]) -> Scores:
         """Computes loss and perplexity of the true completions, and accuracy among the choices."""
         scores = reduced.reshape(len(examples), self.rows_per_example, 2).astype("float64")
-        truth = [self.choices.index(e["completion"]) if self.choices else 0 for e in examples]
+        truth = [self.choices_of(e).index(e["completion"]) if self.choices else 0 for e in examples]
         true_scores = scores[range(len(truth)), truth]
         result = compute_metric(
             "perplexity",
@@ -152,7 +233,7 @@ class Instruction(TrainedTask):
             likelihoods = likelihoods / scores[..., 1].clip(min=1.0)
         predictions = likelihoods.argmax(-1).tolist()
         accuracy = compute_metric(
-            "classification", predictions=predictions, references=truth, labels=self.choices
+            "classification", predictions=predictions, references=truth, labels=self.choice_names
         )
         return merge_scores(result, accuracy)
 

@@ -5,6 +5,7 @@ Shapes: B pairs, S tokens, V words.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ class Pretraining(TrainedTask):
 
     labels_per_token: ClassVar[bool] = True
     needs_mask_token: ClassVar[bool] = True
+    validation_loss: ClassVar[str | None] = "masked_loss"
 
     name: Literal["pretraining"]
     """`pretraining`."""
@@ -99,16 +101,26 @@ class Pretraining(TrainedTask):
     def training_features(self, example: Example, tokenizer: Any) -> list[ModelInputs]:
         """Returns token ids with masks, and labels (S,): the pair's, then the masked tokens'.
 
-        The first token is never masked, and the pair is judged by its output: so its place in the
-        labels holds the pair's label.
+        A pair that is too long becomes several (`_halve`), so that no sentence of it is lost but
+        one that is too long by itself. The first token of a row is never masked, and the pair is
+        judged by its output: so its place in the labels holds the pair's label.
         """
         encoded = tokenizer(
             example["first"],
             example["second"],
-            truncation="longest_first",
-            max_length=self.max_length,
             return_special_tokens_mask=True,
+            verbose=False,
         )
+        if len(encoded["input_ids"]) > self.max_length:
+            if halves := _halve(example):
+                return [row for half in halves for row in self.training_features(half, tokenizer)]
+            encoded = tokenizer(
+                example["first"],
+                example["second"],
+                truncation="longest_first",
+                max_length=self.max_length,
+                return_special_tokens_mask=True,
+            )
         special = encoded.pop("special_tokens_mask")
         ids = list(encoded["input_ids"])
         labels = [IGNORE_INDEX] * len(ids)
@@ -116,7 +128,7 @@ class Pretraining(TrainedTask):
         draw = random.Random(f"{self.data.seed} {example['first']} {example['second']}")
         maskable = [place for place, is_special in enumerate(special) if not is_special]
         count = max(1, round(self.mlm_probability * len(maskable)))
-        ordinary = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
+        ordinary = _ordinary_ids(tokenizer, len(tokenizer))
         for place in draw.sample(maskable, count):
             labels[place] = ids[place]
             chance = draw.random()
@@ -213,3 +225,26 @@ def _split_documents(rows: list[Example]) -> list[list[str]]:
         elif line and not (has_titles and _HEADING.fullmatch(line)):
             documents[-1].append(line)
     return documents
+
+
+@functools.lru_cache(maxsize=1)
+def _ordinary_ids(tokenizer: Any, size: int) -> list[int]:
+    """Returns the ids of a tokenizer of that size that are not special, which takes a while."""
+    special = {*tokenizer.all_special_ids}
+    return [i for i in range(size) if i not in special]
+
+
+def _halve(pair: Example) -> list[Example]:
+    """Returns two pairs of the same sentences, or nothing if a text is a single sentence.
+
+    The halves of texts that follow each other do so too: they make the pairs. Texts of two
+    documents are halved side by side.
+    """
+    texts = [_SENTENCE_END.split(pair[name]) for name in ("first", "second")]
+    if min(map(len, texts)) < 2:
+        return []
+    (a, b), (c, d) = [
+        (" ".join(text[: len(text) // 2]), " ".join(text[len(text) // 2 :])) for text in texts
+    ]
+    pairs = [(a, c), (b, d)] if pair["label"] else [(a, b), (c, d)]
+    return [{"first": x, "second": y, "label": pair["label"]} for x, y in pairs]

@@ -190,6 +190,16 @@ class QuestionAnswering(TrainedTask):
             for side, scores in enumerate(logits)
         )
 
+    def hide_padding(self, logits: Any, attention_mask: Any) -> Any:
+        """Returns the scores of start and end, (B, S) each, without padding.
+
+        It would take places among the N best, the more of them the longer the batch is.
+        """
+        import torch
+
+        hidden = attention_mask.to(logits[0].device) == 0
+        return tuple(scores.float().masked_fill(hidden, -torch.inf) for scores in logits[:2])
+
     def reduce_logits(self, logits: Any, labels: Any) -> Any:
         """Returns the N best starts and ends, and the scores of "no answer".
 
@@ -203,6 +213,7 @@ class QuestionAnswering(TrainedTask):
         for scores in logits[:2]:
             scores = scores.float()
             values, tokens = scores.topk(min(self.n_best_size, scores.shape[1]))
+            tokens = tokens.masked_fill(values == -torch.inf, 0)  # padding
             missing = self.n_best_size - values.shape[1]
             values = torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
             tokens = torch.nn.functional.pad(tokens.float(), (0, missing + 1))

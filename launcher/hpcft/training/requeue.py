@@ -4,12 +4,12 @@ It runs in the batch script, outside of the ranks, so that it runs even if all r
 Slurm itself ends a job (a node fails, preemption without notice), Slurm also restarts it, and the
 ranks find their checkpoint.
 
-    python -m hpcft.training.requeue RUNS_FILE
+    python -m hpcft.training.requeue RUNS_FILE DIGEST
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import sys
@@ -22,26 +22,28 @@ from hpcft.planning import caps, oom_fallback
 from hpcft.recovery import limits, resubmit
 from hpcft.recovery.diagnosis import Failure, explain_failure
 from hpcft.recovery.log import append_recovery, is_superseded_start
+from hpcft.recovery.retry import Retry
 from hpcft.recovery.run import Run
 from hpcft.scheduler import slurm_commands, slurm_job
+from hpcft.scheduler.job_state import UNKNOWN, JobState
 from hpcft.scheduler.protocol import Refused
 from hpcft.training import entry
 
 log = logging.getLogger("hpcft.training.requeue")
 
 
-def main(runs_file: str) -> None:
+def main(runs_file: str, digest: str = "") -> None:
     """Requeues or resubmits the run of this job, if that may help; logs what it does.
 
     Args:
         runs_file: JSON list with the run folder of each element of the job array.
+        digest: SHA-256 of that file; empty for jobs of hpcft 0.1, whose scripts hold none.
     """
-    folders = json.loads(Path(runs_file).read_text())
-    folder = folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     log.setLevel(logging.INFO)
     try:
-        run = Run.open(Path(folder))
+        index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+        run = Run.open(entry.submitted_run(Path(runs_file), digest, index))
         log.info("%s", decide_requeue(run, slurm_job.current_job_id(), slurm_job.restart_count()))
     except HpcftError as error:
         log.error("not restarted: %s", error)
@@ -55,15 +57,16 @@ def decide_requeue(run: Run, job_id: str, restart: int) -> str:
         job_id: the job that runs here.
         restart: how often Slurm has restarted the job before.
     """
-    if run.paths.result.exists():
+    if run.has_result():
         return "the run is complete"
     last = run.read_job().attempts[-1]
     if last.job_id not in (None, job_id):
         return f"the run continues as job {last.job_id}"
     if is_superseded_start(run.paths, job_id, restart):
         return "Slurm has restarted the job already"
-    state = slurm_commands.job_states([job_id])[job_id]
-    if not state.is_live:
+    retry = Retry()
+    state = _state(job_id, retry)
+    if state.is_over or state.unknown_to_slurm:
         return f"the job is over: {state.state}"
     recoveries = run.read_recoveries()
     attempt = last.model_copy(update={"job_id": job_id})
@@ -72,22 +75,41 @@ def decide_requeue(run: Run, job_id: str, restart: int) -> str:
     step, plan = run.saved_step(), run.read_plan()
     with_more = oom_fallback.double_host_memory(plan) if failure.name == caps.HOST_OOM else None
     if with_more:
-        return _resubmit(run, with_more, error, failure, step)
+        return _resubmit(run, with_more, error, failure, step, retry)
     if failure.policy not in ("requeue", "exclude"):
         return f"not restarted: {failure}"
     if reason := limits.restart_limit_reason(recoveries, failure.name, step):
         if reason in failure.sentence:  # The supervisors gave up for the same reason.
             return f"not restarted: {failure}"
         message = f"{failure.sentence}; {reason}"
-        update = {"failure": "stuck", "message": message, "next_step": failure.next_step}
+        is_interrupted = failure.name in limits.INTERRUPTIONS
+        advice = limits.INTERRUPTED_ADVICE if is_interrupted else failure.next_step
+        update = {"failure": "stuck", "message": message, "next_step": advice}
         write_rank_error(run.paths, error.model_copy(update=update))
         return f"not restarted: {message}"
     if failure.policy == "exclude":
-        return _resubmit(run, plan, error, failure, step)
-    return _requeue(run, error, failure, step, restart)
+        return _resubmit(run, plan, error, failure, step, retry)
+    return _requeue(run, error, failure, step, restart, retry)
 
 
-def _requeue(run: Run, error: RankError, failure: Failure, step: int, restart: int) -> str:
+def _state(job_id: str, retry: Retry) -> JobState:
+    """Returns the state of this job; UNKNOWN if the controller does not answer for minutes."""
+    state = JobState(UNKNOWN)
+
+    def ask() -> None:
+        nonlocal state
+        state = slurm_commands.job_states([job_id])[job_id]
+        if state.state == UNKNOWN and not state.unknown_to_slurm:
+            raise ClusterError(state.reason)
+
+    with contextlib.suppress(ClusterError):
+        retry(ask)
+    return state
+
+
+def _requeue(
+    run: Run, error: RankError, failure: Failure, step: int, restart: int, retry: Retry
+) -> str:
     """Requeues the job; resubmits the run as another job if Slurm refuses."""
     plan = run.read_plan()
     append_recovery(
@@ -102,15 +124,23 @@ def _requeue(run: Run, error: RankError, failure: Failure, step: int, restart: i
         restart=restart + 1,
     )
     try:
-        slurm_job.requeue(error.job_id)
+        retry(lambda: slurm_job.requeue(error.job_id))
     except ClusterError as refused:
         run.remove_last_recovery()
         log.warning("the job cannot be requeued (%s): resubmitting the run", refused)
-        return _resubmit(run, plan, error, failure, step)
+        return _resubmit(run, plan, error, failure, step, retry, f"requeued ({refused}) or ")
     return f"requeued at step {step}: {failure.sentence}"
 
 
-def _resubmit(run: Run, plan: Plan, error: RankError, failure: Failure, step: int) -> str:
+def _resubmit(
+    run: Run,
+    plan: Plan,
+    error: RankError,
+    failure: Failure,
+    step: int,
+    retry: Retry,
+    failed_before: str = "",
+) -> str:
     """Submits the run with a plan as another job, which excludes the node at fault."""
     excluded = [failure.node] if failure.policy == "exclude" and failure.node else []
     append_recovery(
@@ -125,10 +155,13 @@ def _resubmit(run: Run, plan: Plan, error: RankError, failure: Failure, step: in
         excluded=excluded,
     )
     try:
-        job_id = resubmit.resubmit(run, plan, error.job_id, entry.start)
+        job_id = retry(lambda: resubmit.resubmit(run, plan, error.job_id, entry.start))
     except (Refused, ClusterError) as refused:
         run.remove_last_recovery()
-        return f"not restarted: {failure}; it cannot be resubmitted: {refused}"
+        reason = f"the run could not be {failed_before}resubmitted ({refused})"
+        update = {"failure": "not_requeued", "message": f"{failure.sentence}; {reason}"}
+        write_rank_error(run.paths, error.model_copy(update=update))
+        return f"not restarted: {failure}; {reason}"
     without = f" without {', '.join(excluded)}" if excluded else ""
     change = run.read_recoveries()[-1].change
     with_change = f" with {change}" if change else ""

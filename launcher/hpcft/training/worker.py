@@ -22,9 +22,10 @@ from hpcft.core.rank_errors import write_rank_error
 from hpcft.core.records import Plan, RankError
 from hpcft.recovery.log import FRAGMENTATION
 from hpcft.recovery.run import Run
+from hpcft.training.checkpointing import nvme_offload
 from hpcft.training.context import WorkerContext
 from hpcft.training.distributed import gpu_memory, stop_signal, worker_channel
-from hpcft.training.distributed.rank_env import RankInfo, init_rank_env
+from hpcft.training.distributed.rank_env import RankInfo, check_gpu, init_rank_env
 from hpcft.training.distributed.worker_channel import OUT_OF_MEMORY_EXIT, SAVED_EXIT
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def main(
         run = Run.open(paths.folder)
         plan, planned_bytes = run.read_plan(), run.read_planned_bytes()
         rank = init_rank_env(plan)
+        check_gpu(plan)
+        plan = nvme_offload.with_own_folder(plan, paths, run.cluster, rank, int(restart_index))
         # Deprecation warnings of the libraries would only fill this log.
         warnings.filterwarnings("ignore", category=FutureWarning)
         # Imported here, because they import torch and transformers, which read the environment.

@@ -179,7 +179,7 @@ def test_plan_on_a_cpu_divides_the_node_memory_among_ranks() -> None:
     two = recipe(resources={"nodes": 1, "gpus_per_node": 2, "zero_stage": 0})
     made = plan_of(two, cluster("cpu"), facts(), load_bytes=10)
     host = {item.name: item.bytes for item in made.host_memory}
-    process = 3 * GIB // 2
+    process = 3 * GIB // 4
     assert host["training on the CPU"] == 2 * (made.gpu_peak_bytes - process)
     assert host["loading"] == 20
     assert made.gpu_capacity_bytes == 120 * GIB

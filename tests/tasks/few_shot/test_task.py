@@ -11,7 +11,7 @@ import pytest
 from builders import ASKED, write_rows
 from hpcft.config import recipe
 from hpcft.core.errors import DataError, InputError
-from hpcft.tasks.base import Example
+from hpcft.tasks.base import BadRow, Example
 from hpcft.tasks.data.examples import check_local_data
 from hpcft.tasks.few_shot.task import NO_ANSWER, FewShot
 
@@ -73,6 +73,34 @@ def test_draw_shots_never_shows_scored_questions() -> None:
     with pytest.raises(DataError, match=r"4 shots of 2 labels need 2 examples labelled .*; "
                        r"without those that are scored, the train split has 1; lower"):  # fmt: skip
         task_of(shots=4).draw_shots({"train": train, "test": asked}, "test", 0)
+
+
+# ---------------------------------------------------------------- choices of each row
+
+
+def test_build_prompts_fills_choices_from_each_row(tokenizer: Any) -> None:
+    """Winogrande's columns; a shot shows its own right option."""
+    task = task_of(prompt="{sentence} It is ", label="answer", labels=["1", "2"], shots=2,
+                   choices=["{option1}.", "{option2}."])  # fmt: skip
+    assert task.columns() == ["sentence", "option1", "option2", "answer"]
+
+    def rows(noun: str) -> list[Example]:
+        return [
+            {**task.parse_row({"sentence": f"{noun} {n}.", "option1": f"cat {n}",
+                               "option2": f"dog {n}", "answer": str(1 + n % 2)}), "place": "x:1"}
+            for n in range(4)
+        ]  # fmt: skip
+
+    splits = {"train": rows("Shown"), "test": rows("Asked")}
+    shots = task.draw_shots(splits, "test", 0)
+    for number, prompt in enumerate(task.build_prompts(splits, "test", tokenizer, 0)):
+        text = tokenizer.decode(prompt.request.tokens)
+        answers = [tokenizer.decode(choice) for choice in prompt.request.choices]
+        assert answers == [f" cat {number}.", f" dog {number}."]
+        for shot in shots:
+            assert shot["prompt"] + shot["choices"][shot["label"]] in text
+    with pytest.raises(BadRow, match=r"two of task\.choices are 'cat'"):
+        task_of(choices=["{x}", "{y}"]).parse_row({"text": "a", "label": 0, "x": "cat", "y": "cat"})
 
 
 # ---------------------------------------------------------------- prompts and their window
@@ -178,6 +206,10 @@ def test_check_local_data_refuses_unusable_rows(
         (
             "task={answer: generation, length_normalised: true}",
             "task.length_normalised: applies to answer: likelihood",
+        ),
+        (
+            "task={answer: generation, choices: ['{x}', '{y}']}",
+            "task.choices: name columns, but a generated answer",
         ),
         ("task.temperature=0.5", "task.temperature: applies to answer: generation"),
         ("evaluation.before=true", "evaluation.before: the method frozen trains nothing"),

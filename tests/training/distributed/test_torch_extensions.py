@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcft.core.errors import DataError
+from hpcft.core.errors import DataError, StoreError
 from hpcft.core.records import RankError
 from hpcft.recovery.diagnosis import classify
 from hpcft.training.distributed import torch_extensions
@@ -57,7 +57,8 @@ def test_try_acquire_names_a_living_owner_at_its_timeout(
     with pytest.raises(DataError) as raised:
         OperatorLock(str(tmp_path / "lock")).try_acquire()
     assert str(raised.value).startswith(f"{tmp_path}/hpcft.lock: the build lock of a DeepSpeed ")
-    assert f"held by process {owner.pid} on {os.uname().nodename} after 0 s" in str(raised.value)
+    assert f"(process {owner.pid} of " in str(raised.value)
+    assert f" on {os.uname().nodename}, since " in str(raised.value)
     failure = classify(RankError.now(0, "DataError", str(raised.value)))
     assert failure is not None
     assert failure.name == "stale_build_lock"
@@ -92,3 +93,26 @@ def test_build_named_loads_an_operator_despite_a_stale_lock_file(
     (operator / "lock").touch()
     subprocess.run([sys.executable, "-c", LOADS], check=True, capture_output=True, timeout=120)
     assert (operator / "deepspeed_shm_comm.so").exists()
+
+
+def test_path_with_own_ninja_prefers_the_one_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ninja of another version would compile all operators again."""
+    (tmp_path / "ninja").write_text("#!/bin/sh\necho 0.1\n")
+    (tmp_path / "ninja").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = shutil.which("ninja", path=torch_extensions.path_with_own_ninja())
+    assert found is not None
+    assert Path(found).parent != tmp_path
+
+
+def test_build_named_in_a_folder_that_others_may_write_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank loads the libraries in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared" / "cache"))
+    torch_extensions.build_named([])
+    (tmp_path / "shared").chmod(0o777)
+    with pytest.raises(StoreError, match=r"every user may write to .*shared, "):
+        torch_extensions.build_named([])

@@ -70,6 +70,18 @@ def assert_same_scores(again: Path, trained: Path) -> None:
     assert record["measured"]["peak_memory_bytes"] < record["predicted_memory_bytes"]
 
 
+def assert_pipeline_scores_the_same(model: Path, accuracy: float) -> None:
+    """Plain transformers load the folder, and name the labels as the recipe does."""
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=str(model), tokenizer=str(model))
+    rows = film_rows(18)[1:]
+    answers = [answer["label"] for answer in classify([row["text"] for row in rows])]
+    right = sum(answer == row["label"] for answer, row in zip(answers, rows, strict=True))
+    assert right / len(rows) == pytest.approx(accuracy, abs=1e-6)
+    assert f"| accuracy | {accuracy:.4f} |" in (model / "README.md").read_text()
+
+
 def test_an_adapter_has_the_scores_of_its_training_run(workplace: Path, cli: Cli) -> None:
     bert_folder(workplace / "base", layers=4)
     (trained,) = run(cli, "trained", task=CLASSIFICATION, method=LORA)
@@ -77,6 +89,7 @@ def test_an_adapter_has_the_scores_of_its_training_run(workplace: Path, cli: Cli
     assert scores(trained)["accuracy"] > 0.9, "an untrained model would score less"
     (again,) = run(cli, "again", task=CLASSIFICATION, method=method)
     assert_same_scores(again, trained)
+    assert_pipeline_scores_the_same(trained / "model", scores(trained)["accuracy"])
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_answers_after_a_restart_with_fewer_ranks_are_bit_identical(
     task, groups = read_groups(asked.parent, tokenizer, *overrides)
     runner = PromptRunner(model, tokenizer, task, max_tokens=130, seed=1)
     batches = [batch for batch, _ in runner.answer_batches(groups, {}, 0, 1, in_step=False)]
-    assert len(batches) > 12
+    assert len(batches) >= 12
     expected = {index: found for batch in batches for index, found in batch.items()}
     assert len(expected) == 40
 
@@ -264,7 +264,7 @@ def test_a_sharded_model_gives_the_answers_of_the_whole_model(
     asked: Path, cli: Cli, tokenizer: Any, model: Any, answer: str
 ) -> None:
     """ZeRO-3 on two ranks with an odd number of batches, compared with this process."""
-    length = 190 if answer == "likelihood" else 185
+    length = 190 if answer == "likelihood" else 177
     overrides = ["resources.zero_stage=3", f"task.max_length={length}", f"task.answer={answer}"]
     overrides += ["evaluation.per_device_eval_batch_size=1"]
     overrides += ["task.temperature=1"] if answer == "generation" else []

@@ -96,15 +96,17 @@ def test_record_slurm_restart_after_a_stop_signal_returns_false(run: Run) -> Non
     assert not record_slurm_restart(run, rank(1), always)
 
 
-def test_record_slurm_restart_without_progress_ends_the_run(
+def test_record_slurm_restart_may_precede_the_first_checkpoint_several_times(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for restart in ("1", "2"):
-        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+    for restart in range(1, 21):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
         assert record_slurm_restart(run, rank(0), never)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "21")
     assert not record_slurm_restart(run, rank(0), never)
     (error,) = read_rank_errors(run.paths)
     assert error.failure == "stuck"
-    assert error.message.endswith("by hand); no progress past step 0 after 2 restarts")
-    assert len(run.read_recoveries()) == 2
+    assert error.message.endswith("by hand); no progress past step 0 after 20 restarts")
+    assert "stacks" not in error.next_step
+    assert "resources.checkpoint_min" in error.next_step
+    assert len(run.read_recoveries()) == 20

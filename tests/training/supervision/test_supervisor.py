@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -17,8 +18,10 @@ from hpcft.core.rank_errors import read_rank_errors
 from hpcft.core.records import RankError
 from hpcft.recovery.log import append_recovery
 from hpcft.recovery.run import Run
+from hpcft.training.distributed.worker_channel import HeartbeatSender
 from hpcft.training.entry import start
 from hpcft.training.supervision import supervisor
+from hpcft.training.supervision.watchdog import Watchdog
 
 UNREADABLE = "recoveries/1.json: is damaged"
 RANK = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "77", "SUBMITIT_LOCAL_NTASKS": "1",
@@ -152,3 +155,56 @@ def test_main_continues_with_the_plan_of_the_last_recovery(
     supervisor.main(str(run.paths.folder), start)
     assert started == [1]
     assert read_rank_errors(run.paths) == []
+
+
+# ---------------------------------------------------------------- after the end
+
+
+class CrashingWorker(EndlessWorker):
+    """A worker that crashes at its exit; what it does before is `work`."""
+
+    work: Callable[[Run, Watchdog], None]
+    run: Run
+    starts = 0
+
+    def __init__(self, _paths: object, _index: int, watchdog: Watchdog, **_: object) -> None:
+        super().__init__(lambda: None)
+        type(self).starts += 1
+        type(self).work(self.run, watchdog)
+
+    def wait(self, _timeout_s: float) -> int:  # type: ignore[override]
+        return -signal.SIGSEGV
+
+
+def write_result(run: Run, _watchdog: Watchdog | None = None) -> None:
+    run.paths.result.write_text("{}")
+
+
+def report_done(run: Run, watchdog: Watchdog) -> None:
+    """Reports the end, as ranks other than the first one do; rank 0 writes the result later."""
+    HeartbeatSender(watchdog.worker_fds[0]).send("done", 3)
+    Timer(0.5, write_result, [run]).start()
+
+
+@pytest.mark.parametrize("work", [write_result, report_done])
+def test_main_takes_a_crash_after_the_end_for_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, work: Callable[[Run, Watchdog], None]
+) -> None:
+    (run.paths.recoveries / "1.json").unlink()
+    monkeypatch.setattr(supervisor, "WorkerProcess", CrashingWorker)
+    for name, value in {"work": staticmethod(work), "run": run, "starts": 0}.items():
+        monkeypatch.setattr(CrashingWorker, name, value, raising=False)
+    supervisor.main(str(run.paths.folder), start)
+    assert CrashingWorker.starts == 1
+    assert run.read_recoveries() == []
+    assert read_rank_errors(run.paths) == []
+
+
+def test_main_of_a_complete_run_starts_no_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm restarts a job whose node fails after the result was written."""
+    (run.paths.recoveries / "1.json").unlink()
+    write_result(run)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr(supervisor, "WorkerProcess", fail_to_start)
+    supervisor.main(str(run.paths.folder), start)
+    assert run.read_recoveries() == []

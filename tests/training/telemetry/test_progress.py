@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from transformers import TrainerState
 
 from hpcft.core import attempts
 from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Progress
 from hpcft.training.distributed.rank_env import RankInfo
+from hpcft.training.telemetry import job_start
 from hpcft.training.telemetry.progress import ProgressReporter
 
 
@@ -90,3 +94,41 @@ def test_log_on_a_full_disk_writes_no_part_of_a_line(reporter: ProgressReporter)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     reporter.set(phase="training")
     assert logged_losses(reporter) == list(range(written))
+
+
+def test_ran_s_counts_from_the_start_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is charged begins with the job, 48 s before its worker; also after a restart in it."""
+    paths, rank = RunPaths(tmp_path), RankInfo(0, 2, 0, "here", "7")
+    began = time.time() - 48
+    monkeypatch.setenv("SLURM_JOB_START_TIME", f"{began:.0f}")
+    for name, value in job_start.worker_variable().items():
+        monkeypatch.setenv(name, value)
+    first = ProgressReporter(paths, rank).progress
+    assert first.ran_s() == pytest.approx((48, 2 * 48), abs=3)
+    restarted = ProgressReporter(paths, rank, restart_index=1).progress
+    assert restarted.ran_s() == pytest.approx((48, 2 * 48), abs=3)
+
+
+def test_worker_variable_without_slurms_is_the_start_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_START_TIME", raising=False)
+    ((name, value),) = job_start.worker_variable().items()
+    assert float(value) == pytest.approx(psutil.Process().create_time(), abs=0.01)
+    monkeypatch.setenv(name, value)
+    assert job_start.job_started_at() == float(value)
+    monkeypatch.setenv(name, "soon")
+    assert job_start.job_started_at() == pytest.approx(time.time(), abs=2)
+
+
+def test_on_log_tells_steps_from_validations_and_the_summary(reporter: ProgressReporter) -> None:
+    state = TrainerState(global_step=4, max_steps=4)
+    for logs in (
+        {"loss": 0.5, "learning_rate": 1e-4}, {"eval_loss": 0.4, "epoch": 1.0},
+        {"train_runtime": 3.0, "train_loss": 0.45},
+    ):  # fmt: skip
+        reporter.on_log(None, state, None, logs=logs)
+    lines = [json.loads(line) for line in reporter.paths.metrics.read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["step", "validation", "summary"]

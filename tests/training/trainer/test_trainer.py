@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 import builders
@@ -87,3 +88,47 @@ def test_train_loss_is_the_same_when_a_row_is_split(base: Path, tmp_path: Path) 
         trainer.train()
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_validation_loss_of_choices_is_that_of_true_completions_by_tokens(
+    base: Path, tmp_path: Path
+) -> None:
+    """By default it decides which checkpoint is best: wrong choices and batches do not count."""
+    choices = ["ha", "never and nowhere"]
+    task = {**TASK, "choices": choices}
+    texts = [{"prompt": "say: " * (1 + i % 4), "completion": choices[i % 3 == 0]}
+             for i in range(9)]  # fmt: skip
+    made = builders.recipe(
+        model={"path": str(base)}, task=task, train={"load_best_model_at_end": True},
+        resources={"nodes": 1, "gpus_per_node": 1, "zero_stage": 0},
+    )  # fmt: skip
+    site = Cluster(name="here", scheduler="local", accelerator="cpu", cores_per_node=2,
+                   host_memory_gib=64)  # fmt: skip
+    facts = model_facts.compute_model_facts(made.model, made.task, made.method)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = [row for text in texts for row in made.task.scoring_features(text, tokenizer)]
+    split = PreparedSplit(datasets.Dataset.from_list(rows), texts)
+    found = []
+    for batch in (1, 5):
+        plan = builders.plan_of(made, site, facts)
+        plan = plan.model_copy(update={"per_device_eval_batch_size": batch})
+        context = builders.worker_context(tmp_path, made, plan, profile=site)
+        arguments = finetune.training_arguments(context, 1, has_validation=False)
+        arguments.metric_for_best_model = arguments.metric_for_best_model or "loss"
+        model = load_model(context, tokenizer).eval()
+        trainer = finetune.make_trainer(context, arguments, model, tokenizer, None, split)
+        values = trainer.evaluate(split)
+        assert values["eval_loss"] == values["eval_completion_loss"]
+        trainer._determine_best_metric(values, None)
+        assert trainer.state.best_metric == values["eval_loss"]
+        found.append(values["eval_loss"])
+    total = tokens = 0.0
+    for text in texts:
+        prompt = tokenizer(text["prompt"])["input_ids"]
+        ids = torch.tensor([tokenizer(text["prompt"] + text["completion"])["input_ids"]])
+        with torch.no_grad():
+            logs = model(input_ids=ids).logits[0].log_softmax(-1)
+        for place in range(len(prompt), ids.shape[1]):
+            total -= float(logs[place - 1, ids[0, place]])
+            tokens += 1
+    assert found == pytest.approx([total / tokens] * 2, rel=1e-5)

@@ -16,7 +16,14 @@ from hpcft.core.records.base import (
     StoredRecord,
 )
 from hpcft.core.records.checkpoint import Checkpoint
-from hpcft.core.records.cluster import CALIBRATION_BOUNDS, Calibration, Cluster, Gpu, OomCaps
+from hpcft.core.records.cluster import (
+    CALIBRATION_BOUNDS,
+    Calibration,
+    Cluster,
+    Gpu,
+    LearnedValue,
+    OomCaps,
+)
 from hpcft.core.records.job import Attempt, Fingerprints, Job
 from hpcft.core.records.plan import (
     EvaluatedLayout,
@@ -63,6 +70,7 @@ __all__ = [
     "InputRecord",
     "Job",
     "Layout",
+    "LearnedValue",
     "Measurement",
     "MemoryItem",
     "Method",

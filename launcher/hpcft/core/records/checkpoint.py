@@ -26,6 +26,8 @@ class Checkpoint(StoredRecord):
     """Compute precision of the run that wrote it."""
     files: dict[str, int]
     """Size in bytes of every file in the folder, by relative path."""
+    checksums: dict[str, str] = Field(default_factory=dict)
+    """XXH3 checksum of every file in the folder, by relative path; empty before hpcft 0.2."""
     tag: str = ""
     """Name of DeepSpeed's own folder inside it; empty without DeepSpeed."""
     metrics_bytes: int

@@ -60,14 +60,14 @@ class OomCaps(InputRecord):
     """Number of nodes that a run needed, after hpcft had resubmitted it with more."""
 
 
-# Smallest and largest value that a measurement may set. CUDA contexts of 0.3 to 0.6 GiB have been
-# measured, and processes of 0.65 GiB for tiny models; other recipes load more libraries. A value
-# far beyond these bounds has another cause than the field's name says.
+# Smallest and largest value that is accepted. CUDA contexts of 0.3 to 0.6 GiB have been measured,
+# and processes of 0.65 GiB for tiny models; other recipes load more libraries. A value far beyond
+# these bounds has another cause than the field's name says.
 CALIBRATION_BOUNDS: Final = {
     "efficiency": (0.01, 0.9),
     "fragmentation": (0.02, 0.25),
     "context_bytes": (256 * 2**20, 2 * 2**30),
-    "process_bytes": (2**30, 3 * 2**30),
+    "process_bytes": (2**29, 3 * 2**30),
 }
 
 
@@ -77,8 +77,27 @@ def _bounded(field: str) -> FieldInfo:
     return bounded
 
 
+class LearnedValue(InputRecord):
+    """A value that runs of one kind have measured; it replaces the stated one for that kind."""
+
+    field: Literal["efficiency", "context_bytes", "process_bytes"]
+    """Field of the calibration that it replaces."""
+    device: str
+    """Name of the GPU; `cpu` without one."""
+    precision: str = ""
+    """Compute precision; empty where it does not matter."""
+    layout: str = ""
+    """Kind of layout; empty where it does not matter."""
+    size: str = ""
+    """Size class of the model; empty where it does not matter."""
+    value: Positive
+    """Median of what the runs have measured."""
+    runs: list[str]
+    """Runs that have measured it, as `recipe/run id`."""
+
+
 class Calibration(InputRecord):
-    """Values that runs on this cluster have measured; they replace the stated ones."""
+    """Values that hold on this cluster in the place of those that hpcft states."""
 
     efficiency: Annotated[float, _bounded("efficiency")] | None = None
     """Share of the peak FLOP/s that training reaches."""
@@ -88,10 +107,13 @@ class Calibration(InputRecord):
     """GPU memory of a process besides the allocator's and the communicators', in bytes."""
     process_bytes: Annotated[int, _bounded("process_bytes")] | None = None
     """Memory of a rank on a CPU besides its tensors, in bytes."""
+    learned: list[LearnedValue] = Field(default_factory=list)
+    """Values that runs have measured, by GPU, kind of layout and size; `hpcft calibrate` writes
+    them to the runs folder, and they come before the values above."""
     runs: Annotated[int, Field(ge=0)] = 0
-    """Number of runs that these values come from."""
+    """Number of runs that have measured something."""
     notes: list[str] = Field(default_factory=list)
-    """Measurements that were outside the bounds and were replaced by the bound."""
+    """Measurements that were left out, and why."""
     oom_caps: dict[Name, OomCaps] = Field(
         default_factory=dict, validation_alias=renamed_from("lowered", "oom_caps")
     )

@@ -14,6 +14,8 @@ class Fingerprints(StoredRecord):
 
     files: dict[str, str] = Field(default_factory=dict)
     """Hash of the local files, or commit on the hub, by dotted field of the recipe."""
+    are_whole: bool = False
+    """Whether all content was hashed; hpcft 0.1 hashed parts of model files over 64 MiB."""
 
 
 class Attempt(StoredPart):
@@ -32,6 +34,9 @@ class Attempt(StoredPart):
     """Folder of the logs, which submitit writes."""
     host: str
     """Machine that submitted; the state of a local process is known only there."""
+    slurm_cluster: str | None = None
+    """Slurm's name of the cluster that the job was submitted to; None without Slurm, or if it was
+    not known. Another cluster may have another job with the same id."""
     process_started: float | None = None
     """Start time of the local controller; a later process with the same id has another one."""
 

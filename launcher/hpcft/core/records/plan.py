@@ -243,6 +243,12 @@ class Plan(StoredRecord):
     """Seconds before the time limit at which Slurm signals the job, so that it can save."""
     time: RunTime | None = None
     """Predicted time, from which the time limit follows; None for a fallback."""
+    efficiency: float | None = None
+    """Share of the peak FLOP/s that the predicted time assumes; None for a fallback."""
+    overhead_s: float = 0.0
+    """Seconds of a step's compute time that go into starting kernels."""
+    tokens_per_step: int = 0
+    """Tokens of an optimizer step, without padding, that the predicted time assumes."""
     loading_s: float = 0.0
     """Seconds that starting and loading may take before a rank counts as hanging."""
     saving_s: float = 0.0

@@ -17,15 +17,15 @@ class Progress(StoredRecord):
     updated_at: float
     """Unix time of this heartbeat, in seconds."""
     started_at: float
-    """Unix time at which the ranks started last, in seconds."""
+    """Unix time at which the latest job began, in seconds: its time is charged from then on."""
     ranks: int = 1
     """Number of ranks in this start."""
     previous_s: float = Field(default=0.0, validation_alias=renamed_from("earlier_s", "previous_s"))
-    """Seconds that the ranks ran in earlier starts."""
+    """Seconds that earlier jobs of the run took, from their start to their last heartbeat."""
     previous_rank_s: float = Field(
         default=0.0, validation_alias=renamed_from("earlier_rank_s", "previous_rank_s")
     )
-    """Sum over all ranks of the seconds that each ran in earlier starts."""
+    """Sum over all ranks of the seconds that earlier jobs of the run took."""
     job_id: str = ""
     """Job id of the attempt that wrote it."""
     node: str = ""
@@ -50,6 +50,6 @@ class Progress(StoredRecord):
     """Estimated seconds until the last step, at the current speed."""
 
     def ran_s(self) -> tuple[float, float]:
-        """Returns the seconds that the run ran over all starts, and their sum over all ranks."""
+        """Returns the seconds that all jobs of the run took, and their sum over all ranks."""
         last_s = self.updated_at - self.started_at
         return self.previous_s + last_s, self.previous_rank_s + last_s * self.ranks

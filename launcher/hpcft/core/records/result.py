@@ -31,11 +31,11 @@ class Measurement(StoredPart):
     """Measured time and memory of a run."""
 
     wall_s: float
-    """Seconds that the ranks ran, over all starts; pauses between starts do not count."""
+    """Seconds that all jobs of the run took, from the start of each, without pauses between."""
     train_s: float | None = None
     """Seconds of training alone; None if it was not measured."""
     gpu_hours: float
-    """Ranks × hours that they ran; on a CPU, rank hours."""
+    """Ranks × hours that their jobs took, with start-up; on a CPU, rank hours."""
     peak_memory_bytes: int
     """Largest peak of a rank: GPU memory reserved, or resident set size on a CPU, in bytes."""
     peak_host_bytes: int
@@ -72,7 +72,15 @@ class Prediction(StoredPart):
     efficiency: float
     """Share of the peak FLOP/s that the prediction assumed."""
     tokens_per_step: PositiveInt
-    """Tokens per step that the prediction assumed: every sequence at its maximal length."""
+    """Tokens per step that the prediction assumed."""
+    device: str = ""
+    """Name of the GPU that the plan was made for; `cpu` without one."""
+    precision: str = ""
+    """Compute precision of the plan."""
+    layout: str = ""
+    """Kind of layout that the plan chose."""
+    size: str = ""
+    """Size class of the model."""
 
 
 class Confusion(StoredPart):
@@ -112,6 +120,9 @@ class RunRecord(StoredRecord):
     """Number of examples of each split."""
     notes: list[str] = Field(default_factory=list)
     """Notes for the reader of the result (rows dropped, texts cut)."""
+    doubts: list[str] = Field(default_factory=list)
+    """Reasons to doubt the result: a loss that rose, a score below that of a constant answer. They
+    are among the notes too."""
     parameters: ParameterCount | None = None
     """Parameters of the trained model, counted on it."""
     measured: Measurement | None = None

@@ -23,4 +23,4 @@ def adapter_config_content(method: MethodBase) -> str:
 
 def _read_text(folder: str | None, name: str) -> str:
     file = Path(folder or "") / name
-    return file.read_text() if folder and file.is_file() else ""
+    return file.read_text(encoding="utf-8") if folder and file.is_file() else ""

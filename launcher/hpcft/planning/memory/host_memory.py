@@ -12,7 +12,8 @@ from hpcft.core.records import Layout, MemoryItem, ModelFacts
 from hpcft.core.units import GIB, format_bytes
 from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.planning.inputs import PlanInputs
-from hpcft.planning.memory.model_states import process_item
+from hpcft.planning.learned_values import process_bytes
+from hpcft.planning.memory.model_states import PROCESS_BYTES, heap_bytes
 
 # Buffers between host and NVMe; DeepSpeed's default (runtime/zero/offload_config.py).
 NVME_BUFFERS = 5
@@ -38,7 +39,8 @@ def host_memory_items(inputs: PlanInputs, layout: Layout, tensor_bytes: int) -> 
     if not inputs.on_gpu:
         ranks = layout.ranks_per_node
         rule = f"{ranks} ranks × predicted peak without the process"
-        items.append(MemoryItem(name="training on the CPU", bytes=ranks * tensor_bytes, rule=rule))
+        size = ranks * (tensor_bytes + heap_bytes(tensor_bytes))
+        items.append(MemoryItem(name="training on the CPU", bytes=size, rule=rule))
     return items
 
 
@@ -66,9 +68,10 @@ def swap_buffer_elements(facts: ModelFacts, layout: Layout) -> int:
 
 
 def _processes(inputs: PlanInputs, layout: Layout) -> MemoryItem:
-    process, ranks = process_item(inputs.cluster.calibration), layout.ranks_per_node
-    rule = f"{process.rule} × {ranks} ranks"
-    return MemoryItem(name="processes", bytes=process.bytes * ranks, rule=rule)
+    ranks = layout.ranks_per_node
+    each = max(PROCESS_BYTES, process_bytes(inputs.cluster) or 0)
+    rule = f"{format_bytes(each)} × {ranks} ranks"
+    return MemoryItem(name="processes", bytes=each * ranks, rule=rule)
 
 
 def _loading_or_saving(inputs: PlanInputs, layout: Layout) -> MemoryItem:

@@ -7,11 +7,12 @@ Sources: ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 3) and DeepSpe
 
 from __future__ import annotations
 
-from hpcft.core.records import Calibration, Layout, MemoryItem, Plan
+from hpcft.core.records import Cluster, Layout, MemoryItem, Plan
 from hpcft.core.units import GIB, format_bytes
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import COMPUTE_BYTES
 from hpcft.planning.inputs import PlanInputs
+from hpcft.planning.learned_values import context_bytes, process_bytes
 
 # NF4: 4 bits a weight and one fp32 scale for 64 of them, 0.5 + 4/64; with double quantisation the
 # scales take 8 bits and one fp32 second scale for 256 of them, 0.5 + 1/64 + 4/(64·256).
@@ -27,9 +28,15 @@ MOMENT_BYTES = {
     "paged_adamw_8bit": 2.0 + 2 * 4 / 256,
 }
 
-# Python, torch, transformers and DeepSpeed imported, as Slurm counts a rank. As with a context, a
-# profile's calibration replaces it.
+# Python, torch, transformers and DeepSpeed imported, as Slurm counts a rank: what a job requests.
 PROCESS_BYTES = int(1.5 * GIB)
+# The same as the kernel counts it (resident set); 0.65 GiB seen. As with a context, a profile's
+# calibration replaces it.
+RESIDENT_BYTES = 3 * GIB // 4
+# What glibc's allocator keeps beside the tensors of a CPU: as much again for small ones, whose
+# blocks it does not return to the kernel, and a share of all.
+HEAP_BYTES = GIB
+HEAP_SHARE = 0.05
 
 # What the driver and CUDA's modules take before the first tensor; 0.3 to 0.6 GiB seen.
 CUDA_CONTEXT_BYTES = GIB // 2
@@ -67,21 +74,32 @@ def four_bit_bytes(method: AnyMethod) -> float:
     return NF4_DOUBLE_BYTES if method.double_quantises else NF4_BYTES
 
 
-def context_items(layout: Layout, calibration: Calibration) -> list[MemoryItem]:
+def context_items(layout: Layout, cluster: Cluster) -> list[MemoryItem]:
     """Returns the CUDA context and the communicator buffers of a GPU process."""
-    size = calibration.context_bytes or CUDA_CONTEXT_BYTES
-    rule = _stated(size, calibrated=calibration.context_bytes is not None)
+    known = context_bytes(cluster)
+    size = known or CUDA_CONTEXT_BYTES
+    rule = _stated(size, calibrated=known is not None)
     items = [MemoryItem(name=CONTEXT_ITEM, bytes=size, rule=rule)]
     if layout.world_size > 1:
         items.append(MemoryItem(name=COMMUNICATOR_ITEM, bytes=COMMUNICATOR_BYTES, rule="0.5 GiB"))
     return items
 
 
-def process_item(calibration: Calibration) -> MemoryItem:
-    """Returns the memory of a process with all libraries imported and no tensors."""
-    size = calibration.process_bytes or PROCESS_BYTES
-    rule = _stated(size, calibrated=calibration.process_bytes is not None)
-    return MemoryItem(name=PROCESS_ITEM, bytes=size, rule=rule)
+def process_items(cluster: Cluster, tensor_bytes: int) -> list[MemoryItem]:
+    """Returns what a rank on a CPU holds besides tensors: imported libraries, unused heap."""
+    known = process_bytes(cluster)
+    size = known or RESIDENT_BYTES
+    rule = _stated(size, calibrated=known is not None)
+    heap_rule = f"as much as the above, up to 1 GiB, and {HEAP_SHARE:.0%}"
+    return [
+        MemoryItem(name=FRAGMENTATION_ITEM, bytes=heap_bytes(tensor_bytes), rule=heap_rule),
+        MemoryItem(name=PROCESS_ITEM, bytes=size, rule=rule),
+    ]
+
+
+def heap_bytes(tensor_bytes: int) -> int:
+    """Returns what the C allocator of a rank on a CPU keeps beside its tensors."""
+    return min(tensor_bytes, HEAP_BYTES) + int(HEAP_SHARE * tensor_bytes)
 
 
 def tensor_bytes(plan: Plan) -> int:

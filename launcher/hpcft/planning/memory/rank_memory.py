@@ -154,7 +154,7 @@ def evaluation_batch(
 
 
 def overhead_items(inputs: PlanInputs, layout: Layout, tensor_bytes: int) -> list[MemoryItem]:
-    """Returns what a rank holds besides tensors: its process, or fragments and CUDA context.
+    """Returns what a rank holds besides tensors: fragments, and its process or CUDA context.
 
     Args:
         inputs: what is planned.
@@ -163,14 +163,14 @@ def overhead_items(inputs: PlanInputs, layout: Layout, tensor_bytes: int) -> lis
     """
     calibration = inputs.cluster.calibration
     if not inputs.on_gpu:
-        return [model_states.process_item(calibration)]
+        return model_states.process_items(inputs.cluster, tensor_bytes)
     share = calibration.fragmentation or FRAGMENTATION_SHARE
     fragments = MemoryItem(
         name=model_states.FRAGMENTATION_ITEM,
         bytes=int(share * tensor_bytes),
         rule=f"{share:.0%} of the above" + ", calibrated" * (calibration.fragmentation is not None),
     )
-    return [fragments, *model_states.context_items(layout, calibration)]
+    return [fragments, *model_states.context_items(layout, inputs.cluster)]
 
 
 def capacity_bytes(cluster: Cluster, layout: Layout) -> int:

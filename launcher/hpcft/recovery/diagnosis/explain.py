@@ -13,9 +13,10 @@ from hpcft.recovery.diagnosis.classes import (
     CAUSES,
     CONSEQUENCES,
     FROM_OUTSIDE,
+    KNOWN,
     LAST_WORDS,
 )
-from hpcft.recovery.diagnosis.evidence import as_text, log_ends
+from hpcft.recovery.diagnosis.evidence import EvidenceText, as_text, log_ends
 from hpcft.recovery.diagnosis.failure import Failure, from_class
 from hpcft.recovery.diagnosis.from_logs import add_disk_hint, first_match, from_exception, from_rank
 from hpcft.recovery.diagnosis.from_scheduler import (
@@ -69,6 +70,8 @@ def explain_failure(
     if ended := first_match(FROM_OUTSIDE, texts):
         ended = from_time_limit(ended, paths, recoveries) if ended.name == "timeout" else ended
         return with_node(ended, state)
+    if killed := _killed_rank(errors, texts):
+        return killed
     for error in errors:  # only stopped ranks and ranks that lost a peer are left: the earliest
         if failure := from_rank(error, paths) if error.failure else _consequence(error, paths):
             return failure
@@ -96,6 +99,20 @@ def is_secondary(error: RankError) -> bool:
 
 def _consequence(error: RankError, paths: RunPaths | None = None) -> Failure | None:
     return first_match(CONSEQUENCES, [as_text(error, paths)])
+
+
+def _killed_rank(errors: Sequence[RankError], texts: Sequence[EvidenceText]) -> Failure | None:
+    """Returns the failure of a rank that was killed with its supervisor, and wrote no error.
+
+    srun stops the other ranks then, which cannot tell this from a stop by the scheduler. A rank
+    that the scheduler kills because it has not ended in time has written before that it was
+    stopped.
+    """
+    if not errors or any(error.failure != "preempted" for error in errors):
+        return None  # At a time limit Slurm kills ranks, and a rank that lost a peer says so.
+    killed = first_match([KNOWN["rank_died"]], texts)
+    told = {None, *(error.rank for error in errors)}
+    return killed if killed and killed.rank not in told else None
 
 
 def _reported_by_rank(errors: Sequence[RankError]) -> RankError | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from hpcft.core.errors import DataError, Problem
 from hpcft.core.records import DataSpec, Split
 from hpcft.tasks.base import MAX_PROBLEMS, BadRow, Example, TaskBase, rows_error, shorten_list
+from hpcft.tasks.data.class_values import PlainIndex
 from hpcft.tasks.data.dataset_folder import read_folder
 from hpcft.tasks.data.file_readers import read_file
 
@@ -25,6 +27,8 @@ class Examples:
     """Examples of each split."""
     notes: list[str] = field(default_factory=list)
     """Remarks for the reader of the result, for example on rows left out."""
+    warnings: list[str] = field(default_factory=list)
+    """Reasons to doubt the result, for example rows that are both trained on and scored."""
 
 
 def split_sources(data: DataSpec) -> dict[str, str]:
@@ -50,12 +54,30 @@ def read_splits(data: DataSpec, split: str) -> Iterator[tuple[int, dict[str, Any
         yield from enumerate(read_folder(Path(data.path or ""), data.name, part.strip()), 1)
 
 
-def load_examples(task: TaskBase) -> Examples:
+def load_examples(task: TaskBase, scored: str | None = None) -> Examples:
     """Reads and checks the examples of every split, cuts them into fractions and samples them.
+
+    Args:
+        task: the task, which names the data.
+        scored: split that is scored after training on the train split; it is compared with that.
+            None: nothing is compared.
 
     Raises:
         InputError: rows that the task cannot use, each with file, line and field.
         DataError: a file or data set that cannot be read.
+    """
+    found = _read_all(task)
+    _cut_and_sample(found, task.data)
+    if scored is not None:
+        found.warnings += _overlaps(found.splits, scored)
+    return found
+
+
+def _read_all(task: TaskBase) -> Examples:
+    """Reads and checks all examples, as the files have them.
+
+    Raises:
+        InputError, DataError: as `load_examples`.
     """
     data = task.data
     notes: list[str] = []
@@ -76,9 +98,33 @@ def load_examples(task: TaskBase) -> Examples:
             raise DataError(f"{source}: {len(examples)} rows are too few for one example")
     if problems:
         raise rows_error(problems)
+    return Examples(loaded, notes)
+
+
+def _cut_and_sample(found: Examples, data: DataSpec) -> None:
     if data.fractions is not None:
-        loaded = _cut_fractions(loaded, data)
-    return Examples({s: _limit_split(s, rows, data, notes) for s, rows in loaded.items()}, notes)
+        found.splits = _cut_fractions(found.splits, data)
+    found.splits = {
+        split: _limit_split(split, rows, data, found.notes) for split, rows in found.splits.items()
+    }
+
+
+def _overlaps(splits: Mapping[str, list[Example]], scored: str) -> list[str]:
+    """Returns a warning if examples of the scored split are trained on, too."""
+    if scored == "train" or "train" not in splits or scored not in splits:
+        return []
+    trained = {_content(example) for example in splits["train"]}
+    both = sum(_content(example) in trained for example in splits[scored])
+    if not both:
+        return []
+    return [
+        f"{scored}: {both} of {len(splits[scored])} examples also stand in the train split, word "
+        "for word; remove them from one of the two, or expect metrics that are too good"
+    ]
+
+
+def _content(example: Example) -> str:
+    return json.dumps({key: value for key, value in example.items() if key != "place"})
 
 
 def _check_rows(
@@ -111,6 +157,8 @@ def _check_rows(
                 continue
             p = bad.problem
             problems.append(Problem(f"{source}:{number}", p.key, p.what, p.fix))
+            if bad.is_in_every_row:
+                break
     return examples, dropped
 
 
@@ -151,20 +199,48 @@ def _limit_split(
     return [rows[index] for index in chosen]
 
 
-def check_local_data(task: TaskBase, scored: str) -> dict[str, list[Example]]:
+def check_local_data(task: TaskBase, scored: str, *, trains: bool = False) -> Examples:
     """Reads and checks a task's data on the login node, before anything is queued.
 
     Args:
         task: the task, which names the data.
         scored: name of the split that is scored.
+        trains: whether the run trains on the train split.
 
     Returns:
-        The examples of each split.
+        The examples of each split, and remarks on them.
 
     Raises:
         InputError: the task cannot use some rows.
         DataError: a file or data set cannot be read, or the splits do not suit each other.
     """
-    splits = load_examples(task).splits
-    task.check_splits(splits, scored)
-    return splits
+    found = _read_all(task)
+    _check_indices(task, found.splits)
+    _cut_and_sample(found, task.data)
+    if trains:
+        found.warnings += _overlaps(found.splits, scored)
+    task.check_splits(found.splits, scored)
+    return found
+
+
+def _check_indices(task: TaskBase, splits: Mapping[str, list[Example]]) -> None:
+    """Checks that labels which are given as bare indices cover the labels of the task.
+
+    Indices from 1 on would otherwise be taken for the next label each, if the last is absent.
+
+    Raises:
+        DataError: they do not.
+    """
+    labels: list[str] = getattr(task, "labels", [])
+    found = [example.get("label") for examples in splits.values() for example in examples]
+    used = {label for label in found if isinstance(label, int)}
+    if not labels or len(used) == len(labels):
+        return
+    if any(isinstance(label, PlainIndex) for label in found):
+        absent = ", ".join(f"{i} ({name})" for i, name in enumerate(labels) if i not in used)
+        raise DataError(
+            f"task.labels: the data give labels as indices, {min(used)} to {max(used)}, and never "
+            f"as {absent}. Indices begin at 0, so that labels 1, 2, … would each be taken for the "
+            "next one: write the labels' names into the column, or list in task.labels what the "
+            "column holds"
+        )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpcft.tasks.text_encoding import encode_choices, encode_texts
+
 
 @dataclass(frozen=True)
 class PromptRequest:
@@ -19,30 +21,30 @@ class PromptRequest:
 
 
 def encode_prompt(tokenizer: Any, prompt: str, choices: Sequence[str]) -> PromptRequest:
-    """Encodes a prompt and its choices as lm-eval does.
+    """Encodes a prompt and its choices.
 
     A tokenizer may join the last space of a prompt with the word after it. So the spaces that end
-    the prompt go to the choices, and the tokens of a choice are those that it adds to the prompt
-    when both are encoded together (`_encode_pair` of lm-eval 0.4). A start token that the prompt
-    spells out is not added a second time.
+    the prompt go to the choices, as in lm-eval (`_encode_pair` of lm-eval 0.4). The prompt has no
+    end token, since the answer follows it, and a start token that it spells out is not added a
+    second time.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt: the whole prompt.
+        choices: texts of the choices; none if the answer is generated.
 
     Raises:
-        ValueError: the prompt is empty, or a choice adds no token to it.
+        ValueError: the prompt is empty, a choice adds no token to it, or two have the same tokens.
     """
     context = prompt.rstrip()
     spaces = prompt[len(context) :]
-    options: dict[str, Any] = {}
-    if tokenizer.bos_token and prompt.startswith(tokenizer.bos_token):
-        options["add_special_tokens"] = False
-    tokens = list(tokenizer.encode(context, **options))
-    both = [list(tokenizer.encode(context + spaces + choice, **options)) for choice in choices]
-    choice_tokens = [encoded[len(tokens) :] for encoded in both]
-    for choice, added in zip(choices, choice_tokens, strict=True):
-        if not added:
-            raise ValueError(f"the choice {choice!r} adds no token to its prompt")
-    if not tokens:
-        raise ValueError("the prompt is empty: there is nothing that the choices could follow")
-    return PromptRequest(tokens, choice_tokens)
+    if choices:
+        _, tokens, after = encode_choices(tokenizer, context, [spaces + c for c in choices])
+        return PromptRequest(tokens, after)
+    (text,) = encode_texts(tokenizer, [context])
+    if not text.open_ids:
+        raise ValueError("the prompt is empty: there is nothing that the answer could follow")
+    return PromptRequest(text.open_ids, [])
 
 
 def common_prefix_length(requests: Sequence[PromptRequest]) -> int:

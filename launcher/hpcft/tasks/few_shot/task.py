@@ -20,17 +20,26 @@ from hpcft.tasks.base import (
     Head,
     Mode,
     TaskBase,
-    column_text,
-    label_index,
+    choices_error,
     rows_error,
     unique,
 )
-from hpcft.tasks.data.templates import Template, fill_template, template_fields
+from hpcft.tasks.data.templates import (
+    UNLESS_NONE,
+    LineTemplate,
+    Template,
+    choose_prompt,
+    fill_choices,
+    fill_template,
+    template_fields,
+)
+from hpcft.tasks.labels import label_index
 
 if TYPE_CHECKING:
     from hpcft.tasks.few_shot.requests import PromptRequest
 
 MAX_ROWS = 64  # largest number of prompts in a batch, which bounds its logits
+COLUMN_LETTERS = 64  # of a column in a choice, to plan by; batches are made by real tokens
 NO_ANSWER = -1  # index of an answer that is none of the choices
 
 
@@ -58,14 +67,18 @@ class FewShot(TaskBase):
     name: Literal["prompting"]
     """`prompting`."""
     prompt: Template
-    """Question with `{column}` where a column's text goes, up to where the answer begins; `{{` is a
-    brace. Blanks at its end count as the answer's."""
+    """Question with `{column}` where a column's text goes, or `{column?}` where that text may be
+    empty, up to where the answer begins; `{{` is a brace. Blanks at its end count as the
+    answer's."""
+    prompt_when_empty: Annotated[Template | None, UNLESS_NONE] = None
+    """Question of rows in which a column that only `prompt` names is empty."""
     label: ColumnName = "label"
     """Column of the true label: one of `labels`, or its index."""
     labels: Annotated[list[OneLine], Field(min_length=2, max_length=1000), AfterValidator(unique)]
     """Labels; of two, the second is the positive class."""
-    choices: Annotated[list[OneLine], Field(default_factory=list), AfterValidator(unique)]
-    """Text of the answer for each label; by default the labels themselves."""
+    choices: Annotated[list[LineTemplate], Field(default_factory=list), AfterValidator(unique)]
+    """Text of the answer for each label; by default the labels themselves. With `{column}` it
+    differs from row to row."""
     shots: Annotated[int, Field(ge=0, le=1000)] = 0
     """Number of examples shown before the question; 0 is zero-shot."""
     preamble: str = ""
@@ -101,8 +114,20 @@ class FewShot(TaskBase):
 
     @property
     def answer_texts(self) -> list[str]:
-        """Text of the answer for each label."""
-        return self.choices or self.labels
+        """Text of the answer for each label; a column in it stands for a text of usual length."""
+        columns = {column for choice in self.choices for column in template_fields(choice)}
+        usual = dict.fromkeys(columns, "x" * COLUMN_LETTERS)
+        return [fill_template(choice, usual) for choice in self.choices] or self.labels
+
+    @property
+    def compares_choices(self) -> bool:
+        """Whether the likeliest choice is the answer."""
+        return self.answer == "likelihood"
+
+    def choices_of(self, example: Example) -> list[str]:
+        """Returns the text of the answer for each label, in an example."""
+        choices: list[str] = example.get("choices", self.labels)
+        return choices
 
     @property
     def needed_splits(self) -> tuple[str, ...]:
@@ -119,6 +144,9 @@ class FewShot(TaskBase):
             what = f"expected one for each of {len(self.labels)} labels, got {len(self.choices)}"
             found.append(("choices", what, "list them in the order of the labels"))
         if self.answer == "generation":
+            if any(map(template_fields, self.choices)):
+                what = "name columns, but a generated answer is compared with the same few words"
+                found.append(("choices", what, "set answer: likelihood"))
             if len(set(map(_normalise, self.answer_texts))) < len(self.answer_texts):
                 what = "two differ only in blanks or case, which are ignored in generated answers"
                 found.append(("choices", what, "use other words"))
@@ -131,14 +159,20 @@ class FewShot(TaskBase):
         return found
 
     def columns(self) -> list[str]:
-        """Returns the columns that the prompt names, and that of the label."""
-        return list(dict.fromkeys([*template_fields(self.prompt), self.label]))
+        """Returns the columns that prompt and choices name, and that of the label."""
+        templates = [self.prompt, self.prompt_when_empty or "", *self.choices]
+        named = [column for template in templates for column in template_fields(template)]
+        return list(dict.fromkeys([*named, self.label]))
 
     def parse_row(self, row: Mapping[str, Any]) -> Example:
-        """Returns `prompt`, filled in, and `label` as an index."""
-        values = {column: column_text(row, column) for column in template_fields(self.prompt)}
-        prompt = fill_template(self.prompt, values)
-        return {"prompt": prompt, "label": label_index(row, self.label, self.labels)}
+        """Returns `prompt`, filled in, and `label` as an index; and `choices`, if there are."""
+        prompt = choose_prompt(self.prompt, self.prompt_when_empty, row)
+        example = {
+            "prompt": fill_template(prompt, row),
+            "label": label_index(row, self.label, self.labels),
+        }
+        choices = fill_choices(self.choices, row, "choices")
+        return {**example, "choices": choices} if choices else example
 
     def tokenizer_texts(self, example: Example) -> list[str]:
         """Returns prompt and answer as one text."""
@@ -216,12 +250,13 @@ class FewShot(TaskBase):
         prompts: list[Prompt] = []
         problems: list[Problem] = []
         for example in splits[scored]:
+            choices = self.choices_of(example) if self.compares_choices else []
             for count in range(len(shots), -1, -1):
                 text = self.preamble + self.separator.join([*shots[:count], example["prompt"]])
                 try:
-                    request = encode_prompt(tokenizer, text, self.answer_texts)
-                except ValueError as error:  # a choice adds no token
-                    raise DataError(f"{example['place']} task.choices: {error}") from None
+                    request = encode_prompt(tokenizer, text, choices)
+                except ValueError as error:
+                    raise choices_error(example, error, "task.choices") from None
                 excess = self._length(request) - self.max_length
                 if excess <= 0:
                     prompts.append(Prompt(count, request))
@@ -232,9 +267,25 @@ class FewShot(TaskBase):
             raise rows_error(problems)
         return prompts
 
+    def check_tokens(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        """Checks that the choices of these examples differ in their tokens.
+
+        Raises:
+            DataError: two have the same tokens.
+        """
+        from hpcft.tasks.few_shot.requests import encode_prompt  # as in `build_prompts`
+
+        for example in examples:
+            try:
+                encode_prompt(
+                    tokenizer, self.preamble + example["prompt"], self.choices_of(example)
+                )
+            except ValueError as error:
+                raise choices_error(example, error, "task.choices") from None
+
     def _shot(self, example: Example) -> str:
         """Returns the text that shows an example: its prompt and the true answer."""
-        return str(example["prompt"] + self.answer_texts[example["label"]])
+        return str(example["prompt"] + self.choices_of(example)[example["label"]])
 
     def _length(self, request: PromptRequest) -> int:
         """Returns the tokens of a prompt with its longest answer."""

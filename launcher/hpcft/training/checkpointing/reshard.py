@@ -46,7 +46,7 @@ def find_resume_checkpoint(
     and cuts metrics.jsonl to the lines up to the checkpoint.
     """
     retention.remove_unfinished(paths)
-    checkpoint, notes = checkpoints.latest_checkpoint(paths)
+    checkpoint, notes = checkpoints.latest_checkpoint(paths, verifies=True)
     if checkpoint and (reason := reshard_blocker(checkpoint, plan)):
         name = checkpoint.folder.name
         notes.append(f"{name} cannot be resumed from ({reason}): training started from step 0")

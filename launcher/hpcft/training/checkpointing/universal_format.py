@@ -131,7 +131,7 @@ def write_universal(folder: Path, target: Path, step: int) -> None:
     }
     for name in MODEL_STATE_FILES:
         torch.save(model, target / tag / name)
-    (target / "latest_universal").write_text(tag)
+    (target / "latest_universal").write_text(tag, encoding="utf-8")
 
 
 def _find_universal_states(folder: Path) -> Path | None:

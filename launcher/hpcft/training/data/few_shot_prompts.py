@@ -52,7 +52,7 @@ def write_prompts(
     labels = [example["label"] for example in splits[scored]]
     shot_counts = sorted({prompt.shots for prompt in prompts}, reverse=True)
     groups = [_group(prompts, labels, shots) for shots in shot_counts]
-    (paths.prepared / "prompts.json").write_text(json.dumps(groups))
+    (paths.prepared / "prompts.json").write_text(json.dumps(groups), encoding="utf-8")
     tokens: dict[str, int] = {scored: sum(len(prompt.request.tokens) for prompt in prompts)}
     return tokens, task.describe_prompts(prompts, seed)
 
@@ -82,5 +82,5 @@ def read_prompts(paths: RunPaths) -> list[PromptGroup]:
                 for own, choices in zip(group["own"], group["choices"], strict=True)
             ],
         )
-        for group in json.loads((paths.prepared / "prompts.json").read_text())
+        for group in json.loads((paths.prepared / "prompts.json").read_text(encoding="utf-8"))
     ]

@@ -18,14 +18,13 @@ from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.errors import DataError
 from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
-from hpcft.core.records import Fingerprints, StoredRecord, TokenizerTraining
+from hpcft.core.records import Fingerprints, StoredRecord
 from hpcft.staging import staged_inputs
-from hpcft.staging.verify import load_tokenizer as load_pretrained_tokenizer
 from hpcft.tasks.base import INPUT_KEYS, Example, ModelInputs, TrainedTask
 from hpcft.tasks.data.examples import load_examples
 from hpcft.training.context import WorkerContext
 from hpcft.training.data import few_shot_prompts
-from hpcft.training.data.tokenizer import train_tokenizer
+from hpcft.training.data.tokenizer import make_tokenizer
 from hpcft.training.distributed import rank_env, rendezvous, torch_extensions
 
 
@@ -103,8 +102,9 @@ def prepare_data(paths: RunPaths, recipe: FullRecipe) -> None:
     _check_unchanged(paths)
     shutil.rmtree(paths.prepared, ignore_errors=True)
     paths.prepared.mkdir(mode=0o700)
-    examples = load_examples(recipe.task)
-    tokenizer = _make_tokenizer(recipe, examples.splits.get("train", []))
+    is_trained = recipe.mode == "finetune"
+    examples = load_examples(recipe.task, recipe.evaluation.split if is_trained else None)
+    tokenizer = make_tokenizer(recipe, examples.splits.get("train", []))
     tokenizer.save_pretrained(paths.prepared / "tokenizer")
     if recipe.mode == "few_shot":
         tokens, notes = few_shot_prompts.write_prompts(paths, recipe, examples.splits, tokenizer)
@@ -113,7 +113,7 @@ def prepare_data(paths: RunPaths, recipe: FullRecipe) -> None:
     if recipe.model.path is None:
         write_initial_weights(recipe, tokenizer, paths.prepared / "model")
     counts = {split: len(rows) for split, rows in examples.splits.items()}
-    notes = [*examples.notes, *notes]
+    notes = [*examples.notes, *examples.warnings, *notes]
     write_record(summary, DataSummary(examples=counts, tokens=tokens, notes=notes))
 
 
@@ -136,7 +136,7 @@ def _write_features(
         tokens[split] = sum(len(row["input_ids"]) for row in inputs)
         datasets.Dataset.from_list(inputs).save_to_disk(paths.prepared / split)
         text = json.dumps(kept_examples, ensure_ascii=False)
-        (paths.prepared / f"{split}.json").write_text(text)
+        (paths.prepared / f"{split}.json").write_text(text, encoding="utf-8")
     return tokens, notes
 
 
@@ -145,7 +145,7 @@ def load_split(paths: RunPaths, split: str) -> PreparedSplit | None:
     folder = paths.prepared / split
     if not folder.is_dir():
         return None
-    examples = json.loads((paths.prepared / f"{split}.json").read_text())
+    examples = json.loads((paths.prepared / f"{split}.json").read_text(encoding="utf-8"))
     return PreparedSplit(datasets.Dataset.load_from_disk(folder), examples)
 
 
@@ -157,37 +157,15 @@ def load_tokenizer(paths: RunPaths) -> Any:
 def _check_unchanged(paths: RunPaths) -> None:
     """Checks that local and staged files are those that the run was submitted with."""
     staged_inputs.check_staged_of_run(paths)
-    submitted = read_record(paths.fingerprints, Fingerprints).files
-    for key, value in identity.compute_fingerprints(read_record(paths.recipe, FullRecipe)).items():
-        if submitted.get(key) not in (None, value):
+    recipe = read_record(paths.recipe, FullRecipe)
+    submitted = read_record(paths.fingerprints, Fingerprints)
+    now = identity.compute_fingerprints(recipe, partly=not submitted.are_whole)
+    for key, value in now.items():
+        if submitted.files.get(key) not in (None, value):
             raise DataError(
                 f"{key}: the files have changed since the run was submitted: restore them, or "
                 "submit the run again (hpcft submit)"
             )
-
-
-def _make_tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
-    """Trains the tokenizer on the training split, or loads the one that the recipe names."""
-    spec = recipe.model.tokenizer
-    if isinstance(spec, TokenizerTraining):
-        texts = [text for example in train for text in recipe.task.tokenizer_texts(example)]
-        config = build_model_config(recipe.model, recipe.task)
-        tokenizer = train_tokenizer(
-            spec,
-            texts,
-            causal=recipe.task.causal,
-            has_mask=recipe.task.needs_mask_token,
-            has_segments=getattr(config, "type_vocab_size", 1) > 1,
-        )
-        tokenizer.model_max_length = recipe.task.max_length
-    else:
-        source = spec or recipe.model.path
-        assert source is not None  # The recipe's checks require one of them.
-        tokenizer = load_pretrained_tokenizer(source)
-    if tokenizer.pad_token_id is None:
-        # This is harmless: padding is masked by position, and labels of end tokens are kept.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
 
 
 def write_initial_weights(recipe: FullRecipe, tokenizer: Any, folder: Path) -> None:

@@ -1,12 +1,42 @@
-"""Trains a tokenizer on the training texts, for a model with new weights."""
+"""Loads the tokenizer of a run, or trains one on the training texts for new weights."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedTokenizerFast
 
+from hpcft.config.hf_model import build_model_config
+from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import TokenizerTraining
+from hpcft.staging.verify import load_tokenizer
+from hpcft.tasks.base import Example
 
 PAD, START, END, MASK = "<pad>", "<s>", "</s>", "<mask>"
+
+
+def make_tokenizer(recipe: FullRecipe, train: list[Example]) -> Any:
+    """Trains the tokenizer on the training split, or loads the one that the recipe names."""
+    spec = recipe.model.tokenizer
+    if isinstance(spec, TokenizerTraining):
+        texts = [text for example in train for text in recipe.task.tokenizer_texts(example)]
+        config = build_model_config(recipe.model, recipe.task)
+        tokenizer = train_tokenizer(
+            spec,
+            texts,
+            causal=recipe.task.causal,
+            has_mask=recipe.task.needs_mask_token,
+            has_segments=getattr(config, "type_vocab_size", 1) > 1,
+        )
+        tokenizer.model_max_length = recipe.task.max_length
+    else:
+        source = spec or recipe.model.path
+        assert source is not None  # The recipe's checks require one of them.
+        tokenizer = load_tokenizer(source)
+    if tokenizer.pad_token_id is None:
+        # This is harmless: padding is masked by position, and labels of end tokens are kept.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
 
 
 def train_tokenizer(

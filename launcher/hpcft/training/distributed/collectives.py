@@ -40,6 +40,14 @@ class RankConsensus:
         distributed.all_gather(numbers, own, group=self.group)
         return [float(number) for number in numbers]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Returns the values of all ranks, by rank; values have to be picklable."""
+        if not self.is_distributed:
+            return [value]
+        values: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
+
 
 def gather_objects(value: Any) -> list[Any]:
     """Returns the values of all ranks, by rank; values have to be picklable."""

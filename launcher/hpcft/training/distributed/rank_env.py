@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from hpcft.core.errors import UsageError
 from hpcft.core.host import node_name
 from hpcft.core.paths import cache_folder
 from hpcft.core.records import Plan, RankError
-from hpcft.training.distributed.torch_extensions import extensions_folder
+from hpcft.core.torch_build import INSTALL_GUIDE, TorchBuild, why_no_kernels
+from hpcft.training.distributed.torch_extensions import extensions_folder, path_with_own_ninja
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,31 @@ def _set_environment(rank: RankInfo, plan: Plan) -> None:
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.cpus_per_task))
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
+    os.environ["PATH"] = path_with_own_ninja()
     if plan.accelerator == "cpu":
         os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         os.environ.pop(name, None)  # Jobs are offline: a token would be of no use, but may leak.
+
+
+def check_gpu(plan: Plan) -> None:
+    """Checks that this PyTorch has code for this rank's GPU, before anything is loaded.
+
+    Raises:
+        UsageError: it has none: the first kernel would fail, minutes from now.
+    """
+    if plan.accelerator != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        return  # Setting the device fails with the driver's reason.
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    major, minor = torch.cuda.get_device_capability(index)
+    build = TorchBuild(version=torch.__version__, archs=torch.cuda.get_arch_list())
+    name = torch.cuda.get_device_name(index)
+    if why := why_no_kernels(build, name, major + minor / 10):
+        raise UsageError(f"{why}; install another build in the job's environment; {INSTALL_GUIDE}")
 
 
 def single_process(plan: Plan) -> bool:

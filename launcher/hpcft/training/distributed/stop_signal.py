@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
+from hpcft.scheduler import slurm_job
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """Signals that Slurm or the supervisor sends before a time limit or a preemption."""
 
@@ -29,11 +31,23 @@ class StopRequest:
     """Signal that arrived; None before any did."""
     deadline: float | None = None
     """Unix time at which the scheduler ends the job; None if it is not known."""
+    job_id: str = ""
+    """Slurm's id of this job, to ask whether its limit was raised; empty on all ranks but one."""
 
     def has_to_end(self, needed_s: float) -> bool:
-        """Returns whether a signal has arrived, or the job ends within so many seconds."""
-        is_near_end = self.deadline is not None and time.time() + needed_s > self.deadline
-        return self.signum is not None or is_near_end
+        """Returns whether a signal has arrived, or the job ends within so many seconds.
+
+        Before it says so because of the time limit, it asks Slurm whether an administrator has
+        raised the limit meanwhile.
+        """
+        if self.signum is not None or not self._is_near_end(needed_s):
+            return self.signum is not None
+        if self.job_id:
+            self.deadline = slurm_job.current_time_limit_at(self.job_id) or self.deadline
+        return self._is_near_end(needed_s)
+
+    def _is_near_end(self, needed_s: float) -> bool:
+        return self.deadline is not None and time.time() + needed_s > self.deadline
 
 
 stop_request = StopRequest()
@@ -53,7 +67,11 @@ def install() -> None:
     for signum in STOP_SIGNALS:
         signal.signal(signum, record)
     end_time = os.environ.get("SLURM_JOB_END_TIME", "")
-    stop_request.deadline = float(end_time) if end_time.isdecimal() else None
+    # The ranks agree to stop, so that it is enough if one of them knows the limit. Others would
+    # stop at the old one after it was raised.
+    if end_time.isdecimal() and os.environ.get("SLURM_PROCID", "0") == "0":
+        stop_request.deadline = float(end_time)
+        stop_request.job_id = slurm_job.current_job_id() if "SLURM_JOB_ID" in os.environ else ""
 
 
 def ignore_stop_signals() -> None:

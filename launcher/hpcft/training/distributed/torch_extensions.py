@@ -20,8 +20,10 @@ import zlib
 from pathlib import Path
 
 from hpcft.core.errors import DataError
-from hpcft.core.host import node_name, wait_until
+from hpcft.core.files import make_folder, this_process
+from hpcft.core.host import wait_until
 from hpcft.core.paths import cache_folder
+from hpcft.core.permissions import check_private
 from hpcft.core.records import Plan
 
 log = logging.getLogger(__name__)
@@ -38,13 +40,36 @@ def extensions_folder() -> Path:
     """Returns the folder of compiled operators, by torch, Python, processor and environment.
 
     The environment's path is among the compiler's options: two environments with one folder would
-    compile each other's operators again at every start.
+    compile each other's operators again at every start. Operators are compiled for the very
+    processor (`-march=native`): on another one they would end with SIGILL.
     """
     python = f"py{sys.version_info[0]}{sys.version_info[1]}"
     torch = importlib.metadata.version("torch")
     environment = f"{zlib.crc32(sys.prefix.encode()):08x}"
-    name = f"{python}-torch{torch}-{platform.machine()}-{environment}"
+    name = f"{python}-torch{torch}-{platform.machine()}-{_processor()}-{environment}"
     return cache_folder() / "torch_extensions" / name
+
+
+def _processor() -> str:
+    """Returns a name of this machine's kind of processor: a hash of what it can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    # `flags` on x86, `Features` on Arm.
+    abilities = next((line for line in lines if line.lower().startswith(("flags", "feat"))), "")
+    return f"{zlib.crc32(' '.join(sorted(abilities.split())).encode()):08x}"
+
+
+def path_with_own_ninja() -> str:
+    """Returns the PATH with the environment's ninja first.
+
+    A ninja of another version, which a module or the system brings, takes what this one has built
+    for outdated: it would compile every operator again, inside the job and beyond its memory.
+    """
+    import ninja
+
+    return os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
 
 
 class OperatorLock:
@@ -69,7 +94,7 @@ class OperatorLock:
             raise
         self._handle = handle
         os.truncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {node_name()}".encode())
+        os.write(handle, this_process().encode())
         return True
 
     def _wait(self, handle: int) -> None:
@@ -84,7 +109,7 @@ class OperatorLock:
             )
 
     def _owner(self) -> str:
-        return self.path.read_text().strip()[:200] or "another process"
+        return self.path.read_text(encoding="utf-8").strip()[:400] or "another process"
 
     def release(self) -> None:
         """Releases the lock; its file stays, because another process may wait with it open."""
@@ -128,13 +153,27 @@ def build_operators(plan: Plan) -> None:
 
 
 def build_named(names: list[str]) -> None:
-    """Builds operators by the names of their builder classes; one process builds at a time."""
+    """Builds operators by the names of their builder classes; one process builds at a time.
+
+    Raises:
+        StoreError: others could put libraries into the folder of the compiled operators.
+    """
     from deepspeed.accelerator import get_accelerator
 
-    extensions_folder().mkdir(parents=True, exist_ok=True)
+    make_folder(extensions_folder())
+    # The libraries in it are loaded into every rank.
+    check_private(extensions_folder(), "set XDG_CACHE_HOME to a folder of your own")
     for name in names:
         started = time.monotonic()
-        get_accelerator().get_op_builder(name)().load(verbose=False)
+        builder = get_accelerator().get_op_builder(name)()
+        if not any(extensions_folder().glob(f"{builder.name}/*.so")):
+            log.warning(
+                "%s is not built for this kind of node yet: it is compiled now, which takes "
+                "minutes and some GiB; to do it ahead, on such a node: python -m %s",
+                name,
+                "hpcft.training.distributed.torch_extensions",
+            )
+        builder.load(verbose=False)
         took_s = time.monotonic() - started
         if took_s > WARN_AFTER_S:
             log.info("built %s in %.0f s", name, took_s)
@@ -144,5 +183,6 @@ if __name__ == "__main__":  # `make setup` builds the operators of CPU runs ahea
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
+    os.environ["PATH"] = path_with_own_ninja()
     use_own_lock()
     build_named(["ShareMemCommBuilder"])

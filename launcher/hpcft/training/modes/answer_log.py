@@ -19,7 +19,7 @@ def read_answers(folder: Path) -> dict[int, Answer]:
     """Reads all answers so far, by index of the example; earlier starts may have had more ranks."""
     answers: dict[int, Answer] = {}
     for file in sorted(folder.glob("*.jsonl")):
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 index, answer = json.loads(line)
             except ValueError:
@@ -34,7 +34,7 @@ class AnswerFile:
     def __init__(self, folder: Path, rank: int) -> None:
         """Opens the file of a rank; creates it and its folder if they do not exist."""
         folder.mkdir(mode=0o700, exist_ok=True)
-        self._stream: TextIO = (folder / f"{rank}.jsonl").open("a+")
+        self._stream: TextIO = (folder / f"{rank}.jsonl").open("a+", encoding="utf-8")
         self._stream.seek(0)
         if self._stream.read()[-1:] not in ("", "\n"):
             self._stream.write("\n")  # The last line was never finished.

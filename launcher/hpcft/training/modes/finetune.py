@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainingArguments
 
 from hpcft.config.recipe_types import FullRecipe
-from hpcft.core.paths import RunPaths
 from hpcft.core.records import Plan
 from hpcft.metrics import lower_is_better
 from hpcft.metrics.base import Scores
 from hpcft.planning import disk
 from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.run_time import SHARED_DISK_BYTES_S
-from hpcft.tasks import packing
-from hpcft.tasks.base import IGNORE_INDEX
+from hpcft.tasks import packing, padding
 from hpcft.tasks.chunked_loss import make_loss
 from hpcft.training.checkpointing import node_local, reshard
 from hpcft.training.context import WorkerContext
@@ -32,8 +23,8 @@ from hpcft.training.data.batch_order import MicroBatchDataset
 from hpcft.training.data.prepare import PreparedSplit
 from hpcft.training.distributed import rank_env, stop_signal
 from hpcft.training.distributed.collectives import RankConsensus, gather_objects
-from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.modes.result import ModeResult
+from hpcft.training.modes.saved_model import save_model
 from hpcft.training.telemetry.progress import ProgressReporter
 from hpcft.training.trainer.checkpointing import CheckpointState
 from hpcft.training.trainer.features import FeatureTrainer
@@ -131,8 +122,9 @@ def finetune(context: WorkerContext) -> ModeResult:
     metrics = score_split(trainer, scored, reporter, recipe.evaluation.split)
 
     reporter.set(phase="saving")
-    _save(trainer, tokenizer, paths, rank)
-    return ModeResult(summary, parameters, metrics, before.metrics, train_s, state.notes)
+    result = ModeResult(summary, parameters, metrics, before.metrics, train_s, state.notes)
+    save_model(context, trainer, tokenizer, result)
+    return result
 
 
 def training_arguments(
@@ -229,17 +221,20 @@ def make_trainer(
             train_dataset=train,
             **common,
         )
-    loss = make_loss(recipe.task.as_trained, model, plan.layout.loss_chunks)
+    task = recipe.task.as_trained
+    loss = make_loss(task, model, plan.layout.loss_chunks)
     trainer: ScoringTrainer = ScoringTrainer(
         **common,
         train_dataset=MicroBatchDataset(train) if train else None,
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: loss(
             outputs, labels, num_items_in_batch, smoothing
         ),
-        compute_metrics=lambda p: recipe.task.compute_metrics(
+        compute_metrics=lambda p: task.validation_scores(
             p.predictions, p.label_ids, trainer.scored.examples
         ),
-        preprocess_logits_for_metrics=loss.reduce_logits,
+        preprocess_logits_for_metrics=lambda logits, labels: loss.reduce_logits(
+            task.hide_padding(logits, trainer.scored_mask), labels
+        ),
     )
     return trainer
 
@@ -248,11 +243,7 @@ def _collator(
     recipe: FullRecipe, plan: Plan, tokenizer: Any
 ) -> Callable[[list[Any]], dict[str, Any]]:
     """Returns the function that makes a batch: of a micro-batch, or of rows when scoring."""
-    pad = (
-        DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORE_INDEX)
-        if recipe.task.labels_per_token
-        else DataCollatorWithPadding(tokenizer)
-    )
+    pad = padding.make_collator(recipe.task, tokenizer, plan.facts.model_type)
     train = packing.pack if recipe.packs(plan.facts.model_type) else pad
     return lambda items: train(items[0]) if isinstance(items[0], list) else pad(items)
 
@@ -270,15 +261,3 @@ def score_split(
     metrics = {key: value for key, value in values.items() if key not in not_metrics}
     reporter.log(name, metrics)
     return metrics
-
-
-def _save(trainer: ScoringTrainer, tokenizer: Any, paths: RunPaths, rank: RankInfo) -> None:
-    """Saves the final weights, or the adapter, as safetensors; renames the folder when complete."""
-    partial = paths.folder / "model.part"
-    trainer.save_model(str(partial))
-    if rank.is_first:
-        tokenizer.save_pretrained(partial)
-        # A pickle, which is unsafe to load; recipe.json has the same values.
-        (partial / "training_args.bin").unlink(missing_ok=True)
-        shutil.rmtree(paths.model, ignore_errors=True)  # An earlier attempt may have saved one.
-        os.replace(partial, paths.model)

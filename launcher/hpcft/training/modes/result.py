@@ -12,7 +12,8 @@ from hpcft.core.files import write_record
 from hpcft.core.records import Cluster, Measurement, ParameterCount, Plan, Prediction, RunRecord
 from hpcft.metrics import metric_values
 from hpcft.metrics.base import Scores
-from hpcft.planning import hardware, step_time
+from hpcft.metrics.doubts import find_doubts
+from hpcft.planning.inputs import PlanInputs
 from hpcft.planning.memory.model_states import COMMUNICATOR_ITEM, tensor_bytes
 from hpcft.recovery.log import read_recoveries
 from hpcft.training.context import WorkerContext
@@ -53,6 +54,9 @@ def write_result(context: WorkerContext, result: ModeResult) -> None:
     phases = merge_ranks(phases_by_rank, plan.other_processes_bytes)
     progress = reporter.progress.model_copy(update={"updated_at": time.time()})
     wall_s, rank_s = progress.ran_s()
+    metrics = metric_values(result.metrics)
+    scored = result.summary.examples.get(recipe.evaluation.split, 0)
+    doubts = find_doubts(reporter.logged_losses(), metrics, scored)
     write_record(
         paths.result,
         RunRecord(
@@ -62,12 +66,15 @@ def write_result(context: WorkerContext, result: ModeResult) -> None:
             finished_at=time.time(),
             job_id=rank.job_id,
             split=recipe.evaluation.split,
-            metrics=metric_values(result.metrics),
+            metrics=metrics,
             intervals=result.metrics.get("intervals", {}),
             confusion=result.metrics.get("confusion"),
             metrics_before=metric_values(result.before),
             examples=result.summary.examples,
-            notes=[*result.summary.notes, *plan.warnings, *result.notes],
+            notes=list(
+                dict.fromkeys([*doubts, *result.summary.notes, *plan.warnings, *result.notes])
+            ),
+            doubts=doubts,
             parameters=result.parameters,
             predicted_memory_bytes=plan.gpu_peak_bytes,
             # For a run that only scores the plan predicts a bound, which calibrates nothing.
@@ -92,14 +99,19 @@ def write_result(context: WorkerContext, result: ModeResult) -> None:
 
 def _predicted(recipe: FullRecipe, cluster: Cluster, plan: Plan) -> Prediction | None:
     """Returns the plan's prediction of the measured values; None for a fallback."""
-    if plan.time is None:
+    if plan.time is None or plan.efficiency is None:
         return None
-    step = plan.time.step
+    inputs = PlanInputs.of_plan(recipe, cluster, plan)
+    step, kind = plan.time.step, inputs.kind(plan.layout)
     return Prediction(
         tensor_bytes=tensor_bytes(plan),
         communicator_bytes=sum(i.bytes for i in plan.gpu_memory if i.name == COMMUNICATOR_ITEM),
         step_s=step.total_s,
-        flops_s=step.compute_s - step_time.overhead_s(plan.facts, plan.layout),
-        efficiency=hardware.training_efficiency(cluster),
-        tokens_per_step=recipe.train.global_batch_size * recipe.task.max_length,
+        flops_s=step.compute_s - plan.overhead_s,
+        efficiency=plan.efficiency,
+        tokens_per_step=plan.tokens_per_step,
+        device=kind.device,
+        precision=kind.precision,
+        layout=kind.layout,
+        size=kind.size,
     )

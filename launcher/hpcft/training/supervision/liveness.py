@@ -127,7 +127,7 @@ class LivenessMonitor:
 
     def _read_proc(self, pid: int) -> None:
         try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
         except OSError:
             return  # The worker has ended.
         state, *fields = stat.rpartition(")")[2].split()

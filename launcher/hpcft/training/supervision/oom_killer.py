@@ -51,7 +51,7 @@ def find_counter_files(
     """
     files = []
     try:
-        memberships = (proc / "self/cgroup").read_text().splitlines()
+        memberships = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         memberships = []
     for line in memberships:
@@ -66,7 +66,7 @@ def find_counter_files(
 def _read_counter(file: Path) -> int:
     """Returns the number of kills; -1 if the file has no such counter."""
     try:
-        match = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+        match = re.search(r"^oom_kill (\d+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         return -1
     return int(match[1]) if match else -1

@@ -54,7 +54,9 @@ def record_slurm_restart(run: Run, rank: RankInfo, is_stopping: Callable[[], boo
     reason = limits.restart_limit_reason(recoveries, "interrupted", step)
     if reason:
         message = f"{SLURM_RESTARTED}; {reason}"
-        write_rank_error(run.paths, rank.error("Interrupted", message, failure="stuck"))
+        advice = limits.INTERRUPTED_ADVICE
+        error = rank.error("Interrupted", message, failure="stuck", next_step=advice)
+        write_rank_error(run.paths, error)
         return False
     plan = run.read_plan()
     append_recovery(

@@ -29,10 +29,12 @@ from hpcft.core.records import Progress, RankError, Recovery
 from hpcft.recovery import resubmit
 from hpcft.recovery.diagnosis import is_secondary
 from hpcft.recovery.log import FRAGMENTATION, is_superseded_start
+from hpcft.recovery.retry import RETRY_S, Retry
 from hpcft.recovery.run import Run
 from hpcft.scheduler import slurm_job
 from hpcft.scheduler.protocol import Entry, Refused
-from hpcft.training.checkpointing import node_local
+from hpcft.training.checkpointing import node_local, nvme_offload
+from hpcft.training.distributed import writable_caches
 from hpcft.training.distributed.rank_env import RankInfo, rank_info
 from hpcft.training.distributed.stop_signal import STOP_SIGNALS
 from hpcft.training.distributed.worker_channel import OUT_OF_MEMORY_EXIT, SAVED_EXIT
@@ -48,8 +50,10 @@ POLL_S = 0.2
 FOLDER_POLL_S = 1.0
 # Time that a rank which lost a peer waits for the peer's recovery; a shared folder may lag behind.
 RECOVERY_S = 60.0
-# Time until one of the ranks has resubmitted the run.
-RESUBMIT_S = 300.0
+# Time until one of the ranks has resubmitted the run, for which the controller has to answer.
+RESUBMIT_S = 300.0 + RETRY_S
+# Time that rank 0 has to write the result after the other ranks are done.
+RESULT_S = 60.0
 # A stop this close to the time limit is taken to be because of it.
 LIMIT_NEAR_S = 300.0
 
@@ -74,6 +78,7 @@ def main(run_folder: str, entry: Entry) -> None:
     """
     paths = RunPaths(Path(run_folder))
     check_private(paths.folder)
+    writable_caches.use_run_folder_if_needed(paths)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("hpcft").setLevel(logging.INFO)
     os.environ["HF_HUB_OFFLINE"] = "1"  # The supervisor may plan, on a node without network.
@@ -100,6 +105,7 @@ def _supervise(run: Run, rank: RankInfo, entry: Entry) -> int:
     finally:
         supervisor.end_worker()
         node_local.remove_node_folder(node_local.node_folder(run.paths, run.cluster, rank))
+        nvme_offload.remove_own_folders(run.paths, run.cluster, rank)
 
 
 class Supervisor:
@@ -142,6 +148,9 @@ class Supervisor:
             signal.signal(signum, self._forward)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler would only log it.
         run, rank, is_stopping = self.run, self.rank, lambda: self.is_stopping
+        if run.has_result():
+            log.info("the run is complete: this start of it has nothing left to do")
+            return 0
         if not restart_barrier.record_slurm_restart(run, rank, is_stopping):
             return 1
         while True:
@@ -164,6 +173,9 @@ class Supervisor:
             )
             end = self._watch(self.worker, watchdog)
             if end == 0:
+                return 0
+            if self._is_complete(watchdog):
+                log.warning("the run is complete; its process ended wrongly after that: %s", end)
                 return 0
             if end == SUPERSEDED:
                 log.warning("Slurm has restarted the job on other nodes: this start of it ends")
@@ -205,6 +217,16 @@ class Supervisor:
                 if self.rank.world_size > 1:
                     return ANOTHER_RECOVERED
         return code
+
+    def _is_complete(self, watchdog: Watchdog) -> bool:
+        """Returns whether the run has its result, so that how the worker ended does not matter.
+
+        A library may crash at the exit of a process, after all of the work. Rank 0 writes the
+        result a moment after the other ranks have reported that they are done.
+        """
+        if watchdog.is_worker_done:
+            wait_until(lambda: self.is_stopping or self.run.has_result(), RESULT_S, POLL_S)
+        return self.run.has_result()
 
     def end_worker(self, *, at_once: bool = False) -> None:
         """Ends the worker, if there is one, and all processes that it has started."""
@@ -256,7 +278,12 @@ class Supervisor:
 
     def _stopped_error(self) -> RankError:
         """Returns the error of an external stop: cancelled, time limit or preemption."""
-        near_limit = self.time_limit_at - time.time() < LIMIT_NEAR_S
+        if self.rank.is_first and self.run.cluster.scheduler == "slurm":
+            # An administrator may have raised it.
+            limit_at = slurm_job.current_time_limit_at(self.rank.job_id)
+            self.time_limit_at = limit_at or self.time_limit_at
+        left_s = self.time_limit_at - time.time()
+        near_limit = -LIMIT_NEAR_S < left_s < LIMIT_NEAR_S
         if self.run.cluster.scheduler == "local":
             failure, message = "cancelled", "the run was cancelled"
         elif near_limit and self.stop_signal != signal.SIGTERM:
@@ -305,7 +332,9 @@ class Supervisor:
         run, rank = self.run, self.rank
         error = read_record(rank_error_file(run.paths, rank.rank), RankError)
         try:
-            job_id = resubmit.resubmit(run, run.read_plan(), rank.job_id, self.entry)
+            job_id = Retry()(
+                lambda: resubmit.resubmit(run, run.read_plan(), rank.job_id, self.entry)
+            )
         except (Refused, ClusterError) as refused:
             before = run.remove_last_recovery()
             write_rank_error(run.paths, recover.exhausted(run, error, before, str(refused)))

@@ -95,6 +95,12 @@ class Watchdog:
         return error
 
     @property
+    def is_worker_done(self) -> bool:
+        """Whether the worker has reported that it is done; it may have ended since."""
+        self._liveness.poll(self._pid)
+        return self._liveness.heartbeat.phase == "done"
+
+    @property
     def hangs_at_exit(self) -> bool:
         """Whether the worker has reported that it is done, and does not end."""
         liveness = self._liveness

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from hpcft.core.paths import RunPaths
 from hpcft.training.distributed import gpu_memory
 from hpcft.training.distributed.stop_signal import STOP_SIGNALS
 from hpcft.training.supervision.watchdog import Watchdog
+from hpcft.training.telemetry import job_start
 
 # Time that a worker has to end after SIGTERM before it is killed.
 END_S = 10.0
@@ -40,12 +42,13 @@ class WorkerProcess:
         """
         command = [sys.executable, "-u", "-m", "hpcft.training.worker", str(paths.folder)]
         numbers = (restart_index, os.getpid(), *watchdog.worker_fds)
+        environment: Mapping[str, str] = os.environ
+        if expandable_segments and not gpu_memory.segments_expandable():
+            environment = gpu_memory.with_expandable_segments()
         self._process = subprocess.Popen(
             [*command, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
-            env=gpu_memory.with_expandable_segments()
-            if expandable_segments and not gpu_memory.segments_expandable()
-            else None,
+            env={**environment, **job_start.worker_variable()},
             start_new_session=True,
             pass_fds=watchdog.worker_fds,
             preexec_fn=_ignore_signals,

@@ -46,7 +46,7 @@ class PeakTracker:
         # Writing 5 resets the peak of the resident set (proc_pid_clear_refs(5)). Where that is not
         # allowed, a phase has the peak of all phases before it.
         with contextlib.suppress(OSError):
-            (_OWN_PROCESS / "clear_refs").write_text("5")
+            (_OWN_PROCESS / "clear_refs").write_text("5", encoding="utf-8")
 
 
 class StepTimer:
@@ -141,5 +141,5 @@ def _resident_bytes(field: str) -> int:
 
     `getrusage` would not do: its peak starts with that of the parent process.
     """
-    lines = (_OWN_PROCESS / "status").read_text().splitlines()
+    lines = (_OWN_PROCESS / "status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

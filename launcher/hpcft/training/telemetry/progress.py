@@ -22,6 +22,7 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import Progress
 from hpcft.training.distributed.rank_env import RankInfo
 from hpcft.training.distributed.worker_channel import HeartbeatSender
+from hpcft.training.telemetry.job_start import job_started_at
 from hpcft.training.telemetry.memory_peaks import PeakTracker, StepTimer, memory_now_bytes
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,24 @@ def _read_previous_progress(paths: RunPaths) -> Progress | None:
     files = (paths.progress, *reversed(archived))
     records = (read_record_if_exists(file, Progress) for file in files)
     return next((progress for progress in records if progress is not None), None)
+
+
+def _charged_before(
+    started_at: float, job_id: str, previous: Progress | None
+) -> tuple[float, float]:
+    """Returns the seconds before this job, and their sum over all ranks.
+
+    Args:
+        started_at: Unix time at which this job began.
+        job_id: id of this job, which it keeps when Slurm requeues it.
+        previous: the last heartbeat of an earlier start, in this job or an earlier one.
+    """
+    if previous is None:
+        return 0.0, 0.0
+    if previous.job_id == job_id and previous.updated_at > started_at:
+        # The ranks have restarted within this job, which counts as a whole.
+        return previous.previous_s, previous.previous_rank_s
+    return previous.ran_s()
 
 
 class ProgressReporter(TrainerCallback):  # type: ignore[misc]
@@ -72,11 +91,12 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
         self.step_timer = StepTimer()
         now = time.time()
         previous = _read_previous_progress(paths) if restart_index else None
-        previous_s, previous_rank_s = previous.ran_s() if previous else (0.0, 0.0)
+        started_at = job_started_at()
+        previous_s, previous_rank_s = _charged_before(started_at, rank.job_id, previous)
         self.progress = Progress(
             phase="starting",
             updated_at=now,
-            started_at=now,
+            started_at=started_at,
             ranks=rank.world_size,
             previous_s=previous_s,
             previous_rank_s=previous_rank_s,
@@ -125,10 +145,16 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
 
     def last_logged(self, kind: str) -> dict[str, Any]:
         """Returns the last values of a kind in metrics.jsonl, from earlier starts too."""
-        text = self.paths.metrics.read_text() if self.paths.metrics.exists() else ""
+        text = self.paths.metrics.read_text(encoding="utf-8") if self.paths.metrics.exists() else ""
         lines = [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
         last = lines[-1] if lines else {}
         return {key: value for key, value in last.items() if key not in ("time", "kind")}
+
+    def logged_losses(self) -> list[float]:
+        """Returns the training losses in metrics.jsonl, from earlier starts too."""
+        text = self.paths.metrics.read_text(encoding="utf-8") if self.paths.metrics.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines()]
+        return [line["loss"] for line in lines if line["kind"] == "step" and "loss" in line]
 
     def _write_lines(self) -> None:
         if self._unwritten_lines:
@@ -206,7 +232,11 @@ class ProgressReporter(TrainerCallback):  # type: ignore[misc]
         logs = dict(logs or {})
         if "loss" in logs:
             self.set(loss=float(logs["loss"]), learning_rate=float(logs["learning_rate"]))
-        self.log("step", {"step": state.global_step, **logs})
+        # The Trainer also logs its validations, and a summary at its end.
+        kind = "step" if "loss" in logs else "summary"
+        if any(name.startswith("eval_") for name in logs):
+            kind = "validation"
+        self.log(kind, {"step": state.global_step, **logs})
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Sends a heartbeat after a scored batch; a run that only evaluates counts its examples."""

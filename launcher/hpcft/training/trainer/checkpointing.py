@@ -2,8 +2,8 @@
 
 All ranks write a checkpoint into a staging folder; if they can, on the disks of their nodes, from
 where it is copied while training continues (`checkpointing.node_local`). Once all files are there,
-rank 0 adds a marker with the size of every file, and renames the folder. A process that is killed
-at any moment leaves the checkpoint before, or the new one, whole.
+rank 0 adds a marker with the size and checksum of every file, and renames the folder. A process
+that is killed at any moment leaves the checkpoint before, or the new one, whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hpcft.core.checkpoints import LATEST_FILE, MARKER_FILE, CompleteCheckpoint
+from hpcft.core import checkpoints
+from hpcft.core.checkpoints import LATEST_FILE, MARKER_FILE, CompleteCheckpoint, file_checksum
 from hpcft.core.files import read_record, write_record
 from hpcft.core.paths import RunPaths
 from hpcft.core.records import Checkpoint, Plan
@@ -131,7 +132,13 @@ class CheckpointingTrainer(OomRetryTrainer):
         first_dir = node_folder or staging_dir
         self._write(model, trial, first_dir, name)
         state.consensus.barrier()  # The other ranks of this node have to be done before the copy.
-        copy = AsyncCopy(first_dir / name, staging_dir / name) if is_first_of_node else None
+        layout = state.plan.layout
+        node = state.rank.rank // layout.ranks_per_node
+        copy = (
+            AsyncCopy(first_dir / name, staging_dir / name, node=node, nodes=layout.nodes)
+            if is_first_of_node
+            else None
+        )
         state.pending = PendingCheckpoint(
             record=self._record(losses), folder=staging_dir / name, copy=copy, started=started
         )
@@ -201,24 +208,33 @@ class CheckpointingTrainer(OomRetryTrainer):
             return
         if pending.copy:
             pending.copy.wait()
-        state.consensus.barrier()
+        parts = state.consensus.gather_objects(pending.copy.checksums if pending.copy else {})
         if state.rank.is_first:
-            self._publish(pending)
+            self._publish(pending, parts)
         state.consensus.barrier()  # Otherwise another rank might end the job before rank 0 is done.
         state.pending = None
         state.saved_step = pending.record.step
         state.save_s = time.monotonic() - pending.started
         log.info("step %d: its checkpoint is complete after %.1f s", state.saved_step, state.save_s)
 
-    def _publish(self, pending: PendingCheckpoint) -> None:
-        """Adds the marker, renames the folder, and removes checkpoints that are not needed."""
+    def _publish(self, pending: PendingCheckpoint, checksums: list[dict[str, str]]) -> None:
+        """Adds the marker, renames the folder, and removes checkpoints that are not needed.
+
+        Args:
+            pending: the checkpoint.
+            checksums: by rank, checksums of files that its node has written.
+        """
         state, folder = self.checkpoint_state, pending.folder
         home = state.paths.checkpoints
         latest = folder / LATEST_FILE
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        known = {name: value for part in checksums for name, value in part.items()}
+        names = {str(file.relative_to(folder)): file for file in files}
         contents = {
+            # The list of a shared folder may lag behind on the node that was to read a file.
+            "checksums": {name: known.get(name) or file_checksum(names[name]) for name in names},
             "files": {str(file.relative_to(folder)): file.stat().st_size for file in files},
-            "tag": latest.read_text().strip() if latest.exists() else "",
+            "tag": latest.read_text(encoding="utf-8").strip() if latest.exists() else "",
         }
         write_record(folder / MARKER_FILE, pending.record.model_copy(update=contents))
         _sync_folder(folder)
@@ -283,6 +299,7 @@ class CheckpointingTrainer(OomRetryTrainer):
         record = read_record(Path(best) / MARKER_FILE, Checkpoint)
         checkpoint = CompleteCheckpoint(Path(best), record)
         if state.rank.is_first:
+            checkpoints.check_contents(checkpoint)
             reshard.resharded(checkpoint, layout)
         state.consensus.barrier()
         folder = reshard.resharded_folder(checkpoint, layout)

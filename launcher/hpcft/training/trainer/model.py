@@ -12,6 +12,8 @@ from transformers import set_seed
 from hpcft.config.hf_model import auto_model_class, build_model_config
 from hpcft.core.errors import DataError, first_line
 from hpcft.core.records import ModelFacts, ParameterCount
+from hpcft.methods.heads import head_modules
+from hpcft.planning.memory.meta_model import build_on_meta
 from hpcft.tasks import packing
 from hpcft.training.context import WorkerContext
 
@@ -35,6 +37,9 @@ def load_model(context: WorkerContext, tokenizer: Any) -> Any:
     config.use_cache = False
     source: str | Path = recipe.model.path or context.paths.prepared / "model"
     set_seed(recipe.train.seed)  # A new head gets the same weights on every rank.
+    # The head's names are read from a model without weights, before any weight is quantised.
+    is_quantised = recipe.method.loads_on_device
+    heads = head_modules(build_on_meta(recipe.model, recipe.task)) if is_quantised else ()
     try:
         model, loading_info = auto_model_class(recipe.task).from_pretrained(
             source,
@@ -45,7 +50,7 @@ def load_model(context: WorkerContext, tokenizer: Any) -> Any:
             attn_implementation=packing.register_attention()
             if recipe.packs(plan.facts.model_type)
             else recipe.model.attn_implementation,
-            **recipe.method.load_options(plan.precision, plan.layout.zero_stage),
+            **recipe.method.load_options(plan.precision, plan.layout.zero_stage, heads),
         )
     except OSError as error:
         raise DataError(f"model: {source} cannot be loaded: {first_line(error)}") from None

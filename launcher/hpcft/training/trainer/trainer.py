@@ -16,6 +16,8 @@ class ScoringTrainer(CheckpointingTrainer):
     """The split that is evaluated now."""
     batch_plan: BatchPlan
     """Order of the training examples."""
+    scored_mask: Any = None
+    """Attention mask of the batch that is scored now, (B, S)."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MicroBatchSampler:
         return MicroBatchSampler(self.batch_plan, lambda: int(self.state.epoch or 0))
@@ -25,3 +27,10 @@ class ScoringTrainer(CheckpointingTrainer):
         self.scored = eval_dataset if eval_dataset is not None else self.eval_dataset
         metrics: dict[str, Any] = super().evaluate(eval_dataset, **options)
         return metrics
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any
+    ) -> Any:
+        """Scores a batch; its attention mask is kept for the task."""
+        self.scored_mask = inputs.get("attention_mask")
+        return super().prediction_step(model, inputs, *rest, **options)

@@ -11,7 +11,7 @@ from hpcft.config.hf_model import auto_model_class
 from hpcft.core.records import Precision
 from hpcft.methods import AnyMethod
 from hpcft.methods.base import DTYPES
-from hpcft.methods.qlora import NOT_QUANTISED
+from hpcft.methods.qlora import four_bit_layers
 from hpcft.tasks.base import TaskBase
 
 BLOCK = 64  # Weights per NF4 scale; bitsandbytes' default.
@@ -99,9 +99,7 @@ def _quantise(model: Any, method: AnyMethod, compute: torch.dtype) -> None:
     """Replaces linear layers by bitsandbytes' 4-bit layers, without weights."""
     import bitsandbytes as bnb
 
-    for name, module in list(model.named_modules()):
-        if type(module) is not torch.nn.Linear or {*name.split(".")} & {*NOT_QUANTISED}:
-            continue
+    for name, module in four_bit_layers(model).items():
         nested = method.double_quantises
         parent = model.get_submodule(name.rpartition(".")[0])
         with torch.device("meta"):
