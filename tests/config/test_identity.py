@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from builders import RECIPE, ROOT, load_one
 from hpcft.config import identity, recipe
 from hpcft.config.recipe_types import FullRecipe
+from hpcft.core.errors import DataError
+from hpcft.core.units import MIB
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
@@ -80,3 +84,60 @@ def test_stored_recipe_is_read_back_with_the_same_run_id(path: Path) -> None:
         assert identity.compute_run_id(again, "c", fingerprints) == identity.compute_run_id(
             point.recipe, "c", fingerprints
         )
+
+
+# ---------------------------------------------------------------- all content counts
+
+
+LARGE = identity.PARTLY_HASHED_BYTES + MIB
+
+
+def large_model(folder: Path, *, byte: bytes = b"a") -> Path:
+    """A model folder whose weights, over 64 MiB, differ from others in one byte of the middle."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with (folder / "model.safetensors").open("wb") as stream:
+        stream.truncate(LARGE)
+        stream.seek(LARGE // 2)
+        stream.write(byte)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def model_fingerprint(**options: bool) -> str:
+    loaded = load_one("model.path=./m", "model.config=null")
+    return identity.compute_fingerprints(loaded, **options)["model.path"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_fingerprint_depends_on_every_byte_of_large_weights() -> None:
+    large_model(Path("m"))
+    before, partly = model_fingerprint(), model_fingerprint(partly=True)
+    large_model(Path("m"), byte=b"b")
+    assert model_fingerprint() != before
+    assert model_fingerprint(partly=True) == partly, "hpcft 0.1 did not see it"
+    large_model(Path("m"))
+    assert model_fingerprint() == before
+
+
+@pytest.mark.usefixtures("tiny")
+def test_fingerprint_of_small_files_is_that_of_0_1() -> None:
+    folder = Path("m")
+    large_model(folder)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert model_fingerprint() == model_fingerprint(partly=True)
+    parts = b"".join(
+        f"{file.name}\0{file.stat().st_size}\0".encode() + sha256(file.read_bytes()).digest()
+        for file in sorted(folder.iterdir())
+    )
+    assert model_fingerprint() == sha256(parts).hexdigest()
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("shard", ["../other/model.safetensors", "sub/model.safetensors"])
+def test_weights_that_lie_elsewhere_are_refused(shard: str) -> None:
+    folder = large_model(Path("m"))
+    index = json.dumps({"weight_map": {"a": "model.safetensors", "b": shard}})
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(DataError, match=f"model.path: .*index.json names {shard}, which does not"):
+        model_fingerprint()

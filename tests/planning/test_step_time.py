@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,16 @@ def test_count_examples_counts_local_files(tmp_path: Path) -> None:
     assert count_examples(sampled) == {"train": 50, "validation": 5, "test": 7}
     cut = data(files={"train": files["train"]}, fractions={"train": 0.7, "test": 0.3})
     assert count_examples(cut) == {"train": 70, "test": 30}
+
+
+def test_count_examples_counts_packed_files_and_lines_of_json(tmp_path: Path) -> None:
+    lines = "".join(f'{{"text": "a {n}"}}\n' for n in range(100))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "b.tsv").write_text("text\tlabel\n" + "x\ty\n" * 30)
+    (tmp_path / "c.json").write_text(lines)
+    files = {"train": str(tmp_path / "a.jsonl.gz"), "validation": str(tmp_path / "b.tsv"),
+             "test": str(tmp_path / "c.json")}  # fmt: skip
+    assert count_examples(data(files=files)) == {"train": 100, "validation": 30, "test": 100}
 
 
 def test_count_examples_of_hub_data_gives_limits_only(tmp_path: Path) -> None:

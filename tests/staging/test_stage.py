@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from builders import Said, film_rows, llama_folder
+from builders import Said, film_rows, llama_folder, load_one
 from hpcft.config import cluster_profile
 from hpcft.core.errors import DataError
 from hpcft.core.files import write_record
@@ -20,6 +20,7 @@ from hpcft.core.paths import RunPaths
 from hpcft.core.records import StagedInputs
 from hpcft.staging import staged_inputs
 from hpcft.staging.hub_inputs import HubInput
+from hpcft.tasks.data.examples import load_examples
 from local_hub import LocalHub
 
 # Runs command lines one after the other in one process, which imports the Hugging Face libraries
@@ -195,6 +196,35 @@ def test_stage_then_submit_runs_without_network(
     assert fingerprints["task.data.revision"] == data["commit"]
     assert json.loads((run / "recipe.json").read_text())["model"]["path"] == "acme/tiny"
     assert json.loads((run / "result.json").read_text())["examples"] == {"train": 16, "test": 16}
+
+
+def test_staged_csv_has_the_texts_of_the_file(
+    hub: LocalHub, home: Path, shell: Shell, recipe: Path
+) -> None:
+    """As by `files`: no types are guessed, and the README's class names count."""
+    texts = hub.repository("datasets", "acme/texts")
+    rows = 'text,label\n0042,0\nnull,1\n4,1\n" None ",0\n'
+    (texts / "train.csv").write_text(rows)
+    (texts / "test.csv").write_text(rows)
+    (texts / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - {name: text, dtype: string}\n  - name: label\n"
+        "    dtype: {class_label: {names: {'0': NA, '1': nan}}}\n---\n"
+    )
+    data = "{path: acme/texts, name: null, splits: {train: train, test: test}}"
+    change = ["-c", "local", "-o", f"task.data={data}", "-o", "task.labels=['nan', 'NA']"]
+    for _ in range(2):
+        said = shell("stage", recipe, *change, "--json")
+        assert said.code == 0, said.err
+        assert said.json[1]["splits"] == {"train": 4, "test": 4}
+    staged = staged_inputs.read_staged(HubInput("dataset", "acme/texts"), home / "hub")
+    assert staged is not None
+    local = ["task.labels=['nan', 'NA']", "task.data.name=null", f"task.data.path={staged.folder}",
+             "task.data.splits={train: train, test: test}"]  # fmt: skip
+    found = load_examples(load_one(*local, name=str(recipe)).task)
+    for examples in found.splits.values():
+        assert [(e["text"], e["label"]) for e in examples] == [
+            ("0042", 1), ("null", 0), ("4", 0), (" None ", 1),
+        ]  # fmt: skip
 
 
 def test_stage_again_downloads_nothing_and_needs_no_hub(

@@ -46,10 +46,15 @@ class HubListing:
     """Commit that the input's revision stands for."""
     files: dict[str, HubFile]
     """Files to download, by path in the repository."""
-    splits: tuple[str, ...] = ()
-    """Splits of a data set."""
+    data_files: dict[str, list[str]] = field(default_factory=dict)
+    """Files of each split of a data set, by path in the repository."""
     builder: Any = field(default=None, compare=False)
     """The `datasets.DatasetBuilder` of a data set; None for other inputs."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of a data set."""
+        return tuple(self.data_files)
 
     @property
     def size_bytes(self) -> int:
@@ -210,7 +215,10 @@ def _list_data_set(hub_input: HubInput, commit: str, files: dict[str, HubFile]) 
     builder = datasets.load_dataset_builder(hub_input.name, hub_input.config_name, revision=commit)
     by_split = builder.config.data_files
     prefix = f"hf://datasets/{hub_input.name}@{commit}/"
-    names = [name.removeprefix(prefix) for urls in by_split.values() for name in urls]
+    data_files = {
+        str(split): [url.removeprefix(prefix) for url in urls] for split, urls in by_split.items()
+    }
+    names = [name for files in data_files.values() for name in files]
     if elsewhere := [name for name in names if name not in files]:
         raise DataError(
             f"{hub_input}: reads {elsewhere[0]} from outside its repository, which hpcft does not "
@@ -218,7 +226,7 @@ def _list_data_set(hub_input: HubInput, commit: str, files: dict[str, HubFile]) 
         )
     wanted = [*_top_level_files(files, ("README.md", "*.json", "*.yaml")), *names]
     wanted = [name for name in dict.fromkeys(wanted) if name in files]
-    return HubListing(commit, {name: files[name] for name in wanted}, tuple(by_split), builder)
+    return HubListing(commit, {name: files[name] for name in wanted}, data_files, builder)
 
 
 def snapshot_folder(hub_input: HubInput, commit: str, cache: Path) -> Path:

@@ -14,12 +14,17 @@ from hpcft.config.recipe_types import SweepPoint
 from hpcft.core.errors import DataError, HpcftError, HubError
 from hpcft.core.records import Staged, StagedFile
 from hpcft.core.units import format_bytes
-from hpcft.staging import hub_client, hub_inputs, staged_inputs, verify
+from hpcft.staging import hub_client, hub_inputs, staged_inputs, text_tables, verify
 from hpcft.staging.check_rows import check_rows
 from hpcft.staging.hub_client import HubListing
 from hpcft.staging.hub_inputs import HubInput
 from hpcft.tasks.data import examples
-from hpcft.tasks.data.dataset_folder import prepared_files
+from hpcft.tasks.data.dataset_folder import (
+    declared_classes,
+    prepared_files,
+    prepared_rows,
+    set_delimiter,
+)
 
 Say = Callable[[str], None]
 
@@ -215,7 +220,7 @@ def _staged_record(hub_input: HubInput, listing: HubListing, snapshot: Path) -> 
     folder, names = snapshot, list(listing.files)
     splits: dict[str, int] = {}
     if hub_input.kind == "dataset":
-        folder, names, splits = _prepare_data_set(hub_input, listing)
+        folder, names, splits = _prepare_data_set(hub_input, listing, snapshot)
     files: dict[str, StagedFile] = {}
     for name in names:
         is_of_hub = name in listing.files and folder == snapshot
@@ -237,7 +242,7 @@ def _staged_record(hub_input: HubInput, listing: HubListing, snapshot: Path) -> 
 
 
 def _prepare_data_set(
-    hub_input: HubInput, listing: HubListing
+    hub_input: HubInput, listing: HubListing, snapshot: Path
 ) -> tuple[Path, list[str], dict[str, int]]:
     """Converts a data set to memory-mapped tables.
 
@@ -245,6 +250,20 @@ def _prepare_data_set(
         Folder and files of the tables, and the number of rows of each split.
     """
     folder = Path(listing.builder.cache_dir)
+    raw = {
+        split: [snapshot / name for name in names] for split, names in listing.data_files.items()
+    }
+    if text_tables.are_delimited(raw):
+        folder = folder.with_name(f"{folder.name}-texts")
+        text_tables.write_tables(
+            raw,
+            folder,
+            delimiter=set_delimiter(snapshot, listing.builder.config),
+            class_names=declared_classes(listing.builder),
+        )
+        splits = prepared_rows(folder)
+        files = [file.name for split in splits for file in prepared_files(folder, split)]
+        return folder, ["dataset_info.json", *files], splits
     with hub_client.translate_errors(hub_input):
         listing.builder.download_and_prepare()
         splits = {name: int(i.num_examples) for name, i in listing.builder.info.splits.items()}

@@ -191,7 +191,7 @@ def _check_cards(folder: Path) -> None:
 
 def _named_places(card: Path) -> Iterator[str]:
     """Yields the paths and patterns of files that a description has."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
     from huggingface_hub import DatasetCard
 
     if not card.is_file():
