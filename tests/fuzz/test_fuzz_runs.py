@@ -207,7 +207,9 @@ def test_status_with_the_result_of_another_run_is_unknown(workplace: Path, cli: 
     assert f"belongs to the run {GOOD}" in views[BAD]["note"]
 
 
-@pytest.mark.parametrize(("step", "says"), [(10**400, "step: Input should be less than"), (10**18, "100%")])
+@pytest.mark.parametrize(
+    ("step", "says"), [(10**400, "step: Input should be less than"), (10**18, "100%")]
+)
 def test_status_survives_a_step_number_without_bounds(
     step: int, says: str, workplace: Path, cli: Cli
 ) -> None:

@@ -60,8 +60,8 @@ class DataSpec(InputRecord):
     revision: Revision | None = None
     """Hub revision of the data set."""
     files: dict[Split, OneLine] | None = None
-    """Local files by split, instead of `path`: CSV, TSV, JSONL, JSON, Parquet, Arrow or text by their
-    suffix, the text formats also with `.gz`."""
+    """Local files by split, instead of `path`: CSV, TSV, JSONL, JSON, Parquet, Arrow or text by
+    their suffix, the text formats also with `.gz`."""
     splits: dict[Split, OneLine] = Field(default_factory=dict)
     """Source split of each of our splits (`validation: validation_matched`); join several with `+`.
     By default, the splits of the same names."""

@@ -191,15 +191,15 @@ def _check_cards(folder: Path) -> None:
 
 def _named_places(card: Path) -> Iterator[str]:
     """Yields the paths and patterns of files that a description has."""
-    import yaml  # type: ignore[import-untyped]
     from huggingface_hub import DatasetCard
+    from ruamel.yaml import YAML
 
     if not card.is_file():
         return
     if card.suffix == ".md":
         content = DatasetCard.load(card).data.to_dict()
     else:
-        content = yaml.safe_load(card.read_text(encoding="utf-8")) or {}
+        content = YAML(typ="safe").load(card.read_text(encoding="utf-8")) or {}
     for config in content.get("configs") or []:
         yield from _texts(config.get("data_files"))
         yield from _texts(config.get("data_dir"))
