@@ -226,7 +226,7 @@ def test_dry_run_passes_the_text_of_a_profile_to_the_ranks_unchanged(
     assert ran["args"][start : start + 5] == [
         "apptainer", "exec", "--nv", "/nohome/image-1.0.sif", "python3",
     ]  # fmt: skip
-    folder = ran["args"][-2]
+    folder = ran["args"][ran["args"].index("hpcft.training.start_rank") + 1]
     assert folder.startswith(f"{workplace}/a 'runs' \"dir\"; touch canary $(touch canary)/tiny/")
     assert not [*workplace.rglob("canary")]
     lines = script.splitlines()

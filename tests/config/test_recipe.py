@@ -180,9 +180,9 @@ def test_relative_path_starts_at_its_file_or_for_an_override_at_the_current_fold
 
 def test_tilde_in_a_path_is_the_home_folder(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tiny.parent))
-    files = load_one("task.data.files.test=~/train.jsonl").task.data.files
+    files = load_one("task.data.files.test=~/test.jsonl").task.data.files
     assert files is not None
-    assert files["test"] == str(tiny.parent / "train.jsonl")
+    assert files["test"] == str(tiny.parent / "test.jsonl")
 
 
 def test_model_name_is_a_folder_if_it_exists_else_a_hub_name(tiny: Path) -> None:

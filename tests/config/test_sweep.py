@@ -52,13 +52,14 @@ def test_point_has_its_values_and_the_rest_of_the_recipe() -> None:
 def test_swept_relative_paths_start_at_the_recipe_file(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tiny.parent / "more.jsonl").write_bytes((tiny.parent / "train.jsonl").read_bytes())
     tiny.write_text(
-        RECIPE + "sweep:\n  grid:\n    task.data.files.train: [train.jsonl, test.jsonl]\n"
+        RECIPE + "sweep:\n  grid:\n    task.data.files.train: [train.jsonl, more.jsonl]\n"
     )
     monkeypatch.chdir(tiny.parent.parent)
     points = recipe.load_recipe(str(tiny))
     files = [(p.recipe.task.data.files or {})["train"] for p in points]
-    assert files == [str(tiny.parent / "train.jsonl"), str(tiny.parent / "test.jsonl")]
+    assert files == [str(tiny.parent / "train.jsonl"), str(tiny.parent / "more.jsonl")]
     assert points[1].location_of("task.data.files.train") == f"{tiny}:{RECIPE.count(chr(10)) + 3}"
 
 

@@ -92,7 +92,8 @@ def test_answers_are_the_same_from_the_index(
     monkeypatch.setattr(files, "open_file", open_file)
     assert answers(cli) == first
     # The pending run, the damaged one, and the plan of the run that is explained.
-    read_of = {path.parent.name for path in reads}
+    # Recipes are read of runs whose rows would have the same name.
+    read_of = {path.parent.name for path in reads if path.name != "recipe.json"}
     assert read_of <= {"bbbb0000", "cccc0000", "0001aaaa", "calibration"}
     assert from_folders(cli, monkeypatch) == first
 

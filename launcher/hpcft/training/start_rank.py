@@ -34,7 +34,10 @@ def main(logs: str, runs_file: str, digest: str) -> None:
     for signum in STOP_SIGNALS:  # The supervisor handles them as soon as it is loaded.
         signal.signal(signum, signal.SIG_IGN)
     os.environ["SUBMITIT_FOLDER"] = logs
-    index = int(JobEnvironment().array_task_id or 0)
+    environment = JobEnvironment()
+    sys.stdout.write(f"hpcft: {environment}\n")  # job, node and rank, for the reader of the log
+    sys.stdout.flush()
+    index = int(environment.array_task_id or 0)
     entry.start(str(entry.submitted_run(Path(runs_file), digest, index)))
 
 
