@@ -79,6 +79,9 @@ def resharded_folder(checkpoint: CompleteCheckpoint, layout: Layout) -> Path:
 def reshard_blocker(checkpoint: CompleteCheckpoint, plan: Plan) -> str:
     """Returns why a plan cannot resume from a checkpoint; empty if it can."""
     saved, planned = checkpoint.record.layout, plan.layout
+    if saved.offload_optimizer == "nvme":
+        # DeepSpeed copies the files back, but begins with new moments and counts steps from 0.
+        return "optimizer states on a node's disk are not restored by DeepSpeed"
     if not needs_conversion(saved, planned):
         return ""
     if "nvme" in (saved.offload_optimizer, saved.offload_param,
