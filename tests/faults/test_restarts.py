@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from submitit.core.utils import DelayedSubmission
 
 from builders import Cli
+from hpcft.cluster import rank_entry
 from hpcft.core import files
 from hpcft.core.records import RunRecord
 from hpcft.scheduler import slurm as hpcft_slurm
@@ -96,7 +97,8 @@ def test_a_job_that_names_modules_of_0_1_starts_and_is_requeued(
     site: None, testbed: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs that hpcft 0.1 queued name these modules in their pickle and their batch script."""
-    monkeypatch.setattr(entry.start, "__module__", "hpcft.cluster.rank_entry")
+    assert rank_entry.start is entry.start  # Pickled by the name of its module, which is loaded.
+    monkeypatch.setattr(entry.start, "__module__", rank_entry.__name__)
     today = hpcft_slurm.sbatch_script
 
     def of_0_1(request: Any) -> str:
