@@ -45,6 +45,18 @@ def test_check_private_below_a_folder_that_others_may_write_to_is_refused(
     check_private(run)
 
 
+def test_check_private_below_a_folder_that_the_user_trusts_is_accepted(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permissions, "_is_own_group", lambda _: False)
+    run.parents[2].chmod(0o775)
+    monkeypatch.setenv(permissions.TRUSTED, f"/elsewhere:{run.parents[2]}")
+    check_private(run)
+    run.parents[1].chmod(0o775)
+    with pytest.raises(StoreError, match=f"may write to {run.parents[1]},"):
+        check_private(run)
+
+
 def test_check_private_below_a_folder_of_the_users_own_group_is_accepted(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

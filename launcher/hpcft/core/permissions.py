@@ -20,6 +20,8 @@ MAX_LINKS = 40  # as Linux: path_resolution(7)
 _OVERFLOW_USER = 65534  # the owner of what a user namespace does not map: user_namespaces(7)
 
 
+TRUSTED = "HPCFT_TRUSTED_FOLDERS"
+"""Environment variable with folders, separated by colons, in which others may replace folders."""
 RUNS_ELSEWHERE = "choose a runs folder below a folder of your own with --runs-dir"
 
 
@@ -39,8 +41,9 @@ def check_private(folder: Path, elsewhere: str = RUNS_ELSEWHERE) -> None:
             raise StoreError(
                 f"{folder}: others may write to it; chmod 700 it if its content is yours"
             )
+        trusted = _trusted_folders()
         for parent, its_info in _on_the_way_to(folder):
-            if who := _who_may_replace(its_info):
+            if parent not in trusted and (who := _who_may_replace(its_info)):
                 cure = _cure(parent, its_info, who, elsewhere)
                 raise StoreError(
                     f"{folder}: {who} may write to {parent}, and so put another folder in its "
@@ -101,13 +104,19 @@ def _who_may_replace(info: os.stat_result) -> str:
     return ""
 
 
+def _trusted_folders() -> set[Path]:
+    """Returns the folders whose writers the user trusts, such as a project's; jobs inherit them."""
+    return {Path(name) for name in os.environ.get(TRUSTED, "").split(":") if name}
+
+
 def _cure(parent: Path, info: os.stat_result, who: str, elsewhere: str) -> str:
     if info.st_uid == os.getuid():
         return f"chmod go-w {parent}"
+    trust = f"or, if you trust {who}, export {TRUSTED}={parent}"
     if who.startswith("user "):
-        return elsewhere
+        return f"{elsewhere}, {trust}"
     owner = _name_of(info.st_uid)
-    return f"{elsewhere}, or ask {owner} for the sticky bit (chmod +t {parent})"
+    return f"{elsewhere}, or ask {owner} for the sticky bit (chmod +t {parent}), {trust}"
 
 
 def _is_own_group(gid: int) -> bool:
