@@ -194,6 +194,15 @@ def cluster(name: str, **changes: Any) -> Cluster:
     return cluster_profile.load_profile(name).cluster.model_copy(update=changes)
 
 
+def small_site(**changes: Any) -> Cluster:
+    """A Slurm cluster of four CPU nodes with 8 cores and 8 GiB each."""
+    fields: dict[str, Any] = {
+        "name": "site", "scheduler": "slurm", "accelerator": "cpu", "max_nodes": 4,
+        "cores_per_node": 8, "host_memory_gib": 8.0, **changes,
+    }  # fmt: skip
+    return Cluster(**fields)
+
+
 CLASSIFY = {"name": "classification", "labels": ["a", "b"], "data": {"path": "x/y"}}
 COMPLETE = {"name": "instruction", "prompt": "{q}", "completion": "{a}", "data": {"path": "x/y"}}
 
@@ -385,7 +394,7 @@ def job_request(
                     offload_optimizer="none", offload_param="none")  # fmt: skip
     plan = run_plan(layout=layout, cpus_per_task=12, mem_mib=49152, time_min=90, partition="gpu")
     return JobRequest(cluster=cluster, plan=plan, name="made",
-                      token="hpcft-0123456789ab-0-89abcdef", runs=runs, logs=logs, entry=print,
+                      token="hpcft-0123456789ab-0-89abcdef", runs=runs, logs=logs,
                       exclude=exclude or [])  # fmt: skip
 
 

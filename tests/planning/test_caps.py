@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import builders
+from builders import small_site
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core import run_index
 from hpcft.core.files import read_record, write_record
@@ -30,20 +31,7 @@ from hpcft.planning.layouts import allowed_layouts
 
 
 def recipe(**sections: Any) -> FullRecipe:
-    fields: dict[str, Any] = {
-        "name": "made", "model": {"path": "x/y"},
-        "task": {"name": "classification", "labels": ["a", "b"], "data": {"path": "x/y"}},
-        "method": {"name": "full"}, "train": {"global_batch_size": 16}, **sections,
-    }  # fmt: skip
-    return FullRecipe.model_validate(fields)
-
-
-def cluster(**changes: Any) -> Cluster:
-    fields: dict[str, Any] = {
-        "name": "site", "scheduler": "slurm", "accelerator": "cpu", "max_nodes": 4,
-        "cores_per_node": 8, "host_memory_gib": 8.0, **changes,
-    }  # fmt: skip
-    return Cluster(**fields)
+    return builders.recipe(**({"train": {"global_batch_size": 16}} | sections))
 
 
 def layout(nodes: int, **changes: Any) -> Layout:
@@ -137,7 +125,7 @@ def layouts_within(recipe: FullRecipe, cluster: Cluster, **cap: Any) -> list[Lay
 
 
 def test_apply_caps_keeps_the_layouts_within_the_caps() -> None:
-    made, site = recipe(), cluster()
+    made, site = recipe(), small_site()
     nodes = {(x.nodes, x.zero_stage > 0) for x in layouts_within(made, site, nodes=2)}
     assert nodes == {(2, True), (4, True)}
     assert {x.loss_chunks for x in layouts_within(made, site)} == {1, 8}
@@ -161,14 +149,14 @@ def test_apply_caps_keeps_the_layouts_within_the_caps() -> None:
 def test_apply_caps_ignores_a_cap_that_recipe_or_profile_exclude(
     sections: dict[str, Any], changes: dict[str, Any], cap: dict[str, Any]
 ) -> None:
-    made, site = recipe(**sections), cluster(**changes)
+    made, site = recipe(**sections), small_site(**changes)
     every = list(allowed_layouts(made, site, supports_chunked_loss=True))
     assert layouts_within(made, site, **cap) == every
 
 
 def test_calibration_reasons_names_the_caps_of_a_recipe() -> None:
     cap = OomCaps(per_device_train_batch_size=2, gradient_checkpointing=False, nodes=2)
-    site = cluster(calibration=Calibration(oom_caps={"made": cap}))
+    site = small_site(calibration=Calibration(oom_caps={"made": cap}))
     inputs = builders.plan_inputs(recipe(), site)
     assert calibration.calibration_reasons(inputs, builders.layout(0)) == [
         "micro-batch at most 2, at least 2 nodes: earlier runs of made ran out of memory and fell "

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import builders
+from builders import CLASSIFY, small_site
 from hpcft.config.recipe_types import FullRecipe
 from hpcft.core.records import Cluster, Gpu, Layout, Plan
 from hpcft.planning import model_facts, oom_fallback, planner
@@ -19,21 +20,10 @@ SMALL_MODEL = {"model_type": "bert", "vocab_size": 400, "hidden_size": 32, "num_
 
 
 def recipe(**sections: Any) -> FullRecipe:
-    fields: dict[str, Any] = {
-        "name": "made", "model": {"config": SMALL_MODEL, "tokenizer": {"vocab_size": 400}},
-        "task": {"name": "classification", "labels": ["a", "b"], "data": {"path": "x/y"},
-                 "max_length": 32},
-        "method": {"name": "full"}, "train": {"global_batch_size": 16}, **sections,
-    }  # fmt: skip
-    return FullRecipe.model_validate(fields)
-
-
-def cluster(**changes: Any) -> Cluster:
-    fields: dict[str, Any] = {
-        "name": "site", "scheduler": "slurm", "accelerator": "cpu", "max_nodes": 4,
-        "cores_per_node": 8, "host_memory_gib": 8.0, **changes,
-    }  # fmt: skip
-    return Cluster(**fields)
+    small = {"config": SMALL_MODEL, "tokenizer": {"vocab_size": 400}}
+    short = CLASSIFY | {"max_length": 32}
+    train = {"global_batch_size": 16}
+    return builders.recipe(**({"model": small, "task": short, "train": train} | sections))
 
 
 def smallest_layout(nodes: int, **changes: Any) -> Layout:
@@ -52,7 +42,7 @@ def plan_without_fallbacks(recipe: FullRecipe, cluster: Cluster, layout: Layout)
 
 
 def test_plan_on_more_nodes_takes_more_nodes_until_the_profile_has_no_more() -> None:
-    made, site = recipe(), cluster()
+    made, site = recipe(), small_site()
     plan: Plan | None = plan_without_fallbacks(made, site, smallest_layout(1))
     changes = []
     while plan is not None:
@@ -85,7 +75,7 @@ def test_plan_on_more_nodes_takes_more_nodes_until_the_profile_has_no_more() -> 
 def test_plan_on_more_nodes_returns_none_if_recipe_or_profile_forbid_them(
     sections: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-    made, site = recipe(**sections), cluster(**changes)
+    made, site = recipe(**sections), small_site(**changes)
     batch = made.train.global_batch_size
     layout = smallest_layout(1, gradient_accumulation_steps=batch)
     assert plan_on_more_nodes(plan_without_fallbacks(made, site, layout), made, site) is None
@@ -94,7 +84,7 @@ def test_plan_on_more_nodes_returns_none_if_recipe_or_profile_forbid_them(
 def test_plan_on_more_nodes_uses_all_gpus_of_several_nodes() -> None:
     """The run had one of four GPUs of a node; it does not take one GPU of each of two nodes."""
     gpu = Gpu(name="A", memory_gib=40.0, compute_capability=8.0)
-    site = cluster(accelerator="cuda", gpu=gpu, gpus_per_node=4, host_memory_gib=500.0)
+    site = small_site(accelerator="cuda", gpu=gpu, gpus_per_node=4, host_memory_gib=500.0)
     layout = smallest_layout(1, zero_stage=3, offload_optimizer="cpu", offload_param="cpu")
     made = recipe()
     before = plan_without_fallbacks(made, site, layout)

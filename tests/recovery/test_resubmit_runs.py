@@ -28,7 +28,6 @@ from hpcft.recovery.run import Run
 from hpcft.scheduler import slurm_commands
 from hpcft.scheduler.protocol import Refused
 from hpcft.training.distributed.rank_env import RankInfo
-from hpcft.training.entry import start
 from hpcft.training.supervision.supervisor import Supervisor
 from real_runs import losses, metrics_lines, until
 
@@ -50,7 +49,7 @@ class Sleeping(NamedTuple):
     def resubmit(self, **changes: Any) -> str:
         """Resubmits the run; `changes` are fields of its profile."""
         cluster = self.run.cluster.model_copy(update=changes)
-        return resubmit(replace(self.run, cluster=cluster), self.wider, self.job_id, start)
+        return resubmit(replace(self.run, cluster=cluster), self.wider, self.job_id)
 
 
 def live_jobs() -> dict[str, str]:
@@ -150,7 +149,7 @@ def two_supervisors(sleeping: Sleeping) -> list[Supervisor]:
     error = RankError.now(0, "X", "no", node="n1", phase="training")
     write_record(paths.errors / "0.json", error)
     ranks = [RankInfo(rank, 2, rank, "n1", sleeping.job_id) for rank in range(2)]
-    return [Supervisor(sleeping.run, rank, start) for rank in ranks]
+    return [Supervisor(sleeping.run, rank) for rank in ranks]
 
 
 def leave_all(supervisors: list[Supervisor], recovery: Recovery) -> list[int]:

@@ -19,6 +19,7 @@ from hpcft.core.paths import log_file
 from hpcft.core.records import Attempt, Cluster, Gpu
 from hpcft.scheduler import local
 from hpcft.scheduler.local import Local, _spawn, queue_file
+from real_runs import until
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,8 @@ def controller(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         [sys.executable, "-m", "made.local_controller", str(tmp_path / "logs")],
         cwd=tmp_path, start_new_session=True,
     ) as process:  # fmt: skip
+        # Its arguments can be read a moment after exec has closed the pipe that Popen waits for.
+        until(lambda: psutil.Process(process.pid).cmdline(), 10.0)
         yield process
         process.kill()
 

@@ -53,7 +53,7 @@ class Site:
             raise ClusterError("scontrol: error: requeue is disabled")
         self.requeued.append(job_id)
 
-    def resubmit(self, run: Run, plan: Any, job_id: str, entry: object) -> str:
+    def resubmit(self, run: Run, plan: Any, job_id: str) -> str:
         self.answer()
         if self.refuses_resubmit:
             raise ClusterError("sbatch is not on PATH")

@@ -147,8 +147,8 @@ def _tell_apart(rows: list[tuple[ResultRow, RunStatus]]) -> None:
                 (run.job.run_id, run.job.cluster, _recipe_and_experiment(run)[0])
                 for _, run in group
             ]
-            told = row_names.differences(runs, [*group[0][0].point])
-            for (row, _), changes in zip(group, told, strict=True):
+            differing = row_names.differences(runs, [*group[0][0].point])
+            for (row, _), changes in zip(group, differing, strict=True):
                 row.changes = changes
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpcft.config.recipe_types import FullRecipe
 
-NOT_TOLD = ("description", "baseline", "sweep", "train.seed")
+SHOWN_OTHERWISE = ("description", "baseline", "sweep", "train.seed")
 """Fields that do not tell rows apart, or that a row shows otherwise."""
 
 
@@ -25,16 +25,17 @@ def differences(
         for _, cluster, recipe in runs
     ]
     fields = list(dict.fromkeys(field for row in values for field in row))
-    told = [
+    hidden = (*SHOWN_OTHERWISE, *known)
+    shown = [
         field
         for field in fields
-        if not any(field == name or field.startswith(f"{name}.") for name in (*NOT_TOLD, *known))
+        if not any(field == name or field.startswith(f"{name}.") for name in hidden)
         and any(row.get(field) != values[0].get(field) for row in values)
     ]
-    # Options that only some rows have, such as those of a method, are told where it takes them.
-    of_all = [field for field in told if all(field in row for row in values)]
+    # Options that only some rows have, such as those of a method, are shown where it takes them.
+    of_all = [field for field in shown if all(field in row for row in values)]
     names = [{field: row[field] for field in of_all} for row in values]
-    for field in (field for field in told if field not in of_all):
+    for field in (field for field in shown if field not in of_all):
         more = [
             {**name, **({field: row[field]} if field in row else {})}
             for name, row in zip(names, values, strict=True)

@@ -24,7 +24,7 @@ TOKENIZER_SUFFIXES = (".json", ".txt", ".model")
 def sample_lengths(local: FullRecipe, *, fixed: bool) -> RowLengths | None:
     """Returns the lengths of a sample of each split's rows; None where rows are not at hand.
 
-    They are kept in the cache. What is wrong with data or tokenizer is told by their own checks.
+    They are kept in the cache. Mistakes in data or tokenizer are left to their own checks.
 
     Args:
         local: a recipe without hub names.

@@ -22,7 +22,6 @@ from hpcft.jobs.status import RunStatus
 from hpcft.recovery.log import saved_step
 from hpcft.scheduler import scheduler_of
 from hpcft.scheduler.protocol import JobRequest, Refused, Scheduler, TooManyJobs
-from hpcft.training.entry import start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +173,6 @@ class _Submitter:
             token=attempts.attempt_token(name, attempt_number, first),
             runs=folders,
             logs=RunPaths(first).logs if len(group) == 1 else first.parent / sweep_id(group),
-            entry=start,
         )
 
     def script(self, group: Sequence[PreparedRun]) -> str | None:

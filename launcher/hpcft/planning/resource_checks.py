@@ -137,7 +137,7 @@ def missing_kernels(cluster: Cluster) -> str:
 def check_overflow(inputs: PlanInputs, location_of: Callable[[str], str]) -> None:
     """Checks that a model that overflows in float16 is not trained whole in it.
 
-    It is the last check: a run that does not fit anyway is told so first.
+    It is the last check: of a run that does not fit either, that is said first.
 
     Raises:
         InputError: it would be.

@@ -13,13 +13,13 @@ from hpcft.core.records import Attempt, Job, Plan
 from hpcft.recovery import log
 from hpcft.recovery.run import Run
 from hpcft.scheduler import scheduler_of
-from hpcft.scheduler.protocol import Entry, JobRequest
+from hpcft.scheduler.protocol import JobRequest
 
 LOCK_TIMEOUT_S = 120.0
 """Seconds for which a job waits, with its nodes, for a command that submits."""
 
 
-def resubmit(run: Run, plan: Plan, job_id: str, entry: Entry) -> str:
+def resubmit(run: Run, plan: Plan, job_id: str) -> str:
     """Submits another job for the run, once; returns its id.
 
     If an earlier call was interrupted, this one finishes it: a job that was queued already is found
@@ -29,7 +29,6 @@ def resubmit(run: Run, plan: Plan, job_id: str, entry: Entry) -> str:
         run: the run; none of its ranks trains.
         plan: plan of the new job.
         job_id: the job that runs here.
-        entry: function that the ranks of the new job start with (`training.entry.start`).
 
     Raises:
         Refused: Slurm refuses the job.
@@ -52,7 +51,6 @@ def resubmit(run: Run, plan: Plan, job_id: str, entry: Entry) -> str:
             token=token,
             runs=[paths.folder],
             logs=paths.logs,
-            entry=entry,
             exclude=log.excluded_nodes(run.read_recoveries()),
         )
         scheduler.check(request)

@@ -1,4 +1,4 @@
-"""Runs jobs as processes of this machine, through submitit's local executor."""
+"""Runs jobs as processes of this machine, through submitit's local controller."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hpcft.core.errors import ClusterError, UsageError
 from hpcft.core.files import open_file, write_text
@@ -62,25 +61,11 @@ class Local:
 
     def submit(self, request: JobRequest) -> list[Submission]:
         """Starts the controller of a run; returns its process id and start time."""
-        from submitit.local.local import LocalExecutor, LocalJob
-
-        (run,) = request.runs
-        ranks = request.plan.layout.ranks_per_node
-
-        class DetachedExecutor(LocalExecutor):  # type: ignore[misc]
-            """Starts our controller in its own session, so that Ctrl-C here does not reach it."""
-
-            def _submit_command(self, command: str) -> Any:  # submitit's would load a pickle
-                command = rank_command(request, shlex.quote(sys.executable))
-                environment = _controller_environment(request, command)
-                return LocalJob(self.folder, _spawn(self.folder, environment), list(range(ranks)))
-
+        command = rank_command(request, shlex.quote(sys.executable))
         cache_folder().mkdir(parents=True, exist_ok=True)
         write_text(runs_file(request), runs_text(request))
-        executor = DetachedExecutor(folder=request.logs)
-        executor.update_parameters(tasks_per_node=ranks, timeout_min=request.plan.time_min)
-        job = executor.submit(request.entry, str(run))
-        return [Submission(job.job_id, _process_started(int(job.job_id)) or time.time())]
+        pid = _spawn(request.logs, _controller_environment(request, command))
+        return [Submission(pid, _process_started(int(pid)) or time.time())]
 
     def find_jobs(self, attempts: Sequence[Attempt]) -> list[str | None]:
         """Finds the controllers of attempts among the processes of this machine."""

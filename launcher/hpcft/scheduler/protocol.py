@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,9 +10,6 @@ from typing import Protocol
 from hpcft.core.errors import ClusterError
 from hpcft.core.records import Attempt, Cluster, Plan
 from hpcft.scheduler.job_state import JobState
-
-Entry = Callable[[str], object]
-"""Function that each rank of a job starts with: importable by name, takes the run folder."""
 
 
 class Refused(Exception):
@@ -51,9 +48,7 @@ class JobRequest:
     runs: Sequence[Path]
     """Run folders, one per element of the array."""
     logs: Path
-    """Folder for submitit's script, pickles and logs."""
-    entry: Entry
-    """Function that the ranks start with."""
+    """Folder for the batch script, the list of runs, and logs."""
     exclude: Sequence[str] = ()
     """Nodes that the job must not use."""
 

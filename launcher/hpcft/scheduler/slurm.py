@@ -1,4 +1,4 @@
-"""Submits jobs to Slurm through submitit, and asks it for their states."""
+"""Submits jobs to Slurm with a script that submitit writes, and asks for their states."""
 
 from __future__ import annotations
 

@@ -24,10 +24,10 @@ def start(run_folder: str) -> str:
     if is_superseded(RunPaths(Path(run_folder))):
         sys.stdout.write("hpcft: another job runs this run by now, so this job ends\n")
     else:
-        # Imported here, because the login node imports this module only to name `start`.
+        # Imported here, because the batch script's requeue imports this module without it.
         from hpcft.training.supervision import supervisor
 
-        supervisor.main(run_folder, start)
+        supervisor.main(run_folder)
     return run_folder
 
 

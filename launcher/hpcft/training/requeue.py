@@ -155,7 +155,7 @@ def _resubmit(
         excluded=excluded,
     )
     try:
-        job_id = retry(lambda: resubmit.resubmit(run, plan, error.job_id, entry.start))
+        job_id = retry(lambda: resubmit.resubmit(run, plan, error.job_id))
     except (Refused, ClusterError) as refused:
         run.remove_last_recovery()
         reason = f"the run could not be {failed_before}resubmitted ({refused})"

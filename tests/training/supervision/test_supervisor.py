@@ -19,7 +19,6 @@ from hpcft.core.records import RankError
 from hpcft.recovery.log import append_recovery
 from hpcft.recovery.run import Run
 from hpcft.training.distributed.worker_channel import HeartbeatSender
-from hpcft.training.entry import start
 from hpcft.training.supervision import supervisor
 from hpcft.training.supervision.watchdog import Watchdog
 
@@ -53,7 +52,7 @@ def fail_to_start(*_: object, **__: object) -> None:
 def assert_fails(run: Run) -> None:
     """The supervisor of the rank ends with exit code 1, and its error file names the recovery."""
     with pytest.raises(SystemExit, match="1"):
-        supervisor.main(str(run.paths.folder), start)
+        supervisor.main(str(run.paths.folder))
     (error,) = read_rank_errors(run.paths)
     assert (error.rank, error.kind, error.job_id) == (0, "DataError", "77")
     assert UNREADABLE in error.message
@@ -101,7 +100,7 @@ def test_main_ends_the_worker_when_a_recovery_becomes_unreadable(
 def test_main_with_an_unreadable_recipe_writes_the_error_file(run: Run) -> None:
     run.paths.recipe.write_text("{}")
     with pytest.raises(SystemExit, match="1"):
-        supervisor.main(str(run.paths.folder), start)
+        supervisor.main(str(run.paths.folder))
     (error,) = read_rank_errors(run.paths)
     assert "recipe.json: is damaged" in error.message
 
@@ -109,7 +108,7 @@ def test_main_with_an_unreadable_recipe_writes_the_error_file(run: Run) -> None:
 def test_main_writes_nothing_into_a_folder_that_others_may_write_to(run: Run) -> None:
     run.paths.folder.chmod(0o777)
     with pytest.raises(StoreError, match="others may write to it"):
-        supervisor.main(str(run.paths.folder), start)
+        supervisor.main(str(run.paths.folder))
     assert not run.paths.errors.exists()
 
 
@@ -152,7 +151,7 @@ def test_main_continues_with_the_plan_of_the_last_recovery(
             return 0
 
     monkeypatch.setattr(supervisor, "WorkerProcess", DoneWorker)
-    supervisor.main(str(run.paths.folder), start)
+    supervisor.main(str(run.paths.folder))
     assert started == [1]
     assert read_rank_errors(run.paths) == []
 
@@ -194,7 +193,7 @@ def test_main_takes_a_crash_after_the_end_for_the_end(
     monkeypatch.setattr(supervisor, "WorkerProcess", CrashingWorker)
     for name, value in {"work": staticmethod(work), "run": run, "starts": 0}.items():
         monkeypatch.setattr(CrashingWorker, name, value, raising=False)
-    supervisor.main(str(run.paths.folder), start)
+    supervisor.main(str(run.paths.folder))
     assert CrashingWorker.starts == 1
     assert run.read_recoveries() == []
     assert read_rank_errors(run.paths) == []
@@ -206,5 +205,5 @@ def test_main_of_a_complete_run_starts_no_worker(run: Run, monkeypatch: pytest.M
     write_result(run)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setattr(supervisor, "WorkerProcess", fail_to_start)
-    supervisor.main(str(run.paths.folder), start)
+    supervisor.main(str(run.paths.folder))
     assert run.read_recoveries() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,15 +47,14 @@ def read_parquet(path: Path, count_bytes: Callable[[int], None]) -> Iterator[Row
 
     Args:
         path: the file.
-        count_bytes: is told the size of what comes next, and may raise an error.
+        count_bytes: receives the bytes of the rows that come next, and may raise an error.
 
     Raises:
         DataError: it is not readable.
     """
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with _readable(path, "Parquet"):
         with pyarrow.parquet.ParquetFile(path) as file:
             metadata = file.metadata
             columns = [
@@ -70,8 +70,6 @@ def read_parquet(path: Path, count_bytes: Callable[[int], None]) -> Iterator[Row
         shared = [path for path in texts if path in repeated]
         with pyarrow.parquet.ParquetFile(path, read_dictionary=shared) as file:
             yield from _rows_of(file.iter_batches(ROWS_AT_ONCE), count_bytes)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: is not readable Parquet: {first_line(error)}") from None
 
 
 def read_arrow(path: Path, count_bytes: Callable[[int], None]) -> Iterator[Row]:
@@ -79,24 +77,31 @@ def read_arrow(path: Path, count_bytes: Callable[[int], None]) -> Iterator[Row]:
 
     Args:
         path: the file.
-        count_bytes: is told the size of what comes next, and may raise an error.
+        count_bytes: receives the bytes of the rows that come next, and may raise an error.
 
     Raises:
         DataError: it is not readable.
     """
     import pyarrow
 
+    with _readable(path, "Arrow"), pyarrow.memory_map(str(path)) as mapped:
+        if mapped.read(6) == b"ARROW1":
+            reader = pyarrow.ipc.open_file(mapped)
+            batches = (reader.get_batch(n) for n in range(reader.num_record_batches))
+            yield from _rows_of(batches, count_bytes)
+        else:
+            mapped.seek(0)
+            yield from _rows_of(pyarrow.ipc.open_stream(mapped), count_bytes)
+
+
+@contextlib.contextmanager
+def _readable(path: Path, file_format: str) -> Iterator[None]:
+    import pyarrow
+
     try:
-        with pyarrow.memory_map(str(path)) as mapped:
-            if mapped.read(6) == b"ARROW1":
-                reader = pyarrow.ipc.open_file(mapped)
-                batches = (reader.get_batch(n) for n in range(reader.num_record_batches))
-                yield from _rows_of(batches, count_bytes)
-            else:
-                mapped.seek(0)
-                yield from _rows_of(pyarrow.ipc.open_stream(mapped), count_bytes)
+        yield
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: is not readable Arrow: {first_line(error)}") from None
+        raise DataError(f"{path}: is not readable {file_format}: {first_line(error)}") from None
 
 
 def _rows_of(batches: Iterable[Any], count_bytes: Callable[[int], None]) -> Iterator[Row]:

@@ -32,7 +32,7 @@ from hpcft.recovery.log import FRAGMENTATION, is_superseded_start
 from hpcft.recovery.retry import RETRY_S, Retry
 from hpcft.recovery.run import Run
 from hpcft.scheduler import slurm_job
-from hpcft.scheduler.protocol import Entry, Refused
+from hpcft.scheduler.protocol import Refused
 from hpcft.training.checkpointing import node_local, nvme_offload
 from hpcft.training.distributed import writable_caches
 from hpcft.training.distributed.rank_env import RankInfo, rank_info
@@ -65,12 +65,11 @@ SUPERSEDED: Superseded = "superseded"
 """The job runs elsewhere, because Slurm has lost contact to this node: this worker has to end."""
 
 
-def main(run_folder: str, entry: Entry) -> None:
+def main(run_folder: str) -> None:
     """Supervises this rank of a run until it is done.
 
     Args:
         run_folder: the run's folder.
-        entry: what the ranks of another job start with, should the run be resubmitted.
 
     Raises:
         SystemExit: with code 1, if the rank failed; its error file says why.
@@ -85,7 +84,7 @@ def main(run_folder: str, entry: Entry) -> None:
     rank = rank_info()
     code = 1
     try:
-        code = _supervise(Run.open(paths.folder), rank, entry)
+        code = _supervise(Run.open(paths.folder), rank)
     except BaseException as error:
         # Interrupted, out of time, or a bug: the rank ends, and its error file says so.
         kind = "DataError" if isinstance(error, HpcftError) else type(error).__name__
@@ -98,8 +97,8 @@ def main(run_folder: str, entry: Entry) -> None:
         raise SystemExit(code)
 
 
-def _supervise(run: Run, rank: RankInfo, entry: Entry) -> int:
-    supervisor = Supervisor(run, rank, entry)
+def _supervise(run: Run, rank: RankInfo) -> int:
+    supervisor = Supervisor(run, rank)
     try:
         return supervisor.run_worker()
     finally:
@@ -111,17 +110,15 @@ def _supervise(run: Run, rank: RankInfo, entry: Entry) -> int:
 class Supervisor:
     """Runs the worker of one rank, and restarts it as long as that may help."""
 
-    def __init__(self, run: Run, rank: RankInfo, entry: Entry) -> None:
+    def __init__(self, run: Run, rank: RankInfo) -> None:
         """Prepares to run a worker.
 
         Args:
             run: the run.
             rank: this rank.
-            entry: what the ranks of another job start with, should the run be resubmitted.
         """
         self.run = run
         self.rank = rank
-        self.entry = entry
         self.oom_kills = OomKillCounter()
         self.worker: WorkerProcess | None = None
         self.restart_index = 0
@@ -332,9 +329,7 @@ class Supervisor:
         run, rank = self.run, self.rank
         error = read_record(rank_error_file(run.paths, rank.rank), RankError)
         try:
-            job_id = Retry()(
-                lambda: resubmit.resubmit(run, run.read_plan(), rank.job_id, self.entry)
-            )
+            job_id = Retry()(lambda: resubmit.resubmit(run, run.read_plan(), rank.job_id))
         except (Refused, ClusterError) as refused:
             before = run.remove_last_recovery()
             write_rank_error(run.paths, recover.exhausted(run, error, before, str(refused)))
