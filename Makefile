@@ -60,7 +60,8 @@ $(VENV)/.ready: pyproject.toml $(LOCK) | system
 	@echo "==> setting up $(VENV) with $(PYTHON), $(TORCH) ($(if $(HAS_GPU),a GPU is here,no GPU here))"
 	$(PYTHON) -m venv $(VENV)
 	sed 's/^torch==.*/$(TORCH)/' $(LOCK) > $(VENV)/constraints.txt
-	$(PY) -m pip install -q -c $(VENV)/constraints.txt "$(TORCH)" -e '.[dev]'
+	@# Without --no-compile pip takes a minute to compile what is mostly never imported.
+	$(PY) -m pip install -q --no-compile -c $(VENV)/constraints.txt "$(TORCH)" -e '.[dev]'
 	@$(if $(HAS_GPU),true,echo "==> compiling DeepSpeed's CPU operators"; $(PY) -m hpcft.training.distributed.torch_extensions)
 	@touch $@
 
